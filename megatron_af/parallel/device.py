@@ -1,0 +1,183 @@
+"""Where a process computes, and megatron-core made to run there without CUDA.
+
+    device = current_device()          # cuda:LOCAL_RANK with NCCL, or the CPU with gloo; found once
+    make_megatron_portable()           # before any module of megatron-core runs; nothing changes with CUDA
+
+megatron-core 0.19.2 has no knob for the device: it asks ``torch.cuda`` for the current one and writes the
+literal ``"cuda"`` (or ``"torch.cuda.FloatTensor"``) into some functions. Without CUDA the few ``torch.cuda``
+entry points it calls answer for the CPU, and the literals are replaced in the code objects of exactly the
+functions in :data:`LITERAL_SITES`. The version is pinned: a listed function without its literal raises.
+"""
+
+import functools
+import importlib
+import inspect
+import logging
+import os
+import re
+import types
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+TorchDevice = torch.device
+
+LITERAL_SITES: dict[str, tuple[str, ...]] = {
+    "megatron.core.pipeline_parallel.schedules": (
+        "forward_backward_no_pipelining",
+        "forward_backward_pipelining_with_interleaving",
+        "forward_backward_pipelining_without_interleaving",
+    ),
+    "megatron.core.optimizer.clip_grads": (
+        "get_grad_norm_fp32",
+        "clip_grad_by_total_norm_fp32",
+        "count_zeros_fp32",
+    ),
+    "megatron.core.optimizer.optimizer": (
+        "MegatronOptimizer.has_grad_norm_group",
+        "MixedPrecisionOptimizer.__init__",
+        "Float16OptimizerWithFloat16Params.__init__",
+        "FP32Optimizer.__init__",
+    ),
+    "megatron.core.optimizer.distrib_optimizer": (
+        "DistributedOptimizer.__init__",
+        "DistributedOptimizer._build_model_and_main_param_groups",
+    ),
+    "megatron.core.optimizer.grad_scaler": ("MegatronGradScaler.__init__", "DynamicGradScaler.__init__"),
+    "megatron.core.utils": ("local_multi_tensor_l2_norm",),
+    "megatron.core.dist_checkpointing.exchange_utils": (
+        "_get_empty_tensor_for_exchange",
+        "exchange_loaded_tensors_gather_rounds",
+    ),
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver": ("verify_global_md_reuse",),
+}
+"""Module of megatron-core -> functions that hold a device literal on a path this project takes."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One process's device and the choices that follow from it."""
+
+    torch: TorchDevice
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.torch.type == "cuda"
+
+    @property
+    def backend(self) -> str:
+        """Of ``torch.distributed``."""
+        return "nccl" if self.is_gpu else "gloo"
+
+    @property
+    def dali(self) -> str:
+        """Device name in DALI's operators."""
+        return "gpu" if self.is_gpu else "cpu"
+
+    @property
+    def dali_id(self) -> int | None:
+        """``device_id`` of a DALI pipeline; None keeps it off the GPU."""
+        return self.torch.index if self.is_gpu else None
+
+
+@functools.cache
+def current_device() -> Device:
+    """This process's device: the GPU of its ``LOCAL_RANK`` (which becomes current), or the CPU."""
+    if not torch.cuda.is_available():
+        return Device(TorchDevice("cpu"))
+    device = TorchDevice("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return Device(device)
+
+
+class _NoStream:
+    """What ``torch.cuda.current_stream()`` returns where there are no streams: every method does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+_target: TorchDevice | None = None
+"""Where megatron-core was made to run; None: as it is."""
+_original_code: dict[types.FunctionType, types.CodeType] = {}
+
+
+def make_megatron_portable(target: str = "cpu") -> None:
+    """Let megatron-core run on ``target`` where CUDA is missing; does nothing where CUDA is available.
+
+    ``target="meta"`` serves tests: under ``FakeTensorMode`` the meta device stands in for an accelerator, so
+    that a tensor left on the CPU meets one that is not.
+
+    Raises:
+        RuntimeError: a function in :data:`LITERAL_SITES` is gone or holds no literal (another version).
+    """
+    global _target
+    if torch.cuda.is_available() or _target == TorchDevice(target):
+        return
+    _target = TorchDevice(target)
+    warnings.filterwarnings("ignore", message="Apex is not installed")
+    _answer_for_cuda()
+    for module, names in LITERAL_SITES.items():
+        for name in names:
+            _retarget(module, name, target)
+
+
+def _answer_for_cuda() -> None:
+    """The ``torch.cuda`` entry points megatron-core calls, speaking for ``_target``."""
+    rng = importlib.import_module("megatron.core.tensor_parallel.random")
+    get_state = lambda device=None, clone=False, graph_safe=False: torch.get_rng_state()  # noqa: E731
+    set_state = lambda state, device=None, graph_safe=False: torch.set_rng_state(state)  # noqa: E731
+    answers: dict[Any, dict[str, Any]] = {
+        torch.cuda: {
+            "current_device": lambda: _target,
+            "synchronize": lambda device=None: None,
+            "current_stream": lambda device=None: _NoStream(),
+            "get_rng_state": get_state,
+            "set_rng_state": set_state,
+            "manual_seed": lambda seed: torch.default_generator.manual_seed(seed),
+        },
+        torch.Tensor: {"cuda": lambda self, *args, **kwargs: self.to(_target)},
+        rng: {"_get_cuda_rng_state": get_state, "_set_cuda_rng_state": set_state},
+    }
+    for owner, functions in answers.items():
+        for name, function in functions.items():
+            setattr(owner, name, function)
+    # the tracker warns that the CPU generator moved, which here is its purpose
+    logging.getLogger(rng.__name__).addFilter(lambda entry: "CPU RNG state changed" not in entry.getMessage())
+
+
+def _retarget(module: str, qualified_name: str, target: str) -> None:
+    found: Any = importlib.import_module(module)
+    for part in qualified_name.split("."):
+        found = getattr(found, part, None)
+    function = inspect.unwrap(getattr(found, "__func__", found))
+    if not isinstance(function, types.FunctionType):
+        raise RuntimeError(
+            f"{module}.{qualified_name} is not a function of this megatron-core: "
+            "the pinned version in pyproject.toml and LITERAL_SITES in megatron_af/parallel/device.py differ"
+        )
+    original = _original_code.setdefault(function, function.__code__)
+    changed = _replaced(original, target)
+    if changed is original:
+        raise RuntimeError(
+            f"{module}.{qualified_name} holds no device literal in this megatron-core: "
+            "the pinned version in pyproject.toml and LITERAL_SITES in megatron_af/parallel/device.py differ"
+        )
+    function.__code__ = changed
+
+
+def _replaced(code: types.CodeType, target: str) -> types.CodeType:
+    constants = tuple(_constant(constant, target) for constant in code.co_consts)
+    return code if constants == code.co_consts else code.replace(co_consts=constants)
+
+
+def _constant(constant: Any, target: str) -> Any:
+    if constant == "cuda":
+        return target
+    if isinstance(constant, str) and re.fullmatch(r"torch\.cuda\.\w+Tensor[, ]*", constant):
+        return constant.replace("torch.cuda.", "torch." if target == "cpu" else f"torch.{target}.")
+    if isinstance(constant, tuple | frozenset):
+        return type(constant)(_constant(item, target) for item in constant)
+    return _replaced(constant, target) if isinstance(constant, types.CodeType) else constant

@@ -1,0 +1,107 @@
+"""The device is found once, and megatron-core runs without CUDA."""
+
+import importlib.util
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_af.parallel import device as device_module
+from megatron_af.parallel.device import LITERAL_SITES, Device, current_device, make_megatron_portable
+from tests.distributed import RankError, run_distributed
+
+
+def test_choices_follow_from_the_device():
+    cpu, gpu = Device(torch.device("cpu")), Device(torch.device("cuda", 3))
+    assert (cpu.is_gpu, cpu.backend, cpu.dali, cpu.dali_id) == (False, "gloo", "cpu", None)
+    assert (gpu.is_gpu, gpu.backend, gpu.dali, gpu.dali_id) == (True, "nccl", "gpu", 3)
+    assert current_device() is current_device()
+
+
+def literals_by_function(module: str) -> dict[str, list[object]]:
+    """Qualified name -> device literals of every function in the module's source as installed."""
+    found: dict[str, list[object]] = {}
+
+    def walk(code: types.CodeType) -> None:
+        found[code.co_qualname] = [
+            constant
+            for constant in code.co_consts
+            if not isinstance(constant, types.CodeType)
+            and device_module._constant(constant, "elsewhere") != constant
+        ]
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                walk(constant)
+
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    walk(compile(Path(spec.origin).read_text(), spec.origin, "exec"))
+    return found
+
+
+@pytest.mark.parametrize("module", LITERAL_SITES)
+def test_every_listed_site_holds_a_literal_in_the_pinned_megatron(module):
+    literals = literals_by_function(module)
+    for name in LITERAL_SITES[module]:
+        assert literals.get(name), f"{module}.{name} holds no device literal any more"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is retargeted with CUDA")
+def test_a_site_without_its_literal_is_an_error():
+    with pytest.raises(RuntimeError, match=r"clip_by_nothing is not a function of this megatron-core"):
+        device_module._retarget("megatron.core.optimizer.clip_grads", "clip_by_nothing", "cpu")
+    with pytest.raises(RuntimeError, match=r"divide holds no device literal"):
+        device_module._retarget("megatron.core.utils", "divide", "cpu")
+
+
+def retargeted_device_type(rank: int, world_size: int) -> tuple[str, str, str]:
+    make_megatron_portable()
+    make_megatron_portable(target="meta")
+    from megatron.core.pipeline_parallel import schedules
+
+    constants = schedules.forward_backward_no_pipelining.__code__.co_consts
+    return torch.cuda.current_device().type, torch.ones(1).cuda().device.type, str("meta" in constants)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is retargeted with CUDA")
+def test_meta_stands_in_for_an_accelerator():
+    assert run_distributed(retargeted_device_type, 1) == [("meta", "meta", "True")]
+    assert torch.ones(1).cuda().device.type == "cpu", "the parent process keeps the CPU"
+
+
+def sum_of_ranks(rank: int, world_size: int, factor: int) -> dict[str, torch.Tensor]:
+    total = torch.tensor([rank * factor])
+    dist.all_reduce(total)
+    return {"total": total}
+
+
+def fail_on_one(rank: int, world_size: int) -> None:
+    if rank == 1:
+        raise ValueError("the reason")
+    dist.barrier()
+
+
+def hang_on_one(rank: int, world_size: int) -> None:
+    if rank == 0:
+        dist.recv(torch.zeros(1), src=1)
+    else:
+        import time
+
+        time.sleep(600)
+
+
+def test_harness_returns_one_value_per_rank():
+    results = run_distributed(sum_of_ranks, 3, 10, timeout=30)
+    assert [result["total"].item() for result in results] == [30, 30, 30]
+
+
+def test_harness_raises_with_the_failing_ranks_traceback():
+    with pytest.raises(RankError, match=r"(?s)failed-1.*fail_on_one.*ValueError: the reason"):
+        run_distributed(fail_on_one, 2, timeout=30)
+
+
+def test_harness_ends_ranks_that_hang():
+    with pytest.raises(RankError, match=r"(?s)not finished within.*hanging-0.*hang_on_one"):
+        run_distributed(hang_on_one, 2, timeout=2)
