@@ -1,0 +1,53 @@
+# make demo        train and evaluate the small model on real recordings (about 15 minutes on 2 cores)
+# make demo-long   the same for up to an hour; hears more
+# make test        every test that needs no GPU
+# make lint        ruff
+# make types       mypy, strict
+#
+# Each prepares .venv first, with any Python 3.12, 3.13 or 3.14 it finds (or `make test PYTHON=/path/to/python3`),
+# and again when pyproject.toml or requirements.lock changed. Nothing is installed outside .venv.
+
+PYTHON_CANDIDATES = $(or $(PYTHON),python3.12 python3.13 python3.14 python3 python \
+	$(wildcard $(HOME)/.pyenv/versions/3.1[234]*/bin/python3))
+# ensurepip is what Debian leaves out of python3 when python3-venv is not installed.
+PYTHON_FITS = import ensurepip, sys, venv; sys.exit(not (3, 12) <= sys.version_info < (3, 15))
+
+RUN = .venv/bin/python
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL = help
+.PHONY: help demo demo-long test lint types
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo: .venv/ready
+	$(RUN) tools/demo.py
+
+demo-long: .venv/ready
+	$(RUN) tools/demo.py --long
+
+test: .venv/ready
+	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+
+types: .venv/ready
+	$(RUN) -m mypy
+
+.venv/ready: pyproject.toml requirements.lock
+	@for candidate in $(PYTHON_CANDIDATES); do \
+		if "$$candidate" -c "$(PYTHON_FITS)" 2>/dev/null; then found="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "No fitting Python found: Megatron-AF needs Python 3.12, 3.13 or 3.14 with its venv module." >&2; \
+		echo "Looked at: $(strip $(PYTHON_CANDIDATES))." >&2; \
+		echo "Install one (Debian, Ubuntu: apt install python3.12 python3.12-venv; any Linux: pyenv install 3.12)" >&2; \
+		echo "or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+		exit 1; \
+	fi; \
+	echo "Setting up .venv with $$("$$found" --version): about 3 GB of packages, some minutes the first time."; \
+	"$$found" -m venv .venv
+	$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c requirements.lock -e '.[kubeflow,dev]'
+	@touch $@
