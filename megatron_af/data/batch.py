@@ -18,7 +18,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class TextRows:
-    """One micro-batch of text. A row may hold several segments (packed samples or questions of one sample)."""
+    """One micro-batch of text; a row may hold several segments (packed samples, questions of one sample)."""
 
     ids_BS: Tensor
     """int64, right padded."""
@@ -74,9 +74,9 @@ class StepBatch:
     owners: tuple[tuple[int, ...], ...]
     """Per model-parallel rank: the clips it encodes, in ascending order."""
     mel_WFM: Tensor | None
-    """dB mel windows of the clips this rank must encode, concatenated in ``owners`` order; None: nothing to do."""
+    """dB mel windows of the clips this rank must encode, in ``owners`` order; None: nothing to do."""
     features_WLD: Tensor | None = None
-    """Encoder outputs of this rank's clips that the feature cache served, concatenated in ``owners`` order."""
+    """Encoder outputs of this rank's clips that the feature cache served, in ``owners`` order."""
     cached: tuple[bool, ...] = ()
     """Per clip this rank owns: its features come from the cache (``features_WLD``), not from ``mel_WFM``.
     Empty when there is no cache."""
@@ -106,4 +106,5 @@ def assign_clips(clip_windows: Sequence[int], ranks: int) -> tuple[tuple[int, ..
 
 def owned_windows(windows: Sequence[int], cached: Sequence[bool]) -> Tensor:
     """Marks which of a rank's windows the feature cache served: bool [sum(windows)], in clip order."""
-    return torch.repeat_interleave(torch.tensor(list(cached), dtype=torch.bool), torch.tensor(list(windows)))
+    counts = torch.tensor(list(windows), dtype=torch.int64)
+    return torch.repeat_interleave(torch.tensor(list(cached), dtype=torch.bool), counts)

@@ -1,0 +1,260 @@
+"""Rows: the one type of training and evaluation example, and the JSON Lines manifests that hold them.
+
+    rows = Manifest(Path("data/clotho/train.jsonl"))    # any size: only line offsets stay in memory
+    rows[7].questions[0].prompt
+
+A line is an object::
+
+    {"id": "clotho-17", "clips": [{"path": "clotho/a.wav", "start": 0.0, "duration": 12.5}],
+     "questions": [{"prompt": "what is it?", "output": "rain", "skill": "what", "options": ["rain", "hail"]}],
+     "captions": ["rain falls"], "negatives": ["wind blows"], "task": "AQA", "template": "single", "meta": {}}
+
+``clips`` may be empty (text only). ``template`` says how the questions become text. ``single``: every
+question is asked on its own about all clips; ``interleaved``: question i belongs to clip i, earlier pairs are
+examples for the later ones; ``dialogue``: the questions are the turns of one conversation about the clips.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, overload
+
+import numpy as np
+
+TEMPLATES = ("single", "interleaved", "dialogue")
+
+
+class RowError(ValueError):
+    """A row that cannot be used; the message says where it stands and what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One piece of audio of a row."""
+
+    path: str
+    """File, or shard that holds it, relative to the data root."""
+    duration: float
+    """Seconds of the piece."""
+    start: float = 0.0
+    """Seconds from the beginning of the recording."""
+    offset: int = 0
+    """First byte of the recording inside a shard."""
+    length: int = 0
+    """Bytes of the recording inside a shard; 0: the path is the recording itself."""
+    digest: str = ""
+    """SHA-256 of the recording's bytes, known for prepared audio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt and the output wanted for it."""
+
+    prompt: str
+    output: str
+    skill: str = ""
+    """What the question asks for; evaluation reports by it."""
+    options: tuple[str, ...] = ()
+    """All answers a multiple-choice question allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One example: some clips, and questions or captions about them."""
+
+    id: str
+    clips: tuple[Clip, ...] = ()
+    questions: tuple[Question, ...] = ()
+    captions: tuple[str, ...] = ()
+    """Sentences that describe the clip (positives of a contrastive stage)."""
+    negatives: tuple[str, ...] = ()
+    """Sentences close to the captions that do not describe the clip (AF-CLAP's hard negatives)."""
+    task: str = ""
+    template: str = "single"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping; never read by training."""
+
+
+def parse_row(value: object, where: str) -> Row:
+    """Turns decoded JSON into a row, or raises `RowError` that begins with ``where``."""
+    data = _record(value, Row, where)
+    row = Row(
+        **data
+        | {
+            "id": str(data["id"]),
+            "clips": tuple(_clip(c, f"{where}: clips[{i}]") for i, c in enumerate(_list(data, "clips", where))),
+            "questions": tuple(
+                _question(q, f"{where}: questions[{i}]") for i, q in enumerate(_list(data, "questions", where))
+            ),
+            "captions": _strings(data, "captions", where),
+            "negatives": _strings(data, "negatives", where),
+        }
+    )
+    if row.template not in TEMPLATES:
+        raise RowError(f"{where}: template is one of {', '.join(TEMPLATES)}; got {row.template!r}")
+    if row.template == "interleaved" and len(row.clips) != len(row.questions):
+        raise RowError(
+            f"{where}: an interleaved row has one clip for every question; got {len(row.clips)} clips and "
+            f"{len(row.questions)} questions"
+        )
+    if not row.questions and not row.captions:
+        raise RowError(f"{where}: a row needs at least one question or one caption")
+    return row
+
+
+def to_json(row: Row) -> str:
+    """The row as one manifest line (without the line end); values equal to their defaults are left out."""
+
+    def compact(item: Row | Clip | Question) -> dict[str, Any]:
+        out = {}
+        for f in fields(item):
+            value = getattr(item, f.name)
+            if f.default is MISSING or value != f.default:
+                out[f.name] = value
+        return out
+
+    record = {name: value for name, value in compact(row).items() if not isinstance(value, (tuple, dict)) or value}
+    record |= {"clips": [compact(c) for c in row.clips]}
+    if row.questions:
+        record["questions"] = [compact(q) for q in row.questions]
+    return json.dumps(record, ensure_ascii=False)
+
+
+class Manifest(Sequence[Row]):
+    """A JSON Lines file as a sequence of rows, parsed one by one when asked for.
+
+    Memory: eight bytes a row. Empty lines do not count.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"manifest {path} does not exist; check data.root and data.datasets.*.manifest")
+        self.path = path
+        self._offsets = _line_offsets(path)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} rows; asked for {index}")
+        index %= len(self)
+        begin, end = int(self._offsets[index]), int(self._offsets[index + 1])
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            line = file.read(end - begin)
+        try:
+            return parse_row(json.loads(line), f"{self.path}, row {index + 1}")
+        except (RowError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            message = str(error).removeprefix(f"{self.path}, row {index + 1}: ")
+            raise RowError(f"{self.path}:{self._line_number(begin)}: {message}") from None
+
+    def _line_number(self, offset: int) -> int:
+        with self.path.open("rb") as file:
+            before = file.read(offset)
+        return before.count(b"\n") + 1 + _blank_lines_at(self.path, offset)
+
+
+def _blank_lines_at(path: Path, offset: int) -> int:
+    """Blank lines between ``offset`` (just after a row) and the row that begins there."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        blank = 0
+        while (line := file.readline()) and not line.strip():
+            blank += 1
+    return blank
+
+
+def _line_offsets(path: Path, block: int = 1 << 24) -> np.ndarray:
+    """Byte offsets between rows, ``rows + 1`` of them; a row's span may begin with blank lines."""
+    ends = [np.zeros(1, np.int64)]
+    position = 0
+    with path.open("rb") as file:
+        while data := file.read(block):
+            ends.append(np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1 + position)
+            position += len(data)
+        offsets = np.unique(np.append(np.concatenate(ends), position))
+        short = np.flatnonzero(np.diff(offsets) < 8)  # too short for a row: perhaps blank
+        blank = []
+        for span in short.tolist():
+            file.seek(int(offsets[span]))
+            if not file.read(int(offsets[span + 1] - offsets[span])).strip():
+                blank.append(span)
+    if not blank:
+        return offsets
+    kept = np.delete(offsets, [span + 1 for span in blank])
+    if blank[-1] == len(offsets) - 2 and len(kept) > 1:  # trailing blank lines belong to the last row
+        kept[-1] = offsets[-1]
+    return kept if len(kept) > 1 else offsets[:1]
+
+
+def _record(value: object, kind: type, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RowError(f"{where}: expected a JSON object, got {json.dumps(value)[:80]}")
+    names = [f.name for f in fields(kind)]
+    for key in value:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(names)}"
+            raise RowError(f"{where}: unknown key {key!r}; {hint} (free data goes under a row's 'meta')")
+    for f in fields(kind):
+        if f.name not in value and f.default is MISSING and f.default_factory is MISSING:
+            raise RowError(f"{where}: key {f.name!r} is missing")
+    for name in ("prompt", "output", "skill", "task", "path", "template", "digest"):
+        if name in value and not isinstance(value[name], str):
+            raise RowError(f"{where}: {name!r} must be text, got {json.dumps(value[name])[:80]}")
+    return value
+
+
+def _list(data: dict[str, Any], key: str, where: str) -> list[Any]:
+    value = data.get(key, [])
+    if not isinstance(value, list):
+        raise RowError(f"{where}: {key!r} must be a list, got {json.dumps(value)[:80]}")
+    return value
+
+
+def _strings(data: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    values = _list(data, key, where)
+    for value in values:
+        if not isinstance(value, str) or not value.strip():
+            shown = json.dumps(value)[:80]
+            raise RowError(f"{where}: {key!r} must hold texts that are not empty, got {shown}")
+    return tuple(values)
+
+
+def _clip(value: object, where: str) -> Clip:
+    data = _record(value, Clip, where)
+    path = PurePosixPath(data["path"])
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise RowError(f"{where}: path must be relative and stay inside data.root, got {data['path']!r}")
+    for name in ("start", "duration"):
+        number = data.get(name, 0.0)
+        if type(number) not in (int, float) or not math.isfinite(number) or number < 0:
+            raise RowError(f"{where}: {name!r} must be seconds, zero or more, got {json.dumps(number)}")
+    if data["duration"] == 0:
+        raise RowError(f"{where}: 'duration' must be above zero seconds")
+    for name in ("offset", "length"):
+        if not isinstance(data.get(name, 0), int) or data.get(name, 0) < 0:
+            raise RowError(f"{where}: {name!r} must be bytes, zero or more, got {json.dumps(data[name])}")
+    return Clip(**data)
+
+
+def _question(value: object, where: str) -> Question:
+    data = _record(value, Question, where)
+    if not data["output"].strip():
+        raise RowError(f"{where}: 'output' is empty: nothing to learn")
+    return Question(**data | {"options": _strings(data, "options", where)})
+
+
+def row_dict(row: Row) -> dict[str, Any]:
+    """The row as plain containers, for columnar storage."""
+    return asdict(row)

@@ -1,0 +1,113 @@
+"""Tokenizer of the language model with Audio Flamingo's special tokens behind its vocabulary.
+
+    tokenizer = Tokenizer.load("models/Qwen2.5-3B")     # folder, tokenizer.json, or hub name
+    tokenizer.added                                     # {"<audio>": 151665, "<|endofchunk|>": 151666, ...}
+
+Order and strings of the added tokens: AF2 ``src/factory.py`` (AF1 adds no pad token where one exists).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+
+AUDIO, END_OF_CHUNK, PAD, SEPARATOR = "<audio>", "<|endofchunk|>", "<|PAD_TOKEN|>", "<SEP>"
+ADDED_TOKENS = (AUDIO, END_OF_CHUNK, PAD, SEPARATOR)
+END_OF_SEQUENCE = ("<|endoftext|>", "</s>")
+"""Tokens that end a sequence, by preference, where the folder's ``tokenizer_config.json`` names none."""
+
+
+class Tokenizer:
+    """Text to ids and back. Special tokens written inside a text are treated as plain text."""
+
+    def __init__(self, base: tokenizers.Tokenizer, *, eos: str = "", added: Sequence[str] = ADDED_TOKENS) -> None:
+        vocabulary = base.get_vocab(with_added_tokens=True)
+        present = [token for token in added if token in vocabulary]
+        if present and len(present) != len(added):
+            missing = ", ".join(token for token in added if token not in vocabulary)
+            raise ValueError(
+                f"the tokenizer holds {', '.join(present)} but not {missing}; expected all of them (exported "
+                "by Audio Flamingo) or none (the language model's own): check data.tokenizer"
+            )
+        self.first_added_id: int = vocabulary[added[0]] if present else max(vocabulary.values()) + 1
+        self.added = {token: self.first_added_id + i for i, token in enumerate(added)}
+        moved = [token for token in present if vocabulary[token] != self.added[token]]
+        if moved:
+            raise ValueError(
+                f"the tokenizer's ids of {', '.join(moved)} do not follow each other in the order "
+                f"{', '.join(added)}; check data.tokenizer"
+            )
+        self.eos = eos or next((token for token in END_OF_SEQUENCE if token in vocabulary), "")
+        if self.eos not in vocabulary:
+            raise ValueError(
+                f"the tokenizer has no end-of-sequence token ({self.eos or ' or '.join(END_OF_SEQUENCE)}); "
+                "set eos_token in its tokenizer_config.json (data.tokenizer)"
+            )
+        self.eos_id: int = vocabulary[self.eos]
+        self.audio_id = self.added[AUDIO]
+        self.end_of_chunk_id = self.added[END_OF_CHUNK]
+        self.separator_id = self.added[SEPARATOR]
+        self.pad_id = self.added[PAD]
+        self._base = base
+        self._base.no_truncation()
+        self._base.no_padding()
+        self._base.encode_special_tokens = True  # a prompt with "<SEP>" in it must not forge one
+        self._names = {index: token for token, index in self.added.items()}
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Tokenizer":
+        """Loads from a folder with ``tokenizer.json``, that file itself, or a hub name.
+
+        Raises:
+            FileNotFoundError: ``source`` is neither, and cannot be fetched from the hub.
+        """
+        path = Path(source)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            try:
+                return cls(tokenizers.Tokenizer.from_pretrained(str(source)))
+            except Exception as error:
+                raise FileNotFoundError(
+                    f"data.tokenizer={str(source)!r} is no folder with tokenizer.json, no such file, and no "
+                    f"hub name that can be reached ({type(error).__name__})"
+                ) from error
+        eos = ""
+        settings = file.with_name("tokenizer_config.json")
+        if settings.is_file():
+            value = json.loads(settings.read_text(encoding="utf-8")).get("eos_token") or ""
+            eos = value["content"] if isinstance(value, dict) else value
+        return cls(tokenizers.Tokenizer.from_file(str(file)), eos=eos)
+
+    @property
+    def num_added(self) -> int:
+        return len(self.added)
+
+    def __len__(self) -> int:
+        """Ids in use, added tokens included."""
+        return self.first_added_id + self.num_added
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, without any special token."""
+        ids: list[int] = self._base.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of ``ids``; special tokens are left out, or written by their names."""
+        pieces: list[str] = []
+        plain: list[int] = []
+
+        def flush() -> None:
+            if plain:
+                pieces.append(self._base.decode(plain, skip_special_tokens=False))
+                plain.clear()
+
+        for index in ids:
+            name = self.eos if index == self.eos_id else self._names.get(index)
+            if name is None:
+                plain.append(index)
+            elif not skip_special:
+                flush()
+                pieces.append(name)
+        flush()
+        return "".join(pieces)

@@ -1,0 +1,84 @@
+"""Manifests: lazy reading, round trip, and one clear error per bad row."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, parse_row, to_json
+
+ROW = Row(
+    id="r-1",
+    clips=(Clip(path="a/b.wav", duration=2.5, start=1.0),),
+    questions=(Question(prompt="what?", output="rain", skill="what", options=("rain", "wind")),),
+    captions=("rain falls",),
+    negatives=("wind blows",),
+    task="AQA",
+    meta={"split": "train"},
+)
+
+
+def write(path: Path, *lines: str) -> Manifest:
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return Manifest(path)
+
+
+def test_rows_round_trip_and_are_read_lazily(tmp_path: Path) -> None:
+    text_only = Row(id="t", questions=(Question(prompt="", output="é 雨"),))
+    rows = write(tmp_path / "m.jsonl", to_json(ROW), "", "  ", to_json(text_only), to_json(ROW), "", "")
+    assert len(rows) == 3
+    assert list(rows) == [ROW, text_only, ROW]
+    assert rows[-1] == ROW and rows[1:] == [text_only, ROW]
+    with pytest.raises(IndexError):
+        rows[3]
+
+
+def test_offsets_are_found_across_blocks(tmp_path: Path) -> None:
+    lines = [to_json(Row(id=f"r{i}", captions=("x" * (i % 50 + 1),))) for i in range(500)]
+    rows = write(tmp_path / "m.jsonl", "", *lines)
+    from megatron_af.data.rows import _line_offsets
+
+    assert (_line_offsets(rows.path, block=97) == _line_offsets(rows.path)).all()
+    assert [row.id for row in rows] == [f"r{i}" for i in range(500)]
+
+
+def test_empty_and_missing_manifests(tmp_path: Path) -> None:
+    assert len(write(tmp_path / "empty.jsonl", "")) == 0
+    assert len(write(tmp_path / "blank.jsonl", "", "", "")) == 0
+    with pytest.raises(FileNotFoundError, match=r"data\.datasets"):
+        Manifest(tmp_path / "missing.jsonl")
+
+
+BAD = {
+    '{"id": "x"': "Expecting",
+    "[1]": "expected a JSON object",
+    '{"captions": ["a"]}': "key 'id' is missing",
+    '{"id": 1, "captions": ["a"], "promt": ""}': "unknown key 'promt'",
+    '{"id": 1, "clip": []}': "did you mean 'clips'",
+    '{"id": 1}': "at least one question or one caption",
+    '{"id": 1, "captions": [""]}': "not empty",
+    '{"id": 1, "questions": [{"prompt": "a", "output": " "}]}': r"questions\[0\]: 'output' is empty",
+    '{"id": 1, "questions": [{"prompt": 3, "output": "a"}]}': "'prompt' must be text",
+    '{"id": 1, CAPTION, "clips": [{"path": "/etc/x.wav", "duration": 1}]}': "stay inside data.root",
+    '{"id": 1, CAPTION, "clips": [{"path": "a/../../x.wav", "duration": 1}]}': "stay inside data.root",
+    '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": NaN}]}': "'duration' must be seconds",
+    '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": 0}]}': "above zero",
+    '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": 1, "start": -1}]}': "'start' must be",
+    '{"id": 1, "captions": ["a"], "template": "chat"}': "template is one of",
+    '{"id": 1, "questions": [{"prompt": "", "output": "b"}], "template": "interleaved"}': "one clip",
+}
+
+
+@pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
+def test_bad_rows_name_file_and_line(tmp_path: Path, line: str) -> None:
+    full = line.replace("CAPTION", '"captions": ["a"]')
+    rows = write(tmp_path / "m.jsonl", to_json(ROW), "", full, to_json(ROW))
+    assert rows[0] == ROW and rows[2] == ROW
+    with pytest.raises(RowError, match=rf"m\.jsonl:3: .*{BAD[line]}"):
+        rows[1]
+
+
+def test_json_leaves_defaults_out() -> None:
+    line = json.loads(to_json(Row(id="a", captions=("x",))))
+    assert line == {"id": "a", "clips": [], "captions": ["x"]}
+    assert parse_row(line, "here").captions == ("x",)
