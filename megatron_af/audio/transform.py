@@ -1,0 +1,120 @@
+"""Audio transformation layers: a small encoder over all tokens of a clip, between HTS-AT and the decoder.
+
+    transform = TransformationLayers(config.model.encoder.feature_dim, config.model.transform)
+    tokens_BLD = transform(features_BLD, valid_BL)
+
+Source: Kong et al. 2024 (Audio Flamingo) and Ghosh et al. 2025 (Audio Flamingo 2); details that the
+    papers leave open follow the released ``src/helpers.py``. Its dropout on attention probabilities, on
+    whatever its configuration says, is left out.
+
+Shapes: B clips, L tokens of the longest clip, D width, N heads, H head dim.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron_af.config import TransformConfig
+
+NORM_EPS = 1e-6
+SINUSOID_BASE = 10_000.0
+LEAST_ROTATED = 32
+"""Rotary positions turn half of each head, but at least this many dimensions."""
+
+
+class TransformationLayers(nn.Module):
+    """Encoder features of clips (B, L, D) -> audio tokens (B, L, D)."""
+
+    def __init__(self, dim: int, config: TransformConfig) -> None:
+        super().__init__()
+        if dim % config.heads:
+            raise ValueError(
+                f"model.transform.heads {config.heads} does not divide the encoder's feature width {dim} "
+                "(model.encoder.embed_dim x 2 per merging)"
+            )
+        if config.positions not in ("rope", "sinusoidal"):
+            raise ValueError(
+                f"model.transform.positions must be rope or sinusoidal, got {config.positions!r}"
+            )
+        self.config = config
+        self.scale = math.sqrt(dim)
+        self.layer_norm = nn.LayerNorm(dim, NORM_EPS)
+        self.layers = nn.ModuleList(TransformationLayer(dim, config) for _ in range(config.layers))
+
+    def forward(self, features_BLD: Tensor, valid_BL: Tensor | None) -> Tensor:
+        """
+        Args:
+            features_BLD: right padded along L.
+            valid_BL: True where a token is the clip's own; None when no clip is padded. What stands at
+                padding never reaches a valid token.
+        """
+        _, L, D = features_BLD.shape
+        x_BLD = features_BLD * self.scale
+        rotation = None
+        if self.config.positions == "sinusoidal":
+            x_BLD = x_BLD + sinusoids(L, D, x_BLD.device).to(x_BLD.dtype)
+        else:
+            rotation = rotary_table(L, D // self.config.heads, self.config.rope_base, x_BLD.device)
+        x_BLD = self.layer_norm(x_BLD)
+        mask = None if valid_BL is None else valid_BL[:, None, None, :]
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, rotation, mask)
+        return x_BLD
+
+
+class TransformationLayer(nn.Module):
+    """Post-norm self-attention without biases, then a ReLU feed-forward with them."""
+
+    def __init__(self, dim: int, config: TransformConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.attention_norm = nn.LayerNorm(dim, NORM_EPS)
+        self.ffn_in = nn.Linear(dim, config.ffn)
+        self.ffn_out = nn.Linear(config.ffn, dim)
+        self.ffn_norm = nn.LayerNorm(dim, NORM_EPS)
+        for linear in (self.query, self.key, self.value, self.output, self.ffn_in, self.ffn_out):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+        B, L, D = x_BLD.shape
+
+        def split(y_BLD: Tensor) -> Tensor:
+            return y_BLD.view(B, L, self.heads, D // self.heads).transpose(1, 2)
+
+        q_BNLH, k_BNLH, v_BNLH = split(self.query(x_BLD)), split(self.key(x_BLD)), split(self.value(x_BLD))
+        if rotation is not None:
+            q_BNLH, k_BNLH = rotate(q_BNLH, *rotation), rotate(k_BNLH, *rotation)
+        attended = F.scaled_dot_product_attention(q_BNLH, k_BNLH, v_BNLH, attn_mask=mask)
+        x_BLD = self.attention_norm(x_BLD + self.output(attended.transpose(1, 2).flatten(2)))
+        normed: Tensor = self.ffn_norm(x_BLD + self.ffn_out(F.relu(self.ffn_in(x_BLD))))
+        return normed
+
+
+def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (L, rotated dims / 2), in float32 whatever the model computes in.
+
+    The reference let its training framework round the frequencies to bf16, which is off by up to 3
+    radians at the end of five minutes.
+    """
+    rotated = min(head_dim, max(head_dim // 2, LEAST_ROTATED))
+    frequency = base ** (-torch.arange(0, rotated, 2, device=device, dtype=torch.float32) / rotated)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BNLH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn dimension pairs (i, i + half) of the first dimensions of each head; computed in float32."""
+    half = cos.shape[-1]
+    first, second = x_BNLH[..., :half].float(), x_BNLH[..., half : 2 * half].float()
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return torch.cat([turned.to(x_BNLH.dtype), x_BNLH[..., 2 * half :]], -1)
+
+
+def sinusoids(length: int, dim: int, device: torch.device) -> Tensor:
+    """Fixed positions (L, D) of Vaswani et al. 2017, sine and cosine interleaved."""
+    frequency = SINUSOID_BASE ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)

@@ -1,0 +1,67 @@
+"""Transformation layers: positions, masks, precision. tests/test_parity.py has the published code."""
+
+import pytest
+import torch
+
+from megatron_af.audio.transform import TransformationLayers, rotary_table, rotate
+from megatron_af.config import TransformConfig
+
+CONFIG = TransformConfig(layers=2, heads=2, ffn=32)
+
+
+def build(config: TransformConfig = CONFIG, dim: int = 64) -> TransformationLayers:
+    torch.manual_seed(0)
+    return TransformationLayers(dim, config)
+
+
+def test_released_size():
+    with torch.device("meta"):
+        layers = TransformationLayers(2048, TransformConfig())
+    assert sum(p.numel() for p in layers.parameters()) == 75_538_432
+
+
+def test_padding_never_reaches_valid_tokens():
+    layers = build()
+    short, long = torch.randn(5, 64), torch.randn(9, 64)
+    padded = torch.full((2, 9, 64), float("inf"))
+    padded[0], padded[1, :5] = long, short
+    valid = torch.arange(9) < torch.tensor([[9], [5]])
+    padded[1, 5:] = 1e4
+    together = layers(padded, valid)
+    torch.testing.assert_close(together[0], layers(long[None], None)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[1, :5], layers(short[None], None)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_rotation_depends_on_distance_only_and_leaves_the_second_half_alone():
+    cos, sin = rotary_table(40, 128, 4096.0, torch.device("cpu"))
+    assert cos.shape == (40, 32)
+    torch.manual_seed(0)
+    q, k = torch.randn(128), torch.randn(128)
+    turned_q, turned_k = rotate(q.expand(40, 128), cos, sin), rotate(k.expand(40, 128), cos, sin)
+    scores = turned_q @ turned_k.T
+    torch.testing.assert_close(scores[3, 10], scores[23, 30], atol=1e-4, rtol=0)
+    assert torch.equal(turned_q[:, 64:], q[64:].expand(40, 64))
+
+
+def test_tables_stay_float32_in_a_bf16_model():
+    """Angles in bf16 would be off by radians after two minutes; only values may lose their last bits."""
+    exact = build(TransformConfig(layers=1, heads=1, ffn=8))
+    rounded = build(TransformConfig(layers=1, heads=1, ffn=8)).bfloat16()
+    tokens = torch.randn(1, 800, 64)
+    difference = exact(tokens, None) - rounded(tokens.bfloat16(), None).float()
+    assert difference[:, -50:].std() < 0.03
+
+
+def test_sinusoidal_positions_tell_times_apart():
+    layers = build(TransformConfig(layers=1, heads=2, ffn=8, positions="sinusoidal"))
+    out = layers(torch.ones(1, 4, 64), None)
+    assert (out[0, 1] - out[0, 0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [(TransformConfig(heads=5), "heads"), (TransformConfig(positions="alibi"), "positions")],
+)
+def test_impossible_settings_name_their_key(config, key):
+    with pytest.raises(ValueError, match=f"model.transform.{key}"):
+        build(config)
