@@ -240,6 +240,7 @@ class HTSAT(nn.Module):
     def __init__(self, front_end: FrontEndConfig, config: EncoderConfig) -> None:
         super().__init__()
         _check(front_end, config)
+        self.dim = config.feature_dim
         self.recompute = config.recompute
         self.folds = IMAGE_SIDE // front_end.mel_bins
         self.bn0 = MelNorm(front_end.mel_bins)
@@ -255,10 +256,10 @@ class HTSAT(nn.Module):
             ]
             layers.append(SwinLayer(blocks, PatchMerging(dim) if i + 1 < len(config.depths) else None))
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(config.feature_dim)
+        self.norm = nn.LayerNorm(self.dim)
         if config.classes:
             halves = rows // self.folds
-            self.tscam_conv = nn.Conv2d(config.feature_dim, config.classes, (halves, 3), padding=(0, 1))
+            self.tscam_conv = nn.Conv2d(self.dim, config.classes, (halves, 3), padding=(0, 1))
             self.head = nn.Linear(config.classes, config.classes)
         if config.stft_weights:
             frequencies = front_end.fft_size // 2 + 1

@@ -35,9 +35,7 @@ class TransformationLayers(nn.Module):
                 "(model.encoder.embed_dim x 2 per merging)"
             )
         if config.positions not in ("rope", "sinusoidal"):
-            raise ValueError(
-                f"model.transform.positions must be rope or sinusoidal, got {config.positions!r}"
-            )
+            raise ValueError(f"model.transform.positions must be rope or sinusoidal, got {config.positions!r}")
         self.config = config
         self.scale = math.sqrt(dim)
         self.layer_norm = nn.LayerNorm(dim, NORM_EPS)

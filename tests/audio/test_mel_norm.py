@@ -21,9 +21,7 @@ def test_learning_equals_batch_norm():
     ours, torchs = learning(), nn.BatchNorm1d(8)
     torchs.load_state_dict(ours.state_dict())
     for _ in range(3):
-        torch.testing.assert_close(
-            ours(mel()), torchs(mel().transpose(1, 2)).transpose(1, 2), atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(ours(mel()), torchs(mel().transpose(1, 2)).transpose(1, 2), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.state_dict(), torchs.state_dict(), rtol=1e-5, atol=1e-4)
 
 

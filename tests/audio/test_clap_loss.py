@@ -1,0 +1,146 @@
+"""AF-CLAP's loss against a dense statement in float64: value and gradients, ragged, on 1, 2 and 4 ranks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_af.audio.clap_loss import af_clap_loss, clip_loss
+from tests.distributed import run_distributed
+
+DIM = 16
+
+
+def unit(count: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, DIM, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
+
+
+def owners(counts: list[int]) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+
+
+def dense(audio: Tensor, positives: Tensor, positive_of: Tensor, negatives: Tensor, negative_of: Tensor, scale: Tensor):
+    """The formula, word by word."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(audio)):
+        everyone = (scale * positives @ audio[i]).exp()
+        own = everyone[positive_of == i].sum()
+        hard = (scale * negatives[negative_of == i] @ audio[i]).exp().sum()
+        total = total - torch.log(own / (hard + everyone.sum()))
+    return total / len(audio)
+
+
+CASES = {
+    "ragged": ([3, 1, 2, 5, 1, 1, 4, 2], [2, 0, 6, 1, 0, 0, 3, 3]),
+    "one positive, no negative": ([1] * 8, [0] * 8),
+    "one positive, one negative": ([1] * 8, [1] * 8),
+    "many": ([4] * 8, [12] * 8),
+}
+
+
+def inputs(case: str) -> tuple[list[int], list[int], Tensor, Tensor, Tensor, Tensor]:
+    positives, negatives = CASES[case]
+    scale = torch.tensor(1 / 0.07, dtype=torch.float64)
+    return positives, negatives, unit(8, 0), unit(sum(positives), 1), unit(sum(negatives), 2), scale
+
+
+def expected(case: str) -> tuple[Tensor, list[Tensor]]:
+    positive_counts, negative_counts, *tensors = inputs(case)
+    leaves = [t.requires_grad_() for t in tensors]
+    audio, positives, negatives, scale = leaves
+    loss = dense(audio, positives, owners(positive_counts), negatives, owners(negative_counts), scale)
+    loss.backward()
+    return loss.detach(), [leaf.grad for leaf in leaves]
+
+
+def _share(rank: int, world: int, case: str, dtype: torch.dtype, chunk: int) -> tuple[Tensor, list[Tensor]]:
+    """Each rank holds an unequal run of the samples; the last rank has most."""
+    positive_counts, negative_counts, audio, positives, negatives, scale = inputs(case)
+    bounds = [0, 1, 2, 4, 8] if world == 4 else [0, 3, 8] if world == 2 else [0, 8]
+    begin, end = bounds[rank], bounds[rank + 1]
+
+    def own(rows: Tensor, counts: list[int]) -> Tensor:
+        return rows[sum(counts[:begin]) : sum(counts[:end])]
+
+    leaves = [audio[begin:end], own(positives, positive_counts), own(negatives, negative_counts), scale]
+    leaves = [leaf.to(dtype).detach().clone().requires_grad_() for leaf in leaves]
+    group = torch.distributed.group.WORLD if world > 1 else None
+    loss = af_clap_loss(
+        leaves[0], leaves[1], owners(positive_counts[begin:end]), leaves[2], owners(negative_counts[begin:end]),
+        leaves[3], group, chunk,
+    )  # fmt: skip
+    (loss / 8).backward()
+    return loss.detach() / 8, [leaf.grad for leaf in leaves]
+
+
+def _compare(results: list[tuple[Tensor, list[Tensor]]], case: str, tolerance: float) -> None:
+    loss, gradients = expected(case)
+    torch.testing.assert_close(sum(r[0] for r in results).double(), loss, rtol=tolerance, atol=tolerance)
+    for i, gradient in enumerate(gradients):
+        parts = [r[1][i].double() for r in results]
+        ours = sum(parts) if gradient.ndim == 0 else torch.cat(parts)
+        torch.testing.assert_close(
+            ours, gradient, rtol=0, atol=tolerance * max(1.0, float(gradient.abs().max() if gradient.numel() else 0))
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk", [1024, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_equals_the_dense_statement(case, chunk, dtype, tolerance):
+    _compare([_share(0, 1, case, dtype, chunk)], case, tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", [2, 4])
+def test_equals_the_dense_statement_over_ranks(case, world):
+    _compare(run_distributed(_share, world, case, torch.float64, 5), case, 1e-12)
+
+
+def test_one_positive_without_negatives_is_one_direction_of_the_plain_loss():
+    _, _, audio, positives, negatives, scale = inputs("one positive, no negative")
+    index = torch.arange(8)
+    ours = af_clap_loss(audio, positives, index, negatives, index[:0], scale) / 8
+    torch.testing.assert_close(ours, F.cross_entropy(scale * audio @ positives.T, index))
+
+
+def test_a_lone_sample_without_negatives_has_nothing_to_learn():
+    audio, text, index = unit(1, 0).requires_grad_(), unit(1, 1), torch.zeros(1, dtype=torch.long)
+    loss = af_clap_loss(audio, text, index, text[:0], index[:0], torch.tensor(10.0))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-12)
+    assert audio.grad.abs().max() < 1e-9
+
+
+def test_large_scales_stay_finite():
+    """Opposite vectors at the largest scale CLIP allows: exp(100) against exp(-100)."""
+    audio = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).requires_grad_()
+    index = torch.arange(2)
+    scale = torch.tensor(100.0)
+    loss = af_clap_loss(audio, -audio.detach(), index, audio.detach(), index, scale)
+    loss.backward()
+    assert loss.isfinite()
+    assert audio.grad.isfinite().all()
+
+
+def _plain(rank: int, world: int) -> tuple[Tensor, list[Tensor]]:
+    bounds = [0, 3, 8] if world == 2 else [0, 8]
+    own = slice(bounds[rank], bounds[rank + 1])
+    leaves = [unit(8, 0)[own].clone().requires_grad_(), unit(8, 1)[own].clone().requires_grad_()]
+    group = torch.distributed.group.WORLD if world > 1 else None
+    loss = clip_loss(*leaves, torch.tensor(14.0), group, chunk=3) / 8
+    loss.backward()
+    return loss.detach(), [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_plain_loss_is_torchs_symmetric_cross_entropy(world):
+    audio, text = unit(8, 0).requires_grad_(), unit(8, 1).requires_grad_()
+    logits, index = 14.0 * audio @ text.T, torch.arange(8)
+    reference = (F.cross_entropy(logits, index) + F.cross_entropy(logits.T, index)) / 2
+    reference.backward()
+    results = run_distributed(_plain, world) if world > 1 else [_plain(0, 1)]
+    torch.testing.assert_close(sum(r[0] for r in results), reference.detach())
+    for i, leaf in enumerate((audio, text)):
+        torch.testing.assert_close(torch.cat([r[1][i] for r in results]), leaf.grad, rtol=0, atol=1e-12)
