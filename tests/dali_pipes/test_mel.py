@@ -1,0 +1,96 @@
+"""DALI's windows and mel against the reference on broadband signals."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from dali_pipes.flac import shorten_flac
+from dali_pipes.mel import Flac, MelPipeline, Pcm
+from megatron_af.config import FrontEndConfig
+from tests.dali_pipes.reference import reference_mel
+
+AF2 = FrontEndConfig()
+AF1 = FrontEndConfig(sample_rate=44_100, window_seconds=7.0, overlap_seconds=5.25, hop_samples=320, mel_scale="slaney")
+ODD = FrontEndConfig(window_seconds=1.0, overlap_seconds=0.3)
+
+
+def broadband(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
+    """Noise whose level moves, as loud in every band."""
+    rng = np.random.default_rng(seed)
+    level = 0.05 + 0.2 * np.abs(np.sin(np.arange(round(seconds * rate)) / rate * 2.1 + seed))
+    return (rng.standard_normal(len(level)) * level).astype(np.float32)
+
+
+def pipeline(front_end: FrontEndConfig) -> MelPipeline:
+    return MelPipeline(front_end, device="cpu", device_id=None, threads=1)
+
+
+def flac(wave: np.ndarray, rate: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("front_end", "seconds", "tolerance"),
+    [(AF2, (4.0, 10.0, 23.7, 31.0), 1.5e-3), (AF1, (3.0, 8.5, 12.0), 1.5e-3), (ODD, (0.5, 2.31, 5.0), 1.5e-3)],
+    ids=["af2", "af1", "odd-overlap"],
+)
+def test_mel_matches_the_reference(front_end: FrontEndConfig, seconds: tuple[float, ...], tolerance: float) -> None:
+    rate = front_end.sample_rate
+    waves = [broadband(s, rate, i) for i, s in enumerate(seconds)]
+    windows = [front_end.num_windows(len(w), 3) for w in waves]
+    mel_WFM = pipeline(front_end).run([Pcm(w) for w in waves], windows)
+    assert mel_WFM.shape == (sum(windows), front_end.window_frames, 64)
+    for got, wave, n in zip(mel_WFM.split(windows), waves, windows, strict=True):
+        expected = reference_mel(wave, front_end, n)
+        used = (expected > -70).flatten()  # the zero-padded tail lies at the floor
+        assert (got - expected).abs().flatten()[used].max() < tolerance
+        assert (got - expected).abs().max() < 0.1
+
+
+def test_flac_is_decoded_in_the_graph_and_mixes_with_pcm() -> None:
+    waves = [broadband(s, 16_000, i) for i, s in enumerate((3.0, 12.0, 7.0))]
+    pcm = [np.round(w * 32768).clip(-32768, 32767).astype(np.float32) / 32768 for w in waves]
+    pipe = pipeline(AF2)
+    expected = pipe.run([Pcm(w) for w in pcm], [1, 2, 1])
+    got = pipe.run([Flac(flac(waves[0], 16_000)), Pcm(pcm[1]), Flac(flac(waves[2], 16_000))], [1, 2, 1])
+    assert torch.equal(got, expected)
+
+
+def test_batches_of_any_size_follow_each_other() -> None:
+    pipe = pipeline(ODD)
+    waves = [broadband(1.5, 16_000, i) for i in range(5)]
+    one_by_one = torch.cat([pipe.run([Pcm(w)], [2]) for w in waves])
+    assert torch.equal(pipe.run([Pcm(w) for w in waves], [2] * 5), one_by_one)
+    assert torch.equal(pipe.run([Pcm(w) for w in waves[:3]], [2] * 3), one_by_one[:6])
+    assert pipe.run([], []).shape == (0, 101, 64)
+
+
+def test_silence_and_offset_signals_stay_finite() -> None:
+    pipe = pipeline(ODD)
+    silence = pipe.run([Pcm(np.zeros(16_000, np.float32)), Pcm(np.zeros(0, np.float32))], [1, 1])
+    assert torch.allclose(silence, torch.full_like(silence, -100.0))
+    positive = np.abs(broadband(1.0, 16_000)) + 0.1
+    expected = reference_mel(positive, ODD, 1)
+    assert (pipe.run([Pcm(positive)], [1]) - expected).abs().max() < 5e-3
+
+
+def test_shortened_flac_stops_early() -> None:
+    wave = broadband(30.0, 16_000)
+    data = flac(wave, 16_000)
+    short = shorten_flac(data, 50_001)
+    decoded, _ = soundfile.read(io.BytesIO(short), dtype="float32")
+    assert len(decoded) == 50_001 and np.abs(decoded - decoded_16(wave)[:50_001]).max() < 1e-6
+    assert shorten_flac(data, len(wave)) is data
+    pipe = pipeline(AF2)
+    assert torch.equal(pipe.run([Flac(shorten_flac(data, 160_000))], [1]), pipe.run([Pcm(decoded_16(wave))], [1]))
+    with pytest.raises(ValueError, match="FLAC"):
+        shorten_flac(b"RIFF" + bytes(60), 10)
+
+
+def decoded_16(wave: np.ndarray) -> np.ndarray:
+    return (np.round(wave * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
