@@ -1,0 +1,318 @@
+"""Typed schema of every YAML file.
+
+A run is one top file (``configs/demo.yaml``, ``configs/af2_3b.yaml``) that includes section files
+(``configs/model/…``, ``configs/curriculum/…``) and may be changed from the command line by
+``a.b.c=value``. Units stand in the names; a docstring under a field says what it is for.
+
+    config = load_config("configs/demo.yaml", ["stage=align", "parallel.tensor=2"])     # config_file.py
+    validate(config, world_size=2)                                                      # validation.py
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndConfig:
+    """From waveform to log-mel windows (defaults: AF-CLAP; ``facts``: AF2 src/factory.py)."""
+
+    sample_rate: int = 16_000
+    """Hz of the audio the model hears; other rates are resampled before the windows are cut."""
+    window_seconds: float = 10.0
+    overlap_seconds: float = 0.0
+    """Overlap of consecutive windows; AF2 0, AF1 5.25 of 7 s."""
+    fft_size: int = 1024
+    hop_samples: int = 160
+    mel_bins: int = 64
+    min_hz: float = 50.0
+    max_hz: float = 8_000.0
+    mel_scale: Literal["htk", "slaney"] = "htk"
+    """``htk`` without area normalisation (AF-CLAP), or ``slaney`` with it (LAION-CLAP, ClapCap)."""
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_seconds * self.sample_rate)
+
+    @property
+    def stride_samples(self) -> int:
+        return round((self.window_seconds - self.overlap_seconds) * self.sample_rate)
+
+    @property
+    def window_frames(self) -> int:
+        """Mel frames of one window (1001 for AF-CLAP: centred frames on both ends)."""
+        return self.window_samples // self.hop_samples + 1
+
+    def num_windows(self, num_samples: int, max_windows: int) -> int:
+        """Windows that cover ``num_samples``, at least 1 and at most ``max_windows``."""
+        beyond_first = max(0, num_samples - self.window_samples)
+        return min(max_windows, 1 + -(-beyond_first // self.stride_samples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """HTS-AT. Defaults are the released AF-CLAP encoder ("large", 278,770,007 parameters)."""
+
+    embed_dim: int = 256
+    depths: tuple[int, ...] = (2, 2, 12, 2)
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    patch_size: int = 4
+    window_size: int = 8
+    """Side of the attention window, in patches."""
+    mlp_ratio: int = 4
+    drop_path: float = 0.1
+    fusion: bool = True
+    """Carry AF-CLAP's feature-fusion weights; a window of at most 10 s never goes through them."""
+    classes: int = 527
+    """Outputs of the token-semantic head, part of the released weights and unused here; 0 leaves it out."""
+    stft_weights: bool = True
+    """Carry the STFT and mel matrices that the released weights count among their parameters; DALI makes the mel."""
+    recompute: bool = False
+    """Recompute the encoder's activations in the backward pass (bounds memory in stage 2)."""
+
+    @property
+    def feature_dim(self) -> int:
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def tokens_per_window(self) -> int:
+        return (256 // self.patch_size // 2 ** (len(self.depths) - 1)) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """Audio transformation layers between encoder and decoder (AF2 src/helpers.py; AF1 by ``positions``)."""
+
+    layers: int = 3
+    heads: int = 8
+    ffn: int = 2048
+    positions: Literal["rope", "sinusoidal"] = "rope"
+    """``rope`` (AF2) or ``sinusoidal`` (AF1)."""
+    rope_base: float = 4096.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMConfig:
+    """The language model. Defaults are Qwen2.5-3B."""
+
+    family: Literal["qwen2"] = "qwen2"
+    hidden: int = 2048
+    layers: int = 36
+    heads: int = 16
+    kv_heads: int = 2
+    ffn: int = 11_008
+    vocab: int = 151_936
+    """Rows of the embedding table, before added tokens and padding."""
+    tied: bool = True
+    """Output layer shares the embedding table."""
+    rope_base: float = 1e6
+    norm_eps: float = 1e-6
+    max_positions: int = 32_768
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttentionConfig:
+    """Gated cross-attention blocks in front of every ``interval``-th LM layer."""
+
+    interval: int = 1
+    """A block stands before LM layer i (from 0) where (i + 1) % interval == 0."""
+    heads: int = 8
+    head_dim: int = 64
+    ffn_multiplier: int = 4
+    immediate: bool = False
+    """Text sees only the latest audio before it (Flamingo) instead of all audio so far (Audio Flamingo)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
+    cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model lies on the ranks; data parallel is what remains of the world."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int = 1
+    """Model chunks per pipeline stage (interleaved schedule when above 1)."""
+    sequence: bool = False
+    """Sequence parallelism inside the tensor-parallel group."""
+    distributed_optimizer: bool = False
+    """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
+    overlap: bool = False
+    """Overlap gradient reduction (and parameter gathering under ZeRO-1) with the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recompute of the LM: ``none``, ``selective`` (core attention) or ``full``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    manifest: str
+    """JSONL of rows (``megatron_af.data.rows.Row``), relative to ``data.root``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    root: str = "data"
+    """Every audio path in a manifest is relative to this folder and never leaves it."""
+    tokenizer: str = ""
+    """Folder or ``tokenizer.json``, or a hub name."""
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    workers: int = 1
+    """Threads DALI decodes with, per rank."""
+    feature_cache: str = ""
+    """Folder for encoder features of stages with a frozen encoder; empty: encode every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    learning_rate: float = 1e-4
+    gate_learning_rate_scale: float = 1.0
+    """Factor on the learning rate of the tanh gates; short runs need the gates to open sooner."""
+    encoder_learning_rate_scale: float = 1.0
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    """``constant`` or ``cosine``, both after a linear warm-up."""
+    warmup_steps: int = 0
+    min_learning_rate: float = 0.0
+    """Where the cosine schedule ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundsConfig:
+    """Where a metric has to lie; a side that is not named is open."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One part of a curriculum: what trains, on what, for how long."""
+
+    objective: Literal["answer", "contrastive"] = "answer"
+    """``answer`` (the language-model loss of Audio Flamingo) or ``contrastive`` (AF-CLAP)."""
+    entry: dict[str, str] = field(default_factory=dict)
+    """Part of the model (``encoder``, ``transform``, ``xattn``, ``lm``, ``rows``, or ``all``) -> the name of an
+    earlier stage or the path of a checkpoint whose weights it starts from. Parts not named start fresh."""
+    trainable: tuple[str, ...] = ()
+    """Patterns (fnmatch) over parameter names; everything else is frozen."""
+    frozen: tuple[str, ...] = ()
+    """Exceptions to ``trainable``."""
+    blend: dict[str, float] = field(default_factory=dict)
+    """Data set -> weight, in passes over it per epoch."""
+    max_windows: int = 3
+    """Audio windows per clip; longer clips are cut."""
+    max_text_tokens: int = 512
+    global_batch_samples: int = 8
+    batch_tokens: int = 0
+    """Budget of a global batch in audio and text tokens, counting every sample at its longest; above 0 it takes the
+    place of ``global_batch_samples``, so a stage of longer clips takes fewer samples per step of the same cost."""
+    micro_batch_samples: int = 8
+    questions_per_sample: int = 1
+    """Question-answer pairs drawn from a row; they share its clips and are packed into one text row."""
+    steps: int = 100
+    passes: float = 0.0
+    """Length in passes over the blend (its weights times its rows); above 0 it takes the place of ``steps``."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: tuple[str, ...] = ()
+    """Benchmarks that the stage's last checkpoint is measured on."""
+    exit_gate: dict[str, BoundsConfig] = field(default_factory=dict)
+    """Metric of the last step (``loss``) or of the evaluation (``benchmark/metric``) -> bounds that it must keep;
+    the curriculum stops at a stage that does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 0
+    """0: only at the end of the stage."""
+    keep: int = 2
+    """Newest checkpoints kept per stage; the last one of a stage always stays."""
+    asynchronous: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How many processes torchrun starts for a stage."""
+
+    nodes: int = 1
+    processes_per_node: int = 1
+    """One per GPU, or what the CPU's cores allow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where runs are followed; MLflow's own variables (user, password, token, certificates) apply."""
+
+    enabled: bool = True
+    uri: str = ""
+    """MLflow tracking server; empty: ``$MLFLOW_TRACKING_URI``, or else the sqlite store in ``output/mlflow``."""
+    experiment: str = ""
+    """Empty: the run's name."""
+    alone: bool = True
+    """A stage run on its own ends the parent run, too; a curriculum or pipeline turns this off and ends it itself."""
+    system_metrics_seconds: float = 10.0
+    """Between two samples of processor, memory, disk, network and GPU; 0: none."""
+    linger_seconds: float = 60.0
+    """How long delivery goes on after a job has ended; what is left is sent by the next run, or by hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """A pipeline step around the stages: preparation, retrieval index, evaluation, release."""
+
+    run: tuple[str, ...] = ()
+    """Command behind ``python``; ``{config}`` stands for the file with the run's resolved configuration."""
+    after: tuple[str, ...] = ()
+    """Steps and stages it waits for (``stages``: all of them). Empty: every stage waits for it."""
+    before: tuple[str, ...] = ()
+    """Stages that wait for it, where it stands between two of them."""
+    distributed: bool = False
+    """Runs under torchrun on the nodes of a training job, as the stages do."""
+
+
+def release_steps() -> dict[str, StepConfig]:
+    """The steps every curriculum has; a YAML file changes or adds single ones by name."""
+    return {
+        "prepare": StepConfig(run=("tools/prepare_data.py", "prepare", "--config", "{config}")),
+        "evaluate": StepConfig(run=("tools/evaluate.py", "--config", "{config}"), after=("stages",)),
+        "register": StepConfig(run=("tools/promote.py", "register", "--config", "{config}"), after=("evaluate",)),
+        "gate": StepConfig(run=("tools/promote.py", "gate", "--config", "{config}"), after=("register",)),
+        "promote": StepConfig(run=("tools/promote.py", "promote", "--config", "{config}"), after=("gate",)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. ``stage`` picks what `tools/pretrain_af.py` trains out of ``curriculum``."""
+
+    name: str
+    seed: int = 0
+    output: str = "runs"
+    """Everything a run writes lies in ``output/name``."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    curriculum: dict[str, StageConfig] = field(default_factory=dict)
+    """Stage name -> stage, in the order they run."""
+    stage: str = ""
+    steps: dict[str, StepConfig] = field(default_factory=release_steps)
+    """Step name -> what the pipeline does before, between and after the stages."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    log_every_steps: int = 10
+
+    def stage_folder(self, stage: str) -> Path:
+        """Everything that a stage of this run writes lies here."""
+        return Path(self.output) / self.name / stage

@@ -1,0 +1,298 @@
+"""From YAML files and command-line overrides to a :class:`~megatron_af.config.Config`, and back.
+
+    config = load_config("configs/demo.yaml", ["stage=align", "parallel.tensor=2"])
+    text = to_yaml(config)      # the resolved run; loads to an equal Config
+    text = describe()           # every key with type, default and meaning, for a tool's --help
+
+A file may name others by ``include: [model/af2_3b.yaml, curriculum/af2.yaml]``, looked for beside it and then in
+``configs/``. They are merged in their order, the file's own keys come over them and the overrides over all; a list
+replaces a list, sections merge key by key. ``${a.b}`` takes the value of another key, ``${oc.env:NAME,default}`` one
+of the environment.
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from megatron_af.config import Config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+COMMAND_LINE = "command line"
+EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; names every problem at once.
+
+    ``problems`` holds one line each: key, where it stands, what was expected, what to change.
+    """
+
+    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{subject} cannot run: {count}", *(f"  - {problem}" for problem in problems)]))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Load a top file with its includes and ``a.b.c=value`` overrides.
+
+    Raises:
+        ConfigError: files that are missing or no YAML; unknown keys, wrong types and missing keys, all at once.
+    """
+    problems: list[str] = []
+    layers = [*_read(Path(path), (), problems), (COMMAND_LINE, _parse(overrides, problems))]
+    if problems:
+        raise ConfigError(str(path), problems)
+    first_source: dict[str, str] = {}
+    last_source: dict[str, str] = {}
+    for source, layer in layers:
+        for key in _keys(layer):
+            first_source.setdefault(key, source)
+            last_source[key] = source
+    try:
+        merged = OmegaConf.merge(_defaults(), *(layer for _, layer in layers))
+        tree = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(path), [str(error).splitlines()[0]]) from error
+    reader = _Reader(first_source, last_source, problems)
+    config = reader.read(Config, tree, "")
+    if problems:
+        raise ConfigError(str(path), problems)
+    assert isinstance(config, Config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML without includes."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """``; did you mean …?`` where something known is close, or else what is known."""
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def describe() -> str:
+    """Every key of a configuration with its type, default and docstring, as the end of a tool's ``--help``."""
+    lines = ["configuration keys (in the YAML file, or as key=value):"]
+    for key, kind, default, doc in _schema(Config, ""):
+        value = "(required)" if default is MISSING else f"= {_show(default)}"
+        lines.append(f"  {key}: {_type_name(kind)} {value}")
+        lines += textwrap.wrap(doc, width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tuple[str, DictConfig]]:
+    """A file's layers, those of its includes first."""
+    if path in parents:
+        problems.append(f"{parents[-1]}: include {path} includes itself; remove it from one of the two")
+        return []
+    try:
+        layer = OmegaConf.load(path)
+    except FileNotFoundError:
+        problems.append(f"{parents[-1]}: include {path.name}: no such file" if parents else f"{path}: no such file")
+        return []
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        problems.append(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}")
+        return []
+    if not isinstance(layer, DictConfig):
+        problems.append(f"{path}: expected keys and values at the top, got a list")
+        return []
+    includes = layer.pop("include", [])
+    if isinstance(includes, str):
+        includes = [includes]
+    layers = []
+    for name in includes:
+        beside = path.parent / name
+        included = beside if beside.exists() else CONFIGS / name
+        if not included.exists():
+            problems.append(f"{path}: include {name}: no such file in {path.parent or '.'} or {CONFIGS.name}/")
+            continue
+        layers += _read(included, (*parents, path), problems)
+    return [*layers, (str(path), layer)]
+
+
+def _parse(overrides: Sequence[str], problems: list[str]) -> DictConfig:
+    layer = OmegaConf.create()
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            problems.append(f"{override} ({COMMAND_LINE}): expected key=value, for example stage=align")
+            continue
+        try:
+            layer = OmegaConf.merge(layer, OmegaConf.from_dotlist([override]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            problems.append(f"{override} ({COMMAND_LINE}): {' '.join(str(error).split())}")
+    assert isinstance(layer, DictConfig)
+    return layer
+
+
+def _defaults() -> DictConfig:
+    """Defaults of the whole tree, so that a file can change one entry of a section that has some by default."""
+    return OmegaConf.create(dataclasses.asdict(Config(name="???")))
+
+
+def _keys(layer: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in layer:
+        key = f"{prefix}{name}"
+        yield key
+        value = None if OmegaConf.is_interpolation(layer, name) or OmegaConf.is_missing(layer, name) else layer[name]
+        if isinstance(value, DictConfig):
+            yield from _keys(value, f"{key}.")
+
+
+class _Reader:
+    """Builds the dataclasses out of plain containers and notes what does not fit."""
+
+    def __init__(self, first_source: Mapping[str, str], last_source: Mapping[str, str], problems: list[str]) -> None:
+        self._first_source = first_source
+        self._last_source = last_source
+        self._problems = problems
+
+    def _report(self, key: str, message: str) -> None:
+        place = key
+        while place and place not in self._last_source:
+            place = place.rpartition(".")[0]
+        self._problems.append(f"{key} ({self._last_source[place]}): {message}" if place else f"{key}: {message}")
+
+    def read(self, kind: Any, value: Any, key: str) -> Any:
+        """``value`` as ``kind``; reports and returns None where it is not one."""
+        origin, options = get_origin(kind), get_args(kind)
+        if value == "???":
+            return self._report(key, f"is required; set {key} to {_expected(kind)}")
+        if origin in (Union, types.UnionType):
+            (inner,) = (option for option in options if option is not type(None))
+            return None if value is None else self.read(inner, value, key)
+        if origin is Literal:
+            if value not in options:
+                known = [str(option) for option in options]
+                self._report(key, f"expected {' or '.join(known)}, got {_show(value)}")
+            return value
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            return self._read_section(kind, value, key)
+        if origin is dict and isinstance(value, dict):
+            return self._read_mapping(options[1], value, key)
+        if origin is tuple and isinstance(value, list | tuple):  # a default is still a tuple
+            return tuple(self.read(options[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind in EXPECTED and type(value) is kind:
+            return value
+        hint = f"; write it as [{value}]" if origin is tuple and isinstance(value, str) else ""
+        return self._report(key, f"expected {_expected(kind)}, got {_show(value)}{hint}")
+
+    def _read_section(self, kind: Any, value: dict[Any, Any], key: str) -> Any:
+        prefix = f"{key}." if key else ""
+        hints = get_type_hints(kind)
+        values = {}
+        for name, inner in value.items():
+            if name in hints:
+                values[name] = self.read(hints[name], inner, f"{prefix}{name}")
+            else:
+                self._report(f"{prefix}{name}", f"unknown key{_suggest_key(str(name), list(hints), prefix)}")
+        for field in dataclasses.fields(kind):
+            required = field.default is MISSING and field.default_factory is MISSING
+            if required and field.name not in value:
+                self._report(f"{prefix}{field.name}", f"is required; set it to {_expected(hints[field.name])}")
+                values[field.name] = None
+        return kind(**values)
+
+    def _read_mapping(self, kind: Any, value: dict[Any, Any], key: str) -> dict[str, Any]:
+        entries = {}
+        for name, inner in value.items():
+            entry = f"{key}.{name}"
+            # Files define stages and data sets; an override that names a new one is a slip of the pen.
+            if dataclasses.is_dataclass(kind) and self._first_source.get(entry) == COMMAND_LINE:
+                known = [str(other) for other in value if self._first_source.get(f"{key}.{other}") != COMMAND_LINE]
+                self._report(entry, f"not in {key}{suggestion(str(name), known)}")
+                continue
+            if not isinstance(name, str):
+                self._report(entry, f"expected text as the key, got {_show(name)}; put it in quotes")
+                continue
+            entries[name] = self.read(kind, inner, entry)
+        return entries
+
+
+def _suggest_key(name: str, siblings: list[str], prefix: str) -> str:
+    """A close name in the same section, or else the same name in another one."""
+    close = get_close_matches(name, siblings, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    elsewhere = [key for key, *_ in _schema(Config, "") if key.rsplit(".", 1)[-1] == name]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return f"; known here: {', '.join(siblings)}"
+
+
+def _schema(kind: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
+    """(key, type, default, docstring) of every leaf; ``<name>`` stands for the keys of a mapping."""
+    hints, docs = get_type_hints(kind), _docstrings(kind)
+    for field in dataclasses.fields(kind):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        entry = get_args(hint)[1] if get_origin(hint) is dict else None
+        if dataclasses.is_dataclass(hint):
+            yield from _schema(hint, f"{key}.")
+        elif dataclasses.is_dataclass(entry):
+            yield from _schema(entry, f"{key}.<name>.")
+        else:
+            yield key, hint, default, docs.get(field.name, "")
+
+
+@cache
+def _docstrings(kind: type) -> dict[str, str]:
+    """Texts that stand under the fields of a dataclass; Python itself keeps none of them."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(definition.body, definition.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "a list"
+    return EXPECTED.get(kind, "keys and values")
+
+
+def _type_name(kind: Any) -> str:
+    origin, options = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return f"list of {_type_name(options[0])}"
+    if origin is dict:
+        return f"mapping to {_type_name(options[1])}"
+    if origin is Literal:
+        return " | ".join(str(option) for option in options)
+    if origin in (Union, types.UnionType):
+        return " | ".join("null" if option is type(None) else _type_name(option) for option in options)
+    return str(kind.__name__)
+
+
+def _show(value: Any) -> str:
+    """A value as YAML would write it, shortened."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = f"'{value}'" if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
+    return textwrap.shorten(text, 80, placeholder=" …")
