@@ -8,9 +8,22 @@ A run is one top file (``configs/demo.yaml``, ``configs/af2_3b.yaml``) that incl
     validate(config, world_size=2)                                                      # validation.py
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names every problem at once.
+
+    ``problems`` holds one line each: key, where it stands, what was expected, what to change.
+    """
+
+    def __init__(self, subject: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        count = {0: "", 1: ": 1 problem"}.get(len(problems), f": {len(problems)} problems")
+        super().__init__("\n".join([f"{subject}{count}", *(f"  - {problem}" for problem in problems)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +80,8 @@ class EncoderConfig:
     """Outputs of the token-semantic head, part of the released weights and unused here; 0 leaves it out."""
     stft_weights: bool = True
     """Carry the STFT and mel matrices that the released weights count among their parameters; DALI makes the mel."""
+    spec_augment: bool = False
+    """While training, blank two stripes of up to 64 frames and two of up to 8 mel bins in every window (HTS-AT)."""
     recompute: bool = False
     """Recompute the encoder's activations in the backward pass (bounds memory in stage 2)."""
 
@@ -124,12 +139,33 @@ class CrossAttentionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClapConfig:
+    """What contrastive pre-training adds to the encoder: text tower and joint space. Defaults are AF-CLAP's."""
+
+    text_tower: str = "google/flan-t5-large"
+    """Folder or hub name of any Hugging Face text encoder, with its tokenizer; empty: a fresh BERT of the sizes
+    below, over ``data.tokenizer``."""
+    text_hidden: int = 256
+    text_layers: int = 4
+    text_heads: int = 4
+    text_max_tokens: int = 77
+    """Tokens of a caption; longer ones are cut."""
+    text_recompute: bool = False
+    """Recompute the text tower's activations in the backward pass."""
+    joint_dim: int = 512
+    temperature: float = 0.07
+    learn_temperature: bool = False
+    """Start from ``temperature`` and learn it, never below 0.01 (as CLIP does)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     transform: TransformConfig = field(default_factory=TransformConfig)
     lm: LMConfig = field(default_factory=LMConfig)
     cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
+    clap: ClapConfig = field(default_factory=ClapConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +203,8 @@ class DataConfig:
     """Threads DALI decodes with, per rank."""
     feature_cache: str = ""
     """Folder for encoder features of stages with a frozen encoder; empty: encode every step."""
+    max_replaced_fraction: float = 0.01
+    """A run stops when a larger part of its samples had to be replaced because they could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +231,16 @@ class BoundsConfig:
 
     min: float | None = None
     max: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    loss: Literal["af_clap", "clip"] = "af_clap"
+    """``af_clap``: all positives and the sample's own hard negatives; ``clip``: the plain symmetric loss on one
+    positive per sample, another one each step."""
+    mix_up: float = 0.0
+    """Parameter of the Beta distribution that mixes the audio of two samples, whose captions then both count (HTS-AT
+    uses 0.5); 0: none. Needs one window per clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +271,8 @@ class StageConfig:
     steps: int = 100
     passes: float = 0.0
     """Length in passes over the blend (its weights times its rows); above 0 it takes the place of ``steps``."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """Of stages with ``objective: contrastive``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: tuple[str, ...] = ()
     """Benchmarks that the stage's last checkpoint is measured on."""

@@ -18,7 +18,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -26,52 +26,47 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from megatron_af.config import Config
+from megatron_af.config import Config, ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 COMMAND_LINE = "command line"
+type Tree = dict[Any, Any]
+"""A YAML file: nested mappings, lists and scalars."""
 EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot run; names every problem at once.
-
-    ``problems`` holds one line each: key, where it stands, what was expected, what to change.
-    """
-
-    def __init__(self, subject: str, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{subject} cannot run: {count}", *(f"  - {problem}" for problem in problems)]))
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Load a top file with its includes and ``a.b.c=value`` overrides.
+    """Load a run's top file with its includes and ``a.b.c=value`` overrides.
 
     Raises:
         ConfigError: files that are missing or no YAML; unknown keys, wrong types and missing keys, all at once.
     """
+    return read_values(Config, Path(path), overrides)
+
+
+def read_values[Schema](schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
+    """The same for the file of any tree of dataclasses."""
     problems: list[str] = []
-    layers = [*_read(Path(path), (), problems), (COMMAND_LINE, _parse(overrides, problems))]
+    layers = [*_read(path, (), problems), (COMMAND_LINE, _parse(overrides, problems))]
     if problems:
-        raise ConfigError(str(path), problems)
+        raise ConfigError(f"{path} cannot be read", problems)
     first_source: dict[str, str] = {}
     last_source: dict[str, str] = {}
     for source, layer in layers:
         for key in _keys(layer):
             first_source.setdefault(key, source)
             last_source[key] = source
+    merged = reduce(_merge, [_defaults(schema), *(layer for _, layer in layers)])
     try:
-        merged = OmegaConf.merge(_defaults(), *(layer for _, layer in layers))
-        tree = OmegaConf.to_container(merged, resolve=True)
+        tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(path), [str(error).splitlines()[0]]) from error
-    reader = _Reader(first_source, last_source, problems)
-    config = reader.read(Config, tree, "")
+        problems.append(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
+        tree = merged
+    values = _Reader(first_source, last_source, problems).read(schema, tree, "")
     if problems:
-        raise ConfigError(str(path), problems)
-    assert isinstance(config, Config)
-    return config
+        raise ConfigError(f"{path} cannot be used", problems)
+    assert isinstance(values, schema)
+    return values
 
 
 def to_yaml(config: Config) -> str:
@@ -87,17 +82,17 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-def describe() -> str:
+def describe(schema: type = Config) -> str:
     """Every key of a configuration with its type, default and docstring, as the end of a tool's ``--help``."""
     lines = ["configuration keys (in the YAML file, or as key=value):"]
-    for key, kind, default, doc in _schema(Config, ""):
+    for key, kind, default, doc in _schema(schema, ""):
         value = "(required)" if default is MISSING else f"= {_show(default)}"
         lines.append(f"  {key}: {_type_name(kind)} {value}")
         lines += textwrap.wrap(doc, width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
-def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tuple[str, DictConfig]]:
+def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tuple[str, Tree]]:
     """A file's layers, those of its includes first."""
     if path in parents:
         problems.append(f"{parents[-1]}: include {path} includes itself; remove it from one of the two")
@@ -124,10 +119,10 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
             problems.append(f"{path}: include {name}: no such file in {path.parent or '.'} or {CONFIGS.name}/")
             continue
         layers += _read(included, (*parents, path), problems)
-    return [*layers, (str(path), layer)]
+    return [*layers, (str(path), _plain(layer))]
 
 
-def _parse(overrides: Sequence[str], problems: list[str]) -> DictConfig:
+def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
     layer = OmegaConf.create()
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -135,25 +130,41 @@ def _parse(overrides: Sequence[str], problems: list[str]) -> DictConfig:
             problems.append(f"{override} ({COMMAND_LINE}): expected key=value, for example stage=align")
             continue
         try:
-            layer = OmegaConf.merge(layer, OmegaConf.from_dotlist([override]))
+            layer.merge_with_dotlist([override])
         except (YAMLError, OmegaConfBaseException) as error:
             problems.append(f"{override} ({COMMAND_LINE}): {' '.join(str(error).split())}")
-    assert isinstance(layer, DictConfig)
-    return layer
+    return _plain(layer)
 
 
-def _defaults() -> DictConfig:
+def _plain(layer: DictConfig) -> Tree:
+    tree = OmegaConf.to_container(layer, resolve=False)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _defaults(schema: Any) -> Tree:
     """Defaults of the whole tree, so that a file can change one entry of a section that has some by default."""
-    return OmegaConf.create(dataclasses.asdict(Config(name="???")))
+    required = {field.name: "???" for field in dataclasses.fields(schema) if _is_required(field)}
+    return dataclasses.asdict(schema(**required))
 
 
-def _keys(layer: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in layer:
-        key = f"{prefix}{name}"
-        yield key
-        value = None if OmegaConf.is_interpolation(layer, name) or OmegaConf.is_missing(layer, name) else layer[name]
-        if isinstance(value, DictConfig):
-            yield from _keys(value, f"{key}.")
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _merge(under: Tree, over: Tree) -> Tree:
+    merged = dict(under)
+    for name, value in over.items():
+        both = isinstance(value, dict) and isinstance(under.get(name), dict)
+        merged[name] = _merge(under[name], value) if both else value
+    return merged
+
+
+def _keys(tree: Tree, prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
 
 
 class _Reader:
@@ -173,6 +184,8 @@ class _Reader:
     def read(self, kind: Any, value: Any, key: str) -> Any:
         """``value`` as ``kind``; reports and returns None where it is not one."""
         origin, options = get_origin(kind), get_args(kind)
+        if isinstance(value, str) and "${" in value:
+            return None  # what it stands for was not found, which has been reported
         if value == "???":
             return self._report(key, f"is required; set {key} to {_expected(kind)}")
         if origin in (Union, types.UnionType):
@@ -191,6 +204,8 @@ class _Reader:
             return tuple(self.read(options[0], item, f"{key}[{i}]") for i, item in enumerate(value))
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
+        if kind is str and value is None:
+            return ""  # "key=" on the command line, or nothing behind the colon
         if kind in EXPECTED and type(value) is kind:
             return value
         hint = f"; write it as [{value}]" if origin is tuple and isinstance(value, str) else ""
@@ -206,8 +221,7 @@ class _Reader:
             else:
                 self._report(f"{prefix}{name}", f"unknown key{_suggest_key(str(name), list(hints), prefix)}")
         for field in dataclasses.fields(kind):
-            required = field.default is MISSING and field.default_factory is MISSING
-            if required and field.name not in value:
+            if _is_required(field) and field.name not in value:
                 self._report(f"{prefix}{field.name}", f"is required; set it to {_expected(hints[field.name])}")
                 values[field.name] = None
         return kind(**values)
