@@ -1,0 +1,106 @@
+"""Attention of the language model, and where its linears and norms come from.
+
+Linears and norms are Transformer Engine's on a GPU and torch's on the CPU; attention is torch's fused kernel
+(SDPA) on both. Norms stay separate from the linears behind them, so that parameters have one name everywhere.
+
+    provider = spec_provider(device)
+
+Shapes: S query positions, L key positions, B rows, N heads, D head dim.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+
+from megatron_af.parallel.device import Device
+
+
+def fused_attention(
+    query_SBND: Tensor, key_LBND: Tensor, value_LBND: Tensor, mask_B1SL: Tensor | None, *, causal: bool
+) -> Tensor:
+    """Scaled dot-product attention in one kernel.
+
+    Args:
+        mask_B1SL: added to the scores (0 or -inf), or None.
+        causal: without a mask, position s sees keys up to s.
+
+    Returns:
+        [S, B, N * D]; key and value may have fewer heads (grouped queries).
+    """
+    query_BNSD, key_BNLD, value_BNLD = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_LBND, value_LBND))
+    groups = query_BNSD.shape[1] // key_BNLD.shape[1]
+    if groups > 1 and mask_B1SL is not None:
+        # On a GPU the one kernel that takes a mask knows no grouped queries; torch would fall back to
+        # materialised scores.
+        key_BNLD, value_BNLD = (x.repeat_interleave(groups, dim=1) for x in (key_BNLD, value_BNLD))
+        groups = 1
+    output_BNSD = F.scaled_dot_product_attention(
+        query_BNSD,
+        key_BNLD,
+        value_BNLD,
+        attn_mask=mask_B1SL,
+        is_causal=causal and mask_B1SL is None,
+        enable_gqa=groups > 1,
+    )
+    return output_BNSD.permute(2, 0, 1, 3).flatten(2)
+
+
+class CausalAttention(MegatronModule):
+    """megatron-core's core attention of a decoder layer (in place of its ``DotProductAttention``).
+
+    ``attention_mask`` is the additive mask of :mod:`megatron_af.decoder.masks`, or None for plain causality.
+    """
+
+    def __init__(self, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        return fused_attention(query, key, value, attention_mask, causal=True)
+
+
+class TorchNorm:
+    """torch's RMSNorm or LayerNorm, usable under sequence parallelism (megatron-core's wrapper refuses it).
+
+    There a norm sees a part of the sequence on each rank; the flag on its parameters makes megatron-core sum
+    their gradients over the tensor-parallel group.
+    """
+
+    def __new__(cls, config: Any, hidden_size: int, eps: float = 1e-5) -> nn.Module:  # type: ignore[misc]
+        norm = {"RMSNorm": nn.RMSNorm, "LayerNorm": nn.LayerNorm}[config.normalization]
+        module: nn.Module = norm(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in module.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return module
+
+
+class TorchSpecProvider(LocalSpecProvider):
+    def layer_norm(self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False) -> type:
+        return TorchNorm
+
+    def core_attention(self) -> type:
+        return CausalAttention
+
+
+def spec_provider(device: Device) -> BackendSpecProvider:
+    """Where the decoder's linears, norms and attention come from on this device."""
+    if not device.is_gpu:
+        return TorchSpecProvider()
+    # Imported here: a machine without a GPU has no Transformer Engine.
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+    class UnfusedTESpecProvider(TESpecProvider):  # type: ignore[misc, unused-ignore]
+        def fuse_layernorm_and_linear(self) -> bool:
+            return False
+
+        def column_parallel_layer_norm_linear(self) -> None:
+            return None
+
+        def core_attention(self) -> type:
+            return CausalAttention
+
+    return UnfusedTESpecProvider()

@@ -1,0 +1,164 @@
+"""The gated cross-attention block in front of a language-model layer, and the layer that carries it.
+
+    x += tanh(gate_attn) * attention(norm(x), audio)        # Flamingo's block as Audio Flamingo 2 sizes it:
+    x += tanh(gate_ffn) * ffn(norm(x))                      # its src/helpers.py, GatedCrossAttentionBlock
+
+Both gates start at 0, so a fresh block is the identity. Head dim times heads need not be the hidden size
+(AF2-3B: 8 x 64 on 2,048). Keys and values are projected once per block, from tokens that are not normalised.
+
+Shapes: S text positions (this rank's share under sequence parallelism), B rows, H hidden, L audio tokens,
+D audio width, N heads, K head dim.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.backends import BackendSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from megatron_af.config import CrossAttentionConfig
+from megatron_af.decoder.attention import fused_attention
+
+NORM_EPS = 1e-5
+
+
+def derived(config: TransformerConfig, **changes: Any) -> TransformerConfig:
+    """A copy with some fields changed, without the checks and derivations of a new one."""
+    config = copy.copy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+class AudioCrossAttention(MegatronModule):
+    """Text attends to audio: queries from the hidden states, keys and values from the audio tokens.
+
+    ``linear_kv`` is laid out head by head, a head's K rows before its V rows, so that a tensor-parallel rank
+    holds whole heads. The audio tokens are not split over the sequence and their gradient is not reduced here:
+    encode-ahead sums it over all layers and ranks once a step.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        cross_attention: CrossAttentionConfig,
+        audio_dim: int,
+        provider: BackendSpecProvider,
+        process_groups: ProcessGroupCollection,
+    ) -> None:
+        super().__init__(config=config)
+        self.head_dim = cross_attention.head_dim
+        inner = cross_attention.heads * cross_attention.head_dim
+        common = {"init_method": config.init_method, "is_expert": False, "tp_group": process_groups.tp}
+        self.linear_q = provider.column_parallel_linear()(
+            config.hidden_size, inner, config=config, bias=False, skip_bias_add=False, gather_output=False, **common
+        )
+        self.linear_kv = ColumnParallelLinear(
+            audio_dim,
+            2 * inner,
+            config=derived(config, sequence_parallel=False),
+            bias=False,
+            disable_grad_reduce=True,
+            **common,
+        )
+        self.linear_proj = provider.row_parallel_linear()(
+            inner, config.hidden_size, config=config, bias=False, skip_bias_add=False, input_is_parallel=True, **common
+        )
+
+    def forward(self, x_SBH: Tensor, audio_LBD: Tensor, mask_B1SL: Tensor | None) -> Tensor:
+        """
+        Args:
+            mask_B1SL: of :mod:`megatron_af.decoder.masks`; it may have more keys than there are audio tokens:
+                keys and values of the rest are zero. None: every position sees every token.
+        """
+        query_SBND = self.linear_q(x_SBH)[0].unflatten(-1, (-1, self.head_dim))
+        key_value_LBN2K = self.linear_kv(audio_LBD)[0].unflatten(-1, (-1, 2 * self.head_dim))
+        if mask_B1SL is not None:
+            zero_keys = mask_B1SL.shape[-1] - audio_LBD.shape[0]
+            key_value_LBN2K = F.pad(key_value_LBN2K, (0, 0, 0, 0, 0, 0, 0, zero_keys))
+        key_LBNK, value_LBNK = key_value_LBN2K.chunk(2, dim=-1)
+        attended = fused_attention(query_SBND, key_LBNK, value_LBNK, mask_B1SL, causal=False)
+        output_SBH: Tensor = self.linear_proj(attended)[0]
+        return output_SBH
+
+
+class GatedCrossAttention(MegatronModule):
+    """One gated block. Parameters: ``attention_norm``, ``attention``, ``gate_attn``, ``ffn_norm``, ``ffn``,
+    ``gate_ffn``."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        cross_attention: CrossAttentionConfig,
+        audio_dim: int,
+        provider: BackendSpecProvider,
+        process_groups: ProcessGroupCollection,
+    ) -> None:
+        config = derived(
+            config,
+            normalization="LayerNorm",
+            ffn_hidden_size=cross_attention.ffn_multiplier * config.hidden_size,
+            gated_linear_unit=False,
+            activation_func=F.gelu,  # the exact one (erf); megatron-core's fused form is the tanh approximation
+            bias_activation_fusion=False,
+        )
+        super().__init__(config=config)
+        norm = provider.layer_norm(rms_norm=False)
+        size = {"config": config, "hidden_size": config.hidden_size, "eps": NORM_EPS}
+        self.attention_norm = norm(**size)
+        self.attention = AudioCrossAttention(config, cross_attention, audio_dim, provider, process_groups)
+        self.gate_attn = _gate(config)
+        self.ffn_norm = norm(**size)
+        build_ffn = get_mlp_module_spec_for_backend(backend=provider)
+        self.ffn = build_ffn(config=config, pg_collection=process_groups, is_mtp_layer=False)
+        self.gate_ffn = _gate(config)
+
+    def forward(self, x_SBH: Tensor, audio_LBD: Tensor, mask_B1SL: Tensor | None) -> Tensor:
+        x_SBH = x_SBH + self.gate_attn.tanh() * self.attention(self.attention_norm(x_SBH), audio_LBD, mask_B1SL)
+        return x_SBH + self.gate_ffn.tanh() * self.ffn(self.ffn_norm(x_SBH))[0]
+
+
+def _gate(config: TransformerConfig) -> nn.Parameter:
+    gate = nn.Parameter(torch.zeros(1, dtype=config.params_dtype))
+    # Under sequence parallelism every rank sees a part of the positions: gradients are partial sums, and this
+    # flag makes megatron-core add them up.
+    gate.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+    return gate
+
+
+class AudioDecoderLayer(TransformerLayer):
+    """A language-model layer with a gated block in front: one pipeline layer, so that megatron-core's layer
+    offsets, recomputation and checkpoint numbering hold for it."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: TransformerLayerSubmodules,
+        cross_attention: CrossAttentionConfig,
+        audio_dim: int,
+        provider: BackendSpecProvider,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config, submodules, **kwargs)
+        self.xattn = GatedCrossAttention(config, cross_attention, audio_dim, provider, self.pg_collection)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``context`` holds the audio tokens [L, B, D], ``context_mask`` what each position sees of them."""
+        hidden_states = self.xattn(hidden_states, context, context_mask)
+        output, _ = super().forward(hidden_states, *args, **kwargs)
+        return output, context

@@ -1,0 +1,46 @@
+"""Fresh weights that do not depend on the layout: every parameter is drawn under its canonical name.
+
+Each rank draws the whole tensor from a generator seeded by (seed, name) and keeps its part, so that any
+tensor- and pipeline-parallel layout starts from the same model.
+"""
+
+import math
+import zlib
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+
+from megatron_af.parallel.global_state import Placement, fill, placements
+
+LM_STD = 0.02
+"""Standard deviation of the language model's matrices (``initializer_range`` of Qwen2.5)."""
+
+
+def initialize(chunk: GPTModel, seed: int) -> None:
+    """Give every weight of one model chunk its first value; parameters on the meta device have none."""
+    layers = chunk.config.num_layers
+    for placement, parameter in placements(chunk):
+        if not parameter.is_meta:
+            fill(parameter, placement, placement.take(fresh(placement, layers, seed)))
+
+
+def fresh(placement: Placement, layers: int, seed: int) -> Tensor:
+    """The whole tensor of that name, float32.
+
+    Norms and gates keep what makes a fresh block the identity. Matrices of the language model are normal with
+    :data:`LM_STD`, those that write into the residual stream smaller by sqrt(2 layers) (GPT-2); matrices of the
+    gated blocks are uniform in +-1/sqrt(fan-in), as ``nn.Linear`` draws them in the reference.
+    """
+    name, shape = placement.name, placement.shape
+    if "norm" in name and name.endswith(".weight"):
+        return torch.ones(shape)
+    if name.endswith(".bias") or name.rsplit(".", 1)[-1].startswith("gate_"):
+        return torch.zeros(shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed << 32))
+    if ".xattn." in name:
+        bound = 1 / math.sqrt(shape[-1])
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    writes_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+    std = LM_STD / math.sqrt(2 * layers) if writes_residual else LM_STD
+    return torch.empty(shape).normal_(0, std, generator=generator)

@@ -1,0 +1,175 @@
+"""The language model that hears: megatron-core's Qwen2.5 decoder with gated cross-attention to audio tokens.
+
+    lm = AudioLM(config, lm_config, first_added_id=151_665, added_tokens=4, pre_process=True, post_process=True)
+    losses_T = lm(rows, audio, added_rows_NH)          # one per supervised token; hidden states before the last stage
+
+The model holds one pipeline stage. What a position may hear comes with the call; no layer keeps state of it.
+
+Shapes: S text positions, B rows, H hidden, L audio tokens, D audio width, N added tokens, T supervised positions,
+V vocabulary.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_af.config import Config
+from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
+from megatron_af.decoder.added_tokens import TokenTable, replace_added, token_logits
+from megatron_af.decoder.attention import spec_provider
+from megatron_af.decoder.initialization import initialize
+from megatron_af.decoder.layer_spec import decoder_spec
+from megatron_af.decoder.masks import Masks
+from megatron_af.parallel.device import current_device
+
+# It announces that new features go to HybridModel, at every construction.
+logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
+
+
+class AudioLM(GPTModel):
+    """One pipeline stage (or virtual stage) of the decoder.
+
+    Args:
+        first_added_id: id of the first token added behind the tokenizer's own vocabulary.
+        added_tokens: their number; their rows come with each call.
+        pre_process: this stage embeds the tokens.
+        post_process: this stage computes logits and losses.
+        vp_stage: which chunk of an interleaved schedule, None without one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        transformer_config: TransformerConfig,
+        *,
+        first_added_id: int,
+        added_tokens: int,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None = None,
+    ) -> None:
+        lm = config.model.lm
+        tensor_group = parallel_state.get_tensor_model_parallel_group()
+        table = TokenTable.of(
+            lm,
+            first_added_id,
+            added_tokens,
+            tensor_size=tensor_group.size(),
+            tensor_rank=tensor_group.rank(),
+        )
+        super().__init__(
+            config=transformer_config,
+            transformer_layer_spec=decoder_spec(
+                config.model, transformer_config, spec_provider(current_device()), vp_stage
+            ),
+            vocab_size=table.padded_rows,
+            max_sequence_length=lm.max_positions,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=lm.tied,
+            position_embedding_type="rope",
+            rotary_base=lm.rope_base,
+            vp_stage=vp_stage,
+        )
+        self.table = table
+        initialize(self, config.seed)
+
+    def forward(self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor) -> Tensor:
+        """Losses of the supervised positions.
+
+        Args:
+            rows: a micro-batch; tensors on the host save synchronisations (see :mod:`megatron_af.decoder.masks`).
+            audio: what its rows hear.
+            added_rows_NH: rows of the added tokens; their gradient is partial on each rank of the
+                model-parallel group.
+
+        Returns:
+            On the last stage float32 [T], in row-major order of the positions whose label is supervised;
+            elsewhere the hidden states [S, B, H].
+        """
+        return self._decode(rows, audio, added_rows_NH, self._losses)
+
+    def logits(self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor) -> Tensor:
+        """Float32 logits [B, S, V] of every position on the last stage (V = table rows and added tokens, on
+        every tensor-parallel rank); elsewhere the hidden states [S, B, H]."""
+        return self._decode(rows, audio, added_rows_NH, self._all_logits)
+
+    def _decode(self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor, head: Callable[..., Tensor]) -> Tensor:
+        dtype, device = self.config.params_dtype, current_device().torch
+        added_rows_NH = added_rows_NH.to(dtype)
+        masks = Masks.of(rows, audio, dtype, device)
+        output: Tensor = super().forward(
+            input_ids=None,
+            position_ids=None,
+            attention_mask=masks.attention_B1SS,
+            decoder_input=self._embed(rows.ids_BS.to(device), added_rows_NH) if self.pre_process else None,
+            extra_block_kwargs={"context": audio.tokens_LBD.to(dtype), "context_mask": masks.audio_B1SL},
+            output_processor=head,
+            output_processor_context=(rows, added_rows_NH),
+        )
+        return output
+
+    def _embed(self, ids_BS: Tensor, added_rows_NH: Tensor) -> Tensor:
+        """[S, B, H], or this rank's part of S under sequence parallelism."""
+        own_ids_BS = ids_BS.masked_fill(self.table.is_added(ids_BS), 0)  # an added id may lie beyond the table
+        embedded_SBH = self.embedding(input_ids=own_ids_BS, position_ids=None)
+        ids_SB = ids_BS.t()
+        if self.config.sequence_parallel:
+            ids_SB = ids_SB.chunk(self.table.tensor_size)[self.table.tensor_rank]
+        elif self.table.tensor_rank:
+            # Every tensor rank computes the same here: one of them gives the rows their gradient.
+            added_rows_NH = added_rows_NH.detach()
+        embedded_SBH = replace_added(self.table, ids_SB, embedded_SBH, added_rows_NH)
+        if self.config.recompute_granularity == "full" and torch.is_grad_enabled():
+            # A checkpointed layer passes gradients to its weights only if one of its inputs asks for them.
+            embedded_SBH.requires_grad_()
+        return embedded_SBH
+
+    def _losses(self, *, hidden_states: Tensor, context: tuple[TextRows, Tensor], **_: Any) -> Tensor:
+        rows, added_rows_NH = context
+        position_T, label_T = supervised(rows.labels_BS)
+        hidden_TH = self._tensor_region(hidden_states, position_T.to(hidden_states.device))
+        logits_TV = token_logits(self.table, hidden_TH, self._output_weight(), added_rows_NH)
+        losses_T: Tensor = tensor_parallel.vocab_parallel_cross_entropy(
+            logits_TV, label_T.to(logits_TV.device), tp_group=self.tp_group
+        )
+        return losses_T
+
+    def _all_logits(self, *, hidden_states: Tensor, context: tuple[TextRows, Tensor], **_: Any) -> Tensor:
+        rows, added_rows_NH = context
+        hidden_TH = self._tensor_region(hidden_states)
+        logits_TV = token_logits(self.table, hidden_TH, self._output_weight(), added_rows_NH)
+        logits_TV = tensor_parallel.gather_from_tensor_model_parallel_region(logits_TV, group=self.tp_group)
+        logits_TV = logits_TV[:, : self.table.num_tokens].float()
+        return logits_TV.unflatten(0, (-1, rows.ids_BS.shape[0])).transpose(0, 1)
+
+    def _tensor_region(self, hidden_SBH: Tensor, position_T: Tensor | None = None) -> Tensor:
+        """Hidden states [T, H] of some positions (None: all) where each tensor-parallel rank uses its part of
+        the vocabulary; the backward pass sums the ranks' gradients."""
+        if self.config.sequence_parallel:
+            hidden_SBH = tensor_parallel.gather_from_sequence_parallel_region(hidden_SBH, group=self.tp_group)
+        hidden_TH = hidden_SBH.flatten(0, 1)
+        if position_T is not None:
+            hidden_TH = hidden_TH.index_select(0, position_T)
+        if not self.config.sequence_parallel:
+            hidden_TH = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_TH, group=self.tp_group)
+        return hidden_TH
+
+    def _output_weight(self) -> Tensor:
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+
+def supervised(labels_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Supervised positions in row-major order, as indices into [S * B] hidden states, and their labels."""
+    batch, length = labels_BS.shape
+    index_T = (labels_BS != IGNORED).flatten().nonzero().squeeze(1)
+    position_T = (index_T % length) * batch + index_T // length
+    return position_T, labels_BS.flatten()[index_T]

@@ -1,0 +1,69 @@
+"""The language model's shape and layout in megatron-core's words.
+
+lm_config = transformer_config(config, current_device())
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_af.config import Config
+from megatron_af.parallel.device import Device
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def transformer_config(config: Config, device: Device) -> TransformerConfig:
+    """megatron-core's configuration of the Qwen2.5 decoder (its public ``config.json`` gives the sizes).
+
+    The loss is a sum over tokens that is divided once, by the number of supervised tokens of the global
+    batch (``calculate_per_token_loss``). The lengths of a step's rows reach the schedule as ``seq_length``.
+    """
+    lm, parallel = config.model.lm, config.parallel
+    if lm.family != "qwen2":
+        raise ValueError(f"model.lm.family: expected 'qwen2', got {lm.family!r}")
+    dtype = DTYPES[config.precision]
+    recompute: dict[str, dict[str, Any]] = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    }
+    fused = device.is_gpu  # fused kernels of Transformer Engine and of torch.compile; plain torch on the CPU
+    return TransformerConfig(
+        num_layers=lm.layers,
+        hidden_size=lm.hidden,
+        num_attention_heads=lm.heads,
+        num_query_groups=lm.kv_heads,
+        kv_channels=lm.hidden // lm.heads,
+        ffn_hidden_size=lm.ffn,
+        normalization="RMSNorm",
+        layernorm_epsilon=lm.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=True,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        sequence_parallel=parallel.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        calculate_per_token_loss=True,
+        deallocate_pipeline_outputs=True,
+        batch_p2p_comm=device.is_gpu,  # NCCL groups sends and receives; gloo does not
+        # AudioLM fills every weight itself, the same in every layout (decoder/initialization.py)
+        perform_initialization=False,
+        use_cpu_initialization=not device.is_gpu,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=fused,
+        apply_rope_fusion=fused,
+        persist_layer_norm=fused,
+        **recompute[parallel.recompute],
+    )
