@@ -125,7 +125,8 @@ class AudioLM(GPTModel):
         elif self.table.tensor_rank:
             # Every tensor rank computes the same here: one of them gives the rows their gradient.
             added_rows_NH = added_rows_NH.detach()
-        embedded_SBH = replace_added(self.table, ids_SB, embedded_SBH, added_rows_NH)
+        # The ids are a transposed view; what leaves a stage must lie in order.
+        embedded_SBH = replace_added(self.table, ids_SB, embedded_SBH, added_rows_NH).contiguous()
         if self.config.recompute_granularity == "full" and torch.is_grad_enabled():
             # A checkpointed layer passes gradients to its weights only if one of its inputs asks for them.
             embedded_SBH.requires_grad_()

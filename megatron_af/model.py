@@ -1,0 +1,127 @@
+"""Audio Flamingo = the audio side (encoder, transformation layers, rows of added tokens) + the decoder.
+
+    model = build(config, vocabulary, device)
+
+The audio side is plain torch and knows nothing of parallelism; the decoder is megatron-core's. Shapes: W windows,
+F mel frames, M mel bins, L tokens of a window, B clips, T packed tokens, D audio width, N added rows, H hidden.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor, nn
+
+from megatron_af.audio.htsat import HTSAT
+from megatron_af.audio.transform import TransformationLayers
+from megatron_af.config import Config
+from megatron_af.decoder.lm import AudioLM
+from megatron_af.decoder.transformer_config import transformer_config
+from megatron_af.parallel.device import Device
+from megatron_af.parallel.global_state import canonical_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What the model must know of the tokenizer."""
+
+    first_added_id: int
+    """Id of the first special token behind the language model's own."""
+    num_added: int
+
+
+class AudioFront(nn.Module):
+    """From the mel windows of some clips to their audio tokens; also keeps the rows of added tokens."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        model = config.model
+        self.tokens_per_window = model.encoder.tokens_per_window
+        self.encoder = HTSAT(model.front_end, model.encoder)
+        self.transform = TransformationLayers(model.encoder.feature_dim, model.transform)
+        self.added_rows = nn.Parameter(torch.zeros(vocabulary.num_added, model.lm.hidden))
+        # megatron-core asks every model it reduces gradients for about these two.
+        self.share_embeddings_and_output_weights = False
+        self.vp_stage = None
+
+    def encode(self, mel_WFM: Tensor) -> Tensor:
+        """Encoder features ``features_WLD`` of dB mel windows."""
+        features_WLD: Tensor = self.encoder(mel_WFM)  # decibels stay float32 up to the mel norm
+        return features_WLD
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transform.layer_norm.weight.dtype
+
+    def forward(self, features_WLD: Tensor, windows: Sequence[int]) -> Tensor:
+        """
+        Args:
+            features_WLD: encoder features of some clips' windows, clip after clip.
+            windows: number of windows of each clip.
+
+        Returns:
+            tokens_TD: each clip's audio tokens, clip after clip, without padding.
+        """
+        weight = self.transform.layer_norm.weight
+        features_TD = features_WLD.to(weight.dtype).flatten(0, 1)
+        if not windows:
+            return features_TD
+        lengths = torch.tensor(windows) * self.tokens_per_window
+        longest = int(lengths.max())
+        position_L = torch.arange(longest)
+        valid_BL = position_L < lengths[:, None]
+        if bool(valid_BL.all()):
+            tokens_BLD = features_TD.view(len(windows), longest, -1)
+            return self.transform(tokens_BLD, None).flatten(0, 1)
+        # Indices come from host-side lengths: no device synchronisation.
+        index_BL = (lengths.cumsum(0) - lengths)[:, None] + position_L
+        index_BL = torch.where(valid_BL, index_BL, 0).to(weight.device)
+        packed_T = valid_BL.flatten().nonzero().squeeze(1).to(weight.device)
+        tokens_BLD = self.transform(features_TD[index_BL], valid_BL.to(weight.device))
+        return tokens_BLD.flatten(0, 1)[packed_T]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioFlamingo:
+    """The parts of the model that live on this rank."""
+
+    front: AudioFront
+    chunks: list[AudioLM]
+    """One per model chunk of this pipeline stage (more than one under the interleaved schedule)."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters of this rank under their canonical names, the same in every layout."""
+        yield from self.front.named_parameters()
+        for chunk in self.chunks:
+            for name, parameter in chunk.named_parameters():
+                yield canonical_name(chunk, name), parameter
+
+
+def build(config: Config, vocabulary: Vocabulary, device: Device) -> AudioFlamingo:
+    """Build this rank's share of the model with fresh weights. Process groups must exist."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    lm_config = transformer_config(config, device)
+    num_chunks = config.parallel.virtual_pipeline
+    chunks = []
+    for chunk in range(num_chunks):
+        vp_stage = chunk if num_chunks > 1 else None
+        chunks.append(
+            AudioLM(
+                config,
+                lm_config,
+                first_added_id=vocabulary.first_added_id,
+                added_tokens=vocabulary.num_added,
+                pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+                post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+                vp_stage=vp_stage,
+            ).to(device.torch)
+        )
+    # Every rank draws the same weights for its copy of the audio side, whatever it drew for its decoder share.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        front = AudioFront(config, vocabulary)
+    front.vp_stage = 0 if num_chunks > 1 else None
+    for parameter in front.parameters():  # parameters only: running statistics and position tables stay float32
+        parameter.data = parameter.data.to(device.torch, dtype)
+    return AudioFlamingo(front=front.to(device.torch), chunks=chunks)

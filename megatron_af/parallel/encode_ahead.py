@@ -1,0 +1,172 @@
+"""Encode-ahead: audio tokens are made before the pipeline schedule starts and finished after it ends.
+
+For one optimizer step, inside each model-parallel group (tensor x pipeline):
+
+1. every rank runs encoder and transformation layers on the clips it owns (``StepBatch.owners``);
+2. the audio tokens are all-gathered, so that every stage can read every clip;
+3. any pipeline schedule runs; each micro-batch reads its tokens from a leaf tensor;
+4. the leaves' gradients are summed over the group and handed back to the owners (reduce-scatter);
+5. each owner finishes the backward pass of its clips, and the audio side's gradients are summed over the world.
+
+So the encoder never sits on a pipeline stage, the schedules need no change, and audio never travels with
+the hidden states between stages.
+
+Shapes: T packed audio tokens, L audio tokens of a row (padded), B rows, D audio width, N added rows, H hidden.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor
+
+from megatron_af.data.batch import AudioKeys, StepBatch, owned_windows
+from megatron_af.parallel.groups import Groups
+
+if TYPE_CHECKING:
+    from megatron_af.data.feature_cache import FeatureCache
+    from megatron_af.model import AudioFront
+
+
+class EncodeAhead:
+    """Carries audio tokens of one step from their owners to the schedule, and their gradients back."""
+
+    def __init__(
+        self,
+        front: DistributedDataParallel,
+        groups: Groups,
+        device: torch.device,
+        dtype: torch.dtype,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self._ddp = front
+        self._front: AudioFront = front.module
+        self._groups = groups
+        self._device = device
+        self._dtype = dtype
+        self._cache = cache
+        self._audio_trains = any(p.requires_grad for n, p in self._front.named_parameters() if n != "added_rows")
+        self._rows_train = self._front.added_rows.requires_grad
+        self._own_TD: Tensor | None = None
+        self._leaves: list[AudioKeys] = []
+        self._indices: list[Tensor] = []
+        self.added_rows_NH = self._front.added_rows.detach()
+
+    def forward(self, batch: StepBatch) -> list[AudioKeys]:
+        """Encode this rank's clips and gather the step's tokens; one ``AudioKeys`` per micro-batch."""
+        tokens_per_window = self._front.tokens_per_window
+        group, size = self._groups.model, self._groups.model_size
+        own_windows = [batch.clip_windows[clip] for clip in batch.owners[self._groups.model_rank]]
+        with torch.set_grad_enabled(self._audio_trains and torch.is_grad_enabled()):
+            self._own_TD = self._front(self._features(batch, own_windows), own_windows)
+
+        # Where each clip's tokens start in the gathered buffer: owners' shares, each padded to the largest.
+        shares = [sum(batch.clip_windows[c] for c in clips) * tokens_per_window for clips in batch.owners]
+        self._share = max(1, *shares)
+        start_of_clip = {}
+        for owner, clips in enumerate(batch.owners):
+            start = owner * self._share
+            for clip in clips:
+                start_of_clip[clip] = start
+                start += batch.clip_windows[clip] * tokens_per_window
+
+        width = self._own_TD.shape[1]
+        mine_TD = self._own_TD.new_zeros(self._share, width)
+        mine_TD[: self._own_TD.shape[0]] = self._own_TD.detach()
+        if size > 1:
+            all_TD = mine_TD.new_empty(size * self._share, width)
+            dist.all_gather_into_tensor(all_TD, mine_TD, group=group)
+        else:
+            all_TD = mine_TD
+
+        self._leaves, self._indices = [], []
+        for rows in batch.rows:
+            index_BL, audio_of_BL = _key_layout(rows.clips, batch.clip_windows, start_of_clip, tokens_per_window)
+            index_LB = index_BL.t().to(self._device)
+            tokens_LBD = all_TD[index_LB]
+            tokens_LBD.requires_grad_(self._audio_trains and torch.is_grad_enabled())
+            self._indices.append(index_LB)
+            self._leaves.append(AudioKeys(tokens_LBD=tokens_LBD, audio_of_BL=audio_of_BL))
+        self.added_rows_NH = self._front.added_rows.detach().clone()
+        self.added_rows_NH.requires_grad_(self._rows_train and torch.is_grad_enabled())
+        return self._leaves
+
+    def _features(self, batch: StepBatch, own_windows: list[int]) -> Tensor:
+        """Encoder features of the clips this rank owns: from the feature cache where it has them, else encoded."""
+        front = self._front
+        if batch.mel_WFM is None and batch.features_WLD is None:  # this rank owns no clip of the step
+            return torch.zeros(0, front.tokens_per_window, front.encoder.dim, device=self._device, dtype=self._dtype)
+        encoded_WLD = None if batch.mel_WFM is None else front.encode(batch.mel_WFM)
+        if encoded_WLD is not None and self._cache is not None:
+            new = [i for i, hit in enumerate(batch.cached) if not hit]
+            windows = [own_windows[i] for i in new]
+            self._cache.store([batch.clip_keys[i] for i in new], list(encoded_WLD.detach().split(windows)))
+        if batch.features_WLD is None:
+            assert encoded_WLD is not None
+            return encoded_WLD
+        cached_WLD = batch.features_WLD.to(self._dtype)
+        if encoded_WLD is None:
+            return cached_WLD
+        from_cache_W = owned_windows(own_windows, batch.cached).to(self._device)
+        # Row of [cached, encoded] that every window takes; no boolean indexing, so no device synchronisation.
+        order_W = torch.where(from_cache_W, from_cache_W.cumsum(0) - 1, len(cached_WLD) + (~from_cache_W).cumsum(0) - 1)
+        return torch.cat([cached_WLD, encoded_WLD])[order_W]
+
+    def backward(self) -> None:
+        """Hand the leaves' gradients to the owners and finish the backward pass of the audio side."""
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        if self._audio_trains:
+            assert self._own_TD is not None
+            size = self._groups.model_size
+            # Gradients of several stages and tensor ranks are summed, so they travel in float32.
+            all_TD = torch.zeros(size * self._share, self._own_TD.shape[1], device=self._device)
+            for keys, index_LB in zip(self._leaves, self._indices, strict=True):
+                # A stage without a cross-attention block leaves no gradient.
+                if keys.tokens_LBD.grad is not None:
+                    # Padding keys point at token 0 with a gradient of exactly zero.
+                    all_TD.index_add_(0, index_LB.flatten(), keys.tokens_LBD.grad.flatten(0, 1).float())
+            if size > 1:
+                mine_TD = torch.empty(self._share, all_TD.shape[1], device=self._device)
+                dist.reduce_scatter_tensor(mine_TD, all_TD, group=self._groups.model)
+            else:
+                mine_TD = all_TD
+            if self._own_TD.requires_grad:
+                outputs.append(self._own_TD)
+                gradients.append(mine_TD[: self._own_TD.shape[0]].to(self._own_TD.dtype))
+        if self._rows_train:
+            rows_grad = self.added_rows_NH.grad
+            outputs.append(self._front.added_rows * 1)  # a non-leaf, so that the DDP hooks of the rows fire
+            gradients.append(torch.zeros_like(self.added_rows_NH) if rows_grad is None else rows_grad)
+        if outputs:
+            torch.autograd.backward(outputs, gradients)
+        self._own_TD, self._leaves, self._indices = None, [], []
+
+    def finish(self, num_tokens: Tensor) -> None:
+        """Sum the audio side's gradients over the world and divide by the global count of supervised tokens."""
+        self._ddp.finish_grad_sync()
+        self._ddp.scale_gradients(1.0 / torch.clamp(num_tokens, min=1))
+
+
+def _key_layout(
+    clips_of_row: tuple[tuple[int, ...], ...],
+    clip_windows: tuple[int, ...],
+    start_of_clip: dict[int, int],
+    tokens_per_window: int,
+) -> tuple[Tensor, Tensor]:
+    """Place of every key in the gathered buffer, and the audio of its row it belongs to (-1: padding)."""
+    lengths = [sum(clip_windows[c] for c in clips) * tokens_per_window for clips in clips_of_row]
+    longest = max(1, *lengths)  # a micro-batch without audio keeps one invisible key: kernels want no empty axis
+    index_BL = torch.zeros(len(clips_of_row), longest, dtype=torch.int64)
+    audio_of_BL = torch.full((len(clips_of_row), longest), -1, dtype=torch.int32)
+    for row, clips in enumerate(clips_of_row):
+        end = 0
+        for audio, clip in enumerate(clips):
+            begin, end = end, end + clip_windows[clip] * tokens_per_window
+            start = start_of_clip[clip]
+            index_BL[row, begin:end] = torch.arange(start, start + end - begin)
+            audio_of_BL[row, begin:end] = audio
+    return index_BL, audio_of_BL

@@ -1,0 +1,87 @@
+"""Process groups of a run: megatron-core's own, and two more for the audio side.
+
+The audio side (encoder, transformation layers, rows of added tokens) is replicated on every rank and sees a
+different share of the step's clips on each, so to megatron-core it is a model whose data-parallel group is the
+whole world and whose tensor- and pipeline-parallel groups hold this rank alone.
+
+    groups = initialize(config.parallel, device)
+"""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+from megatron_af.config import ParallelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    model: dist.ProcessGroup
+    """Ranks that hold one copy of the decoder (tensor x pipeline); they share the encoding of its clips."""
+    data: dist.ProcessGroup
+    front: ProcessGroupCollection
+    """megatron-core's view of the audio side: data parallel over the world, nothing else."""
+
+    @property
+    def model_rank(self) -> int:
+        return dist.get_rank(self.model)
+
+    @property
+    def model_size(self) -> int:
+        return self.model.size()
+
+    @property
+    def data_rank(self) -> int:
+        return dist.get_rank(self.data)
+
+    @property
+    def data_size(self) -> int:
+        return self.data.size()
+
+
+def initialize(parallel: ParallelConfig, seed: int) -> Groups:
+    """Make every group of the run. The default process group must exist.
+
+    Args:
+        parallel: layout; its product must divide the world size (checked by ``validate`` before any group).
+        seed: start of megatron-core's tensor-parallel random streams.
+    """
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+    )
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    world = dist.group.WORLD
+    # new_group is a collective: every rank makes every rank's solitary group, in the same order.
+    solitary = [dist.new_group([rank]) for rank in range(dist.get_world_size())][dist.get_rank()]
+    front = ProcessGroupCollection(
+        dp=world,
+        dp_cp=world,
+        intra_dist_opt=world,
+        tp=solitary,
+        pp=solitary,
+        mp=solitary,
+        cp=solitary,
+        ep=solitary,
+        tp_ep_pp=solitary,
+        # Without the expert groups megatron-core makes them itself, with different ranks on different processes.
+        expt_dp=solitary,
+        expt_tp=solitary,
+        # None says "no tied embedding here"; an absent attribute would be an error.
+        embd=None,
+        pos_embd=None,
+    )
+    return Groups(
+        model=parallel_state.get_model_parallel_group(),
+        data=parallel_state.get_data_parallel_group(),
+        front=front,
+    )
+
+
+def destroy() -> None:
+    """Undo :func:`initialize`; the default process group stays."""
+    parallel_state.destroy_model_parallel()

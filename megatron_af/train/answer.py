@@ -1,0 +1,183 @@
+"""Objective of Audio Flamingo: the language-model loss on supervised tokens, given the audio.
+
+One optimizer step's forward and backward pass: encode ahead, run megatron-core's pipeline schedule, finish the
+audio side's backward pass. The loss is the mean over the supervised tokens of the *global* batch, whatever the
+layout and the micro-batching.
+"""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from megatron_af.config import Config, StageConfig
+from megatron_af.data.batch import IGNORED, AudioKeys, StepBatch
+from megatron_af.model import AudioFlamingo
+from megatron_af.parallel.encode_ahead import EncodeAhead
+from megatron_af.parallel.groups import Groups
+from megatron_af.train.optimizer import AudioFlamingoOptimizer, build_optimizer
+
+if TYPE_CHECKING:
+    from megatron_af.data.feature_cache import FeatureCache
+
+
+class AnswerObjective:
+    """Owns the model's gradient buffers and optimizer, and runs its forward and backward pass."""
+
+    def __init__(
+        self,
+        config: Config,
+        stage: StageConfig,
+        model: AudioFlamingo,
+        groups: Groups,
+        device: torch.device,
+        cache: "FeatureCache | None" = None,
+    ) -> None:
+        """``requires_grad`` of the parameters must be final: gradient buffers are made here."""
+        self._groups, self._device = groups, device
+        self._datasets = sorted(stage.blend)
+        parallel = config.parallel
+        self._chunks = [
+            DistributedDataParallel(
+                chunk.config,
+                _ddp_config(parallel.distributed_optimizer, parallel.overlap),
+                chunk,
+                # With several chunks a stage, only the first has gradients ready while others still compute.
+                disable_bucketing=index > 0,
+            )
+            for index, chunk in enumerate(model.chunks)
+        ]
+        self._front = wrap_front(model.front, model.chunks[0].config, parallel.distributed_optimizer, groups)
+        self.optimizer: AudioFlamingoOptimizer = build_optimizer(
+            parallel, stage.optimizer, config.precision, self._chunks, self._front, groups
+        )
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self._ahead = EncodeAhead(self._front, groups, device, dtype, cache)
+        self._gathers_lazily = parallel.overlap and parallel.distributed_optimizer
+        self._connect(model.chunks[0].config, parallel.overlap)
+
+    def _connect(self, lm_config: TransformerConfig, overlap: bool) -> None:
+        """Give megatron-core's schedules their hooks."""
+
+        def per_chunk(name: str) -> Any:
+            hooks = [getattr(chunk, name) for chunk in self._chunks]
+            return hooks if len(hooks) > 1 else hooks[0]
+
+        def finalize(models: list[nn.Module], num_tokens: Tensor, **kwargs: Any) -> None:
+            self._ahead.backward()
+            finalize_model_grads(models, num_tokens, **kwargs)  # num_tokens becomes the global count, in place
+            self._ahead.finish(num_tokens)
+
+        lm_config.finalize_model_grads_func = finalize
+        lm_config.grad_scale_func = self.optimizer.scale_loss
+        lm_config.no_sync_func = per_chunk("no_sync")
+        if overlap:
+            lm_config.grad_sync_func = per_chunk("start_grad_sync")
+            if self._gathers_lazily:
+                lm_config.param_sync_func = per_chunk("start_param_sync")
+
+    def forward_backward(self, batch: StepBatch) -> dict[str, float]:
+        """Gradients of one optimizer step; a collective.
+
+        Returns:
+            ``loss`` and ``loss/<data set>`` (mean over supervised tokens of the global batch) and ``tokens``
+            (how many those are), equal on all ranks.
+        """
+        for module in (*self._chunks, self._front):
+            module.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return self._run(batch, forward_only=False)
+
+    @torch.no_grad()
+    def evaluate(self, batch: StepBatch) -> dict[str, float]:
+        """The same losses without gradients; a collective."""
+        return self._run(batch, forward_only=True)
+
+    def sync_parameters(self) -> None:
+        """Under overlapped ZeRO-1, gather the parameters that a next forward pass would gather."""
+        if self._gathers_lazily:
+            for chunk in self._chunks:
+                chunk.start_param_sync(force_sync=True)
+
+    def _run(self, batch: StepBatch, *, forward_only: bool) -> dict[str, float]:
+        keys = self._ahead.forward(batch)
+        totals = torch.zeros(len(self._datasets), 2, device=self._device, dtype=torch.float64)
+        step = partial(self._forward_step, batch=batch, keys=keys, totals=totals)
+        iterators = [iter(range(len(batch.rows))) for _ in self._chunks]
+        get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self._chunks if len(self._chunks) > 1 else self._chunks[0],
+            num_microbatches=len(batch.rows),
+            seq_length=batch.rows[0].ids_BS.shape[1],
+            micro_batch_size=batch.rows[0].ids_BS.shape[0],
+            forward_only=forward_only,
+        )
+        # Only the last pipeline stage has losses, and its tensor ranks all have the same.
+        if parallel_state.get_tensor_model_parallel_rank() != 0:
+            totals.zero_()
+        dist.all_reduce(totals)
+        loss, count = totals.sum(0).tolist()
+        record = {"loss": loss / max(count, 1.0), "tokens": count}
+        for name, (dataset_loss, dataset_count) in zip(self._datasets, totals.tolist(), strict=True):
+            if dataset_count:
+                record[f"loss/{name}"] = dataset_loss / dataset_count
+        return record
+
+    def _forward_step(
+        self,
+        microbatches: Iterator[int],
+        chunk: DistributedDataParallel,
+        *,
+        batch: StepBatch,
+        keys: list[AudioKeys],
+        totals: Tensor,
+    ) -> tuple[Tensor, Any]:
+        index = next(microbatches)
+        rows = batch.rows[index]
+        output = chunk(rows, keys[index], self._ahead.added_rows_NH)
+
+        def loss_of(token_losses_N: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            dataset_N = rows.dataset_BS[rows.labels_BS != IGNORED].long().to(self._device)
+            losses_N = token_losses_N.detach().double()
+            totals[:, 0].index_add_(0, dataset_N, losses_N)
+            totals[:, 1].index_add_(0, dataset_N, torch.ones_like(losses_N))
+            count = torch.tensor(token_losses_N.numel(), dtype=torch.int, device=self._device)
+            return token_losses_N.sum(), count, {}
+
+        return output, loss_of
+
+
+def wrap_front(
+    front: nn.Module, lm_config: TransformerConfig, distributed_optimizer: bool, groups: Groups
+) -> DistributedDataParallel:
+    """The audio side's gradient buffers: summed over the world, scaled once by whoever knows the token count."""
+    config = copy.copy(lm_config)
+    # This flag makes DDP's own gradient factor 1, i.e. a pure sum.
+    config.calculate_per_token_loss = True
+    return DistributedDataParallel(
+        config, _ddp_config(distributed_optimizer, overlap=False), front, pg_collection=groups.front
+    )
+
+
+def _ddp_config(distributed_optimizer: bool, overlap: bool) -> DistributedDataParallelConfig:
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=distributed_optimizer,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap and distributed_optimizer,
+        # The norm is checked over all ranks before the optimizer steps (AudioFlamingoOptimizer.step_checked).
+        check_for_nan_in_grad=False,
+    )

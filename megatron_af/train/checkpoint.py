@@ -1,0 +1,229 @@
+"""Checkpoints: megatron-core distributed checkpoints that any layout reads, and a small manifest beside them.
+
+    runs/demo/align/checkpoints/
+      latest                    name of the newest complete checkpoint (replaced atomically)
+      step_00000300/
+        checkpoint.json         manifest: resume state, and where each part's weights are
+        …                       trained weights and optimizer state, sharded
+
+A part of the model that a stage does not train is not copied into its checkpoints: the manifest points at the
+checkpoint that already holds it. A checkpoint is written beside its place and renamed when it is complete, so a
+run that dies while it saves leaves the previous one as it was.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedBase
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+from megatron_af.model import AudioFlamingo
+from megatron_af.parallel.global_state import canonical_name
+from megatron_af.parallel.groups import Groups
+from megatron_af.train.layout import LATEST, MANIFEST, CheckpointError, Resume, read_resume, source_of
+from megatron_af.train.optimizer import AudioFlamingoOptimizer
+from megatron_af.train.trainable import PARTS, part_of
+
+
+class Checkpoints:
+    """The checkpoints of one stage."""
+
+    def __init__(self, folder: Path, keep: int, asynchronous: bool = False) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._queue = AsyncCallsQueue() if asynchronous else None
+
+    def save(
+        self,
+        model: AudioFlamingo,
+        optimizer: AudioFlamingoOptimizer | None,
+        groups: Groups,
+        resume: Resume,
+        sources: Mapping[str, Path],
+    ) -> Path:
+        """Write the checkpoint of ``resume['step']``; a collective.
+
+        Args:
+            sources: parts whose weights are not written because the checkpoint named here already holds them.
+
+        Returns:
+            Where the checkpoint is (with asynchronous saving: will be, after :meth:`wait`).
+        """
+        final = self._folder / f"step_{resume['step']:08d}"
+        partial = final.with_suffix(".partial")
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        dist.barrier()
+        state, weights = _model_state(model, groups, lambda name: part_of(name) not in sources)
+        if optimizer is not None:
+            state["optimizer"] = optimizer.sharded_state(weights, resume["step"], is_loading=False)
+        manifest = {
+            "resume": resume,
+            "parts": {
+                part: os.path.relpath(sources[part].resolve(), final.resolve()) if part in sources else "."
+                for part in PARTS
+            },
+        }
+
+        def publish() -> None:
+            if dist.get_rank() == 0:
+                _write_atomically(partial / MANIFEST, json.dumps(manifest, indent=2))
+                if final.exists():
+                    shutil.rmtree(final)
+                partial.replace(final)
+                _write_atomically(self._folder / LATEST, final.name)
+                self._prune(final.name)
+
+        if self._queue is None:
+            dist_checkpointing.save(state, str(partial))
+            publish()
+            dist.barrier()
+        else:
+            self.wait()
+            request = dist_checkpointing.save(state, str(partial), async_sharded_save=True, async_strategy="mcore")
+            request.add_finalize_fn(publish)
+            self._queue.schedule_async_request(request)
+        return final
+
+    def poll(self) -> None:
+        """Publish an asynchronous checkpoint that has become complete; cheap, call it every step."""
+        if self._queue is not None:
+            self._queue.maybe_finalize_async_calls(blocking=False)
+
+    def wait(self) -> None:
+        """Wait for the asynchronous checkpoint under way, if any."""
+        if self._queue is not None:
+            self._queue.maybe_finalize_async_calls(blocking=True)
+
+    def close(self) -> None:
+        if self._queue is not None:
+            self.wait()
+            self._queue.close()
+
+    def _prune(self, newest: str) -> None:
+        complete = sorted(p for p in self._folder.glob("step_*") if (p / MANIFEST).exists())
+        for old in complete[: -self._keep] if self._keep > 0 else []:
+            if old.name != newest:
+                shutil.rmtree(old)
+
+
+def load_parts(model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: Iterable[str]) -> dict[str, Path]:
+    """Load the weights of some parts; a collective.
+
+    Returns:
+        For each part the checkpoint that its weights really came from.
+
+    Raises:
+        CheckpointError: naming the checkpoint and what it lacks.
+    """
+    wanted: dict[Path, set[str]] = {}
+    for part in parts:
+        wanted.setdefault(source_of(checkpoint, part), set()).add(part)
+    for source, group in wanted.items():
+        _load_from(model, groups, source, group)
+    return {part: source for source, group in wanted.items() for part in group}
+
+
+def load_optimizer(
+    model: AudioFlamingo, optimizer: AudioFlamingoOptimizer, groups: Groups, checkpoint: Path, sources: Iterable[str]
+) -> None:
+    """Load the optimizer's state for the parts that are not in ``sources``; a collective."""
+    frozen = set(sources)
+    step = read_resume(checkpoint)["step"]
+    _, weights = _model_state(model, groups, lambda name: part_of(name) not in frozen)
+    state = {"optimizer": optimizer.sharded_state(weights, step, is_loading=True)}
+    loaded = _load(state, checkpoint)
+    optimizer.load_sharded_state(loaded.get("optimizer", {}), step)
+
+
+def _load_from(model: AudioFlamingo, groups: Groups, source: Path, parts: set[str]) -> None:
+    state, _ = _model_state(model, groups, lambda name: part_of(name) in parts)
+    loaded = _load(state, source)
+    modules = {"front": model.front, **{f"model{i}": chunk for i, chunk in enumerate(model.chunks)}}
+    with torch.no_grad():
+        for key, module in modules.items():
+            own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            for name, tensor in loaded.get(key, {}).items():
+                own[_local_name(name)].copy_(tensor)
+
+
+def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(checkpoint))
+        return loaded
+    except (CheckpointingException, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} does not fit the model: {error}. It was written for another model size or "
+            "holds other parts; check the stage's `entry` and the `model:` section"
+        ) from error
+
+
+def _model_state(
+    model: AudioFlamingo, groups: Groups, keep: Callable[[str], bool]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sharded weights of the parameters and buffers whose canonical name ``keep`` accepts.
+
+    Returns:
+        The state to save or to load into, and the same entries restricted to parameters (what the optimizer
+        matches its own state with).
+    """
+    front_tensors = {**dict(model.front.named_parameters()), **_persistent_buffers(model.front)}
+    state: dict[str, Any] = {
+        "front": make_sharded_tensors_for_checkpoint(
+            {name: tensor for name, tensor in front_tensors.items() if keep(name)},
+            "",
+            {},
+            # Every rank of the world holds the same audio side: it is stored once.
+            tp_group=groups.front.tp,
+            dp_cp_group=groups.front.dp_cp,
+        )
+    }
+    metadata = {
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        # Layers with and without a gated block cannot share one stacked tensor.
+        "non_homogeneous_layers": True,
+        "singleton_local_shards": False,
+    }
+    for index, chunk in enumerate(model.chunks):
+        entries = chunk.sharded_state_dict(prefix="lm.", metadata=metadata)
+        state[f"model{index}"] = {
+            name: entry
+            for name, entry in entries.items()
+            if isinstance(entry, ShardedBase)
+            and not name.endswith("_extra_state")
+            and keep(canonical_name(chunk, name.removeprefix("lm.")))
+        }
+    parameters = {id(parameter) for _, parameter in model.named_parameters()}
+    weights = {
+        key: {name: entry for name, entry in entries.items() if id(entry.data) in parameters}
+        for key, entries in state.items()
+    }
+    return {key: entries for key, entries in state.items() if entries}, weights
+
+
+def _persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    stored = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers() if name in stored}
+
+
+def _local_name(name: str) -> str:
+    return name.removeprefix("lm.")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,252 @@
+"""One optimizer over the decoder and the audio side: one global gradient norm, one schedule, ZeRO-1 or not.
+
+    optimizer = build_optimizer(config.parallel, stage.optimizer, config.precision, chunks, fronts, groups)
+    success, grad_norm = optimizer.step_checked()
+
+The state of an optimizer is saved in one form, whatever sharded it: for each trainable parameter
+``optimizer.exp_avg.<name>``, ``optimizer.exp_avg_sq.<name>`` and, in bf16, the float32 ``optimizer.master.<name>``;
+and one number of steps. So a checkpoint written with ZeRO-1 loads without it and the other way round, in any layout.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16OptimizerWithFloat16Params, MegatronOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
+
+from megatron_af.config import OptimizerConfig, ParallelConfig
+from megatron_af.parallel.groups import Groups
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class NonFiniteGradient(RuntimeError):
+    """The gradient norm, agreed over all ranks, is NaN or infinite."""
+
+
+class AudioFlamingoOptimizer(ChainedOptimizer):
+    """Chain of megatron-core optimizers that refuses non-finite gradients and knows how to be saved."""
+
+    @torch.no_grad()
+    def step_checked(self) -> float:
+        """Clip by the global norm and update the weights.
+
+        Returns:
+            The gradient norm before clipping, equal on all ranks.
+
+        Raises:
+            NonFiniteGradient: on every rank alike, before any weight has changed.
+        """
+        self.prepare_grads()
+        grad_norm = float(self.get_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise NonFiniteGradient(f"the gradient norm is {grad_norm}; no weight was changed in this step")
+        for optimizer in self._members():
+            if optimizer.config.clip_grad > 0:
+                clip_grad_by_total_norm_fp32(
+                    optimizer.get_parameters(), max_norm=optimizer.config.clip_grad, total_norm=grad_norm
+                )
+        self.step_with_ready_grads()
+        return grad_norm
+
+    def sharded_state(self, model_state: dict[str, Any], num_steps: int, *, is_loading: bool) -> dict[str, Any]:
+        """State as sharded tensors for ``dist_checkpointing``; also the frame to load into.
+
+        Args:
+            model_state: sharded state of the model, holding the parameters themselves.
+            num_steps: optimizer steps behind this state.
+        """
+        sharded_of = _sharded_by_parameter(model_state)
+        state: dict[str, Any] = {}
+        for index, optimizer in enumerate(self.chained_optimizers):
+            if not _holds_parameters(optimizer):
+                continue
+            _set_steps(optimizer, None)
+            if isinstance(optimizer, DistributedOptimizer):
+                state[f"member{index}"] = _zero1_state(optimizer, model_state, is_loading)
+            else:
+                state[f"member{index}"] = {
+                    sharded_of[id(parameter)].key: _moments(optimizer, parameter, main, sharded_of[id(parameter)])
+                    for parameter, main in _parameters_with_main(optimizer)
+                }
+            _set_steps(optimizer, num_steps)
+        return state
+
+    def load_sharded_state(self, state: dict[str, Any], num_steps: int) -> None:
+        """Take over what ``dist_checkpointing.load`` filled into :meth:`sharded_state`."""
+        for index, optimizer in enumerate(self.chained_optimizers):
+            if not _holds_parameters(optimizer):
+                continue
+            loaded = state[f"member{index}"]
+            _set_steps(optimizer, None)
+            if isinstance(optimizer, DistributedOptimizer):
+                optimizer.load_parameter_state_from_fully_reshardable(loaded)
+            else:
+                for (_, main), tensors in zip(_parameters_with_main(optimizer), loaded.values(), strict=True):
+                    for moment in MOMENTS:
+                        optimizer.optimizer.state[main][moment].copy_(tensors[moment])
+                    if "master" in tensors:
+                        main.data.copy_(tensors["master"])
+            _set_steps(optimizer, num_steps)
+
+    def _members(self) -> Iterator[MegatronOptimizer]:
+        return (o for o in self.chained_optimizers if _holds_parameters(o))
+
+
+def _zero1_state(
+    optimizer: DistributedOptimizer, model_state: dict[str, Any], is_loading: bool
+) -> dict[int, dict[str, Any]]:
+    """Whole tensors per parameter, gathered from the ZeRO-1 shards (when loading: room for them)."""
+    state: dict[int, dict[str, Any]] = optimizer.sharded_param_state_fully_reshardable(
+        model_state, is_loading, metadata={}
+    )
+    for tensors in state.values():
+        for name, tensor in tensors.items():
+            key = tensor.key.removeprefix(f"optimizer.state.{name}.")
+            tensor.key = f"optimizer.{'master' if name == 'param' else name}.{key}"
+    return state
+
+
+def _holds_parameters(optimizer: MegatronOptimizer) -> bool:
+    return optimizer.optimizer is not None and bool(optimizer.get_parameters())
+
+
+def _set_steps(optimizer: MegatronOptimizer, num_steps: int | None) -> None:
+    """Make sure that the moments exist and count ``num_steps`` (None: without a counter).
+
+    torch's AdamW keeps a counter per parameter, Transformer Engine's one per group. megatron-core 0.19 trips over
+    the former when it saves and loads ZeRO-1 state, so it is taken out meanwhile; and each parameter gets a tensor
+    of its own, for a shared one would be advanced once per parameter.
+    """
+    inner = optimizer.optimizer
+    per_parameter = isinstance(inner, torch.optim.Optimizer) and type(inner).__module__.startswith("torch.")
+    for group in inner.param_groups:
+        if not per_parameter and num_steps is not None:
+            group["step"] = num_steps
+        for main in group["params"]:
+            state = inner.state[main]
+            for moment in MOMENTS:
+                if moment not in state:
+                    state[moment] = torch.zeros_like(main, dtype=torch.float32)
+            state.pop("step", None)
+            if per_parameter and num_steps is not None:
+                state["step"] = torch.tensor(float(num_steps))
+
+
+def _parameters_with_main(optimizer: MegatronOptimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Model parameter and the float32 tensor that the inner optimizer updates for it."""
+    if isinstance(optimizer, Float16OptimizerWithFloat16Params):
+        groups = zip(
+            optimizer.float16_groups + optimizer.fp32_from_fp32_groups,
+            optimizer.fp32_from_float16_groups + optimizer.fp32_from_fp32_groups,
+            strict=True,
+        )
+        for model_group, main_group in groups:
+            yield from zip(model_group, main_group, strict=True)
+    else:
+        for parameter in optimizer.get_parameters():
+            yield parameter, parameter
+
+
+def _moments(
+    optimizer: MegatronOptimizer,
+    parameter: torch.Tensor,
+    main: torch.Tensor,
+    sharded: ShardedTensor | ShardedTensorFactory,
+) -> dict[str, Any]:
+    state = optimizer.optimizer.state[main]
+    tensors = {m: make_sharded_optimizer_tensor(sharded, state[m], f"optimizer.{m}") for m in MOMENTS}
+    # ZeRO-1 keeps a main copy of every parameter, so a checkpoint always holds one.
+    tensors["master"] = make_sharded_optimizer_tensor(sharded, main.detach(), "optimizer.master")
+    return tensors
+
+
+def _sharded_by_parameter(model_state: dict[str, Any]) -> dict[int, ShardedTensor | ShardedTensorFactory]:
+    sharded, _ = extract_sharded_tensors_and_factories(model_state)
+    return {id(tensor.data): tensor for tensor in nested_values(sharded)}
+
+
+def build_optimizer(
+    parallel: ParallelConfig,
+    optimizer: OptimizerConfig,
+    precision: str,
+    models: list[DistributedDataParallel],
+    front: DistributedDataParallel | None,
+    groups: Groups,
+) -> AudioFlamingoOptimizer:
+    """AdamW over the decoder's chunks (in megatron-core's groups) and the audio side (replicated on the world)."""
+    bf16 = precision == "bf16"
+    config = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.learning_rate,
+        min_lr=optimizer.min_learning_rate,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_eps=optimizer.eps,
+        clip_grad=optimizer.clip_norm,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_param_gather=parallel.overlap and parallel.distributed_optimizer,
+    )
+    # Every rank builds both, even where it holds nothing to train: building is a collective.
+    members: list[MegatronOptimizer] = []
+    if models:
+        members += get_megatron_optimizer(config, models, _overrides(optimizer)).chained_optimizers
+    if front is not None:
+        front_optimizer = get_megatron_optimizer(
+            # The audio side reduces its gradients in one piece after the schedule: nothing to overlap with.
+            config,
+            [front],
+            _overrides(optimizer),
+            use_gloo_process_groups=False,
+            pg_collection=groups.front,
+        )
+        members += front_optimizer.chained_optimizers
+    return AudioFlamingoOptimizer(members)
+
+
+def _overrides(optimizer: OptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:
+    """No weight decay on vectors and gates; learning rates of their own for gates and encoder."""
+
+    def scaled(scale: float) -> ParamGroupOverride:
+        return ParamGroupOverride(max_lr=scale * optimizer.learning_rate, min_lr=scale * optimizer.min_learning_rate)
+
+    vector = ParamPredicate(name="vector", fn=lambda parameter: parameter.dim() <= 1)
+    overrides = {ParamKey(predicate=vector): ParamGroupOverride(wd_mult=0.0)}
+    if optimizer.gate_learning_rate_scale != 1.0:
+        overrides[ParamKey(name="*.gate_*")] = scaled(optimizer.gate_learning_rate_scale)
+    if optimizer.encoder_learning_rate_scale != 1.0:
+        overrides[ParamKey(name="*encoder.*")] = scaled(optimizer.encoder_learning_rate_scale)
+    return overrides
+
+
+def build_schedule(optimizer: OptimizerConfig, steps: int, target: AudioFlamingoOptimizer) -> OptimizerParamScheduler:
+    """Constant or cosine learning rate after a linear warm-up, in optimizer steps."""
+    warmup = min(optimizer.warmup_steps, max(steps - 1, 0))
+    return OptimizerParamScheduler(
+        target,
+        init_lr=0.0,
+        max_lr=optimizer.learning_rate,
+        min_lr=optimizer.min_learning_rate,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=max(steps, warmup + 1),
+        lr_decay_style=optimizer.schedule,
+        start_wd=optimizer.weight_decay,
+        end_wd=optimizer.weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+    )

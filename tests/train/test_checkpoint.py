@@ -1,0 +1,162 @@
+"""A checkpoint resumes exactly in its own layout and loads in every other, model and optimizer."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_af.model import build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.train.answer import AnswerObjective
+from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
+from megatron_af.train.layout import CheckpointError, Resume, latest, read_resume
+from megatron_af.train.optimizer import build_schedule
+from megatron_af.train.trainable import PARTS, select
+from tests import tiny
+from tests.distributed import run_distributed
+
+SAVED_AT = 3
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {}),
+    "DP2": (2, {}),
+    "DP2+ZeRO-1": (2, {"distributed_optimizer": True}),
+    "TP2": (2, {"tensor": 2, "sequence": True}),
+    "PP2": (2, {"pipeline": 2}),
+    "PP2xVPP2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "PP2xDP2+ZeRO-1": (4, {"pipeline": 2, "distributed_optimizer": True}),
+    "TP2xPP2+SP": (4, {"tensor": 2, "pipeline": 2, "sequence": True}),
+}
+
+
+def run(
+    rank: int,
+    world_size: int,
+    layout: dict[str, Any],
+    folder: str,
+    *,
+    steps: int,
+    resume: bool,
+    asynchronous: bool = False,
+    precision: str = "fp32",
+    trainable: tuple[str, ...] = tiny.FROZEN_LM,
+) -> list[float]:
+    """Train ``steps`` steps; saves after step ``SAVED_AT``, or starts from that checkpoint. Losses and norms."""
+    config = dataclasses.replace(tiny.config(trainable=trainable, **layout), precision=precision)
+    stage = config.curriculum["stage"]
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, tiny.VOCABULARY, current_device())
+    if not resume:
+        tiny.fill(model)
+    select(model.named_parameters(), stage.trainable, stage.frozen)
+    checkpoints = Checkpoints(Path(folder), keep=2, asynchronous=asynchronous)
+    start = 0
+    if resume:
+        path = latest(Path(folder))
+        assert path is not None
+        load_parts(model, groups, path, PARTS)
+        start = read_resume(path)["step"]
+    objective = AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+    schedule = build_schedule(stage.optimizer, 50, objective.optimizer)
+    if resume:
+        load_optimizer(model, objective.optimizer, groups, path, {})
+        schedule.num_steps = start
+    numbers = []
+    for step in range(start, start + steps):
+        batch = tiny.step_batch(
+            step,
+            dp_rank=groups.data_rank,
+            dp_size=groups.data_size,
+            mp_rank=groups.model_rank,
+            mp_size=groups.model_size,
+        )
+        numbers.append(objective.forward_backward(batch)["loss"])
+        schedule.step(1)
+        numbers.append(objective.optimizer.step_checked())
+        checkpoints.poll()
+        if not resume and step + 1 == SAVED_AT:
+            state = Resume(stage="stage", step=SAVED_AT, samples=24, seed=0, world_size=world_size)
+            checkpoints.save(model, objective.optimizer, groups, state, {})
+    checkpoints.close()
+    process_groups.destroy()
+    return numbers
+
+
+@pytest.mark.parametrize("layout", ["DP2", "PP2xDP2+ZeRO-1", "TP2xPP2+SP"])
+def test_resume_is_bitwise_exact_for_20_steps(layout: str, tmp_path: Path) -> None:
+    world_size, parallel = LAYOUTS[layout]
+    through = run_distributed(run, world_size, parallel, str(tmp_path), steps=SAVED_AT + 20, resume=False, timeout=240)[
+        0
+    ]
+    resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=20, resume=True, timeout=240)[0]
+    assert resumed == through[2 * SAVED_AT :]
+
+
+def test_resume_is_bitwise_exact_in_bf16(tmp_path: Path) -> None:
+    world_size, parallel = LAYOUTS["DP2+ZeRO-1"]
+    arguments: dict[str, Any] = {"precision": "bf16", "timeout": 240}
+    through = run_distributed(run, world_size, parallel, str(tmp_path), steps=8, resume=False, **arguments)[0]
+    resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=5, resume=True, **arguments)[0]
+    assert resumed == through[2 * SAVED_AT :]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("one", "TP2xPP2+SP"),
+        ("TP2xPP2+SP", "one"),
+        ("DP2", "DP2+ZeRO-1"),
+        ("DP2+ZeRO-1", "TP2"),
+        ("PP2xVPP2", "PP2xDP2+ZeRO-1"),
+        ("PP2xDP2+ZeRO-1", "PP2xVPP2"),
+        ("TP2", "PP2"),
+    ],
+)
+def test_checkpoint_of_any_layout_loads_in_any_other(written: str, read: str, tmp_path: Path) -> None:
+    world_size, parallel = LAYOUTS[written]
+    through = run_distributed(run, world_size, parallel, str(tmp_path), steps=SAVED_AT + 3, resume=False, timeout=180)[
+        0
+    ]
+    world_size, parallel = LAYOUTS[read]
+    resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=3, resume=True, timeout=180)[0]
+    assert resumed == pytest.approx(through[2 * SAVED_AT :], rel=5e-6)
+
+
+def test_stage_without_trainables_is_saved_and_resumed(tmp_path: Path) -> None:
+    """Only the rows of added tokens train: no pipeline stage of the decoder owns optimizer state."""
+    world_size, parallel = LAYOUTS["PP2xDP2+ZeRO-1"]
+    arguments: dict[str, Any] = {"trainable": ("added_rows",), "timeout": 180}
+    through = run_distributed(run, world_size, parallel, str(tmp_path), steps=SAVED_AT + 2, resume=False, **arguments)[
+        0
+    ]
+    resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=2, resume=True, **arguments)[0]
+    assert resumed == through[2 * SAVED_AT :]
+
+
+def test_asynchronous_save_holds_the_state_of_its_step(tmp_path: Path) -> None:
+    world_size, parallel = LAYOUTS["DP2"]
+    through = run_distributed(
+        run, world_size, parallel, str(tmp_path), steps=SAVED_AT + 3, resume=False, asynchronous=True, timeout=180
+    )[0]
+    resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=3, resume=True, timeout=180)[0]
+    assert resumed == through[2 * SAVED_AT :]
+
+
+def test_half_written_checkpoint_is_never_the_latest(tmp_path: Path) -> None:
+    (tmp_path / "step_00000007.partial").mkdir()
+    assert latest(tmp_path) is None
+    (tmp_path / "latest").write_text("step_00000007")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        latest(tmp_path)
+
+
+def test_missing_checkpoint_names_what_to_change(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="stage's `entry`"):
+        read_resume(tmp_path / "nothing")
+    manifest = {"resume": {"step": 4}, "parts": {}}
+    (tmp_path / "checkpoint.json").write_text(json.dumps(manifest))
+    assert read_resume(tmp_path)["step"] == 4

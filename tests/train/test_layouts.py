@@ -1,0 +1,154 @@
+"""Every layout computes what one process computes: loss, every gradient, and the weights after several steps.
+
+Issue by issue of distributed training, the reference is the same model in one process. Float32, relative to the
+largest value of each gradient.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_af.model import build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.parallel.global_state import gather_global
+from megatron_af.train.answer import AnswerObjective
+from megatron_af.train.optimizer import build_schedule
+from megatron_af.train.trainable import select
+from tests import tiny
+from tests.distributed import run_distributed
+
+STEPS = 4
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "TP2": (2, {"tensor": 2}),
+    "TP2+SP": (2, {"tensor": 2, "sequence": True}),
+    "PP2": (2, {"pipeline": 2}),
+    "PP2xVPP2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "DP2": (2, {}),
+    "DP2+ZeRO-1": (2, {"distributed_optimizer": True}),
+    "DP2+ZeRO-1+overlap": (2, {"distributed_optimizer": True, "overlap": True}),
+    "TP2xPP2+SP": (4, {"tensor": 2, "pipeline": 2, "sequence": True}),
+    "PP2xDP2+ZeRO-1": (4, {"pipeline": 2, "distributed_optimizer": True}),
+    "TP2xPP2xVPP2+SP+full recompute": (
+        4,
+        {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2, "sequence": True, "recompute": "full"},
+    ),
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "everything trains": {"trainable": tiny.ALL},
+    "frozen LM": {"trainable": tiny.FROZEN_LM},
+    # The second pipeline stage holds no block, the first holds none either with interval 4 of 4 layers and PP2:
+    # one of them has nothing to train at all.
+    "stage without trainables": {"trainable": ("lm.*.xattn.*",), "interval": 4},
+    "untied": {"trainable": tiny.ALL, "tied": False},
+}
+
+
+def train(rank: int, world_size: int, variant: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any]:
+    config = tiny.config(**variant, **layout)
+    stage = config.curriculum["stage"]
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, tiny.VOCABULARY, current_device())
+    tiny.fill(model)
+    select(model.named_parameters(), stage.trainable, stage.frozen)
+    objective = AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+    schedule = build_schedule(stage.optimizer, stage.steps, objective.optimizer)
+    result: dict[str, Any] = {"losses": [], "norms": []}
+    for step in range(STEPS):
+        batch = tiny.step_batch(
+            step,
+            dp_rank=groups.data_rank,
+            dp_size=groups.data_size,
+            mp_rank=groups.model_rank,
+            mp_size=groups.model_size,
+        )
+        record = objective.forward_backward(batch)
+        if step == 0:
+            result["first"] = record
+            if layout.get("distributed_optimizer"):
+                _gather_gradient_shards(objective)
+            result["gradients"] = gather_global(model.chunks, model.front, "main_grad")
+        schedule.step(1)
+        result["losses"].append(record["loss"])
+        result["norms"].append(objective.optimizer.step_checked())
+    objective.sync_parameters()
+    result["weights"] = gather_global(model.chunks, model.front, "data")
+    process_groups.destroy()
+    return result
+
+
+def _gather_gradient_shards(objective: AnswerObjective) -> None:
+    """Under ZeRO-1 a rank has only its shard of the summed gradients; make the buffers whole."""
+    for module in (*objective._chunks, objective._front):
+        for buffer in module.buffers:
+            for bucket in buffer.buckets:
+                size = buffer.data_parallel_group.size()
+                shard = bucket.grad_data.chunk(size)[buffer.data_parallel_group.rank()].clone()
+                dist.all_gather_into_tensor(bucket.grad_data, shard, group=buffer.data_parallel_group)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    cache: dict[str, Any] = {}
+
+    def of(variant: str) -> Any:
+        if variant not in cache:
+            cache[variant] = run_distributed(train, 1, VARIANTS[variant], {})[0]
+        return cache[variant]
+
+    return of
+
+
+def relative_errors(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    assert set(got) == set(expected)
+    return {
+        name: float((got[name] - value).abs().max() / value.abs().max().clamp_min(1e-12))
+        for name, value in expected.items()
+        if value.abs().max() > 0
+    }
+
+
+CASES = [(layout, "everything trains") for layout in LAYOUTS] + [
+    (layout, "frozen LM") for layout in ("TP2+SP", "DP2+ZeRO-1", "PP2xDP2+ZeRO-1", "TP2xPP2xVPP2+SP+full recompute")
+]
+CASES += [("PP2", "stage without trainables"), ("PP2xDP2+ZeRO-1", "stage without trainables"), ("TP2xPP2+SP", "untied")]
+
+
+@pytest.mark.parametrize(("layout", "variant"), CASES, ids=[f"{a}, {b}" for a, b in CASES])
+def test_layout_equals_one_process(layout: str, variant: str, reference: Any, record_property: Any) -> None:
+    world_size, parallel = LAYOUTS[layout]
+    expected = reference(variant)
+    got = run_distributed(train, world_size, VARIANTS[variant], parallel, timeout=180)[0]
+
+    gradient_errors = relative_errors(got["gradients"], expected["gradients"])
+    worst = max(gradient_errors, key=gradient_errors.__getitem__)
+    record_property("worst_gradient_error", gradient_errors[worst])
+    print(f"{layout}, {variant}: worst relative gradient error {gradient_errors[worst]:.1e} ({worst})")
+    assert gradient_errors[worst] <= 1e-5, worst
+    assert got["first"] == pytest.approx(expected["first"], rel=1e-6)
+    assert got["losses"] == pytest.approx(expected["losses"], rel=2e-6)
+    assert got["norms"] == pytest.approx(expected["norms"], rel=1e-5)
+    weight_errors = relative_errors(got["weights"], expected["weights"])
+    assert max(weight_errors.values()) <= 2e-5, max(weight_errors, key=weight_errors.__getitem__)
+
+
+def test_reference_trains_every_part(reference: Any) -> None:
+    """Guards the comparison: no gradient of the reference is identically zero."""
+    gradients = reference("everything trains")["gradients"]
+    silent = [name for name, gradient in gradients.items() if not gradient.abs().max() > 0]
+    assert not silent
+    assert reference("everything trains")["losses"][0] > reference("everything trains")["losses"][-1]
+
+
+def test_frozen_parameters_have_no_gradient_and_do_not_move(reference: Any) -> None:
+    result = reference("frozen LM")
+    frozen = [n for n in result["weights"] if n.startswith("lm.") and ".xattn." not in n]
+    assert frozen and not set(frozen) & set(result["gradients"])
+    for name in frozen:
+        weight = result["weights"][name]
+        start = tiny.seeded(name, weight.shape)
+        assert torch.equal(weight, start), name

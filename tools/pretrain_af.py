@@ -1,0 +1,53 @@
+"""Train one stage of Audio Flamingo on any number of processes.
+
+    torchrun --nproc_per_node 2 tools/pretrain_af.py --config configs/demo.yaml stage=align [key=value …]
+
+The stage starts from the weights its ``entry`` names, or goes on from its newest checkpoint if it has one.
+Exit codes: 0 done, 2 the configuration cannot run, 3 stopped by a signal after writing a checkpoint.
+"""
+
+import argparse
+import os
+import sys
+
+import torch.distributed as dist
+
+from megatron_af.config import ConfigError
+from megatron_af.config_file import describe, load_config
+from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.validation import validate
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=describe(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="top YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
+    arguments = parser.parse_args()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        validate(config, world_size)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return 2
+
+    make_megatron_portable()
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.train.callbacks import LogLine, StopOnSignal
+    from megatron_af.train.trainer import Trainer
+
+    if world_size == 1:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+            os.environ.setdefault(name, value)
+    dist.init_process_group(current_device().backend)
+    with Trainer(config, [LogLine(config.log_every_steps), StopOnSignal()]) as trainer:
+        reason = trainer.train()
+    dist.destroy_process_group()
+    return 0 if reason == "done" else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
