@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from megatron_af.audio.augment import SpecAugment
 from megatron_af.audio.mel_norm import MelNorm
 from megatron_af.config import EncoderConfig, FrontEndConfig
 
@@ -244,6 +245,7 @@ class HTSAT(nn.Module):
         self.recompute = config.recompute
         self.folds = IMAGE_SIDE // front_end.mel_bins
         self.bn0 = MelNorm(front_end.mel_bins)
+        self.spec_augment = SpecAugment() if config.spec_augment else nn.Identity()
         self.patch_embed = PatchEmbedding(config)
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         layers = []
@@ -277,7 +279,7 @@ class HTSAT(nn.Module):
 
     def forward(self, mel_WFM: Tensor) -> Tensor:
         self.train(self.training)  # parts may have been frozen since the last call
-        image = self.fold(self.bn0(mel_WFM))
+        image = self.fold(self.spec_augment(self.bn0(mel_WFM)))
         x_WRRD = self.patch_embed(image.to(self.norm.weight.dtype))
         for layer in self.layers:
             x_WRRD = layer(x_WRRD, self._run)

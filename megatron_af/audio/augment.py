@@ -1,0 +1,48 @@
+"""Augmentations of the HTS-AT recipe on normalised mel windows (W, F, M), in training only.
+
+mel_WFM = SpecAugment()(mel_WFM)
+partner_B, share_B = draw_mix_up(num_clips, alpha=0.5); mel_WFM = mix(mel_WFM, partner_B, share_B)
+"""
+
+import torch
+from torch import Tensor, nn
+
+STRIPES = 2
+TIME_WIDTH = 64
+"""Frames."""
+FREQUENCY_WIDTH = 8
+"""Mel bins."""
+
+
+class SpecAugment(nn.Module):
+    """Blanks stripes of time and of frequency, others for each window (Park et al. 2019, sizes of HTS-AT)."""
+
+    def forward(self, mel_WFM: Tensor) -> Tensor:
+        if not self.training:
+            return mel_WFM
+        W, F, M = mel_WFM.shape
+        kept_WF = _kept(W, F, TIME_WIDTH, mel_WFM.device)
+        kept_WM = _kept(W, M, FREQUENCY_WIDTH, mel_WFM.device)
+        return mel_WFM * kept_WF[:, :, None] * kept_WM[:, None, :]
+
+
+def _kept(windows: int, length: int, most: int, device: torch.device) -> Tensor:
+    """(W, length) of which ``STRIPES`` stripes per window, each of less than ``most`` positions, are False."""
+    width = torch.randint(most, (windows, STRIPES, 1), device=device)
+    begin = (torch.rand(windows, STRIPES, 1, device=device) * (length - width)).long()
+    position = torch.arange(length, device=device)
+    return ~((position >= begin) & (position < begin + width)).any(1)
+
+
+def draw_mix_up(clips: int, alpha: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each clip another one (itself, if alone), and its own share in [0.5, 1] (Zhang et al. 2018)."""
+    partner_B = torch.arange(clips, device=device).roll(1)
+    share = torch.distributions.Beta(alpha, alpha).sample((clips,)).to(device)
+    return partner_B, torch.maximum(share, 1 - share)
+
+
+def mix(mel_WFM: Tensor, partner_W: Tensor, share_W: Tensor) -> Tensor:
+    """Sound pressure levels do not add in dB: powers do."""
+    power = torch.pow(10.0, mel_WFM / 10)
+    share = share_W[:, None, None]
+    return 10 * torch.log10(share * power + (1 - share) * power[partner_W])

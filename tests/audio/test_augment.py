@@ -1,0 +1,32 @@
+"""SpecAugment and mix-up: what they change, and that evaluation leaves everything alone."""
+
+import torch
+
+from megatron_af.audio.augment import SpecAugment, draw_mix_up, mix
+
+
+def test_spec_augment_blanks_whole_stripes_of_bounded_width():
+    torch.manual_seed(0)
+    augment = SpecAugment()
+    out = augment(torch.ones(200, 300, 64))
+    blank_frames = (out == 0).all(2).sum(1)
+    blank_bins = (out == 0).all(1).sum(1)
+    assert ((out == 0) == ((out == 0).all(2, keepdim=True) | (out == 0).all(1, keepdim=True))).all()
+    assert 0 < blank_frames.float().mean() < 2 * 63
+    assert blank_frames.max() <= 2 * 63
+    assert 0 < blank_bins.float().mean() < 2 * 7
+    assert blank_bins.max() <= 2 * 7
+    assert len(blank_frames.unique()) > 20  # each window its own
+    assert torch.equal(augment.eval()(torch.ones(2, 9, 8)), torch.ones(2, 9, 8))
+    assert augment.train()(torch.ones(0, 9, 8)).shape == (0, 9, 8)
+
+
+def test_mix_up_adds_powers_and_keeps_the_larger_share():
+    partner, share = draw_mix_up(5, 0.5, torch.device("cpu"))
+    assert partner.tolist() == [4, 0, 1, 2, 3]
+    assert ((share >= 0.5) & (share <= 1)).all()
+    quiet_and_loud = torch.tensor([-90.0, 0.0])[:, None, None].expand(2, 3, 4)
+    mixed = mix(quiet_and_loud, torch.tensor([1, 0]), torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(mixed, torch.full((2, 3, 4), -3.0103), atol=1e-3, rtol=0)
+    alone, all_of_it = draw_mix_up(1, 0.5, torch.device("cpu"))
+    torch.testing.assert_close(mix(quiet_and_loud[:1], alone, all_of_it), quiet_and_loud[:1])

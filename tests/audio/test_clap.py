@@ -1,0 +1,129 @@
+"""CLAP's towers: pooling over real tokens only, clips of several windows, Hugging Face towers from a folder."""
+
+import math
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from transformers import (
+    AutoModelForTextEncoding,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from megatron_af.audio.clap import ClapModel, JointSpace, clip_means
+from megatron_af.config import ClapConfig, EncoderConfig, ModelConfig
+
+WORDS = ["<pad>", "</s>", "<unk>", "a", "dog", "barks", "then", "rain", "falls"]
+ENCODER = EncoderConfig(
+    embed_dim=8, depths=(1, 1), heads=(1, 2), patch_size=16, fusion=False, classes=0, stft_weights=False, drop_path=0
+)
+FRESH = ClapConfig(text_tower="", text_hidden=16, text_layers=1, text_heads=2, text_max_tokens=12, joint_dim=8)
+
+
+def word_level() -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+class WordTokenizer:
+    pad_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [WORDS.index(word) for word in text.split()]
+
+    def __len__(self) -> int:
+        return len(WORDS)
+
+
+def build(clap: ClapConfig = FRESH) -> ClapModel:
+    torch.manual_seed(0)
+    return ClapModel(ModelConfig(encoder=ENCODER, clap=clap), WordTokenizer())
+
+
+def test_padding_does_not_change_a_text():
+    clap = build().eval().clap
+    short, long = "a dog barks", "a dog barks then rain falls then rain falls"
+    together = clap.join_text(*clap.tokenize([short, long]))
+    for text, vector in zip((short, long), together, strict=True):
+        torch.testing.assert_close(clap.join_text(*clap.tokenize([text]))[0], vector, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(2))
+
+
+def test_texts_are_cut_and_empty_ones_refused():
+    clap = build().clap
+    ids, real = clap.tokenize(["a " * 50, "rain"])
+    assert ids.shape == real.shape == (2, 12)
+    assert real.sum(1).tolist() == [12, 1]
+    with pytest.raises(ValueError, match="text 1 of 2 has no token"):
+        clap.tokenize(["a", " "])
+    assert clap.tokenize([])[0].shape == (0, 1)
+
+
+def test_clip_is_the_mean_of_all_its_windows():
+    features = torch.randn(4, 5, 3)
+    means = clip_means(features, [1, 3])
+    torch.testing.assert_close(means[0], features[0].mean(0))
+    torch.testing.assert_close(means[1], features[1:].flatten(0, 1).mean(0))
+    audio = build().eval().embed_audio(torch.randn(4, 1001, 64), [1, 3])
+    assert audio.shape == (2, 8)
+    torch.testing.assert_close(audio.norm(dim=-1), torch.ones(2))
+
+
+def test_every_parameter_gets_a_gradient():
+    model = build(ClapConfig(**{**vars(FRESH), "learn_temperature": True, "text_recompute": True})).train()
+    audio = model.embed_audio(torch.randn(2, 1001, 64), [1, 1])
+    text = model.embed_text(*model.clap.tokenize(["a dog barks", "rain falls"]))
+    (model.scale * (audio @ text.T)).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_temperature_is_fixed_or_learnt_with_a_floor():
+    fixed = build()
+    assert fixed.scale.item() == pytest.approx(1 / 0.07)
+    assert "clap.log_scale" not in dict(fixed.named_parameters())
+    assert "clap.log_scale" in fixed.state_dict()
+    learnt = build(ClapConfig(**{**vars(FRESH), "learn_temperature": True}))
+    with torch.no_grad():
+        dict(learnt.named_parameters())["clap.log_scale"].fill_(math.log(1000.0))
+    assert learnt.scale.item() == pytest.approx(100.0)
+
+
+def save_tower(folder: Path, kind: str) -> None:
+    if kind == "t5":
+        T5EncoderModel(T5Config(vocab_size=9, d_model=16, d_kv=8, num_layers=1, num_heads=2, d_ff=32)).save_pretrained(
+            folder
+        )
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=word_level(), pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_any_hugging_face_encoder_is_a_tower(tmp_path, kind):
+    save_tower(tmp_path, kind)
+    config = ClapConfig(text_tower=str(tmp_path), joint_dim=8)
+    space = JointSpace(config, 16, None).eval()
+    ids, real = space.tokenize(["a dog barks", "rain"])
+    assert ids.tolist() == [[3, 4, 5], [7, 0, 0]]
+    # by hand: mean of the tower's outputs over the real tokens, then the projection
+    tower = AutoModelForTextEncoding.from_pretrained(tmp_path).eval()
+    hidden = tower(input_ids=ids[1:, :1]).last_hidden_state[0].mean(0)
+    expected = torch.nn.functional.normalize(space.text_projection(hidden), dim=-1)
+    torch.testing.assert_close(space.join_text(ids, real)[1], expected, atol=1e-5, rtol=1e-4)
+    assert not [name for name, _ in space.named_parameters() if "pooler" in name]
+
+
+def test_missing_tower_names_its_key(tmp_path):
+    with pytest.raises(ValueError, match="text_tower"):
+        JointSpace(ClapConfig(text_tower=str(tmp_path)), 16, None)
+    with pytest.raises(ValueError, match="tokenizer"):
+        JointSpace(FRESH, 16, None)
