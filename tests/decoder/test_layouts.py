@@ -1,0 +1,159 @@
+"""The decoder in tensor-, sequence- and pipeline-parallel layouts against one process: every gradient.
+
+Audio tokens and rows of added tokens are fixed leaves here; their gradients are summed over the ranks as
+encode-ahead does. Data parallelism, the optimizer and the audio side are tested with the training loop.
+"""
+
+import dataclasses
+import importlib
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_af.data.batch import IGNORED
+from megatron_af.decoder.lm import AudioLM
+from megatron_af.parallel.global_state import gather_global, load_global
+from tests.decoder.toy import (
+    ADDED,
+    HIDDEN,
+    build_chunks,
+    mixed_rows,
+    open_gates,
+    relative_error,
+    run_schedule,
+    start_layout,
+    toy_config,
+)
+from tests.distributed import run_distributed
+
+TOLERANCE = 1e-5
+MICRO_BATCHES = 4
+Result = dict[str, dict[str, Tensor]]
+
+LAYOUTS = {
+    "TP2": {"tensor": 2},
+    "TP2+SP": {"tensor": 2, "sequence": True},
+    "PP2": {"pipeline": 2},
+    "PP4, two stages without a block": {"pipeline": 4},
+    "PP2xVPP2": {"pipeline": 2, "virtual_pipeline": 2},
+    "TP2xPP2": {"tensor": 2, "pipeline": 2},
+    "TP2xPP2+SP": {"tensor": 2, "pipeline": 2, "sequence": True},
+    "TP2+SP, selective recompute": {"tensor": 2, "sequence": True, "recompute": "selective"},
+    "TP2xPP2xVPP2+SP, full recompute": {
+        "tensor": 2,
+        "pipeline": 2,
+        "virtual_pipeline": 2,
+        "sequence": True,
+        "recompute": "full",
+    },
+}
+
+
+def world_of(layout: dict[str, object]) -> int:
+    return int(layout.get("tensor", 1)) * int(layout.get("pipeline", 1))
+
+
+def reduce_gradients(chunks: list[AudioLM]) -> None:
+    """What megatron-core's ``finalize_model_grads`` does besides data parallelism."""
+    finalize = importlib.import_module("megatron.core.distributed.finalize_model_grads")
+    for chunk in chunks:
+        chunk.ddp_config = type("DDPConfig", (), {"use_megatron_fsdp": False})()
+        for parameter in chunk.parameters():
+            parameter.main_grad = parameter.grad
+    finalize._allreduce_word_embedding_grads(chunks, chunks[0].config)
+    finalize._allreduce_non_tensor_model_parallel_grads(chunks, chunks[0].config)
+
+
+def one_step(rank: int, world_size: int, lm: dict[str, object], frozen: bool, layout: dict[str, object]) -> Result:
+    """Losses, gradients of all weights, and of the audio tokens and rows summed over the ranks."""
+    config = toy_config(lm=lm, **layout)
+    start_layout(config.parallel)
+    chunks = build_chunks(config)
+    load_global(chunks, None, open_gates)
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            parameter.requires_grad = not frozen or ".xattn." in name
+    batches = [mixed_rows(seed) for seed in range(MICRO_BATCHES)]
+    masked = torch.full_like(batches[1][0].labels_BS, IGNORED)  # one micro-batch supervises nothing at all
+    batches[1] = (dataclasses.replace(batches[1][0], labels_BS=masked), batches[1][1])
+    for _, audio in batches:
+        audio.tokens_LBD.requires_grad_()
+    rows_NH = (torch.randn(ADDED, HIDDEN, generator=torch.Generator().manual_seed(3)) * 0.15).requires_grad_()
+    losses = run_schedule(chunks, batches, rows_NH)
+    reduce_gradients(chunks)
+    leaves = {"rows": rows_NH} | {f"tokens.{i}": audio.tokens_LBD for i, (_, audio) in enumerate(batches)}
+    inputs = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    for gradient in inputs.values():
+        dist.all_reduce(gradient)
+    logits = run_schedule(chunks, batches, rows_NH, forward_only=True, forward=AudioLM.logits)
+    return {
+        "losses": {str(i): loss for i, loss in enumerate(losses)},
+        "logits": {str(i): logit for i, logit in enumerate(logits)},
+        "weights": gather_global(chunks, None, "grad"),
+        "inputs": inputs,
+    }
+
+
+_references: dict[tuple[bool, bool], Result] = {}
+
+
+def reference(tied: bool, frozen: bool) -> Result:
+    if (tied, frozen) not in _references:
+        _references[tied, frozen] = run_distributed(one_step, 1, {"tied": tied}, frozen, {})[0]
+    return _references[tied, frozen]
+
+
+def compare(results: list[Result], expected: Result) -> None:
+    first, last = results[0], results[-1]
+    assert last["losses"] and last["logits"], "the last rank is on the last stage"
+    for kind, found in (
+        ("losses", last["losses"]),
+        ("logits", last["logits"]),
+        ("weights", first["weights"]),
+        ("inputs", first["inputs"]),
+    ):
+        assert found.keys() == expected[kind].keys(), kind
+        errors = {name: relative_error(found[name], expected[kind][name]) for name in found}
+        worst = max(errors, key=errors.__getitem__)
+        print(f"{kind}: worst relative error {errors[worst]:.1e} ({worst})")
+        assert errors[worst] <= TOLERANCE, (kind, worst, errors[worst])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layout_equals_one_process(layout):
+    compare(run_distributed(one_step, world_of(layout), {"tied": True}, False, layout), reference(True, False))
+
+
+@pytest.mark.parametrize("name", ["TP2xPP2+SP", "PP2xVPP2"])
+def test_layout_with_an_untied_table(name):
+    results = run_distributed(one_step, world_of(LAYOUTS[name]), {"tied": False}, False, LAYOUTS[name])
+    compare(results, reference(False, False))
+
+
+@pytest.mark.parametrize("name", ["TP2xPP2+SP", "PP4, two stages without a block"])
+def test_layout_with_a_frozen_language_model(name):
+    results = run_distributed(one_step, world_of(LAYOUTS[name]), {"tied": True}, True, LAYOUTS[name])
+    compare(results, reference(True, True))
+
+
+def test_every_gradient_is_live():
+    """Otherwise agreement would say nothing."""
+    for kind in ("weights", "inputs"):
+        for name, gradient in reference(True, False)[kind].items():
+            assert gradient.abs().max() > 1e-4 or name == "tokens.1", (kind, name)
+
+
+def fresh_weights(rank: int, world_size: int, layout: dict[str, object]) -> dict[str, Tensor]:
+    config = toy_config(**layout)
+    start_layout(config.parallel)
+    return gather_global(build_chunks(config), None, "data")
+
+
+def test_fresh_weights_do_not_depend_on_the_layout():
+    expected = run_distributed(fresh_weights, 1, {})[0]
+    for name in ("TP2xPP2+SP", "PP2xVPP2"):
+        found = run_distributed(fresh_weights, world_of(LAYOUTS[name]), LAYOUTS[name])[0]
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
