@@ -1,0 +1,296 @@
+"""Can this configuration run? Checked before any process group, file or model is made.
+
+    validate(config, world_size)            # raises ConfigError with every problem, each with its key and a fix
+    problems = check(config, world_size)    # the same without looking at files: for a dry run
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from megatron_af.config import Config, ConfigError, StageConfig
+from megatron_af.config_file import suggestion
+from megatron_af.train.trainable import PARTS
+
+PARAMETERS = (
+    "encoder.*",
+    "transform.*",
+    "added_rows",
+    "lm.embedding.word_embeddings.weight",
+    "lm.decoder.layers.*.input_layernorm.*",
+    "lm.decoder.layers.*.self_attention.*",
+    "lm.decoder.layers.*.pre_mlp_layernorm.*",
+    "lm.decoder.layers.*.mlp.*",
+    "lm.decoder.layers.*.xattn.*",
+    "lm.decoder.final_layernorm.*",
+    "lm.output_layer.weight",
+)
+"""Families of canonical parameter names, as patterns."""
+
+MEL_FRAMES, MEL_BINS = 1024, 64
+"""HTS-AT folds this many frames by bins into its square image."""
+
+
+def validate(config: Config, world_size: int) -> None:
+    """Stop a run that cannot work.
+
+    Raises:
+        ConfigError: with every problem of the configuration, of ``config.stage`` and of the files it needs.
+    """
+    problems = check(config, world_size)
+    stage = config.curriculum.get(config.stage)
+    if stage is None:
+        problems.insert(0, _unknown_stage(config))
+    else:
+        problems += _missing_files(config, stage)
+    if problems:
+        raise ConfigError(f"{config.name} cannot run on {_count(world_size, 'process')}", problems)
+
+
+def check(config: Config, world_size: int) -> list[str]:
+    """Problems of the model, its layout and its stages (of ``config.stage``, or of all when none is named)."""
+    problems = [*_model(config), *_layout(config, world_size), *_references(config)]
+    if re.search(r"[/\\]|^\.*$", config.name):
+        problems.append(f"name = '{config.name}': names a folder in {config.output}; use letters, digits, - and _")
+    stages = config.curriculum if not config.stage else {config.stage: config.curriculum.get(config.stage)}
+    for name, stage in stages.items():
+        if stage is not None:
+            problems += _stage(config, name, stage, world_size)
+    return problems
+
+
+def _model(config: Config) -> Iterator[str]:
+    model, lm = config.model, config.model.lm
+    front, encoder, xattn = model.front_end, model.encoder, model.cross_attention
+    yield from _divides("model.lm.heads", lm.heads, "model.lm.hidden", lm.hidden)
+    yield from _divides("model.lm.kv_heads", lm.kv_heads, "model.lm.heads", lm.heads)
+    yield from _divides("model.transform.heads", model.transform.heads, "the encoder's width", encoder.feature_dim)
+    if not 1 <= xattn.interval <= lm.layers:
+        yield (
+            f"model.cross_attention.interval = {xattn.interval}: a gated block stands before every n-th of the "
+            f"{lm.layers} layers (model.lm.layers); set it to 1 … {lm.layers}"
+        )
+    if len(encoder.depths) != len(encoder.heads):
+        yield (
+            f"model.encoder.heads has {len(encoder.heads)} stages and model.encoder.depths has "
+            f"{len(encoder.depths)}: give both the same length"
+        )
+    for stage, heads in enumerate(encoder.heads):
+        width = encoder.embed_dim * 2**stage
+        yield from _divides(f"model.encoder.heads[{stage}]", heads, f"the width of encoder stage {stage}", width)
+    if encoder.tokens_per_window < 1:
+        yield (
+            f"model.encoder.patch_size = {encoder.patch_size} with {len(encoder.depths)} stages leaves no token of a "
+            "window: use smaller patches or fewer model.encoder.depths"
+        )
+    if front.mel_bins != MEL_BINS:
+        yield f"model.front_end.mel_bins = {front.mel_bins}: HTS-AT's image holds {MEL_BINS}; set it to {MEL_BINS}"
+    if not 0 <= front.overlap_seconds < front.window_seconds:
+        yield (
+            f"model.front_end.overlap_seconds = {front.overlap_seconds}: must be at least 0 and below "
+            f"window_seconds = {front.window_seconds}"
+        )
+    elif front.window_frames > MEL_FRAMES:
+        yield (
+            f"model.front_end.window_seconds = {front.window_seconds} makes {front.window_frames} mel frames; "
+            f"HTS-AT takes {MEL_FRAMES}: shorten the window or raise model.front_end.hop_samples = {front.hop_samples}"
+        )
+    if not 0 <= front.min_hz < front.max_hz <= front.sample_rate / 2:
+        yield (
+            f"model.front_end.min_hz = {front.min_hz}, max_hz = {front.max_hz}: need 0 <= min_hz < max_hz <= "
+            f"{front.sample_rate / 2} (half of sample_rate)"
+        )
+
+
+def _layout(config: Config, world_size: int) -> Iterator[str]:
+    parallel, lm, xattn = config.parallel, config.model.lm, config.model.cross_attention
+    for key in ("tensor", "pipeline", "virtual_pipeline"):
+        if getattr(parallel, key) < 1:
+            yield f"parallel.{key} = {getattr(parallel, key)}: must be at least 1"
+    sharded = {
+        "model.lm.heads": lm.heads,
+        "model.lm.kv_heads": lm.kv_heads,
+        "model.lm.ffn": lm.ffn,
+        "model.cross_attention.heads": xattn.heads,
+    }
+    refusing = [f"{key} = {value}" for key, value in sharded.items() if value % max(1, parallel.tensor)]
+    if refusing:
+        fits = _list(_divisors(math.gcd(*sharded.values())))
+        yield f"parallel.tensor = {parallel.tensor} does not divide {', '.join(refusing)}: set it to one of {fits}"
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if chunks > 0 and lm.layers % chunks:
+        yield (
+            f"parallel.pipeline = {parallel.pipeline} x parallel.virtual_pipeline = {parallel.virtual_pipeline} does "
+            f"not divide model.lm.layers = {lm.layers}: set their product to one of {_list(_divisors(lm.layers))}"
+        )
+    if parallel.virtual_pipeline > 1 and parallel.pipeline < 2:
+        yield (
+            f"parallel.virtual_pipeline = {parallel.virtual_pipeline} needs parallel.pipeline of at least 2; "
+            "set virtual_pipeline to 1"
+        )
+    if parallel.sequence and parallel.tensor < 2:
+        yield "parallel.sequence shards over the tensor-parallel group: set it to false or parallel.tensor above 1"
+    model_ranks = parallel.tensor * parallel.pipeline
+    if model_ranks > 0 and world_size % model_ranks:
+        yield (
+            f"parallel.tensor = {parallel.tensor} x parallel.pipeline = {parallel.pipeline} does not divide "
+            f"{_count(world_size, 'process')}: start a multiple of {model_ranks} (torchrun --nproc_per_node)"
+        )
+
+
+def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> Iterator[str]:
+    prefix = f"curriculum.{name}"
+    yield from _batch(config, prefix, stage, world_size)
+    counts = ("max_windows", "max_text_tokens", "micro_batch_samples", "global_batch_samples", "questions_per_sample")
+    for key in (*counts, "steps"):
+        if getattr(stage, key) < 1:
+            yield f"{prefix}.{key} = {getattr(stage, key)}: must be at least 1"
+    for key in ("trainable", "frozen"):
+        for pattern in getattr(stage, key):
+            any_character = re.sub(r"\[.*?\]", "?", pattern)
+            if not any(_meet(any_character, family) for family in PARAMETERS):
+                hint = suggestion(pattern, PARAMETERS)
+                yield f"{prefix}.{key}: pattern '{pattern}' matches no parameter{hint}"
+    for part, origin in stage.entry.items():
+        if part not in (*PARTS, "all"):
+            yield f"{prefix}.entry.{part}: no such part of the model{suggestion(part, (*PARTS, 'all'))}"
+        order = list(config.curriculum)
+        if origin in order and order.index(origin) >= order.index(name):
+            yield f"{prefix}.entry.{part} = {origin}: comes no earlier than {name} in curriculum; name an earlier stage"
+    if not stage.blend:
+        yield f"{prefix}.blend is empty: name data sets of data.datasets with weights above 0"
+    for dataset, weight in stage.blend.items():
+        if dataset not in config.data.datasets:
+            yield f"{prefix}.blend.{dataset}: not in data.datasets{suggestion(dataset, list(config.data.datasets))}"
+        if not weight > 0:
+            yield f"{prefix}.blend.{dataset} = {weight}: must be above 0; remove it to leave the data set out"
+    positions = config.model.lm.max_positions
+    if stage.objective == "answer" and stage.max_text_tokens > positions:
+        yield (
+            f"{prefix}.max_text_tokens = {stage.max_text_tokens}: the language model has "
+            f"model.lm.max_positions = {positions}"
+        )
+    optimizer = stage.optimizer
+    if not optimizer.learning_rate > 0:
+        yield f"{prefix}.optimizer.learning_rate = {optimizer.learning_rate}: must be above 0"
+    if not 0 <= optimizer.min_learning_rate <= optimizer.learning_rate:
+        yield (
+            f"{prefix}.optimizer.min_learning_rate = {optimizer.min_learning_rate}: must lie between 0 and "
+            f"learning_rate = {optimizer.learning_rate}"
+        )
+    if stage.passes == 0 and optimizer.warmup_steps >= stage.steps:
+        yield f"{prefix}.optimizer.warmup_steps = {optimizer.warmup_steps}: must be below steps = {stage.steps}"
+    for key in ("beta1", "beta2"):
+        if not 0 <= getattr(optimizer, key) < 1:
+            yield f"{prefix}.optimizer.{key} = {getattr(optimizer, key)}: must be at least 0 and below 1"
+
+
+def _batch(config: Config, prefix: str, stage: StageConfig, world_size: int) -> Iterator[str]:
+    parallel = config.parallel
+    model_ranks = max(1, parallel.tensor * parallel.pipeline)
+    data_ranks = max(1, world_size // model_ranks)
+    share = data_ranks * stage.micro_batch_samples
+    if stage.batch_tokens:
+        sample = stage.max_windows * config.model.encoder.tokens_per_window + stage.max_text_tokens
+        if sample * share > stage.batch_tokens:
+            yield (
+                f"{prefix}.batch_tokens = {stage.batch_tokens}: the longest sample has {sample} tokens "
+                f"({prefix}.max_windows = {stage.max_windows}, max_text_tokens = {stage.max_text_tokens}) and a step "
+                f"takes at least {share} samples; raise batch_tokens to {sample * share} or lower max_windows"
+            )
+        return
+    if share < 1 or stage.global_batch_samples % share:
+        yield (
+            f"{prefix}.global_batch_samples = {stage.global_batch_samples}: not a multiple of data-parallel ranks x "
+            f"micro_batch_samples = {data_ranks} x {stage.micro_batch_samples}; change one of the two"
+        )
+    elif parallel.virtual_pipeline > 1 and (stage.global_batch_samples // share) % parallel.pipeline:
+        micro_batches = stage.global_batch_samples // share
+        yield (
+            f"{prefix}.global_batch_samples = {stage.global_batch_samples} makes {micro_batches} micro-batches a step; "
+            f"the interleaved schedule needs a multiple of parallel.pipeline = {parallel.pipeline}: use a multiple of "
+            f"{share * parallel.pipeline} samples"
+        )
+
+
+def _references(config: Config) -> Iterator[str]:
+    """Names that must exist elsewhere in the configuration."""
+    known = [*config.curriculum, *config.steps]
+    for name, step in config.steps.items():
+        for other in step.after:
+            if other != "stages" and other not in known:
+                yield f"steps.{name}.after: no step or stage '{other}'{suggestion(other, known)}"
+        for other in step.before:
+            if other not in config.curriculum:
+                yield f"steps.{name}.before: no stage '{other}'{suggestion(other, list(config.curriculum))}"
+
+
+def _unknown_stage(config: Config) -> str:
+    names = list(config.curriculum)
+    if not config.stage:
+        return f"stage is not set: add stage=NAME with one of {_list(names)}"
+    return f"stage = {config.stage}: not in curriculum{suggestion(config.stage, names)}"
+
+
+def _missing_files(config: Config, stage: StageConfig) -> Iterator[str]:
+    root = Path(config.data.root)
+    if not root.is_dir():
+        yield f"data.root = {root}: no such folder; prepare the data (tools/prepare_data.py) or name where it lies"
+    else:
+        for name in stage.blend:
+            if name in config.data.datasets:
+                manifest = root / config.data.datasets[name].manifest
+                if not manifest.exists():
+                    yield f"data.datasets.{name}.manifest: no file {manifest}; prepare the data or correct the path"
+    tokenizer = config.data.tokenizer
+    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", tokenizer) and not tokenizer.endswith(".json")
+    if not tokenizer:
+        yield "data.tokenizer is not set: name a folder, a tokenizer.json or a hub name such as Qwen/Qwen2.5-3B"
+    elif not Path(tokenizer).exists() and not is_hub_name:
+        yield f"data.tokenizer = {tokenizer}: does not exist; name a folder, a tokenizer.json or a hub name"
+    for part, origin in stage.entry.items():
+        key = f"curriculum.{config.stage}.entry.{part}"
+        if origin in config.curriculum:
+            folder = config.stage_folder(origin)
+            if not (folder / "checkpoints" / "latest").exists():
+                yield f"{key} = {origin}: stage {origin} has no checkpoint in {folder}; run stage={origin} first"
+        elif not Path(origin).exists():
+            yield (
+                f"{key} = {origin}: neither a stage nor an existing checkpoint"
+                f"{suggestion(origin, list(config.curriculum))}"
+            )
+
+
+def _divides(divisor_key: str, divisor: int, key: str, value: int) -> Iterator[str]:
+    if divisor < 1:
+        yield f"{divisor_key} = {divisor}: must be at least 1"
+    elif value % divisor:
+        fits = _list(_divisors(value))
+        yield f"{divisor_key} = {divisor} does not divide {key} = {value}: set {divisor_key} to one of {fits}"
+
+
+def _divisors(value: int) -> list[int]:
+    return [d for d in range(1, value + 1) if value % d == 0]
+
+
+def _list(values: Sequence[object], most: int = 12) -> str:
+    shown = ", ".join(map(str, values[:most])) or "(none)"
+    return shown + (", …" if len(values) > most else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}es"
+
+
+@cache
+def _meet(one: str, other: str) -> bool:
+    """Whether some name fits both patterns (``*`` and ``?``)."""
+    if one.startswith("*"):
+        return _meet(one[1:], other) or (other != "" and _meet(one, other[1:]))
+    if other.startswith("*"):
+        return _meet(other, one)
+    if not one or not other:
+        return one == other
+    return (one[0] == other[0] or "?" in (one[0], other[0])) and _meet(one[1:], other[1:])
