@@ -25,6 +25,13 @@ def shorten_flac(data: bytes, samples: int) -> bytes:
     return bytes(head) + data[_TOTAL_SAMPLES + 5 :]
 
 
+def flac_format(data: bytes) -> tuple[int, int] | None:
+    """Sampling rate and channels of a FLAC stream; None when the bytes are something else."""
+    if data[:4] != b"fLaC" or len(data) < 42:
+        return None
+    return int.from_bytes(data[18:21], "big") >> 4, (data[20] >> 1 & 7) + 1
+
+
 def flac_samples(data: bytes) -> int:
     """Samples per channel that the header promises.
 

@@ -107,7 +107,7 @@ def build(
 ) -> Pipeline:
     """A DALI pipeline with inputs ``clip`` and ``windows`` and one output: mel [W, F, M] of each clip."""
 
-    @pipeline_def(  # type: ignore[untyped-decorator]
+    @pipeline_def(
         batch_size=batch,
         num_threads=threads,
         device_id=device_id,

@@ -14,8 +14,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-SHORTFALL_SECONDS, SHORTFALL_FRACTION = 0.5, 0.05
-"""A clip may be this much shorter than its manifest says (the larger of both); more means a truncated file."""
+SHORTFALL_SECONDS, SHORTFALL_FRACTION = 0.05, 0.05
+"""A clip may be this much shorter than its manifest says (both together); more means a truncated file."""
 
 
 class AudioError(Exception):
@@ -42,24 +42,23 @@ def read_wave(
             rate = file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"cannot be decoded: {error}") from error
-    seconds = len(wave_TC) / rate
-    if seconds < duration - max(SHORTFALL_SECONDS, SHORTFALL_FRACTION * duration):
-        raise AudioError(f"truncated: {seconds:.2f} s of {duration:.2f} s could be decoded")
+    _check_duration(len(wave_TC) / rate, duration)
     wave_T = to_mono(wave_TC, channels)
     if not np.isfinite(wave_T).all():
         raise AudioError("holds NaN or infinite samples")
     return resample(wave_T, rate, sample_rate)
 
 
-def check_header(path: Path, *, start: float) -> None:
-    """What can be known without decoding: the file is there, is audio, and does not end before the clip begins.
+def check_header(path: Path, *, start: float, duration: float) -> None:
+    """What can be known without decoding: the file is there, is audio, and is long enough for the clip.
 
     Raises:
         AudioError: it is not.
     """
     try:
         with soundfile.SoundFile(path) as file:
-            _first_frame(file, start)
+            first = _first_frame(file, start)
+            _check_duration((file.frames - first) / file.samplerate, duration)
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"cannot be opened: {error}") from error
 
@@ -77,6 +76,11 @@ def resample(wave_T: NDArray[np.float32], rate: int, target: int) -> NDArray[np.
         return np.ascontiguousarray(wave_T)
     out: NDArray[np.float32] = soxr.resample(wave_T, rate, target, quality="HQ")
     return out
+
+
+def _check_duration(seconds: float, promised: float) -> None:
+    if seconds < promised * (1 - SHORTFALL_FRACTION) - SHORTFALL_SECONDS:
+        raise AudioError(f"truncated: {seconds:.2f} s of {promised:.2f} s are there")
 
 
 def _first_frame(file: soundfile.SoundFile, start: float) -> int:

@@ -60,8 +60,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 def test_headers_are_checked_without_decoding(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(2.0), RATE)
-    check_header(tmp_path / "a.wav", start=1.0)
+    check_header(tmp_path / "a.wav", start=1.0, duration=1.0)
     with pytest.raises(AudioError, match=r"begins at 3.00 s"):
-        check_header(tmp_path / "a.wav", start=3.0)
+        check_header(tmp_path / "a.wav", start=3.0, duration=1.0)
+    with pytest.raises(AudioError, match="truncated"):
+        check_header(tmp_path / "a.wav", start=1.0, duration=2.0)
     with pytest.raises(AudioError, match="cannot be opened"):
-        check_header(tmp_path / "b.wav", start=0.0)
+        check_header(tmp_path / "b.wav", start=0.0, duration=1.0)

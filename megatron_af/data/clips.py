@@ -1,0 +1,113 @@
+"""From the clips of a step to mel windows: prepared audio natively in DALI, anything else through soundfile.
+
+    loader = ClipLoader(config, max_windows=12, device=current_device())
+    mel_WFM, bad = loader.load(clips)       # bad: {index: why}; such a clip is silent
+
+W windows, F mel frames, M mel bins.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dali_pipes.flac import flac_format, shorten_flac
+from dali_pipes.mel import Flac, MelPipeline, Pcm
+from dali_pipes.waves import AudioError, check_header, read_wave
+from megatron_af.config import Config
+from megatron_af.data.rows import Clip
+from megatron_af.parallel.device import Device
+
+
+class ClipLoader:
+    """Audio of clips under one data root, cut to ``max_windows``."""
+
+    def __init__(self, config: Config, *, max_windows: int, device: Device) -> None:
+        self.front_end = config.model.front_end
+        self.max_windows = max_windows
+        self._root = Path(config.data.root)
+        self._pipeline = MelPipeline(
+            self.front_end, device=device.dali, device_id=device.dali_id, threads=config.data.workers
+        )
+        self._digest_of_file = lru_cache(maxsize=1 << 20)(_file_digest)
+        self._header_problem = lru_cache(maxsize=1 << 16)(_header_problem)
+
+    def num_windows(self, clip: Clip) -> int:
+        """Windows of a clip, from its promised duration: every rank knows it without decoding."""
+        return self.front_end.num_windows(round(clip.duration * self.front_end.sample_rate), self.max_windows)
+
+    def seconds(self, clip: Clip) -> float:
+        """Seconds of the clip that its windows hear."""
+        front_end = self.front_end
+        step = front_end.window_seconds - front_end.overlap_seconds
+        return min(clip.duration, front_end.window_seconds + (self.num_windows(clip) - 1) * step)
+
+    def check(self, clip: Clip) -> None:
+        """Cheap test that every rank makes of files that were not prepared; nothing is decoded.
+
+        Raises:
+            AudioError: the clip certainly cannot be used.
+        """
+        if not clip.length and (problem := self._header_problem(self._root / clip.path, clip.start, clip.duration)):
+            raise AudioError(problem)
+
+    def digest(self, clip: Clip) -> str:
+        """What identifies the recording's bytes."""
+        if clip.digest:
+            return clip.digest
+        stat = (self._root / clip.path).stat()
+        return self._digest_of_file(self._root / clip.path, stat.st_mtime_ns, clip.offset, clip.length or stat.st_size)
+
+    def load(self, clips: Sequence[Clip]) -> tuple[Tensor, dict[int, str]]:
+        """Mel windows of the clips, one after another [W, F, M], and what was wrong with which clip.
+
+        A clip that cannot be decoded is silence of the promised length: the text of its sample stands on other
+        ranks already, so it can no longer be exchanged for another one.
+        """
+        sounds: list[Pcm | Flac] = []
+        bad: dict[int, str] = {}
+        for index, clip in enumerate(clips):
+            try:
+                sounds.append(self._sound(clip))
+            except AudioError as error:
+                bad[index] = str(error)
+                sounds.append(Pcm(np.zeros(0, np.float32)))
+        return self._pipeline.run(sounds, [self.num_windows(clip) for clip in clips]), bad
+
+    def _sound(self, clip: Clip) -> Pcm | Flac:
+        front_end, path = self.front_end, self._root / clip.path
+        samples = front_end.window_samples + (self.num_windows(clip) - 1) * front_end.stride_samples
+        source: Path | bytes = path
+        if clip.length:
+            source = _read_span(path, clip.offset, clip.length)
+            if not clip.start and flac_format(source) == (front_end.sample_rate, 1):
+                return Flac(shorten_flac(source, samples))
+        duration = min(clip.duration, samples / front_end.sample_rate)
+        return Pcm(read_wave(source, start=clip.start, duration=duration, sample_rate=front_end.sample_rate))
+
+
+def _read_span(path: Path, offset: int, length: int) -> bytes:
+    try:
+        with path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        raise AudioError(f"shard cannot be read: {error}") from error
+    if len(data) != length:
+        raise AudioError(f"shard ends at byte {offset + len(data)}, the recording at {offset + length}")
+    return data
+
+
+def _header_problem(path: Path, start: float, duration: float) -> str:
+    try:
+        check_header(path, start=start, duration=duration)
+    except AudioError as error:
+        return str(error)
+    return ""
+
+
+def _file_digest(path: Path, _modified: int, offset: int, length: int) -> str:
+    return hashlib.sha256(_read_span(path, offset, length)).hexdigest()
