@@ -1,0 +1,194 @@
+"""Qwen2 and Qwen2.5 weights in Hugging Face's layout, read into any layout of ours.
+
+    checkpoint = Qwen2Folder("Qwen2.5-3B")            # config.json and *.safetensors, sharded or not
+    checkpoint.check(config.model.lm)                 # the YAML describes this model
+    load_qwen2(model.chunks, checkpoint.source, config.model.lm)
+    rows = checkpoint.mean_row(tokenizer.first_added_id)
+
+Each rank reads only the rows and columns it holds. Names and layouts: ``modeling_qwen2.py`` of transformers on
+one side, megatron-core's ``SelfAttention`` and ``MLP`` on the other: it fuses q, k and v group by group (the
+queries of a group of heads, then its key, then its value) and puts the gate's rows before the up projection's.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from megatron_af.config import LMConfig
+from megatron_af.parallel.global_state import Placement, fill, placements
+
+WHOLE = slice(None)
+
+
+class Sliceable(Protocol):
+    """A tensor, or one in a safetensors file, of which parts can be had."""
+
+    def __getitem__(self, index: Any, /) -> Tensor: ...
+
+
+type Source = Callable[[str], Sliceable]
+"""From a Hugging Face name to its tensor; a state dict's ``__getitem__`` is one."""
+
+OUTSIDE_LAYERS = {
+    "lm.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "lm.decoder.final_layernorm.weight": "model.norm.weight",
+    "lm.output_layer.weight": "lm_head.weight",
+}
+INSIDE_LAYERS = {
+    "input_layernorm.weight": ("input_layernorm.weight",),
+    "self_attention.linear_qkv.weight": (
+        "self_attn.q_proj.weight",
+        "self_attn.k_proj.weight",
+        "self_attn.v_proj.weight",
+    ),
+    "self_attention.linear_qkv.bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
+    "self_attention.linear_proj.weight": ("self_attn.o_proj.weight",),
+    "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight",),
+    "mlp.linear_fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "mlp.linear_fc2.weight": ("mlp.down_proj.weight",),
+}
+"""Our name inside a layer -> the tensors it is made of."""
+
+
+def hugging_face_names(name: str) -> tuple[str, ...]:
+    """Names of the tensors that one of the language model's is made of (canonical name, no gated blocks)."""
+    if name in OUTSIDE_LAYERS:
+        return (OUTSIDE_LAYERS[name],)
+    layer = re.fullmatch(r"lm\.decoder\.layers\.(\d+)\.(.+)", name)
+    if layer is None or layer[2] not in INSIDE_LAYERS:
+        raise KeyError(f"{name} has no counterpart in Qwen2")
+    return tuple(f"model.layers.{layer[1]}.{part}" for part in INSIDE_LAYERS[layer[2]])
+
+
+def read_part(placement: Placement, lm: LMConfig, source: Source) -> Tensor:
+    """This rank's part of one parameter, from the slices it is made of."""
+    tensors = [source(name) for name in hugging_face_names(placement.name)]
+    if placement.dim is None:
+        return tensors[0][WHOLE]
+    ranges = placement.ranges()
+    if len(tensors) == 3:
+        ((start, stop),) = ranges
+        return _fused_qkv(tensors, lm, start, stop)
+    if len(tensors) == 2:
+        half = placement.shape[placement.dim] // 2
+        ranges = [ranges[0], (ranges[1][0] - half, ranges[1][1] - half)]
+    index: dict[int, Callable[[int, int], Any]] = {0: lambda a, b: slice(a, b), 1: lambda a, b: (WHOLE, slice(a, b))}
+    parts = [tensor[index[placement.dim](*span)] for tensor, span in zip(tensors, ranges, strict=True)]
+    return torch.cat(parts, placement.dim) if len(parts) > 1 else parts[0]
+
+
+def _fused_qkv(tensors: list[Sliceable], lm: LMConfig, start: int, stop: int) -> Tensor:
+    """Rows ``start`` to ``stop`` of the fused projection; they hold whole groups of heads."""
+    head_dim, queries = lm.hidden // lm.heads, lm.heads // lm.kv_heads
+    per_group = (queries * head_dim, head_dim, head_dim)
+    first, last = start // sum(per_group), stop // sum(per_group)
+    tail = tensors[0][:0].shape[1:]  # none for a bias
+    parts = [
+        tensor[first * rows : last * rows].reshape(last - first, rows, *tail)
+        for tensor, rows in zip(tensors, per_group, strict=True)
+    ]
+    return torch.cat(parts, dim=1).flatten(0, 1)
+
+
+def load_qwen2(chunks: Iterable[nn.Module], source: Source, lm: LMConfig) -> None:
+    """Fill the language model of every chunk of this rank; its gated blocks stay as they are."""
+    for chunk in chunks:
+        for placement, parameter in placements(chunk):
+            if ".xattn." not in placement.name:
+                fill(parameter, placement, read_part(placement, lm, source))
+
+
+class Qwen2Folder:
+    """A Qwen2 or Qwen2.5 model as ``save_pretrained`` and the hub lay it out.
+
+    Raises:
+        FileNotFoundError: no ``config.json`` or no weights in the folder.
+        ValueError: another kind of model, or a variant this decoder does not compute.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.json").is_file():
+            raise FileNotFoundError(f"expected a Hugging Face folder with config.json, got {self.folder}")
+        self._config = json.loads((self.folder / "config.json").read_text())
+        kind = self._config.get("model_type")
+        if kind != "qwen2":
+            raise ValueError(f"{self.folder}/config.json: expected model_type 'qwen2', got {kind!r}")
+        if self._config.get("use_sliding_window"):
+            raise ValueError(f"{self.folder}/config.json: use_sliding_window is not supported")
+        self._file_of = self._index()
+        self._open: dict[str, Any] = {}
+
+    def _index(self) -> dict[str, str]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            return file_of
+        single = self.folder / "model.safetensors"
+        if not single.is_file():
+            raise FileNotFoundError(
+                f"{self.folder}: expected model.safetensors or model.safetensors.index.json; "
+                "save the model with save_pretrained(..., safe_serialization=True)"
+            )
+        with safe_open(single, framework="pt") as file:
+            return dict.fromkeys(file.keys(), single.name)
+
+    @property
+    def lm_config(self) -> LMConfig:
+        """The sizes that ``config.json`` states."""
+        config = self._config
+        rope: dict[str, Any] = config.get("rope_parameters") or {}  # from transformers 5 on; before: rope_theta
+        scaling = config.get("rope_scaling") or {}
+        kind = rope.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
+        if kind != "default":
+            raise ValueError(f"{self.folder}/config.json: RoPE scaling {kind!r} is not supported")
+        return LMConfig(
+            family="qwen2",
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            ffn=config["intermediate_size"],
+            vocab=config["vocab_size"],
+            tied=config["tie_word_embeddings"],
+            rope_base=float(rope.get("rope_theta", config.get("rope_theta", 1e6))),
+            norm_eps=config["rms_norm_eps"],
+            max_positions=config["max_position_embeddings"],
+        )
+
+    def check(self, lm: LMConfig) -> None:
+        """Raises ValueError with every key of ``model.lm`` that describes another model than the folder's."""
+        ours, theirs = vars(lm), vars(self.lm_config)
+        different = [
+            f"model.lm.{key} = {ours[key]}: the folder has {theirs[key]}"
+            for key in ours
+            if ours[key] != theirs[key] and key != "max_positions"
+        ]
+        if different:
+            raise ValueError(f"{self.folder} holds another model:\n  " + "\n  ".join(different))
+
+    def source(self, name: str) -> Sliceable:
+        """A tensor to slice; nothing is read before it is."""
+        if name not in self._file_of:
+            raise KeyError(f"{self.folder} holds no {name}")
+        file = self._file_of[name]
+        if file not in self._open:
+            self._open[file] = safe_open(self.folder / file, framework="pt")
+        sliceable: Sliceable = self._open[file].get_slice(name)
+        return sliceable
+
+    def mean_row(self, known_tokens: int, block: int = 8192) -> Tensor:
+        """Mean row [H] of the embedding table over the tokenizer's own tokens: where added rows start.
+
+        Qwen2.5's table has more rows than its tokenizer has tokens; the rest is untrained and left out.
+        """
+        table = self.source("model.embed_tokens.weight")
+        spans = [(start, min(start + block, known_tokens)) for start in range(0, known_tokens, block)]
+        sums = [table[start:stop].double().sum(0) for start, stop in spans]
+        return (torch.stack(sums).sum(0) / known_tokens).float()

@@ -1,0 +1,170 @@
+"""Hugging Face Qwen2 folders load into any layout and compute what transformers computes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_af.convert.qwen2 import Qwen2Folder, load_qwen2
+from megatron_af.decoder.lm import AudioLM
+from megatron_af.parallel.global_state import placements
+from tests.decoder.toy import (
+    ADDED,
+    HIDDEN,
+    VOCAB,
+    build_chunks,
+    full_audio,
+    plain_rows,
+    relative_error,
+    run_schedule,
+    single_process_lm,
+    start_layout,
+    toy_config,
+)
+from tests.distributed import run_distributed
+
+
+def write_folder(folder: Path, *, tied: bool) -> Path:
+    """A small random Qwen2 in several safetensors files; also its logits for ``plain_rows()``."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(3)
+    lm = toy_config().model.lm
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=lm.hidden,
+            num_hidden_layers=lm.layers,
+            num_attention_heads=lm.heads,
+            num_key_value_heads=lm.kv_heads,
+            intermediate_size=lm.ffn,
+            vocab_size=lm.vocab,
+            tie_word_embeddings=tied,
+            rope_theta=lm.rope_base,
+            rms_norm_eps=lm.norm_eps,
+            max_position_embeddings=lm.max_positions,
+            initializer_range=0.2,
+            use_sliding_window=False,
+        )
+    ).float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        logits = model.eval()(input_ids=plain_rows().ids_BS).logits
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    torch.save(logits, folder / "logits.pt")
+    return folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def folder(request, tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("qwen2"), tied=request.param)
+
+
+def logits_of(rank: int, world_size: int, folder: Path, layout: dict[str, object]) -> list[Tensor]:
+    checkpoint = Qwen2Folder(folder)
+    config = toy_config(lm={"tied": checkpoint.lm_config.tied}, **layout)
+    checkpoint.check(config.model.lm)
+    start_layout(config.parallel)
+    chunks = build_chunks(config, added=0)
+    load_qwen2(chunks, checkpoint.source, config.model.lm)
+    batch = [(plain_rows(), full_audio())] * 2
+    rows = torch.zeros(0, HIDDEN)
+    return run_schedule(chunks, batch, rows, forward_only=True, forward=AudioLM.logits)
+
+
+def test_logits_are_those_of_transformers(folder):
+    """In float32 to the last bit, through fresh gated blocks."""
+    expected = torch.load(folder / "logits.pt")
+    found, _ = run_distributed(logits_of, 1, folder, {})[0]
+    assert torch.equal(found, expected), f"relative error {relative_error(found, expected)}"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"tensor": 2, "sequence": True},
+        {"pipeline": 2, "virtual_pipeline": 2},
+        {"tensor": 2, "pipeline": 2},
+    ],
+    ids=["TP2+SP", "PP2xVPP2", "TP2xPP2"],
+)
+def test_a_folder_loads_into_any_layout(folder, layout):
+    world = layout.get("tensor", 1) * layout.get("pipeline", 1)
+    found, _ = run_distributed(logits_of, world, folder, layout)[-1]
+    assert relative_error(found, torch.load(folder / "logits.pt")) < 1e-5
+
+
+def fresh_gates(rank: int, world_size: int) -> None:
+    rows, added = plain_rows(), torch.randn(ADDED, HIDDEN)
+    bare = toy_config(cross_attention={"interval": 5})
+    assert not any("xattn" in name for name, _ in single_process_lm(bare).named_parameters())
+    without = build_chunks(bare)[0].logits(rows, full_audio(), added)
+    with_blocks = build_chunks(toy_config(cross_attention={"interval": 1}))[0]
+    assert torch.equal(with_blocks.logits(rows, full_audio(), added), without)
+
+
+def test_fresh_gated_blocks_leave_the_language_model_as_it_is():
+    run_distributed(fresh_gates, 1)
+
+
+class Recorder:
+    """A source that notes how many elements are read of each tensor."""
+
+    def __init__(self, checkpoint: Qwen2Folder) -> None:
+        self.checkpoint, self.read = checkpoint, {}
+
+    def __call__(self, name: str) -> "Recorded":
+        return Recorded(self, name)
+
+
+class Recorded:
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self.recorder, self.name = recorder, name
+
+    def __getitem__(self, index) -> Tensor:
+        part = self.recorder.checkpoint.source(self.name)[index]
+        self.recorder.read[self.name] = self.recorder.read.get(self.name, 0) + part.numel()
+        return part
+
+
+def elements_read(rank: int, world_size: int, folder: Path) -> tuple[dict[str, int], int]:
+    checkpoint = Qwen2Folder(folder)
+    config = toy_config(lm={"tied": checkpoint.lm_config.tied}, tensor=2, pipeline=2)
+    start_layout(config.parallel)
+    chunks = build_chunks(config, added=0)
+    recorder = Recorder(checkpoint)
+    load_qwen2(chunks, recorder, config.model.lm)
+    own = sum(p.numel() for c in chunks for q, p in placements(c) if ".xattn." not in q.name)
+    return recorder.read, own
+
+
+def test_each_rank_reads_only_its_part(folder):
+    for read, own in run_distributed(elements_read, 4, folder):
+        assert sum(read.values()) <= own
+        assert len({name.split(".")[2] for name in read if ".layers." in name}) == 2, "half of the layers"
+
+
+def test_added_rows_start_at_the_mean_of_the_known_tokens(folder):
+    checkpoint = Qwen2Folder(folder)
+    table = checkpoint.source("model.embed_tokens.weight")[:]
+    known = VOCAB - 7
+    torch.testing.assert_close(checkpoint.mean_row(known, block=32), table[:known].mean(0))
+
+
+def test_a_folder_states_what_it_cannot_be_used_for(folder, tmp_path):
+    lm = dataclasses.replace(Qwen2Folder(folder).lm_config, hidden=32, ffn=7)
+    with pytest.raises(ValueError, match=r"(?s)model\.lm\.hidden = 32: the folder has 64.*model\.lm\.ffn = 7"):
+        Qwen2Folder(folder).check(lm)
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        Qwen2Folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="expected model_type 'qwen2', got 'llama'"):
+        Qwen2Folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        Qwen2Folder(tmp_path)
