@@ -14,21 +14,6 @@ from megatron_af.config import Config, ConfigError, StageConfig
 from megatron_af.config_file import suggestion
 from megatron_af.train.trainable import PARTS
 
-PARAMETERS = (
-    "encoder.*",
-    "transform.*",
-    "added_rows",
-    "lm.embedding.word_embeddings.weight",
-    "lm.decoder.layers.*.input_layernorm.*",
-    "lm.decoder.layers.*.self_attention.*",
-    "lm.decoder.layers.*.pre_mlp_layernorm.*",
-    "lm.decoder.layers.*.mlp.*",
-    "lm.decoder.layers.*.xattn.*",
-    "lm.decoder.final_layernorm.*",
-    "lm.output_layer.weight",
-)
-"""Families of canonical parameter names, as patterns."""
-
 MEL_FRAMES, MEL_BINS = 1024, 64
 """HTS-AT folds this many frames by bins into its square image."""
 
@@ -147,12 +132,13 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
     for key in (*counts, "steps"):
         if getattr(stage, key) < 1:
             yield f"{prefix}.{key} = {getattr(stage, key)}: must be at least 1"
+    families = _parameter_families(config)
     for key in ("trainable", "frozen"):
         for pattern in getattr(stage, key):
             any_character = re.sub(r"\[.*?\]", "?", pattern)
-            if not any(_meet(any_character, family) for family in PARAMETERS):
-                hint = suggestion(pattern, PARAMETERS)
-                yield f"{prefix}.{key}: pattern '{pattern}' matches no parameter{hint}"
+            if not any(_meet(any_character, family) for family in families):
+                generic = dict.fromkeys(re.sub(r"\d+", "*", family) for family in families)
+                yield f"{prefix}.{key}: pattern '{pattern}' matches no parameter{suggestion(pattern, list(generic))}"
     for part, origin in stage.entry.items():
         if part not in (*PARTS, "all"):
             yield f"{prefix}.entry.{part}: no such part of the model{suggestion(part, (*PARTS, 'all'))}"
@@ -185,6 +171,21 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
     for key in ("beta1", "beta2"):
         if not 0 <= getattr(optimizer, key) < 1:
             yield f"{prefix}.optimizer.{key} = {getattr(optimizer, key)}: must be at least 0 and below 1"
+
+
+def _parameter_families(config: Config) -> list[str]:
+    """Patterns that together cover the canonical parameter names and nothing else in the language model."""
+    lm = config.model.lm
+    families = ["encoder.*", "transform.*", "added_rows", "lm.embedding.word_embeddings.weight"]
+    for layer in range(lm.layers):
+        parts = ["input_layernorm.*", "self_attention.*", "pre_mlp_layernorm.*", "mlp.*"]
+        if (layer + 1) % max(1, config.model.cross_attention.interval) == 0:
+            parts.append("xattn.*")
+        families += [f"lm.decoder.layers.{layer}.{part}" for part in parts]
+    families.append("lm.decoder.final_layernorm.*")
+    if not lm.tied:
+        families.append("lm.output_layer.weight")
+    return families
 
 
 def _batch(config: Config, prefix: str, stage: StageConfig, world_size: int) -> Iterator[str]:
