@@ -16,7 +16,7 @@ from dali_pipes.waves import AudioError
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Manifest, Question, Row, RowError
-from megatron_af.data.sampler import BlendSampler, Draw, keyed_hash, permute
+from megatron_af.data.sampler import BlendSampler, Draw, keyed_hash
 from megatron_af.text.templates import render
 from megatron_af.text.tokenizer import Tokenizer
 
@@ -127,6 +127,6 @@ def chosen_questions(row: Row, draw: Draw, count: int) -> tuple[Question, ...]:
     total = len(row.questions)
     if row.template != "single" or total <= count:
         return row.questions
-    key = keyed_hash(draw.row, total)
+    order = sorted(range(total), key=lambda question: keyed_hash(draw.row, question))
     begin = draw.dataset_pass * count
-    return tuple(row.questions[permute((begin + i) % total, total, key)] for i in range(count))
+    return tuple(row.questions[order[(begin + i) % total]] for i in range(count))

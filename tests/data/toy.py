@@ -30,7 +30,7 @@ def toy_rows(root: Path, name: str, count: int) -> list[Row]:
         for c in range(0 if i % 4 == 3 else 2 if i % 3 == 2 else 1):
             seconds = 0.5 + (i * 7 + c * 3) % 6 / 2
             path = f"{name}/{i}-{c}.wav"
-            write_tone(root / path, seconds, i * 10 + c)
+            write_tone(root / path, seconds, ord(name) * 1000 + i * 10 + c)
             clips.append(Clip(path=path, duration=seconds))
         questions = tuple(
             Question(prompt=f"{name} {i} question {q}?", output=f"answer {i} {q}" * (q + 1), skill=f"s{q}")

@@ -1,0 +1,167 @@
+"""Features written once and read back bit for bit, whatever happens to the writers."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from megatron_af.data.feature_cache import FeatureCache, encoder_digest
+from megatron_af.data.stream import Stream
+from tests.data.toy import CPU, FRONT_END, toy_config
+
+
+def cache(folder: Path, digest: str = "e", precision: str = "bf16") -> FeatureCache:
+    return FeatureCache(folder, FRONT_END, digest, precision)
+
+
+def test_stored_features_come_back_bit_for_bit(tmp_path: Path) -> None:
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        c = cache(tmp_path, precision=precision)
+        keys = [c.key(f"d{i}", 0.0, 10.0, i + 1) for i in range(3)]
+        features = [torch.randn(i + 1, 64, 8).to(dtype) for i in range(3)]
+        assert c.lookup(keys) == [None] * 3
+        c.store(keys, features)
+        c.flush()
+        for got, expected in zip(cache(tmp_path, precision=precision).lookup(keys), features, strict=True):
+            assert got is not None and got.dtype == dtype and torch.equal(got, expected)
+    c.store([""], [features[0]])
+    c.flush()
+    assert c.lookup([""]) == [None]
+
+
+def test_the_key_follows_everything_the_features_follow_from(tmp_path: Path) -> None:
+    base = cache(tmp_path)
+    keys = {
+        base.key("d", 0.0, 10.0, 1),
+        base.key("other", 0.0, 10.0, 1),
+        base.key("d", 1.0, 10.0, 1),
+        base.key("d", 0.0, 9.0, 1),
+        base.key("d", 0.0, 10.0, 2),
+        cache(tmp_path, digest="new encoder").key("d", 0.0, 10.0, 1),
+        cache(tmp_path, precision="fp32").key("d", 0.0, 10.0, 1),
+        FeatureCache(tmp_path, replace(FRONT_END, max_hz=7000.0), "e", "bf16").key("d", 0.0, 10.0, 1),
+    }
+    assert len(keys) == 8
+    assert base.key("d", 0.0, 10.0, 1) == cache(tmp_path).key("d", 0.0, 10.0, 1)
+
+
+def test_damaged_files_count_as_missing_and_are_written_again(tmp_path: Path) -> None:
+    c = cache(tmp_path)
+    keys, features = [c.key(f"d{i}", 0, 1, 1) for i in range(4)], [torch.randn(1, 64, 8).bfloat16() for _ in range(4)]
+    c.store(keys, features)
+    c.flush()
+    paths = [next(tmp_path.rglob(key)) for key in keys]
+    paths[0].write_bytes(paths[0].read_bytes()[:-7])
+    paths[1].write_bytes(b"")
+    flipped = bytearray(paths[2].read_bytes())
+    flipped[100] ^= 1
+    paths[2].write_bytes(flipped)
+    assert [f is None for f in c.lookup(keys)] == [True, True, True, False]
+    c.store(keys, features)
+    c.flush()
+    assert all(f is not None and torch.equal(f, g) for f, g in zip(c.lookup(keys), features, strict=True))
+
+
+def _write_all(folder: Path, count: int, forever: bool) -> None:
+    torch.set_num_threads(1)
+    c = cache(folder)
+    while True:
+        for i in range(count):
+            c.store([c.key(f"d{i}", 0, 1, 1)], [torch.full((1, 64, 256), float(i), dtype=torch.bfloat16)])
+        c.flush()
+        if not forever:
+            return
+        for path in list(folder.glob("*/*/*")):  # make the next round write again
+            path.unlink(missing_ok=True)
+
+
+def test_concurrent_and_killed_writers_never_leave_wrong_features(tmp_path: Path) -> None:
+    context = get_context("fork")
+    writers = [context.Process(target=_write_all, args=(tmp_path, 40, True)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    reader = cache(tmp_path)
+    keys = [reader.key(f"d{i}", 0, 1, 1) for i in range(40)]
+    seen = 0
+    try:
+        deadline = time.monotonic() + 60
+        while seen < 200 and time.monotonic() < deadline:
+            for i, feature in enumerate(reader.lookup(keys)):
+                if feature is not None:
+                    seen += 1
+                    assert feature.shape == (1, 64, 256) and (feature == i).all()
+    finally:
+        for writer in writers:
+            assert writer.pid is not None
+            os.kill(writer.pid, signal.SIGKILL)
+            writer.join(10)
+    assert seen >= 200
+    _write_all(tmp_path, 40, False)
+    assert all(f is not None and (f == i).all() for i, f in enumerate(reader.lookup(keys)))
+
+
+def test_temporary_files_of_dead_writers_are_removed(tmp_path: Path) -> None:
+    cache(tmp_path)
+    old, new = tmp_path / "parts" / "old", tmp_path / "parts" / "new"
+    old.write_bytes(b"x")
+    new.write_bytes(b"x")
+    os.utime(old, (1.0, 1.0))
+    cache(tmp_path)
+    assert not old.exists() and new.exists()
+
+
+def test_a_failed_write_is_reported(tmp_path: Path) -> None:
+    c = cache(tmp_path / "c")
+    (tmp_path / "c" / "parts").rmdir()
+    c.store([c.key("d", 0, 1, 1)], [torch.zeros(1, 2, 2)])
+    with pytest.raises(OSError, match="parts"):
+        c.flush()
+
+
+def test_encoder_digest_follows_weights_and_buffers() -> None:
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    before = encoder_digest(encoder)
+    assert before == encoder_digest(encoder)
+    encoder[1].running_mean[0] += 1  # type: ignore[index, operator]
+    assert encoder_digest(encoder) != before
+    assert encoder_digest(encoder.bfloat16()) != before
+
+
+def test_the_stream_serves_cached_clips_and_makes_mel_of_the_others(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    config = replace(config, data=replace(config.data, feature_cache=str(tmp_path / "cache")))
+
+    def open_stream(digest: str = "e") -> Stream:
+        return Stream(
+            config, config.curriculum["tune"],
+            dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU, encoder_digest=digest,
+        )  # fmt: skip
+
+    first = open_stream()
+    batch = first.batch(0)
+    assert first.cache is not None and batch.mel_WFM is not None and batch.features_WLD is None
+    assert batch.cached == (False,) * len(batch.clip_windows)
+    even = list(range(0, len(batch.clip_windows), 2))
+    first.cache.store(
+        [batch.clip_keys[i] for i in even], [torch.full((batch.clip_windows[i], 4, 2), float(i)) for i in even]
+    )
+    first.close()
+    second = open_stream()
+    again = second.batch(0)
+    second.close()
+    assert again.cached == tuple(i % 2 == 0 for i in range(len(batch.clip_windows)))
+    assert again.clip_keys == batch.clip_keys
+    mels = batch.mel_WFM.split(list(batch.clip_windows))
+    assert again.mel_WFM is not None and again.features_WLD is not None
+    assert torch.equal(again.mel_WFM, torch.cat([m for i, m in enumerate(mels) if i % 2]))
+    expected = [torch.full((batch.clip_windows[i], 4, 2), float(i)) for i in even]
+    assert torch.equal(again.features_WLD, torch.cat(expected))
+    third = open_stream("changed encoder")
+    assert third.batch(0).features_WLD is None
+    third.close()
