@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class AudioFront(nn.Module):
         self.added_rows = nn.Parameter(torch.zeros(vocabulary.num_added, model.lm.hidden))
         # megatron-core asks every model it reduces gradients for about these two.
         self.share_embeddings_and_output_weights = False
-        self.vp_stage = None
+        self.vp_stage: int | None = None
 
     def encode(self, mel_WFM: Tensor) -> Tensor:
         """Encoder features ``features_WLD`` of dB mel windows."""
@@ -86,7 +87,8 @@ class AudioFront(nn.Module):
 class AudioFlamingo:
     """The parts of the model that live on this rank."""
 
-    front: AudioFront
+    front: nn.Module
+    """``AudioFront``; in a contrastive stage ``megatron_af.audio.clap.ClapModel``, with no chunks beside it."""
     chunks: list[AudioLM]
     """One per model chunk of this pipeline stage (more than one under the interleaved schedule)."""
 
@@ -96,6 +98,25 @@ class AudioFlamingo:
         for chunk in self.chunks:
             for name, parameter in chunk.named_parameters():
                 yield canonical_name(chunk, name), parameter
+
+    @torch.no_grad()
+    def start_added_rows_at_mean(self, group: dist.ProcessGroup) -> None:
+        """Give fresh rows of added tokens the mean of the language model's own rows; a collective of ``group``.
+
+        Args:
+            group: the ranks of one copy of the decoder.
+        """
+        assert isinstance(self.front, AudioFront)
+        added_rows_NH = self.front.added_rows
+        total_H = torch.zeros(added_rows_NH.shape[1] + 1, device=added_rows_NH.device)
+        for chunk in self.chunks:
+            if chunk.pre_process:
+                # Rows from the first added id on are untrained, as those of Qwen2.5's table behind its tokenizer.
+                known = chunk.table.local(min(chunk.table.vocab, chunk.table.first_added_id))
+                total_H[:-1] += chunk.embedding.word_embeddings.weight[:known].float().sum(0)
+                total_H[-1] += known
+        dist.all_reduce(total_H, group=group)
+        added_rows_NH.copy_((total_H[:-1] / total_H[-1]).expand_as(added_rows_NH))
 
 
 def build(config: Config, vocabulary: Vocabulary, device: Device) -> AudioFlamingo:

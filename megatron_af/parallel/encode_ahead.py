@@ -103,7 +103,7 @@ class EncodeAhead:
         if encoded_WLD is not None and self._cache is not None:
             new = [i for i, hit in enumerate(batch.cached) if not hit]
             windows = [own_windows[i] for i in new]
-            self._cache.store([batch.clip_keys[i] for i in new], list(encoded_WLD.detach().split(windows)))
+            self._cache.store([batch.clip_keys[i] for i in new], list(torch.split(encoded_WLD.detach(), windows)))
         if batch.features_WLD is None:
             assert encoded_WLD is not None
             return encoded_WLD
