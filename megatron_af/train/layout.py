@@ -1,0 +1,84 @@
+"""Where the files of a run lie, and what a checkpoint says of itself; needs neither torch nor megatron.
+
+    runs/demo/                     ``config.output/config.name``
+      align/                       a stage
+        checkpoints/
+          latest                   name of the newest complete checkpoint
+          step_00000300/checkpoint.json
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypedDict
+
+from megatron_af.config import Config
+
+MANIFEST = "checkpoint.json"
+LATEST = "latest"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, incomplete or does not fit the model."""
+
+
+class Resume(TypedDict):
+    """All that a run needs, besides weights and optimizer state, to go on as if it had never stopped.
+
+    Random numbers are drawn from (seed, step, rank) and the data order from (seed, step), so neither is stored.
+    """
+
+    stage: str
+    step: int
+    """Optimizer steps done."""
+    samples: int
+    """Samples seen."""
+    seed: int
+    world_size: int
+    """For the record: any other size may resume."""
+
+
+def resolve_entry(config: Config, origin: str) -> Path:
+    """The checkpoint that a stage's ``entry`` names: the newest of an earlier stage, or a path."""
+    if origin in config.curriculum:
+        checkpoint = latest(config.stage_folder(origin) / "checkpoints")
+        if checkpoint is None:
+            raise FileNotFoundError(
+                f"stage {config.stage} starts from stage {origin}, which has no checkpoint in "
+                f"{config.stage_folder(origin)}; run stage={origin} first or change curriculum.{config.stage}.entry"
+            )
+        return checkpoint
+    return Path(origin)
+
+
+def latest(folder: Path) -> Path | None:
+    """Newest complete checkpoint of a stage, by its ``latest`` pointer; None when there is none."""
+    pointer = folder / LATEST
+    if not pointer.exists():
+        return None
+    checkpoint = folder / pointer.read_text().strip()
+    if not (checkpoint / MANIFEST).exists():
+        raise CheckpointError(
+            f"{pointer} points at {checkpoint}, which holds no {MANIFEST}; "
+            f"write the name of a complete checkpoint into {pointer} or delete it to start over"
+        )
+    return checkpoint
+
+
+def read_resume(checkpoint: Path) -> Resume:
+    resume: Resume = _read_manifest(checkpoint)["resume"]
+    return resume
+
+
+def source_of(checkpoint: Path, part: str) -> Path:
+    """The checkpoint that holds the weights of a part, as ``checkpoint``'s manifest tells."""
+    return (checkpoint / _read_manifest(checkpoint)["parts"][part]).resolve()
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / MANIFEST
+    if not path.exists():
+        raise CheckpointError(
+            f"expected a checkpoint folder with {MANIFEST}, got {checkpoint}; check the stage's `entry`"
+        )
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    return manifest
