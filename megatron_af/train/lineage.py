@@ -1,0 +1,60 @@
+"""What a stage's result depends on, as digests: the same inputs give the same run, different ones a new run.
+
+    inputs = stage_inputs(config, "align")       # {"config": "sha256:…", "data/clotho": …, "parent/encoder": …}
+    identity = digest_value(inputs)
+"""
+
+import dataclasses
+from pathlib import Path
+
+from megatron_af.config import Config
+from megatron_af.digest import DIGEST_FILE, digest_file, digest_tree, digest_value, record_digest, recorded_digest
+from megatron_af.train.layout import resolve_entry
+
+NO_INFLUENCE_ON_WEIGHTS = ("evaluation", "exit_gate")
+"""Fields of a stage that may change without training it again."""
+
+
+def stage_inputs(config: Config, stage: str) -> dict[str, str]:
+    """Digest of everything that the stage's weights follow from, by name.
+
+    How the model lies on the ranks is not among it: a stage may be resumed in another layout.
+
+    Raises ``FileNotFoundError`` for a manifest, tokenizer or parent checkpoint that is not there.
+    """
+    settings = dataclasses.asdict(config.curriculum[stage])
+    for name in NO_INFLUENCE_ON_WEIGHTS:
+        del settings[name]
+    inputs = {"config": digest_value([settings, config.model, config.seed, config.precision])}
+    for dataset in sorted(config.curriculum[stage].blend):
+        inputs[f"data/{dataset}"] = digest_file(manifest_path(config, dataset))
+    tokenizer = Path(config.data.tokenizer)
+    if config.data.tokenizer and tokenizer.exists():
+        inputs["tokenizer"] = digest_tree(tokenizer) if tokenizer.is_dir() else digest_file(tokenizer)
+    for part, origin in sorted(config.curriculum[stage].entry.items()):
+        checkpoint = resolve_entry(dataclasses.replace(config, stage=stage), origin)
+        inputs[f"parent/{part}"] = checkpoint_digest(checkpoint)
+    return inputs
+
+
+def manifest_path(config: Config, dataset: str) -> Path:
+    """The JSONL file of a data set. Raises ``KeyError`` or ``FileNotFoundError`` that name the YAML key."""
+    if dataset not in config.data.datasets:
+        raise KeyError(
+            f"a blend names the data set {dataset!r}, which data.datasets lacks; it has {sorted(config.data.datasets)}"
+        )
+    path = Path(config.data.root) / config.data.datasets[dataset].manifest
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data.datasets.{dataset}.manifest: there is no {path}; prepare the data first, or correct the path"
+        )
+    return path
+
+
+def checkpoint_digest(checkpoint: Path) -> str:
+    """Digest of a checkpoint's files, written beside them the first time it is asked for."""
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; correct the stage's entry")
+    if checkpoint.is_file():
+        return digest_file(checkpoint)
+    return recorded_digest(checkpoint) if (checkpoint / DIGEST_FILE).is_file() else record_digest(checkpoint)
