@@ -1,0 +1,179 @@
+"""The house keeps its order: imports point one way, every shipped YAML runs, nothing of one machine is tracked."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config_file import load_config
+from megatron_af.validation import check
+
+ROOT = Path(__file__).parents[1]
+
+# A module may import only what stands in a lower row; modules of one row may import each other.
+LAYERS = (
+    ("megatron_af.config", "megatron_af.config_file", "megatron_af.digest"),
+    ("dali_pipes",),
+    ("megatron_af.text", "megatron_af.data", "megatron_af.parallel"),
+    ("megatron_af.audio", "megatron_af.decoder"),
+    ("megatron_af.model",),
+    ("megatron_af.convert",),
+    ("megatron_af.train", "megatron_af.generate", "megatron_af.evaluate"),
+    ("megatron_af.validation", "megatron_af.plan", "megatron_af.registry"),
+    ("af_pipelines",),
+    ("tools",),
+)
+PACKAGES = {"megatron_af": ROOT, "dali_pipes": ROOT, "af_pipelines": ROOT / "kubeflow", "tools": ROOT}
+MODULES = {
+    ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"): path
+    for package, base in PACKAGES.items()
+    for path in sorted((base / package).rglob("*.py"))
+}
+TRACKING = ("megatron_af.train.tracking", "megatron_af.registry", "af_pipelines", "tools")
+
+
+def tracked() -> list[Path]:
+    """Files of the repository: what git knows or would add; all files where there is no git."""
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def layer_of(module: str) -> int:
+    places = [
+        (len(prefix), row)
+        for row, prefixes in enumerate(LAYERS)
+        for prefix in prefixes
+        if module == prefix or module.startswith(prefix + ".")
+    ]
+    assert places, f"{module} has no place in LAYERS; give it one"
+    return max(places)[1]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the whole name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from [node.module or "", *(name for name in names if name in MODULES)]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "megatron_af"])
+def test_imports_point_one_way(module: str) -> None:
+    own = layer_of(module)
+    for imported in imports(MODULES[module]):
+        if imported in MODULES and imported not in PACKAGES:
+            assert layer_of(imported) <= own, f"{module} must not import {imported}, which stands above it"
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("mlflow", TRACKING),
+        ("kfp", ("af_pipelines",)),
+        ("kubernetes", ("af_pipelines",)),
+        ("nvidia.dali", ("dali_pipes",)),
+        ("faiss", ("megatron_af.data",)),
+    ],
+)
+def test_each_library_is_known_in_its_place_only(library: str, allowed: tuple[str, ...]) -> None:
+    users = {
+        module
+        for module, path in MODULES.items()
+        if any(name == library or name.startswith(library + ".") for name in imports(path))
+    }
+    assert {user for user in users if not user.startswith(allowed)} == set()
+
+
+def test_only_the_device_module_asks_for_cuda() -> None:
+    asking = {
+        module
+        for module, path in MODULES.items()
+        if "cuda.is_available" in path.read_text() and module != "megatron_af.parallel.device"
+    }
+    assert asking == set()
+
+
+def test_every_package_folder_is_a_package_and_kubeflow_is_none() -> None:
+    folders = {path.parent for module, path in MODULES.items() if not module.startswith("tools")}
+    assert {folder for folder in folders if not (folder / "__init__.py").exists()} == set()
+    # With an __init__.py here, the Kubeflow SDK could not be imported from the repository's root.
+    assert not list((ROOT / "kubeflow").glob("*.py"))
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = {name for name, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text()))}
+    assert {name for name in silent if MODULES[name].name != "__init__.py"} == set()
+
+
+def test_tools_stay_thin() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items() if name.startswith("tools.")}
+    assert {name: length for name, length in lengths.items() if length > 150} == {}
+
+
+TOP_FILES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", TOP_FILES, ids=lambda path: path.stem)
+def test_every_shipped_run_loads_and_fits_its_launch(path: Path) -> None:
+    config = load_config(path)
+    processes = config.launch.nodes * config.launch.processes_per_node
+    assert check(config, processes) == []
+    assert config.curriculum
+
+
+def test_every_section_file_is_used_by_a_run() -> None:
+    configs = ROOT / "configs"
+    sections = {path for folder in ("model", "data", "curriculum") for path in (configs / folder).glob("*.yaml")}
+    text = "\n".join(path.read_text() for path in configs.rglob("*.yaml"))
+    assert {path for path in sections if f"{path.parent.name}/{path.name}" not in text} == set()
+
+
+def test_nothing_of_one_machine_is_tracked() -> None:
+    machine_path = re.compile(r"/(work|root|home)/[a-z.]+/|/tmp/[a-z.]+/")
+    registry = re.compile(r"index-url\b(?!.*no-emit)|https?://[^ ]*/simple([/ \"]|$)|\"resolved\": *\"http")
+    secret = re.compile(r"AKIA[0-9A-Z]{16}|ghp_\w{36}|hf_[A-Za-z]{34}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+    found = []
+    for path in tracked():
+        if path.suffix in {".npz", ".png", ".flac", ".wav", ".ogg", ".safetensors", ".bin"}:
+            continue
+        for number, line in enumerate(path.read_text(errors="ignore").splitlines(), 1):
+            if path != Path(__file__) and any(p.search(line) for p in (machine_path, registry, secret)):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert found == []
+
+
+def test_the_lock_file_pins_what_the_project_asks_for() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    pins = [line for line in lock.splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[\w.+!-]+( ; .+)?", pin) for pin in pins)
+    assert "://" not in lock
+    assert "megatron-core==0.19.2" in pins
+
+
+def test_what_the_project_imports_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {re.split(r"[\[=<>~!; ]", item)[0].lower().replace("-", "_") for group in groups for item in group}
+    names = {
+        "megatron": "megatron_core",
+        "nvidia": "nvidia_dali_cuda130",
+        "faiss": "faiss_cpu",
+        # Part of their interfaces, and installed with them.
+        "yaml": "omegaconf",
+        "kfp_server_api": "kfp",
+        "urllib3": "kubernetes",
+    }
+    used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
+    foreign = {name for name in used if name not in sys.stdlib_module_names and name not in PACKAGES}
+    assert {name for name in foreign if names.get(name, name).lower() not in declared} == set()
