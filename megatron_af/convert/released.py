@@ -1,0 +1,218 @@
+"""Released Audio Flamingo weights, read into any layout of ours and written back.
+
+    weights = ReleasedFolder("audio-flamingo-2/safe_ckpt")      # metadata.json and model_chunk_*.safetensors
+    load_released(model, weights.source, config.model, vocabulary)
+    tensors = released_tensors(gather_global(model.chunks, model.front), config.model)
+
+A released file repeats tensors under the names of modules that the published code reaches by several paths. The
+table of token embeddings ends with the rows of the added tokens; ours keeps those apart (``added_rows``), so
+``model.lm.vocab`` is the number of rows before them (151,665 for Audio Flamingo 2).
+
+Names: ``src/flamingo.py``, ``flamingo_lm.py`` and ``helpers.py`` of the branch audio_flamingo_2. Shapes: H hidden,
+E keys and values of all heads, D audio width.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from megatron_af.config import CrossAttentionConfig, LMConfig, ModelConfig
+from megatron_af.convert.qwen2 import Sliceable, Source, hugging_face_names, read_part
+from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
+from megatron_af.parallel.global_state import EMBEDDING, Placement, fill, placements
+
+WHOLE = slice(None)
+ENCODERS = ("clap.nvclap.", "clap.afclap.")
+"""Prefix of the encoder in the published inference code, and in its training code."""
+TRANSFORM = {
+    "query": "slf_attn.w_qs",
+    "key": "slf_attn.w_ks",
+    "value": "slf_attn.w_vs",
+    "output": "slf_attn.fc",
+    "attention_norm": "slf_attn.layer_norm",
+    "ffn_in": "pos_ffn.w_1",
+    "ffn_out": "pos_ffn.w_2",
+    "ffn_norm": "pos_ffn.layer_norm",
+}
+GATED_BLOCK = {
+    "gate_attn": "attn_gate",
+    "gate_ffn": "ff_gate",
+    "attention_norm.weight": "attn.norm.weight",
+    "attention_norm.bias": "attn.norm.bias",
+    "attention.linear_q.weight": "attn.to_q.weight",
+    "attention.linear_kv.weight": "attn.to_kv.weight",
+    "attention.linear_proj.weight": "attn.to_out.weight",
+    "ffn_norm.weight": "ff.0.weight",
+    "ffn_norm.bias": "ff.0.bias",
+    "ffn.linear_fc1.weight": "ff.1.weight",
+    "ffn.linear_fc2.weight": "ff.3.weight",
+}
+ADDED_ROWS = "added_rows"
+
+
+def released_names(name: str) -> tuple[str, ...]:
+    """Released names of the tensors that one of ours (canonical name) is made of.
+
+    The encoder's come with the first of ``ENCODERS``; added rows are the end of the embedding table.
+    """
+    if name.startswith("encoder."):
+        return (ENCODERS[0] + name.removeprefix("encoder."),)
+    if name.startswith("transform.layer_norm."):
+        return ("audio_transformer_clap." + name.removeprefix("transform."),)
+    layer = re.fullmatch(r"transform\.layers\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if layer:
+        return (f"audio_transformer_clap.layer_stack.{layer[1]}.{TRANSFORM[layer[2]]}.{layer[3]}",)
+    block = re.fullmatch(r"lm\.decoder\.layers\.(\d+)\.xattn\.(.+)", name)
+    if block:
+        return (f"lang_encoder.model.layers.{block[1]}.gated_cross_attn_layer_sound.{GATED_BLOCK[block[2]]}",)
+    if name == ADDED_ROWS:
+        name = EMBEDDING
+    return tuple(_in_flamingo(part) for part in hugging_face_names(name))
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """Other names under which a released file may hold the tensor called ``name``."""
+    for encoder in ENCODERS[1:]:
+        if name.startswith(ENCODERS[0]):
+            return (encoder + name.removeprefix(ENCODERS[0]),)
+    layer = re.fullmatch(
+        r"lang_encoder\.model\.layers\.(\d+)\.(decoder_layer|gated_cross_attn_layer_sound)\.(.+)", name
+    )
+    if layer:
+        lists = {"decoder_layer": "old_decoder_blocks", "gated_cross_attn_layer_sound": "gated_cross_attn_layers_sound"}
+        return (f"lang_encoder.{lists[layer[2]]}.{layer[1]}.{layer[3]}",)
+    return ("lang_encoder.lm_head.weight",) if name == "lang_encoder.model.embed_tokens.weight" else ()
+
+
+def _in_flamingo(name: str) -> str:
+    """Released name of one of Qwen2's tensors."""
+    return "lang_encoder." + re.sub(r"^(model\.layers\.\d+\.)", r"\1decoder_layer.", name)
+
+
+def load_released(
+    model: AudioFlamingo, source: Source, config: ModelConfig, vocabulary: Vocabulary, *, encoder: bool = True
+) -> None:
+    """Fill every parameter and statistic of this rank.
+
+    Args:
+        source: from a released name to its tensor; a state dict's ``__getitem__`` is one.
+        encoder: False leaves the encoder as it is.
+
+    Raises:
+        ValueError: the configuration describes another model.
+        KeyError: a tensor is missing.
+    """
+    table = source(released_names(EMBEDDING)[0])
+    rows = table[:, :1].shape[0]
+    if config.lm.vocab + vocabulary.num_added != rows or vocabulary.first_added_id != config.lm.vocab:
+        raise ValueError(
+            f"the released table has {rows} rows, the last {vocabulary.num_added} of added tokens: expected "
+            f"model.lm.vocab = {rows - vocabulary.num_added}, got {config.lm.vocab}, and a data.tokenizer that adds "
+            f"its tokens from there on, got {vocabulary.first_added_id}"
+        )
+    for chunk in model.chunks:
+        for placement, parameter in placements(chunk):
+            fill(parameter, placement, _decoder_part(placement, config, source))
+    assert isinstance(model.front, AudioFront)
+    load_front(model.front, source, encoder=encoder)
+    with torch.no_grad():
+        model.front.added_rows.copy_(table[vocabulary.first_added_id :])
+
+
+def load_front(front: AudioFront, source: Source, *, encoder: bool = True) -> None:
+    """Fill transformation layers and encoder, its running statistics included."""
+    with torch.no_grad():
+        for name, tensor in front.state_dict(keep_vars=True).items():
+            if name != ADDED_ROWS and (encoder or not name.startswith("encoder.")):
+                value = source(released_names(name)[0])[...]
+                if value.shape != tensor.shape:
+                    raise ValueError(
+                        f"{name}: expected shape {tuple(tensor.shape)} from the configuration, the released weights "
+                        f"have {tuple(value.shape)}; check model.encoder and model.transform"
+                    )
+                tensor.copy_(value)
+
+
+def _decoder_part(placement: Placement, config: ModelConfig, source: Source) -> Tensor:
+    if ".xattn." not in placement.name:
+        return read_part(placement, config.lm, lambda name: source(_in_flamingo(name)))
+    whole = source(released_names(placement.name)[0])[...]
+    if placement.name.endswith("linear_kv.weight"):
+        whole = _kv_by_head(whole, config.cross_attention)
+    return placement.take(whole)
+
+
+def _kv_by_head(kv_ED: Tensor, config: CrossAttentionConfig) -> Tensor:
+    """All keys, then all values -> for each head its keys, then its values."""
+    heads = kv_ED.view(2, config.heads, config.head_dim, -1).transpose(0, 1)
+    return heads.flatten(0, 2)
+
+
+def _kv_by_kind(kv_ED: Tensor, config: CrossAttentionConfig) -> Tensor:
+    heads = kv_ED.view(config.heads, 2, config.head_dim, -1).transpose(0, 1)
+    return heads.flatten(0, 2)
+
+
+def released_tensors(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Whole tensors under canonical names (also gradients) as the released files lay them out, each once."""
+    released: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if name != ADDED_ROWS:
+            parts = _split(name, tensor, config)
+            released |= dict(zip(released_names(name), parts, strict=True))
+    if ADDED_ROWS in weights:
+        (table,) = released_names(EMBEDDING)
+        released[table] = torch.cat([released[table], weights[ADDED_ROWS].to(released[table])])
+    return released
+
+
+def _split(name: str, tensor: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
+    if ".self_attention.linear_qkv." in name:
+        return _split_qkv(tensor, config.lm)
+    if name.endswith(".mlp.linear_fc1.weight"):
+        return tensor.chunk(2)
+    if name.endswith(".linear_kv.weight"):
+        return (_kv_by_kind(tensor, config.cross_attention),)
+    return (tensor,)
+
+
+def _split_qkv(fused: Tensor, lm: LMConfig) -> tuple[Tensor, ...]:
+    """Queries of a group, its key, its value, group after group -> all queries, all keys, all values."""
+    head_dim, queries = lm.hidden // lm.heads, lm.heads // lm.kv_heads
+    groups = fused.view(lm.kv_heads, (queries + 2) * head_dim, *fused.shape[1:])
+    return tuple(part.flatten(0, 1) for part in torch.split(groups, [queries * head_dim, head_dim, head_dim], 1))
+
+
+class ReleasedFolder:
+    """``safe_ckpt`` of Audio Flamingo 2: ``metadata.json`` names the chunks, each a safetensors file.
+
+    Raises:
+        FileNotFoundError: the folder lacks the metadata or one of its chunks.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        metadata = self.folder / "metadata.json"
+        if not metadata.is_file():
+            raise FileNotFoundError(f"expected a safe_ckpt folder with metadata.json, got {self.folder}")
+        self._file_of: dict[str, Any] = {}
+        for chunk in json.loads(metadata.read_text()):
+            path = self.folder / f"{chunk}.safetensors"
+            if not path.is_file():
+                raise FileNotFoundError(f"{metadata} names {path.name}, which is missing: fetch it again")
+            file: Any = safe_open(path, framework="pt")
+            self._file_of |= dict.fromkeys(file.keys(), file)
+
+    def source(self, name: str) -> Sliceable:
+        """A tensor by its released name, or by an alias where the file only has that."""
+        found = next((n for n in (name, *aliases(name)) if n in self._file_of), None)
+        if found is None:
+            raise KeyError(f"{self.folder} holds no {name}")
+        sliceable: Sliceable = self._file_of[found].get_slice(found)
+        return sliceable

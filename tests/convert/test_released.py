@@ -1,0 +1,84 @@
+"""Released names and layouts: aliases, several ranks, and back again to the same tensors."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from megatron_af.audio.htsat import HTSAT
+from megatron_af.config import ParallelConfig
+from megatron_af.convert.released import ReleasedFolder, aliases, load_released, released_names, released_tensors
+from megatron_af.model import Vocabulary, build
+from megatron_af.parallel import groups
+from megatron_af.parallel.device import current_device
+from megatron_af.parallel.global_state import gather_global
+from tests.distributed import run_distributed
+from tests.parity import FOLDER, Fixture
+from tests.test_parity import _af2_config
+
+FIXTURE = Fixture.load(FOLDER / "af2_tiny.npz")
+
+
+def test_every_alias_of_the_fixture_is_known():
+    known = {alias: name for name in FIXTURE.info["parameters"] for alias in aliases(name)}
+    assert known == FIXTURE.info["aliases"]
+
+
+def _round_trip(rank: int, world_size: int, folder: str) -> dict[str, torch.Tensor]:
+    config, vocabulary = _af2_config(FIXTURE)
+    parallel = ParallelConfig(tensor=world_size)
+    groups.initialize(parallel, 0)
+    config = type(config)(**{**vars(config), "parallel": parallel})
+    model = build(config, vocabulary, current_device())
+    load_released(model, ReleasedFolder(folder).source, config.model, vocabulary)
+    weights = gather_global(model.chunks, model.front)
+    return released_tensors(weights, config.model) if rank == 0 else {}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A released folder in two chunks: one with the canonical names, one with aliases only, and an encoder."""
+    config, _ = _af2_config(FIXTURE)
+    weights = FIXTURE.weights()
+    gated = {aliases(n)[0]: weights.pop(n) for n in list(weights) if ".gated_cross_attn_layer_sound." in n}
+    torch.manual_seed(5)
+    encoder = HTSAT(config.model.front_end, config.model.encoder).state_dict()
+    gated |= {f"clap.afclap.{name}": tensor for name, tensor in encoder.items()}
+    save_file({n: t.contiguous() for n, t in weights.items()}, tmp_path / "model_chunk_0.safetensors")
+    save_file({n: t.contiguous() for n, t in gated.items()}, tmp_path / "model_chunk_1.safetensors")
+    (tmp_path / "metadata.json").write_text(json.dumps({"model_chunk_0": {}, "model_chunk_1": {}}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_reads_into_any_layout_and_writes_the_same_back(folder, tensor_parallel):
+    released = run_distributed(_round_trip, tensor_parallel, str(folder))[0]
+    for name, tensor in FIXTURE.weights().items():
+        assert torch.equal(released[name], tensor), name
+    encoder = [name for name in released if name not in FIXTURE.info["parameters"]]
+    assert encoder
+    assert all(name.startswith("clap.nvclap.") for name in encoder)
+
+
+def _wrong_vocabulary(rank: int, world_size: int) -> None:
+    config, vocabulary = _af2_config(FIXTURE)
+    groups.initialize(config.parallel, 0)
+    model = build(config, vocabulary, current_device())
+    with pytest.raises(ValueError, match=r"model\.lm\.vocab = 121"):
+        load_released(model, FIXTURE.weights().__getitem__, config.model, Vocabulary(first_added_id=121, num_added=3))
+
+
+def test_another_vocabulary_names_its_key():
+    run_distributed(_wrong_vocabulary, 1)
+
+
+def test_incomplete_folders_say_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"metadata\.json"):
+        ReleasedFolder(tmp_path)
+    (tmp_path / "metadata.json").write_text('{"model_chunk_0": {}}')
+    with pytest.raises(FileNotFoundError, match=r"model_chunk_0\.safetensors"):
+        ReleasedFolder(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model_chunk_0.safetensors")
+    with pytest.raises(KeyError, match="holds no"):
+        ReleasedFolder(tmp_path).source(released_names("encoder.norm.weight")[0])
