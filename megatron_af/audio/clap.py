@@ -47,10 +47,13 @@ class ClapModel(nn.Module):
     def __init__(self, config: ModelConfig, tokenizer: TextTokenizer | None) -> None:
         """``tokenizer`` serves a fresh text tower; one that is loaded brings its own."""
         super().__init__()
-        self.tokens_per_window = config.encoder.tokens_per_window
+        self.front_end, self.joint_dim = config.front_end, config.clap.joint_dim
         self.encoder = HTSAT(config.front_end, config.encoder)
         self.encoder.bn0.learns_statistics = True
         self.clap = JointSpace(config.clap, config.encoder.feature_dim, tokenizer)
+        # megatron-core asks every model it reduces gradients for about these two.
+        self.share_embeddings_and_output_weights = False
+        self.vp_stage = None
 
     def embed_audio(self, mel_WFM: Tensor, windows: Sequence[int]) -> Tensor:
         """

@@ -1,7 +1,7 @@
 """Contrastive losses over the global batch: AF-CLAP's, and the plain symmetric one of CLIP.
 
-    loss_sum = af_clap_loss(audio_BD, positives_PD, positive_of_P, negatives_ND, negative_of_N, scale, group)
-    (loss_sum / global_batch).backward()        # gradients of all ranks are to be summed, not averaged
+    loss_B = af_clap_loss(audio_BD, positives_PD, positive_of_P, negatives_ND, negative_of_N, scale, group)
+    (loss_B.sum() / global_batch).backward()        # gradients of all ranks are to be summed, not averaged
 
 AF-CLAP (Ghosh et al. 2025, Audio Flamingo 2, section 3; s(u, v) = exp(u.v / temperature))::
 
@@ -37,7 +37,7 @@ def af_clap_loss(
     group: dist.ProcessGroup | None = None,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """Sum of the losses of this rank's samples; the mean is over the samples of all ranks.
+    """Losses of this rank's samples, [B]. A collective, and so is its backward pass.
 
     Args:
         positive_of_P: index of the local sample that each positive describes; every sample has at least one.
@@ -50,7 +50,7 @@ def af_clap_loss(
     hard_N = scale * (audio_BD[negative_of_N] * negatives_ND).sum(-1)
     everyone_B = logsumexp_of_products(audio_BD, gather_rows(positives_PD, group), scale, chunk)
     denominator_B = _logaddexp_at(everyone_B, hard_N, negative_of_N)
-    return (denominator_B - _logsumexp_at(own_P, positive_of_P, len(audio_BD))).sum()
+    return denominator_B - _logsumexp_at(own_P, positive_of_P, len(audio_BD))
 
 
 def clip_loss(
@@ -60,12 +60,12 @@ def clip_loss(
     group: dist.ProcessGroup | None = None,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """Sum over this rank's samples of the symmetric cross entropy (Radford et al. 2021), one text per audio."""
+    """Symmetric cross entropies (Radford et al. 2021) of this rank's samples, [B]; one text per audio. A collective."""
     audio_BD, text_BD = _exact(audio_BD), _exact(text_BD)
     own_B = scale * (audio_BD * text_BD).sum(-1)
     texts_B = logsumexp_of_products(audio_BD, gather_rows(text_BD, group), scale, chunk)
     audios_B = logsumexp_of_products(text_BD, gather_rows(audio_BD, group), scale, chunk)
-    return ((texts_B + audios_B) / 2 - own_B).sum()
+    return (texts_B + audios_B) / 2 - own_B
 
 
 def logsumexp_of_products(query_BD: Tensor, key_GD: Tensor, scale: Tensor, chunk: int) -> Tensor:

@@ -25,6 +25,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import nn
 
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
@@ -149,7 +150,8 @@ def load_optimizer(
 def _load_from(model: AudioFlamingo, groups: Groups, source: Path, parts: set[str]) -> None:
     state, _ = _model_state(model, groups, lambda name: part_of(name) in parts)
     loaded = _load(state, source)
-    modules = {"front": model.front, **{f"model{i}": chunk for i, chunk in enumerate(model.chunks)}}
+    modules: dict[str, nn.Module] = {f"model{i}": chunk for i, chunk in enumerate(model.chunks)}
+    modules["front"] = model.front
     with torch.no_grad():
         for key, module in modules.items():
             own = {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -20,21 +20,22 @@ from rich.console import Console
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import StepBatch
+from megatron_af.data.feature_cache import encoder_digest
 from megatron_af.data.stream import Stream
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
-from megatron_af.parallel.global_state import start_added_rows_at_mean
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.answer import AnswerObjective
 from megatron_af.train.callbacks import Callback, Meter, Record
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
+from megatron_af.train.contrastive import ContrastiveObjective, build_clap
 from megatron_af.train.flops import peak_flops, step_flops
 from megatron_af.train.layout import Resume, latest, read_resume, resolve_entry
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, NonFiniteGradient, build_schedule
 from megatron_af.train.trainable import PARTS, global_counts, select, table
 
-FRONT_PARTS = ("encoder", "transform", "rows")
+FRONT_PARTS = ("encoder", "transform", "rows", "clap")
 """Parts that every rank holds whole."""
 
 
@@ -63,11 +64,12 @@ class Trainer:
         self._stop = torch.zeros(1, device=self.device.torch)
 
         tokenizer = Tokenizer.load(config.data.tokenizer)
-        self.model = build(
-            config,
-            Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added),
-            self.device,
-        )
+        self._contrastive = self.stage.objective == "contrastive"
+        if self._contrastive:
+            self.model = build_clap(config, tokenizer, self.device)
+        else:
+            vocabulary = Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added)
+            self.model = build(config, vocabulary, self.device)
         counts = select(self.model.named_parameters(), self.stage.trainable, self.stage.frozen)
         self.counts = global_counts(counts, self.groups.model, FRONT_PARTS)
         self._checkpoints = Checkpoints(
@@ -84,9 +86,15 @@ class Trainer:
             mp_size=self.groups.model_size,
             device=self.device,
             start_step=0 if resume_from is None else read_resume(resume_from)["step"],
+            # Features of an encoder that trains are worth nothing in the next step.
+            encoder_digest=""
+            if self.counts["encoder"].trainable
+            else encoder_digest(self.model.front.get_submodule("encoder")),
         )
-        self._objective: Objective = AnswerObjective(
-            config, self.stage, self.model, self.groups, self.device.torch, self._stream.cache
+        self._objective: Objective = (
+            ContrastiveObjective(config, self.stage, self.model, self.groups, self.device.torch)
+            if self._contrastive
+            else AnswerObjective(config, self.stage, self.model, self.groups, self.device.torch, self._stream.cache)
         )
         self._schedule = build_schedule(self.stage.optimizer, self.stage.steps, self._objective.optimizer)
         if resume_from is not None:
@@ -230,18 +238,19 @@ class Trainer:
         Returns:
             Frozen parts and the checkpoints that hold them: these are not written again.
         """
-        frozen = [part for part in PARTS if self.counts[part].trainable == 0]
+        parts = [part for part in PARTS if sum(vars(self.counts[part]).values())]
+        frozen = [part for part in parts if self.counts[part].trainable == 0]
         if resume_from is not None:
-            held_by = load_parts(self.model, self.groups, resume_from, PARTS)
+            held_by = load_parts(self.model, self.groups, resume_from, parts)
             return {part: held_by[part] for part in frozen if held_by[part] != resume_from.resolve()}
         entry = self.stage.entry
         held_by = {}
-        for part in PARTS:
+        for part in parts:
             origin = entry.get(part, entry.get("all"))
             if origin is not None:
                 held_by |= load_parts(self.model, self.groups, resolve_entry(self.config, origin), [part])
-        if "rows" not in held_by:
-            start_added_rows_at_mean(self.model.chunks, self.model.front)
+        if "rows" in parts and "rows" not in held_by:
+            self.model.start_added_rows_at_mean(self.groups.model)
         # Frozen parts with fresh weights are in no other checkpoint: they go into this stage's.
         return {part: held_by[part] for part in frozen if part in held_by}
 

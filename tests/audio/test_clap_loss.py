@@ -70,8 +70,9 @@ def _share(rank: int, world: int, case: str, dtype: torch.dtype, chunk: int) -> 
         leaves[0], leaves[1], owners(positive_counts[begin:end]), leaves[2], owners(negative_counts[begin:end]),
         leaves[3], group, chunk,
     )  # fmt: skip
-    (loss / 8).backward()
-    return loss.detach() / 8, [leaf.grad for leaf in leaves]
+    loss = loss.sum() / 8
+    loss.backward()
+    return loss.detach(), [leaf.grad for leaf in leaves]
 
 
 def _compare(results: list[tuple[Tensor, list[Tensor]]], case: str, tolerance: float) -> None:
@@ -101,13 +102,13 @@ def test_equals_the_dense_statement_over_ranks(case, world):
 def test_one_positive_without_negatives_is_one_direction_of_the_plain_loss():
     _, _, audio, positives, negatives, scale = inputs("one positive, no negative")
     index = torch.arange(8)
-    ours = af_clap_loss(audio, positives, index, negatives, index[:0], scale) / 8
+    ours = af_clap_loss(audio, positives, index, negatives, index[:0], scale).mean()
     torch.testing.assert_close(ours, F.cross_entropy(scale * audio @ positives.T, index))
 
 
 def test_a_lone_sample_without_negatives_has_nothing_to_learn():
     audio, text, index = unit(1, 0).requires_grad_(), unit(1, 1), torch.zeros(1, dtype=torch.long)
-    loss = af_clap_loss(audio, text, index, text[:0], index[:0], torch.tensor(10.0))
+    loss = af_clap_loss(audio, text, index, text[:0], index[:0], torch.tensor(10.0)).sum()
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-12)
     assert audio.grad.abs().max() < 1e-9
@@ -118,7 +119,7 @@ def test_large_scales_stay_finite():
     audio = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).requires_grad_()
     index = torch.arange(2)
     scale = torch.tensor(100.0)
-    loss = af_clap_loss(audio, -audio.detach(), index, audio.detach(), index, scale)
+    loss = af_clap_loss(audio, -audio.detach(), index, audio.detach(), index, scale).sum()
     loss.backward()
     assert loss.isfinite()
     assert audio.grad.isfinite().all()
@@ -129,7 +130,7 @@ def _plain(rank: int, world: int) -> tuple[Tensor, list[Tensor]]:
     own = slice(bounds[rank], bounds[rank + 1])
     leaves = [unit(8, 0)[own].clone().requires_grad_(), unit(8, 1)[own].clone().requires_grad_()]
     group = torch.distributed.group.WORLD if world > 1 else None
-    loss = clip_loss(*leaves, torch.tensor(14.0), group, chunk=3) / 8
+    loss = clip_loss(*leaves, torch.tensor(14.0), group, chunk=3).sum() / 8
     loss.backward()
     return loss.detach(), [leaf.grad for leaf in leaves]
 

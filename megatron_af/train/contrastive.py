@@ -1,0 +1,145 @@
+"""Objective of AF-CLAP: audio and its captions meet in the joint space, away from everything else in the batch.
+
+    model = build_clap(config, tokenizer, device)
+    objective = ContrastiveObjective(config, stage, model, groups, device.torch)
+
+A stage with ``objective: contrastive`` runs in the same loop as any other. It has no language model: every rank
+embeds the clips it owns and their captions, and the loss is over the global batch, so any layout does.
+
+Shapes: W windows, F mel frames, M mel bins, B samples of this rank, P positives, N negatives, T texts, J joint dim.
+"""
+
+import copy
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_af.audio.augment import draw_mix_up, mix
+from megatron_af.audio.clap import ClapModel, TextTokenizer
+from megatron_af.audio.clap_loss import af_clap_loss, clip_loss
+from megatron_af.config import Config, StageConfig
+from megatron_af.data.batch import Captions, StepBatch
+from megatron_af.decoder.transformer_config import transformer_config
+from megatron_af.model import AudioFlamingo
+from megatron_af.parallel.device import Device, current_device
+from megatron_af.parallel.groups import Groups
+from megatron_af.train.answer import wrap_front
+from megatron_af.train.optimizer import AudioFlamingoOptimizer, build_optimizer
+
+
+def build_clap(config: Config, tokenizer: TextTokenizer, device: Device) -> AudioFlamingo:
+    """The same fresh model on every rank, in the place of Audio Flamingo's audio side."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        front = ClapModel(config.model, tokenizer)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    for parameter in front.parameters():  # parameters only: running statistics stay float32
+        parameter.data = parameter.data.to(device.torch, dtype)
+    return AudioFlamingo(front=front.to(device.torch), chunks=[])
+
+
+class ContrastiveObjective:
+    """Owns the gradient buffers and the optimizer of both towers, and runs their forward and backward pass."""
+
+    def __init__(
+        self, config: Config, stage: StageConfig, model: AudioFlamingo, groups: Groups, device: torch.device
+    ) -> None:
+        """``requires_grad`` of the parameters must be final: gradient buffers are made here."""
+        assert isinstance(model.front, ClapModel)
+        self._model, self._groups, self._device = model.front, groups, device
+        self._settings = stage.contrastive
+        self._world = groups.front.dp
+        layout = copy.copy(transformer_config(config, current_device()))
+        self._ddp = wrap_front(model.front, layout, config.parallel.distributed_optimizer, groups)
+        self.optimizer: AudioFlamingoOptimizer = build_optimizer(
+            config.parallel, stage.optimizer, config.precision, [], self._ddp, groups
+        )
+
+    def forward_backward(self, batch: StepBatch) -> dict[str, float]:
+        """Gradients of one optimizer step; a collective.
+
+        Returns:
+            ``loss`` (mean over the samples of the global batch), ``samples`` and ``temperature``.
+        """
+        self._ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        self._model.train()
+        losses_B = self._losses(batch)
+        torch.autograd.backward([losses_B.sum()])
+        loss, count = self._total(losses_B)
+        self._ddp.finish_grad_sync()
+        self._ddp.scale_gradients(1 / count)
+        return {"loss": loss, "samples": count, "temperature": 1 / self._model.scale.item()}
+
+    @torch.no_grad()
+    def evaluate(self, batch: StepBatch) -> dict[str, float]:
+        """The same loss in evaluation mode, without gradients; a collective."""
+        self._model.eval()
+        loss, count = self._total(self._losses(batch))
+        return {"loss": loss, "samples": count}
+
+    def sync_parameters(self) -> None:
+        """Nothing is gathered lazily here."""
+
+    def _total(self, losses_B: Tensor) -> tuple[float, float]:
+        total = torch.stack([losses_B.detach().sum().double(), losses_B.new_tensor(len(losses_B)).double()])
+        dist.all_reduce(total)
+        loss, count = total.tolist()
+        return loss / count, count
+
+    def _losses(self, batch: StepBatch) -> Tensor:
+        """Losses of the samples whose clips this rank owns, [B]."""
+        own_clips = batch.owners[self._groups.model_rank]
+        place = {clip: i for i, clip in enumerate(own_clips)}
+        samples = [sample for sample in batch.captions if sample.clip in place]
+        clip_B = torch.tensor([place[s.clip] for s in samples], dtype=torch.int64, device=self._device)
+        mel_WFM = batch.mel_WFM
+        if mel_WFM is None:  # this rank owns no clip: it only takes part in the collectives
+            front_end = self._model.front_end
+            mel_WFM = torch.zeros(0, front_end.window_frames, front_end.mel_bins, device=self._device)
+        if self._model.training and self._settings.mix_up:
+            return self._mixed_losses(mel_WFM[clip_B], samples)
+        audio_CJ = self._model.embed_audio(mel_WFM, [batch.clip_windows[clip] for clip in own_clips])
+        return self._losses_of(audio_CJ[clip_B], samples)[0]
+
+    def _mixed_losses(self, mel_BFM: Tensor, samples: list[Captions]) -> Tensor:
+        """Each sample's audio is mixed with another's, and the captions of both count by their shares."""
+        partner_B, share_B = draw_mix_up(len(samples), self._settings.mix_up, self._device)
+        audio_BJ = self._model.embed_audio(mix(mel_BFM, partner_B, share_B), [1] * len(samples))
+        own_B, other_B = self._losses_of(audio_BJ, samples, partner_B)
+        return share_B * own_B + (1 - share_B) * other_B
+
+    def _losses_of(
+        self, audio_BJ: Tensor, samples: list[Captions], partner_B: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Losses of the samples with their own captions and, for each, with those of its partner."""
+        group = self._world
+        scale = self._model.scale
+        if self._settings.loss == "clip":
+            # Another positive every step, so that the plain loss sees the same captions in the long run.
+            texts = [s.positives[int(torch.randint(len(s.positives), ()))] for s in samples]
+            text_BJ = self._embed(texts)
+            pairs = [text_BJ] if partner_B is None else [text_BJ, text_BJ[partner_B]]
+            return tuple(clip_loss(audio_BJ, text, scale, group) for text in pairs)
+        positives = [text for s in samples for text in s.positives]
+        negatives = [text for s in samples for text in s.negatives]
+        text_TJ = self._embed(positives + negatives)
+        positive_of_P = self._repeat([len(s.positives) for s in samples])
+        negative_of_N = self._repeat([len(s.negatives) for s in samples])
+        inverse_B = None if partner_B is None else partner_B.argsort()
+        maps = [(positive_of_P, negative_of_N)]
+        if inverse_B is not None:
+            maps.append((inverse_B[positive_of_P], inverse_B[negative_of_N]))
+        positives_PJ, negatives_NJ = text_TJ[: len(positives)], text_TJ[len(positives) :]
+        return tuple(af_clap_loss(audio_BJ, positives_PJ, p, negatives_NJ, n, scale, group) for p, n in maps)
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        if not texts:  # a leaf, so that this rank too takes part in the backward pass of the collectives
+            return torch.zeros(0, self._model.joint_dim, device=self._device, requires_grad=True)
+        ids_TS, real_TS = self._model.clap.tokenize(texts)
+        return self._model.embed_text(ids_TS.to(self._device), real_TS.to(self._device))
+
+    def _repeat(self, counts: list[int]) -> Tensor:
+        counts_B = torch.tensor(counts, dtype=torch.int64, device=self._device)
+        return torch.repeat_interleave(counts_B, output_size=sum(counts))
