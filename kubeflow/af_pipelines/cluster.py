@@ -1,0 +1,166 @@
+"""Typed schema of ``configs/cluster/*.yaml``: where a pipeline runs and what each step gets there.
+
+    cluster = load_cluster("configs/cluster/gpu.yaml", ["image=…"])
+    cluster.placement("align", stage=True).nodes
+
+Nothing secret stands in these files: ``secrets`` names Kubernetes Secrets, and the endpoint's token comes from the
+environment.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+
+from megatron_af.config import Config, ConfigError
+from megatron_af.config_file import read_values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What one step gets."""
+
+    nodes: int = 1
+    processes: int = 1
+    """Processes per node: one per GPU, or what the CPU's cores allow."""
+    cpu: str = ""
+    """CPU of a node in Kubernetes' notation (``16``, ``500m``); empty: what the runtime gives."""
+    memory: str = ""
+    """Memory of a node (``64Gi``)."""
+    devices: dict[str, int] = field(default_factory=dict)
+    """Extended resources of a node: ``nvidia.com/gpu: 8``, ``rdma/hca: 8``."""
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerate: tuple[str, ...] = ()
+    """Taint keys that the pods tolerate, such as ``nvidia.com/gpu``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A persistent volume claim in every pod of the pipeline."""
+
+    claim: str
+    mount: str
+    read_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecretKey:
+    """One value out of a Kubernetes Secret of the namespace."""
+
+    secret: str
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """One cluster, or this machine."""
+
+    endpoint: str = ""
+    """Address of the Kubeflow Pipelines API; empty: ``$KF_PIPELINES_ENDPOINT``."""
+    namespace: str = "megatron-af"
+    service_account: str = "af-pipeline"
+    """Account of the pipeline's own pods, which create and watch the training jobs."""
+    image: str = "megatron-af:latest"
+    """Image of every step: this project with its tools (``kubeflow/images``)."""
+    image_pull_secrets: tuple[str, ...] = ()
+    runtime: str = "megatron-af"
+    """ClusterTrainingRuntime of the training jobs (``kubeflow/manifests``)."""
+    queue: str = ""
+    """Kueue queue that admits the training jobs; empty: they start when the scheduler finds room."""
+    priority: str = ""
+    """Kueue workload priority class."""
+    volumes: tuple[Volume, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, SecretKey] = field(default_factory=dict)
+    """Environment variable -> where its value lies in the cluster."""
+    overrides: tuple[str, ...] = ()
+    """``key=value`` changes to the run's configuration on this cluster: where its volumes are mounted."""
+    stages: Placement = field(default_factory=Placement)
+    """What a stage gets that ``placements`` does not name."""
+    others: Placement = field(default_factory=Placement)
+    """What every other step gets."""
+    placements: dict[str, Placement] = field(default_factory=dict)
+    """Step or stage name -> what it gets instead."""
+    max_restarts: int = 2
+    """Restarts of a failed job on this machine; on a cluster the training runtime's failure policy counts them."""
+    retries: int = 2
+    """Retries of a step whose own pod is lost; it then finds its training job again."""
+    deadline_hours: float = 168.0
+    """Longest time of one step, from its start."""
+    pending_minutes: float = 60.0
+    """Longest time that an admitted job's pods may wait for room or an image."""
+    away_minutes: float = 30.0
+    """How long a step waits for an API server that does not answer, while its training job goes on."""
+
+    def placement(self, step: str, *, stage: bool) -> Placement:
+        """What ``step`` gets."""
+        return self.placements.get(step, self.stages if stage else self.others)
+
+
+def load_cluster(path: str, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """Read a cluster file. Raises `ConfigError` with every problem found."""
+    cluster = read_values(ClusterConfig, Path(path), overrides)
+    problems = check_cluster(cluster)
+    if problems:
+        raise ConfigError(f"{path} cannot be used", problems)
+    return cluster
+
+
+_QUANTITY = re.compile(r"\d+(\.\d+)?([mkMGTPE]|[KMGTPE]i)?")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+
+
+def check_cluster(cluster: ClusterConfig) -> list[str]:
+    """Everything in a cluster file that Kubernetes would refuse later, each with its key and what to write."""
+    problems = []
+    named = {"stages": cluster.stages, "others": cluster.others}
+    named |= {f"placements.{name}": placement for name, placement in cluster.placements.items()}
+    for key, placement in named.items():
+        for size, least in (("nodes", placement.nodes), ("processes", placement.processes)):
+            if least < 1:
+                problems.append(f"{key}.{size} is {least}: write 1 or more")
+        for quantity in ("cpu", "memory"):
+            value = getattr(placement, quantity)
+            if value and not _QUANTITY.fullmatch(value):
+                problems.append(f"{key}.{quantity} is {value!r}: write a Kubernetes quantity such as 16, 500m or 64Gi")
+        gpus = placement.devices.get("nvidia.com/gpu", 0)
+        if gpus and placement.processes != gpus:
+            problems.append(
+                f"{key}.processes is {placement.processes} for {gpus} GPUs a node: write {gpus}, one process per GPU"
+            )
+    for key in ("namespace", "service_account", "runtime"):
+        value = getattr(cluster, key)
+        if not _NAME.fullmatch(value):
+            problems.append(f"{key} is {value!r}: write a Kubernetes name (lower case, digits, '-')")
+    problems += [
+        f"volumes: {volume.claim} is mounted at {volume.mount!r}: write an absolute path"
+        for volume in cluster.volumes
+        if not volume.mount.startswith("/")
+    ]
+    problems += [
+        f"env and secrets must leave {name} to the training runtime: remove it"
+        for name in sorted(cluster.env.keys() | cluster.secrets.keys())
+        if name.startswith("PET_")
+    ]
+    return problems
+
+
+def check_placements(config: Config, cluster: ClusterConfig) -> list[str]:
+    """Where a run does not fit on a cluster: unknown names, processes that the model's layout cannot be cut into."""
+    known = {*config.curriculum, *config.steps}
+    problems = [
+        f"placements.{name}: the run has no such step; it has {', '.join(sorted(known))}"
+        for name in cluster.placements
+        if name not in known
+    ]
+    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    for name in config.curriculum:
+        placement = cluster.placement(name, stage=True)
+        world = placement.nodes * placement.processes
+        if world % model_parallel:
+            problems.append(
+                f"stage {name} gets {placement.nodes} nodes x {placement.processes} processes = {world}, not a "
+                f"multiple of parallel.tensor x parallel.pipeline = {model_parallel}: change one of them"
+            )
+    return problems

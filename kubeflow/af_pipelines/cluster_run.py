@@ -1,0 +1,129 @@
+"""A run on a cluster, seen from the machine that submitted it: the graph by Kubeflow Pipelines, the jobs by Kubernetes.
+
+    submit(folder, arguments); status(record); logs(record, "align", follow=True); cancel(record); reap(cluster)
+
+The functions are the cluster's side of the verbs in `commands`.
+"""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+from af_pipelines.cluster import ClusterConfig
+from af_pipelines.endpoint import ENDED, IMPLEMENTATION, Endpoint
+from af_pipelines.execute import Arguments, parse_json
+from af_pipelines.follow import LogReader, show_status
+from af_pipelines.job import StepFailed
+from af_pipelines.kube import Kube, Object
+from af_pipelines.manifest import HEARTBEAT, MANAGED_BY, RUN, STEP
+from af_pipelines.pipelines import compile_pipeline
+from af_pipelines.records import RunFolder, RunRecord
+from af_pipelines.steps import pipeline_steps
+from af_pipelines.trainjob import delete_run, ended
+from megatron_af.config import Config
+
+POLL_SECONDS = 3.0
+ORPHAN = timedelta(minutes=30)
+"""Unwatched for this long, a training job has lost its pipeline; a step that is retried comes back within minutes."""
+KEPT = timedelta(days=7)
+"""A training job that has ended stays this long for `kubectl describe`; TrainJobs have no life time of their own."""
+
+
+def submit(folder: RunFolder, arguments: Arguments) -> int:
+    cluster, launch = arguments.read_cluster(), arguments.launch
+    endpoint = Endpoint.connect(cluster)
+    pipeline = folder.path / "pipeline.yaml"
+    compile_pipeline(arguments, pipeline)
+    name = f"{arguments.read_config().name} {launch.pipeline} {launch.run}"
+    if launch.attempt > 1:
+        name += f" attempt {launch.attempt}"
+    parameters = {"config": arguments.config, "cluster": arguments.cluster}
+    run_id = endpoint.submit(pipeline, name, parameters | {"run": launch.run, "attempt": launch.attempt})
+    folder.write_run(
+        RunRecord(
+            launch=launch,
+            where="cluster",
+            config=arguments.config,
+            cluster=arguments.cluster,
+            kubeflow_run=run_id,
+            started=time.time(),
+        )
+    )
+    print(f"submitted {launch.run} to {endpoint.host}, namespace {cluster.namespace}: {endpoint.link(run_id)}")
+    print("follow it with `af-pipelines status` and `af-pipelines logs --follow`")
+    return 0
+
+
+def status(record: RunRecord) -> int:
+    cluster = parse_json(ClusterConfig, record.cluster)
+    endpoint = Endpoint.connect(cluster)
+    tasks = endpoint.tasks(record.kubeflow_run)
+    print(f"{record.launch.pipeline} {record.launch.run}: {endpoint.state(record.kubeflow_run).lower()} "
+          f"at {endpoint.link(record.kubeflow_run)}")  # fmt: skip
+    for spec in pipeline_steps(parse_json(Config, record.config), record.launch.pipeline):
+        task = tasks.get(spec.name)
+        state = str(task.state or "pending").lower() if task else "waiting"
+        error = f": {task.error.message}" if task and task.error and task.error.message else ""
+        print(f"{spec.name:20} {state}{error}")
+    try:
+        kube = Kube.connect(cluster)
+        for job in kube.jobs(f"{RUN}={record.launch.run}"):
+            print(_job_line(job, kube))
+    except StepFailed as error:
+        print(f"training jobs cannot be shown: {error}")
+    return 0
+
+
+def logs(record: RunRecord, step: str, *, follow: bool) -> int:
+    """Lines of the pods that run the steps; those of training steps hold what their jobs' nodes print."""
+    cluster = parse_json(ClusterConfig, record.cluster)
+    kube, endpoint = Kube.connect(cluster), Endpoint.connect(cluster)
+    reader = LogReader(kube, "main")
+    while True:
+        state = endpoint.state(record.kubeflow_run)
+        pods = kube.select_pods(f"pipeline/runid={record.kubeflow_run}")
+        pods = [pod for pod in pods if IMPLEMENTATION in pod.metadata.name]
+        if not pods and not follow:
+            folder = RunFolder(parse_json(Config, record.config)).path
+            print(f"no pod of this run is left; its logs lie in {folder}/logs on the cluster's volume")
+        for pod in sorted(pods, key=lambda pod: str(pod.metadata.creation_timestamp)):
+            for line in reader.new_lines(pod):
+                if line.startswith((f"[{step}]", f"[{step} ") if step else "["):
+                    print(line, flush=True)
+        if not follow or state in ENDED:
+            return 0
+        time.sleep(POLL_SECONDS)
+
+
+def cancel(record: RunRecord) -> int:
+    cluster = parse_json(ClusterConfig, record.cluster)
+    Endpoint.connect(cluster).terminate(record.kubeflow_run)
+    print(f"{record.launch.run} is being terminated; its steps delete their training jobs")
+    try:
+        delete_run(cluster, record.launch.run)
+    except StepFailed as error:
+        print(f"its training jobs cannot be deleted from here as well: {error}")
+    return 0
+
+
+def reap(cluster: ClusterConfig, now: datetime | None = None) -> int:
+    """Delete orphans, and training jobs that ended long ago."""
+    kube, now = Kube.connect(cluster), now or datetime.now(UTC)
+    for job in kube.jobs(",".join(f"{name}={value}" for name, value in MANAGED_BY.items())):
+        name, condition = job["metadata"]["name"], ended(job)
+        if condition:
+            since, limit, why = condition.get("lastTransitionTime", ""), KEPT, f"ended ({condition['type']})"
+        else:
+            since = job["metadata"].get("annotations", {}).get(HEARTBEAT, "")
+            limit, why = ORPHAN, "lost its pipeline"
+        age = now - datetime.fromisoformat(since or job["metadata"]["creationTimestamp"])
+        if age > limit:
+            kube.delete(name)
+            print(f"deleted {name}: {why} {age.total_seconds() / 3600:.1f} h ago")
+    return 0
+
+
+def _job_line(job: Object, kube: Kube) -> str:
+    name, step, condition = job["metadata"]["name"], job["metadata"]["labels"][STEP], ended(job)
+    if condition:
+        return f"{step:20} TrainJob {name}: {condition['type'].lower()} {condition.get('message', '')}"
+    return f"{step:20} TrainJob {name}: {show_status(job, kube.pods(name))}"

@@ -1,0 +1,197 @@
+"""What the verbs of ``python -m af_pipelines`` do; see ``__main__`` for the command lines."""
+
+import argparse
+import dataclasses
+import os
+import secrets
+import signal
+import time
+from pathlib import Path
+
+import psutil
+
+from af_pipelines import cluster_run
+from af_pipelines.cluster import ClusterConfig, Placement, check_cluster, check_placements, load_cluster
+from af_pipelines.execute import Arguments, parse_json
+from af_pipelines.job import Cancelled, StepFailed
+from af_pipelines.pipelines import compile_pipeline, to_json
+from af_pipelines.records import Launch, RunFolder, RunRecord
+from af_pipelines.report import stamp, table
+from af_pipelines.steps import pipeline_steps
+from megatron_af.config import Config, ConfigError
+from megatron_af.config_file import load_config
+
+CLUSTER_KEY = "cluster."
+FOLLOW_SECONDS = 0.5
+STOP_SECONDS = 60.0
+
+
+def compile_(options: argparse.Namespace) -> int:
+    """write the pipeline as a file that Kubeflow Pipelines reads"""
+    arguments = _arguments(options, Launch(run="", pipeline=options.pipeline))
+    compile_pipeline(arguments, Path(options.output))
+    print(f"{options.output}: {len(pipeline_steps(arguments.read_config(), options.pipeline))} steps")
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """run the pipeline on this machine"""
+    launch = Launch(run=_new_run(), pipeline=options.pipeline)
+    return _run_here(_arguments(options, launch))
+
+
+def submit(options: argparse.Namespace) -> int:
+    """start the pipeline on a Kubeflow cluster"""
+    arguments = _arguments(options, Launch(run=_new_run(), pipeline=options.pipeline))
+    return cluster_run.submit(_folder(options), arguments)
+
+
+def status(options: argparse.Namespace) -> int:
+    """how the last run of this configuration stands"""
+    folder, record = _last_run(options)
+    if record.where == "cluster":
+        return cluster_run.status(record)
+    config = parse_json(Config, record.config)
+    alive = _driver(record) is not None
+    print(f"{record.launch.pipeline} {record.launch.run}: {'running' if alive else 'ended'} here, started "
+          f"{stamp(record.started)}")  # fmt: skip
+    records = {step.step: step for step in folder.steps()}
+    print("\n".join(table(pipeline_steps(config, record.launch.pipeline), records)))
+    for step in records.values():
+        if step.error:
+            print(f"{step.step}: {step.error}")
+    return 0
+
+
+def logs(options: argparse.Namespace) -> int:
+    """what the steps of the last run print"""
+    folder, record = _last_run(options)
+    if record.where == "cluster":
+        return cluster_run.logs(record, options.step, follow=options.follow)
+    steps = pipeline_steps(parse_json(Config, record.config), record.launch.pipeline)
+    names = [spec.name for spec in steps if options.step in ("", spec.name)]
+    if not names:
+        raise StepFailed(f"no step {options.step!r}; there are {', '.join(spec.name for spec in steps)}")
+    read = dict.fromkeys(names, 0)
+    while True:
+        alive = _driver(record) is not None
+        for name in names:
+            path = folder.log(name)
+            if path.exists():
+                with path.open() as file:
+                    file.seek(read[name])
+                    print(file.read(), end="", flush=True)
+                    read[name] = file.tell()
+        if not options.follow or not alive:
+            return 0
+        time.sleep(FOLLOW_SECONDS)
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """stop the last run and everything it started"""
+    _, record = _last_run(options)
+    if record.where == "cluster":
+        return cluster_run.cancel(record)
+    driver = _driver(record)
+    if driver is None:
+        print(f"{record.launch.run} has ended already")
+        return 0
+    driver.send_signal(signal.SIGTERM)
+    try:
+        driver.wait(STOP_SECONDS)
+    except psutil.TimeoutExpired:
+        raise StepFailed(f"process {record.pid} has not stopped in {STOP_SECONDS:.0f} s; `kill -9` ends it") from None
+    print(f"{record.launch.run} is cancelled")
+    return 0
+
+
+def resume(options: argparse.Namespace) -> int:
+    """go on with the last run from its first step that is not done"""
+    folder, record = _last_run(options)
+    launch = dataclasses.replace(record.launch, attempt=record.launch.attempt + 1)
+    arguments = Arguments(config=record.config, cluster=record.cluster, launch=launch)
+    if record.where == "cluster":
+        return cluster_run.submit(folder, arguments)
+    return _run_here(arguments)
+
+
+def reap(options: argparse.Namespace) -> int:
+    """delete training jobs that no pipeline watches any more"""
+    return cluster_run.reap(load_cluster(options.cluster, options.overrides))
+
+
+def _run_here(arguments: Arguments) -> int:
+    from af_pipelines.drive import drive
+
+    folder = RunFolder(arguments.read_config())
+    last = folder.run()
+    if last and last.where == "local" and _driver(last):
+        raise StepFailed(f"{last.launch.run} is still running as process {last.pid}: wait for it, or cancel it")
+    record = RunRecord(
+        launch=arguments.launch,
+        where="local",
+        config=arguments.config,
+        cluster=arguments.cluster,
+        pid=os.getpid(),
+        started=time.time(),
+    )
+    pipeline = folder.path / "pipeline.yaml"
+    compile_pipeline(arguments, pipeline)
+    folder.write_run(record)
+    state = drive(folder, record, pipeline)
+    print(f"{arguments.launch.pipeline} {arguments.launch.run}: {state.lower()}; report: {folder.path / 'report.md'}")
+    if state == "CANCELLED":
+        raise Cancelled
+    return 0 if state == "SUCCEEDED" else 1
+
+
+def _arguments(options: argparse.Namespace, launch: Launch) -> Arguments:
+    """Configuration and cluster of a command line, checked against each other."""
+    overrides = [text for text in options.overrides if not text.startswith(CLUSTER_KEY)]
+    config = load_config(options.config, overrides)
+    changes = [text.removeprefix(CLUSTER_KEY) for text in options.overrides if text.startswith(CLUSTER_KEY)]
+    if options.cluster:
+        cluster = load_cluster(options.cluster, changes)
+        config = load_config(options.config, [*cluster.overrides, *overrides])
+    else:
+        cluster = parse_json(ClusterConfig, to_json(_this_machine(config)), changes)
+    problems = [*check_cluster(cluster), *check_placements(config, cluster)]
+    if problems:
+        raise ConfigError(f"{options.config} cannot run on {options.cluster or 'this machine'}", problems)
+    # A pipeline ends the curriculum's MLflow run itself; a stage must not.
+    tracking = dataclasses.replace(config.tracking, alone=False)
+    config = dataclasses.replace(config, tracking=tracking, stage="")
+    return Arguments(config=to_json(config), cluster=to_json(cluster), launch=launch)
+
+
+def _this_machine(config: Config) -> ClusterConfig:
+    """Without a cluster file: the nodes and processes of ``launch``; kfp has no pods to lose, so nothing to retry."""
+    stages = Placement(nodes=config.launch.nodes, processes=config.launch.processes_per_node)
+    return ClusterConfig(stages=stages, image="python", retries=0)
+
+
+def _folder(options: argparse.Namespace) -> RunFolder:
+    """Where this machine keeps what it knows of the run, whatever folder the cluster writes to."""
+    overrides = [text for text in options.overrides if not text.startswith(CLUSTER_KEY)]
+    return RunFolder(load_config(options.config, overrides))
+
+
+def _last_run(options: argparse.Namespace) -> tuple[RunFolder, RunRecord]:
+    folder = _folder(options)
+    record = folder.run()
+    if record is None:
+        raise StepFailed(f"{options.config} was never run or submitted from here: there is no {folder.path}/run.json")
+    return folder, record
+
+
+def _driver(record: RunRecord) -> psutil.Process | None:
+    """The process that drives a local run, if it lives; another one may have its number by now."""
+    try:
+        process = psutil.Process(record.pid)
+        return process if process.create_time() <= record.started and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _new_run() -> str:
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)

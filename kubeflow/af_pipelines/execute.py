@@ -1,0 +1,192 @@
+"""What one step of a pipeline does when its turn comes, in a pod or in a process of this machine.
+
+    metrics = run_step("align", Arguments(config=…, cluster=…, launch=Launch(run="demo-1")), launcher="auto")
+    finish(Arguments(…), state="SUCCEEDED")        # the exit handler
+
+A step that is done is not run again, unless what it is made from changed. Two steps outside the stages' own tools are
+never skipped in a pipeline of their own: who asks for ``evaluate`` or ``promote`` wants it done now.
+"""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from af_pipelines.cluster import ClusterConfig
+from af_pipelines.job import Cancelled, Job, StepFailed
+from af_pipelines.local import launch_local
+from af_pipelines.logs import read_progress
+from af_pipelines.records import CANCELLED, DONE, FAILED, RUNNING, Launch, RunFolder, StepRecord
+from af_pipelines.report import write_report
+from af_pipelines.steps import StepSpec, pipeline_steps
+from megatron_af.config import Config
+from megatron_af.config_file import read_values
+
+Say = Callable[[str], None]
+PROGRESS_SECONDS = 2.0
+"""Between two writes of a running step's progress."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What a pipeline hands to each of its steps."""
+
+    config: str
+    """The run's configuration as JSON."""
+    cluster: str
+    """The cluster file's values as JSON."""
+    launch: Launch
+
+    def read_config(self) -> Config:
+        return parse_json(Config, self.config)
+
+    def read_cluster(self) -> ClusterConfig:
+        return parse_json(ClusterConfig, self.cluster)
+
+
+def run_step(name: str, arguments: Arguments, launcher: str = "auto") -> dict[str, float]:
+    """Run a step to its end and return what is worth showing beside it: seconds, restarts, the last loss.
+
+    ``launcher`` is ``local``, ``trainjob``, or ``auto``: training jobs where there is a cluster around this process.
+    Raises `StepFailed` with the last error's text and `Cancelled`; either way nothing is left running.
+    """
+    config, cluster, launch = arguments.read_config(), arguments.read_cluster(), arguments.launch
+    steps = pipeline_steps(config, launch.pipeline)
+    spec = next(spec for spec in steps if spec.name == name)
+    folder = RunFolder(config)
+    with _log(folder.log(name)) as say:
+        before = folder.step(name)
+        if before and before.state == DONE and before.reads == spec.reads and _may_skip(before, launch):
+            say(f"[{name}] done before, {time.strftime('%F %T', time.localtime(before.ended))}; nothing to do")
+            return {"seconds": 0.0, "restarts": 0.0}
+        if before and before.give_up and before.launch == launch:
+            advice = "not tried again: mend the cause, then `af-pipelines resume`"
+            raise StepFailed(f"{before.error}\n({advice})", give_up=True)
+        record = StepRecord(step=name, state=RUNNING, launch=launch, reads=spec.reads, started=time.time())
+        following = _Following(folder, record, say)
+        config_file = folder.write_config(config)
+        folder.write_step(record)
+        try:
+            if _on_cluster(launcher) and not spec.after:
+                from af_pipelines.trainjob import check
+
+                jobs = [_job(other, config, cluster, config_file) for other in steps if other.distributed]
+                check(jobs, cluster, launch)
+            restarts = _launch(_job(spec, config, cluster, config_file), cluster, launch, launcher, following)
+        except StepFailed as failure:
+            following.end(FAILED, error=str(failure), give_up=failure.give_up)
+            raise
+        except Cancelled as stop:
+            following.end(CANCELLED, error=f"cancelled: {stop}")
+            raise
+        except BaseException as error:
+            following.end(FAILED, error=f"{type(error).__name__}: {error}")
+            raise
+        record = following.end(DONE, restarts=restarts)
+        say(f"[{name}] done in {record.seconds:.0f} s" + (f" with {restarts} restarts" if restarts else ""))
+        return {"seconds": record.seconds, "restarts": float(restarts), **following.metrics}
+
+
+def finish(arguments: Arguments, state: str, launcher: str = "auto") -> str:
+    """The exit handler: stop what still runs, mark the curriculum's MLflow run, write and return the report."""
+    config, cluster, launch = arguments.read_config(), arguments.read_cluster(), arguments.launch
+    folder = RunFolder(config)
+    for record in folder.steps():
+        if record.state == RUNNING and record.launch.run == launch.run:
+            gone = "its process ended without a word: out of memory, evicted, or a lost node"
+            folder.write_step(dataclasses.replace(record, state=FAILED, ended=time.time(), error=gone))
+    if _on_cluster(launcher):
+        from af_pipelines.trainjob import delete_run
+
+        delete_run(cluster, launch.run)
+    steps = pipeline_steps(config, launch.pipeline)
+    return write_report(folder, launch, steps, state)
+
+
+def _job(spec: StepSpec, config: Config, cluster: ClusterConfig, config_file: Path) -> Job:
+    placement = cluster.placement(spec.name, stage=spec.stage)
+    return Job(
+        name=spec.name,
+        argv=spec.argv(str(config_file)),
+        distributed=spec.distributed,
+        nodes=placement.nodes if spec.distributed else 1,
+        processes=placement.processes if spec.distributed else 1,
+        env=cluster.env,
+        max_restarts=cluster.max_restarts,
+        deadline_seconds=cluster.deadline_hours * 3600,
+    )
+
+
+def _launch(job: Job, cluster: ClusterConfig, launch: Launch, launcher: str, say: Say) -> int:
+    """Restarts that the job needed. Only distributed steps leave the step's own process for a training job."""
+    if job.distributed and _on_cluster(launcher):
+        from af_pipelines.trainjob import launch_trainjob
+
+        return launch_trainjob(job, cluster, launch, say)
+    return launch_local(job, say)
+
+
+def _on_cluster(launcher: str) -> bool:
+    return launcher == "trainjob" or (launcher == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)
+
+
+def _may_skip(before: StepRecord, launch: Launch) -> bool:
+    return launch.pipeline == "curriculum" or before.launch.run == launch.run
+
+
+class _Following:
+    """Passes a job's lines on and keeps the step's record up to date with what they say."""
+
+    def __init__(self, folder: RunFolder, record: StepRecord, say: Say) -> None:
+        self._folder, self._record, self._say = folder, record, say
+        self._written = 0.0
+        self._lock = threading.Lock()
+        self.metrics: dict[str, float] = {}
+
+    def __call__(self, line: str) -> None:
+        with self._lock:
+            self._say(line)
+            progress = read_progress(line)
+            if progress is None:
+                return
+            self.metrics = {"step": float(progress.step)}
+            self.metrics |= {"loss": progress.loss} if progress.loss is not None else {}
+            self._record = dataclasses.replace(self._record, progress=str(progress))
+            if time.monotonic() - self._written > PROGRESS_SECONDS:
+                self._written = time.monotonic()
+                self._folder.write_step(self._record)
+
+    def end(self, state: str, *, error: str = "", give_up: bool = False, restarts: int = 0) -> StepRecord:
+        with self._lock:
+            self._record = dataclasses.replace(
+                self._record, state=state, ended=time.time(), error=error, give_up=give_up, restarts=restarts
+            )
+            self._folder.write_step(self._record)
+            if error:
+                self._say(f"[{self._record.step}] {state}: {error}")
+            return self._record
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[Say]:
+    """Print lines, and append them to the step's log, which outlives the pod that wrote them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", buffering=1) as file:
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            file.write(line + "\n")
+
+        yield say
+
+
+def parse_json[Schema](schema: type[Schema], text: str, overrides: Sequence[str] = ()) -> Schema:
+    """The inverse of `pipelines.to_json`, with ``key=value`` changes."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(text)
+        file.flush()
+        return read_values(schema, Path(file.name), overrides)

@@ -1,0 +1,92 @@
+"""A job: one command on some nodes, with the outcomes that both launchers know.
+
+    job = Job(name="align", argv=("tools/pretrain_af.py", "--config", "run.yaml", "stage=align"), nodes=2, processes=8)
+    restarts = launch_local(job, print)         # local.py; or launch_trainjob, in trainjob.py
+
+Outcomes are exit codes, so that they pass through torchrun, a container and a Kubernetes job unchanged:
+0 is done, `GIVE_UP` codes mean that another try would fail the same way, anything else is worth a restart.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+GIVE_UP = (2, 42)
+"""2: the command line or the configuration is wrong (argparse's own code). 42: the job says that it cannot succeed."""
+CANCELLED = 143
+"""128 + SIGTERM, what a shell reports for a process that was asked to stop."""
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout: commands name their tools relative to it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run and on how many nodes."""
+
+    name: str
+    argv: tuple[str, ...]
+    """The command behind ``python`` (one process) or behind torchrun (``distributed``)."""
+    distributed: bool = True
+    nodes: int = 1
+    processes: int = 1
+    """Processes per node."""
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    max_restarts: int = 2
+    """Restarts of the whole job; on a cluster the training runtime's failure policy counts them instead."""
+    deadline_seconds: float = 7 * 24 * 3600.0
+
+    def command(self, python: str, root: Path = Path()) -> list[str]:
+        """The command line of one node, with the tool looked up in ``root``."""
+        launcher = ["-m", "af_pipelines.node"] if self.distributed else []
+        return [python, *launcher, str(root / self.argv[0]), *self.argv[1:]]
+
+
+class StepFailed(RuntimeError):
+    """A step ended without its result; ``give_up`` says that another try would fail the same way."""
+
+    def __init__(self, message: str, *, give_up: bool = False) -> None:
+        super().__init__(message)
+        self.give_up = give_up
+
+
+class Cancelled(BaseException):
+    """Someone asked the step to stop. Like KeyboardInterrupt, it passes handlers of errors by."""
+
+
+def python_env() -> dict[str, str]:
+    """Environment in which every command finds the packages of the checkout, installed or not."""
+    paths = [str(ROOT), str(ROOT / "kubeflow"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+
+
+def describe_exit(code: int) -> str:
+    """``exit code 1`` or the name of the signal that ended the process (codes above 128 and below 0)."""
+    number = -code if code < 0 else code - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"exit code {code}"
+    return f"ended by {name}" + (" (out of memory, or killed from outside)" if name == "SIGKILL" else "")
+
+
+@contextlib.contextmanager
+def cancellable() -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT raise `Cancelled`, so that every ``finally`` on the way out stops what it started."""
+
+    def cancel(number: int, _frame: object) -> None:
+        raise Cancelled(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+    before = {number: signal.signal(number, cancel) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,169 @@
+"""The local launcher: every node of a job is a group of processes on this machine.
+
+    restarts = launch_local(job, say=print)      # raises StepFailed, or Cancelled on SIGTERM
+
+A node sees what Kubeflow Trainer's torch runtime gives a pod: PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK,
+PET_MASTER_ADDR and PET_MASTER_PORT. When one node fails, all of them are stopped and the whole job starts again, which
+is what a JobSet does; an agent that restarts its own workers cannot bring the other nodes' collectives back.
+"""
+
+import collections
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from af_pipelines.job import GIVE_UP, ROOT, Cancelled, Job, StepFailed, cancellable, describe_exit, python_env
+from af_pipelines.logs import last_error
+
+RUN_PID = "AF_PIPELINES_RUN_PID"
+"""Environment variable with the process that drives the pipeline; a step does not outlive it."""
+POLL_SECONDS = 0.1
+PEER_GRACE_SECONDS = 3.0
+"""How long the other nodes may take to notice a failure by themselves; what they print then helps nobody."""
+STOP_GRACE_SECONDS = 15.0
+"""From SIGTERM to SIGKILL."""
+
+
+class Node:
+    """One node's process group, its output handed on line by line to ``read``."""
+
+    def __init__(self, job: Job, rank: int, port: int, read: Callable[[int, str], None]) -> None:
+        env = {"OMP_NUM_THREADS": "1", **python_env(), **job.env}
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            env.pop(name, None)  # of a job this one was started from
+        if job.distributed:
+            env |= {
+                "PET_NNODES": str(job.nodes),
+                "PET_NPROC_PER_NODE": str(job.processes),
+                "PET_NODE_RANK": str(rank),
+                "PET_MASTER_ADDR": "127.0.0.1",
+                "PET_MASTER_PORT": str(port),
+            }
+        self.rank = rank
+        self.process = subprocess.Popen(
+            job.command(sys.executable, ROOT),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self.reader = threading.Thread(target=self._read, args=(read,), daemon=True)
+        self.reader.start()
+
+    def _read(self, read: Callable[[int, str], None]) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            read(self.rank, line.rstrip())
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def close(self) -> None:
+        """Wait for the last line. What a failed node left behind is killed with its group."""
+        if self.process.wait():
+            self.signal(signal.SIGKILL)
+        self.reader.join(timeout=5)
+
+
+def launch_local(job: Job, say: Callable[[str], None]) -> int:
+    """Run a job to its end on this machine and return how often it was restarted.
+
+    Raises `StepFailed` with the last error's text, `Cancelled` when this process was asked to stop or the pipeline's
+    process has gone. Nothing that was started is left running.
+    """
+    deadline = time.monotonic() + job.deadline_seconds
+    tail: collections.deque[str] = collections.deque(maxlen=2000)
+
+    def read(rank: int, line: str) -> None:
+        tail.append(line)
+        say(f"[{job.name} {rank}] {line}" if job.nodes > 1 else f"[{job.name}] {line}")
+
+    with cancellable():
+        for restarts in range(job.max_restarts + 1):
+            tail.clear()
+            codes = _run_once(job, deadline, read)
+            if not codes:
+                return restarts
+            # A node that gave up may not be the first to end: its peers lose their connections at the same moment.
+            rank, code = next(((rank, code) for rank, code in codes if code in GIVE_UP), codes[0])
+            reason = last_error(tail) or "it printed no error"
+            where = f"node {rank} {describe_exit(code)}" if job.nodes > 1 else describe_exit(code)
+            if code in GIVE_UP:
+                raise StepFailed(f"{job.name}: {where}, which no restart mends: {reason}", give_up=True)
+            if restarts < job.max_restarts:
+                say(f"[{job.name}] restart {restarts + 1} of {job.max_restarts}: {where}: {reason}")
+        raise StepFailed(f"{job.name}: {where}, after {job.max_restarts} restarts: {reason}")
+
+
+def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> list[tuple[int, int]]:
+    """One try: (rank, exit code) of the nodes that failed by themselves, in the order they ended; empty: it is done."""
+    port = _free_port()
+    nodes: list[Node] = []
+    ended: list[Node] = []
+    driver = int(os.environ.get(RUN_PID, "0"))
+    try:
+        nodes += [Node(job, rank, port, read) for rank in range(job.nodes)]
+        give_peers_until = float("inf")
+        while len(ended) < len(nodes):
+            time.sleep(POLL_SECONDS)
+            now = time.monotonic()
+            for node in nodes:
+                if node not in ended and node.process.poll() is not None:
+                    ended.append(node)
+                    if node.process.returncode:
+                        give_peers_until = min(give_peers_until, now + PEER_GRACE_SECONDS)
+            if now > give_peers_until:
+                break
+            if now > deadline:
+                raise StepFailed(
+                    f"{job.name}: not done after {job.deadline_seconds / 3600:.3g} h, its deadline; "
+                    "raise deadline_hours in the cluster file, or train fewer steps",
+                    give_up=True,
+                )
+            if driver and not _alive(driver):
+                raise Cancelled("the process that drives the pipeline has gone")
+    finally:
+        _stop(nodes)
+    return [(node.rank, node.process.returncode) for node in ended if node.process.returncode]
+
+
+def _stop(nodes: list[Node]) -> None:
+    """End every process group: SIGTERM, time to write a checkpoint, SIGKILL."""
+    running = [node for node in nodes if node.process.poll() is None]
+    for node in running:
+        node.signal(signal.SIGTERM)
+    until = time.monotonic() + STOP_GRACE_SECONDS
+    for node in running:
+        try:
+            node.process.wait(timeout=max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            node.signal(signal.SIGKILL)
+    for node in nodes:
+        node.close()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,130 @@
+"""What a pipeline leaves on disk, beside the run's checkpoints: who ran what, how it ended, and the logs.
+
+    folder = RunFolder(config)                      # output/name/pipeline
+    folder.write_step(StepRecord(step="align", state="running", …))
+    for record in folder.steps(): …
+
+The folder lies on the shared volume of a cluster or on this machine's disk; every file is replaced atomically, and each
+step writes only its own, so steps may run side by side and be killed at any moment.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_af.config import Config
+from megatron_af.config_file import to_yaml
+
+RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Whose behalf a step runs on: one start of a pipeline."""
+
+    run: str
+    """Name of the run, the same for all of its attempts."""
+    attempt: int = 1
+    """Counts `resume`."""
+    pipeline: str = "curriculum"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """The last time a step ran."""
+
+    step: str
+    state: str
+    launch: Launch
+    reads: str
+    """Digest of what it was made from (`StepSpec.reads`)."""
+    started: float
+    """Seconds since the epoch."""
+    ended: float = 0.0
+    restarts: int = 0
+    progress: str = ""
+    error: str = ""
+    give_up: bool = False
+    """The failure would repeat, so this attempt does not try the step again."""
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.time()) - self.started
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The last start of a pipeline, as `status`, `logs`, `cancel` and `resume` need it."""
+
+    launch: Launch
+    where: str
+    """``local`` or ``cluster``."""
+    config: str
+    """The resolved configuration, as JSON."""
+    cluster: str
+    """The cluster file's values, as JSON."""
+    pid: int = 0
+    """Process that drives a local run."""
+    kubeflow_run: str = ""
+    """Id of the run in Kubeflow Pipelines."""
+    started: float = 0.0
+
+
+class RunFolder:
+    """``output/name/pipeline`` of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.output) / config.name / "pipeline"
+
+    def log(self, step: str) -> Path:
+        """The step's whole output over all attempts."""
+        return self.path / "logs" / f"{step}.log"
+
+    def write_config(self, config: Config) -> Path:
+        """The file that the tools read. Every step writes the same text, so it does not matter who was last."""
+        return _write(self.path / "config.yaml", to_yaml(config))
+
+    def write_step(self, record: StepRecord) -> None:
+        _write(self.path / "steps" / f"{record.step}.json", _to_json(record))
+
+    def step(self, name: str) -> StepRecord | None:
+        """The step's record, or None when it never ran."""
+        values = _read_json(self.path / "steps" / f"{name}.json")
+        return StepRecord(**values | {"launch": Launch(**values["launch"])}) if values else None
+
+    def steps(self) -> Iterator[StepRecord]:
+        for path in sorted((self.path / "steps").glob("*.json")):
+            record = self.step(path.stem)
+            if record:
+                yield record
+
+    def write_run(self, record: RunRecord) -> None:
+        _write(self.path / "run.json", _to_json(record))
+
+    def run(self) -> RunRecord | None:
+        values = _read_json(self.path / "run.json")
+        return RunRecord(**values | {"launch": Launch(**values["launch"])}) if values else None
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+    return path
+
+
+def _to_json(record: StepRecord | RunRecord) -> str:
+    return json.dumps(dataclasses.asdict(record), indent=1) + "\n"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return values

@@ -1,0 +1,212 @@
+"""The cluster launcher: a job becomes a Kubeflow TrainJob and is followed to its end.
+
+    restarts = launch_trainjob(job, cluster, Launch(run="demo-1"), say=print)
+
+The JobSet under the TrainJob restarts all nodes together; this process only creates, watches and, when it is told to
+stop, deletes. It may be lost at any time: the next one with the same run and step takes the TrainJob over.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from af_pipelines.cluster import ClusterConfig
+from af_pipelines.follow import PodLogs, blocked, is_queued, restarts_of, show_status
+from af_pipelines.job import Cancelled, Job, StepFailed, cancellable
+from af_pipelines.kube import ClusterError, Kube, Object
+from af_pipelines.manifest import ATTEMPT, HEARTBEAT, RUN, SPEC, STEP, job_name, now_text, trainjob_manifest
+from af_pipelines.records import Launch
+
+GIVE_UP_REASON = "FailJobSet"
+"""Start of JobSet's reason when its failure policy matched an exit code that no restart mends."""
+DELETE_SECONDS = 300.0
+HEARTBEAT_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How often the cluster is asked; tests are faster."""
+
+    poll_seconds: float = 5.0
+    hopeless_seconds: float = 120.0
+    """A registry may fail once; for longer than this an image that cannot be pulled is an error."""
+
+
+PACE = Pace()
+
+
+def launch_trainjob(
+    job: Job,
+    cluster: ClusterConfig,
+    run: Launch,
+    say: Callable[[str], None],
+    *,
+    kube: Kube | None = None,
+    pace: Pace = PACE,
+) -> int:
+    """Run a job as a TrainJob and return how often it was restarted.
+
+    Raises `StepFailed` with the last error's text, and `Cancelled` on SIGTERM; the TrainJob is deleted then, and
+    whenever it could not run at all. A failed one stays for `kubectl describe` until the step is tried again.
+    """
+    kube = kube or Kube.connect(cluster)
+    body = trainjob_manifest(job, cluster, run)
+    name = job_name(job.name, run.run)
+    with cancellable():
+        try:
+            _create_or_adopt(kube, body, run, say, pace)
+            return _Watch(kube, job, cluster, name, say, pace).to_the_end()
+        except Cancelled:
+            say(f"[{job.name}] stopping: deleting TrainJob {name}")
+            kube.delete(name)
+            raise
+
+
+def check(jobs: Sequence[Job], cluster: ClusterConfig, run: Launch, *, kube: Kube | None = None) -> None:
+    """Ask the cluster whether it would take these jobs, before hours of preparation lead up to them.
+
+    Finds a missing namespace, CRD or runtime, an account without rights and an expired login; not a full quota.
+    """
+    kube = kube or Kube.connect(cluster)
+    for job in jobs:
+        try:
+            kube.create(trainjob_manifest(job, cluster, run), dry_run=True)
+        except ClusterError as error:
+            if error.status != 409:
+                raise
+
+
+def delete_run(cluster: ClusterConfig, run: str) -> None:
+    """Delete every TrainJob of a run that has not ended: nothing of it may outlive its pipeline."""
+    kube = Kube.connect(cluster)
+    for found in kube.jobs(f"{RUN}={run}"):
+        if ended(found) is None:
+            kube.delete(found["metadata"]["name"])
+
+
+def ended(found: Object) -> Object | None:
+    """The condition that ended a TrainJob: of type Complete or Failed, or None while it lives."""
+    for condition in found.get("status", {}).get("conditions", []):
+        if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
+            return dict(condition)
+    return None
+
+
+def _create_or_adopt(kube: Kube, body: Object, run: Launch, say: Callable[[str], None], pace: Pace) -> None:
+    """Create the TrainJob, unless a former process of this step did: then go on with it, or replace it."""
+    name, step = body["metadata"]["name"], body["metadata"]["labels"][STEP]
+    while True:
+        try:
+            kube.create(body)
+        except ClusterError as error:
+            if error.status != 409:
+                raise
+        else:
+            say(f"[{step}] created TrainJob {name} in namespace {kube.namespace}")
+            return
+        found = kube.get(name)
+        if found is None:  # it went between the two calls
+            continue
+        annotations, condition = found["metadata"].get("annotations", {}), ended(found)
+        same = annotations.get(SPEC) == body["metadata"]["annotations"][SPEC]
+        if found["metadata"].get("deletionTimestamp"):
+            say(f"[{step}] TrainJob {name} of an earlier try is still being deleted; waiting")
+        elif same and (condition is None or condition["type"] == "Complete"):
+            say(f"[{step}] goes on with TrainJob {name}, which an earlier try of this step created")
+            return
+        elif same and _gave_up(condition) and int(annotations.get(ATTEMPT, 0)) == run.attempt:
+            return  # the watch reports its failure again instead of repeating it
+        else:
+            say(f"[{step}] replacing TrainJob {name} ({_describe(condition) if same else 'made from other settings'})")
+            kube.delete(name)
+        _wait_until_gone(kube, name, pace)
+
+
+def _wait_until_gone(kube: Kube, name: str, pace: Pace) -> None:
+    until = time.monotonic() + DELETE_SECONDS
+    while kube.get(name) is not None:
+        if time.monotonic() > until:
+            raise StepFailed(
+                f"TrainJob {name} is still there {DELETE_SECONDS:.0f} s after its deletion: a finalizer holds it; see "
+                f"`kubectl describe trainjob {name} -n {kube.namespace}`"
+            )
+        time.sleep(pace.poll_seconds)
+
+
+class _Watch:
+    """Follows one TrainJob: passes its logs on, tells why it waits, and says how it ended."""
+
+    def __init__(
+        self, kube: Kube, job: Job, cluster: ClusterConfig, name: str, say: Callable[[str], None], pace: Pace
+    ) -> None:
+        self.kube, self.job, self.cluster, self.name, self.say, self.pace = kube, job, cluster, name, say, pace
+        self.logs = PodLogs(kube, job, say)
+        self.restarts = 0
+        self.last_status = ""
+        self.last_heartbeat = float("-inf")
+        self.blocked_since = 0.0
+
+    def to_the_end(self) -> int:
+        """Restarts of a job that completed; `StepFailed` otherwise."""
+        pods: list[Any] = []
+        while True:
+            found = self.kube.get(self.name)
+            if found is None:
+                raise StepFailed(f"{self.job.name}: TrainJob {self.name} was deleted by someone else")
+            pods = self.kube.pods(self.name) or pods
+            self._notice_restart(pods)
+            self.logs.read(pods)
+            condition = ended(found)
+            if condition and condition["type"] == "Complete":
+                return self.restarts
+            if condition:
+                words = self.logs.last_words(pods)
+                raise StepFailed(f"{self.job.name}: {_describe(condition)}: {words}", give_up=_gave_up(condition))
+            reason = "" if is_queued(found) else blocked(self.kube, self.name, self.job, pods)
+            self._show(show_status(found, pods) + (f"; {reason}" if reason else ""))
+            self._end_if_blocked(reason)
+            self._beat()
+            time.sleep(self.pace.poll_seconds)
+
+    def _notice_restart(self, pods: list[Any]) -> None:
+        restarts = restarts_of(pods)
+        if restarts > self.restarts:
+            self.say(f"[{self.job.name}] restart {restarts}: {self.logs.last_words([])}")
+            self.restarts = restarts
+            self.logs.start_over()
+
+    def _show(self, status: str) -> None:
+        if status != self.last_status:
+            self.say(f"[{self.job.name}] {status}")
+            self.last_status = status
+
+    def _end_if_blocked(self, reason: str) -> None:
+        """Delete and fail a job that cannot start: it would hold its place, and its nodes, for nothing."""
+        now = time.monotonic()
+        if not reason:
+            self.blocked_since = 0.0
+            return
+        self.blocked_since = self.blocked_since or now
+        hopeless = reason.startswith(("image", "container"))
+        patience = self.pace.hopeless_seconds if hopeless else self.cluster.pending_minutes * 60
+        if now - self.blocked_since > patience:
+            self.kube.delete(self.name)
+            message = f"{self.job.name}: could not start: {reason}. TrainJob {self.name} is deleted"
+            raise StepFailed(message, give_up=True)
+
+    def _beat(self) -> None:
+        """Tell the reaper that someone still watches this job."""
+        if time.monotonic() - self.last_heartbeat > HEARTBEAT_SECONDS:
+            self.kube.annotate(self.name, {HEARTBEAT: now_text()})
+            self.last_heartbeat = time.monotonic()
+
+
+def _gave_up(condition: Object | None) -> bool:
+    return condition is not None and condition.get("reason", "").startswith((GIVE_UP_REASON, "DeadlineExceeded"))
+
+
+def _describe(condition: Object | None) -> str:
+    if condition is None:
+        return "still running"
+    return f"{condition['type']} {condition.get('reason', '')}: {condition.get('message', '')}".strip()
