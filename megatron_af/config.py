@@ -190,6 +190,8 @@ class ParallelConfig:
 class DatasetConfig:
     manifest: str
     """JSONL of rows (``megatron_af.data.rows.Row``), relative to ``data.root``."""
+    task_prefix_probability: float = 0.0
+    """Part of the samples that begin with ``The task is …`` (AF1: 0.5 in most of pre-training, 1 in fine-tuning)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +201,8 @@ class DataConfig:
     tokenizer: str = ""
     """Folder or ``tokenizer.json``, or a hub name."""
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    text_style: Literal["af1", "af2"] = "af2"
+    """Which paper's templates write the text (``megatron_af.text.templates``)."""
     workers: int = 1
     """Threads DALI decodes with, per rank."""
     feature_cache: str = ""
@@ -317,6 +321,16 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """Where models are released: the MLflow registry of the tracking server."""
+
+    model: str = ""
+    """Registered name; empty: the run's name."""
+    gates: str = ""
+    """YAML file of the promotion gates, from the working folder or from ``configs/``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepConfig:
     """A pipeline step around the stages: preparation, retrieval index, evaluation, release."""
 
@@ -342,6 +356,35 @@ def release_steps() -> dict[str, StepConfig]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneSet:
+    """One manifest of mixed scenes, ``data.root/NAME.jsonl``."""
+
+    part: Literal["train", "development", "test"]
+    """Which part of the recordings its scenes are mixed from."""
+    scenes: int
+    min_seconds: float = 10.0
+    """Length of a scene, drawn between this and ``max_seconds``."""
+    max_seconds: float = 10.0
+    min_events: int = 1
+    max_events: int = 5
+    questions: int = 12
+    """Questions written per scene; training scenes are listed and described as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """What `tools/demo.py` mixes out of free recordings (nothing else reads it)."""
+
+    offline: bool = False
+    """Synthesise the sources without asking any package archive."""
+    variants: int = 12
+    """Augmented versions of each training recording."""
+    texts: int = 0
+    """Text-only rows: transcripts of scenes that nobody hears, with questions about them."""
+    sets: dict[str, SceneSet] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One run. ``stage`` picks what `tools/pretrain_af.py` trains out of ``curriculum``."""
 
@@ -361,6 +404,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
     log_every_steps: int = 10
 
     def stage_folder(self, stage: str) -> Path:

@@ -17,7 +17,7 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Manifest, Question, Row, RowError
 from megatron_af.data.sampler import BlendSampler, Draw, keyed_hash
-from megatron_af.text.templates import render
+from megatron_af.text.templates import STYLES, render
 from megatron_af.text.tokenizer import Tokenizer
 
 ATTEMPTS = 8
@@ -60,6 +60,8 @@ class SampleSource:
             {name: len(rows) for name, rows in self._rows.items()}, stage.blend, f"{config.seed}/{config.stage}"
         )
         self._stage, self._loader, self._report = stage, loader, report
+        self._style = STYLES[config.data.text_style]
+        self._prefixes = {name: config.data.datasets[name].task_prefix_probability for name in stage.blend}
         self._allowed = config.data.max_replaced_fraction
         self._drawn = self._replaced = 0
         self._seen_bad: set[tuple[str, int | str]] = set()
@@ -113,7 +115,10 @@ class SampleSource:
                 raise RowError(f"row {row.id}: a contrastive stage needs one clip and at least one caption")
             return Sample(row=row, dataset=dataset, questions=(), segments=())
         questions = chosen_questions(row, draw, self._stage.questions_per_sample)
-        segments = render(row, questions, self.tokenizer, self._stage.max_text_tokens)
+        prefix = self._prefixes[draw.dataset] * 2**64 > keyed_hash(draw.index, draw.row)
+        segments = render(
+            row, questions, self.tokenizer, self._stage.max_text_tokens, style=self._style, task_prefix=prefix
+        )
         return Sample(row=row, dataset=dataset, questions=questions, segments=tuple(segments))
 
 

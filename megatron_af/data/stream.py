@@ -23,7 +23,7 @@ from megatron_af.data.feature_cache import FeatureCache
 from megatron_af.data.rows import Clip, Row
 from megatron_af.data.samples import Sample, SampleSource
 from megatron_af.parallel.device import Device
-from megatron_af.text.templates import render, render_prompt
+from megatron_af.text.templates import STYLES, render, render_prompt
 from megatron_af.text.tokenizer import Tokenizer
 
 AHEAD = 2
@@ -206,14 +206,18 @@ def evaluation_batches(
     """
     loader = ClipLoader(config, max_windows=max_windows, device=device)
     maker = BatchMaker(config, tokenizer, loader)
+    style = STYLES[config.data.text_style]
     for begin in range(0, len(rows), batch_rows):
         chunk = list(rows[begin : begin + batch_rows])
         samples = []
         for row in chunk:
             if prompts:
-                texts = [[render_prompt(row, question, tokenizer, max_text_tokens)] for question in row.questions]
+                texts = [
+                    [render_prompt(row, question, tokenizer, max_text_tokens, style=style)]
+                    for question in row.questions
+                ]
             else:
-                texts = [render(row, row.questions, tokenizer, max_text_tokens)]
+                texts = [render(row, row.questions, tokenizer, max_text_tokens, style=style)]
             samples += [Sample(row=row, dataset=0, questions=row.questions, segments=tuple(text)) for text in texts]
         batch, silent = maker.make(samples, len(samples))
         if silent:

@@ -3,17 +3,18 @@
     tokenizer = Tokenizer.load("models/Qwen2.5-3B")     # folder, tokenizer.json, or hub name
     tokenizer.added                                     # {"<audio>": 151665, "<|endofchunk|>": 151666, ...}
 
-Order and strings of the added tokens: AF2 ``src/factory.py`` (AF1 adds no pad token where one exists).
+Order and strings of the added tokens: AF2 ``src/factory.py``. AF1 adds no pad token to OPT's, which has one.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
 
 AUDIO, END_OF_CHUNK, PAD, SEPARATOR = "<audio>", "<|endofchunk|>", "<|PAD_TOKEN|>", "<SEP>"
 ADDED_TOKENS = (AUDIO, END_OF_CHUNK, PAD, SEPARATOR)
+OPT_PAD, OPT_BEGIN = "<pad>", "</s>"
 END_OF_SEQUENCE = ("<|endoftext|>", "</s>")
 """Tokens that end a sequence, by preference, where the folder's ``tokenizer_config.json`` names none."""
 
@@ -21,8 +22,10 @@ END_OF_SEQUENCE = ("<|endoftext|>", "</s>")
 class Tokenizer:
     """Text to ids and back. Special tokens written inside a text are treated as plain text."""
 
-    def __init__(self, base: tokenizers.Tokenizer, *, eos: str = "", added: Sequence[str] = ADDED_TOKENS) -> None:
+    def __init__(self, base: tokenizers.Tokenizer, *, eos: str = "") -> None:
         vocabulary = base.get_vocab(with_added_tokens=True)
+        is_opt = OPT_PAD in vocabulary and OPT_BEGIN in vocabulary
+        added = [token for token in ADDED_TOKENS if not (is_opt and token == PAD)]
         present = [token for token in added if token in vocabulary]
         if present and len(present) != len(added):
             missing = ", ".join(token for token in added if token not in vocabulary)
@@ -48,7 +51,9 @@ class Tokenizer:
         self.audio_id = self.added[AUDIO]
         self.end_of_chunk_id = self.added[END_OF_CHUNK]
         self.separator_id = self.added[SEPARATOR]
-        self.pad_id = self.added[PAD]
+        self.pad_id = vocabulary[OPT_PAD] if is_opt else self.added[PAD]
+        self.bos_id: int | None = vocabulary[OPT_BEGIN] if is_opt else None
+        """Begin of sequence, which OPT's models expect and Qwen's do not have."""
         self._base = base
         self._base.no_truncation()
         self._base.no_padding()
