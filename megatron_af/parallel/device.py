@@ -82,11 +82,17 @@ class Device:
         return self.torch.index if self.is_gpu else None
 
 
-@functools.cache
+_target: TorchDevice | None = None
+"""Where megatron-core was made to run; None: as it is."""
+
+
 def current_device() -> Device:
     """This process's device: the GPU of its ``LOCAL_RANK`` (which becomes current), or the CPU."""
-    if not torch.cuda.is_available():
-        return Device(TorchDevice("cpu"))
+    return _gpu() if torch.cuda.is_available() else Device(_target or TorchDevice("cpu"))
+
+
+@functools.cache
+def _gpu() -> Device:
     device = TorchDevice("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return Device(device)
@@ -99,8 +105,6 @@ class _NoStream:
         return lambda *args, **kwargs: None
 
 
-_target: TorchDevice | None = None
-"""Where megatron-core was made to run; None: as it is."""
 _original_code: dict[types.FunctionType, types.CodeType] = {}
 
 

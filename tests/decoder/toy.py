@@ -165,7 +165,7 @@ def run_schedule(
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             collected.append(output.detach().clone())
-            return output.sum(), torch.tensor(output.shape[0], dtype=torch.int), {}
+            return output.sum(), torch.full((), output.shape[0], dtype=torch.int), {}
 
         return forward(chunk, rows, audio, added_rows_NH), loss
 

@@ -17,7 +17,7 @@ def test_choices_follow_from_the_device():
     cpu, gpu = Device(torch.device("cpu")), Device(torch.device("cuda", 3))
     assert (cpu.is_gpu, cpu.backend, cpu.dali, cpu.dali_id) == (False, "gloo", "cpu", None)
     assert (gpu.is_gpu, gpu.backend, gpu.dali, gpu.dali_id) == (True, "nccl", "gpu", 3)
-    assert current_device() is current_device()
+    assert current_device().is_gpu == torch.cuda.is_available()
 
 
 def literals_by_function(module: str) -> dict[str, list[object]]:
@@ -28,8 +28,7 @@ def literals_by_function(module: str) -> dict[str, list[object]]:
         found[code.co_qualname] = [
             constant
             for constant in code.co_consts
-            if not isinstance(constant, types.CodeType)
-            and device_module._constant(constant, "elsewhere") != constant
+            if not isinstance(constant, types.CodeType) and device_module._constant(constant, "elsewhere") != constant
         ]
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
@@ -56,18 +55,19 @@ def test_a_site_without_its_literal_is_an_error():
         device_module._retarget("megatron.core.utils", "divide", "cpu")
 
 
-def retargeted_device_type(rank: int, world_size: int) -> tuple[str, str, str]:
+def retargeted_device_type(rank: int, world_size: int) -> tuple[str, ...]:
     make_megatron_portable()
     make_megatron_portable(target="meta")
     from megatron.core.pipeline_parallel import schedules
 
     constants = schedules.forward_backward_no_pipelining.__code__.co_consts
-    return torch.cuda.current_device().type, torch.ones(1).cuda().device.type, str("meta" in constants)
+    devices = (current_device().torch, torch.cuda.current_device(), torch.ones(1).cuda().device)
+    return *(device.type for device in devices), str("meta" in constants)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is retargeted with CUDA")
 def test_meta_stands_in_for_an_accelerator():
-    assert run_distributed(retargeted_device_type, 1) == [("meta", "meta", "True")]
+    assert run_distributed(retargeted_device_type, 1) == [("meta", "meta", "meta", "True")]
     assert torch.ones(1).cuda().device.type == "cpu", "the parent process keeps the CPU"
 
 
