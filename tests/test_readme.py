@@ -1,0 +1,112 @@
+"""What the README and the docs tell a reader to type exists, and what they point at is there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text()
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Commands of the ``sh`` blocks, continued lines joined and comments cut."""
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    return [command for command in words if command]
+
+
+COMMANDS = [(path.name, command) for path in DOCS for command in commands(path)]
+
+
+@cache
+def help_of(*program: str) -> str:
+    """What ``--help`` prints; it must come without a GPU, data or network."""
+    environment = os.environ | {"COLUMNS": "1000", "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}"}
+    done = subprocess.run(
+        [sys.executable, *program, "--help"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "target", sorted({c[1] for _, c in COMMANDS if c[0] == "make"} | set(re.findall(r"`make ([\w-]+)`", README)))
+)
+def test_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def python_program(command: list[str]) -> tuple[list[str], list[str]] | None:
+    """(what Python runs, its arguments) of a command that starts one of this project's programs."""
+    for place, word in enumerate(command):
+        if word.startswith("tools/"):
+            return [word], command[place + 1 :]
+        if word == "-m" and command[place + 1] == "af_pipelines":
+            return ["-m", "af_pipelines"], command[place + 2 :]
+        if word == "af-pipelines":
+            return ["-m", "af_pipelines"], command[place + 1 :]
+    return None
+
+
+PROGRAMS = [(doc, *found) for doc, command in COMMANDS if (found := python_program(command))]
+
+
+@pytest.mark.parametrize(
+    ("doc", "program", "arguments"), PROGRAMS, ids=[f"{d}: {' '.join([*p, *a])}"[:80] for d, p, a in PROGRAMS]
+)
+def test_commands_and_their_flags_exist(doc: str, program: list[str], arguments: list[str]) -> None:
+    """Flags and subcommands stand in ``--help``, and named configuration files are there."""
+    subcommands = []
+    text = help_of(*program)
+    for word in arguments:
+        if not re.fullmatch(r"[a-z][a-z_-]*", word) or not re.search(rf"\b{word}\b", text):
+            break
+        try:
+            text = help_of(*program, *subcommands, word)
+        except AssertionError:
+            break
+        subcommands.append(word)
+    for word in arguments:
+        if word.startswith("-"):
+            assert re.search(rf"(?<![\w-]){re.escape(word.split('=')[0])}(?![\w-])", text), f"no {word} in --help"
+        if word.startswith("configs/"):
+            assert (ROOT / word).is_file(), f"{word} does not exist"
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda path: path.name)
+def test_links_lead_somewhere(doc: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", doc.read_text())
+    assert [t for t in targets if "://" not in t and not (doc.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(doc: Path) -> None:
+    """Paths in backticks, from the root or from the package; what runs leave behind is not expected."""
+    named = re.findall(r"`((?:megatron_af|dali_pipes|kubeflow|tools|tests|configs|docs)/[\w./-]+)`", doc.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_tree_names_what_is_there() -> None:
+    (tree,) = re.findall(r"```\n(configs/.*?)```", README, flags=re.DOTALL)
+    folder = ROOT
+    missing = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = ROOT / "megatron_af" if line.startswith("  ") else ROOT
+        if not (folder / name).exists():
+            missing.append(name)
+    assert missing == []
