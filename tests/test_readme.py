@@ -102,7 +102,6 @@ def test_files_that_are_named_exist(doc: Path) -> None:
 
 def test_the_tree_names_what_is_there() -> None:
     (tree,) = re.findall(r"```\n(configs/.*?)```", README, flags=re.DOTALL)
-    folder = ROOT
     missing = []
     for line in tree.splitlines():
         name = line.split()[0]
