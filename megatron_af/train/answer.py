@@ -112,6 +112,7 @@ class AnswerObjective:
                 chunk.start_param_sync(force_sync=True)
 
     def _run(self, batch: StepBatch, *, forward_only: bool) -> dict[str, float]:
+        self._front.train(not forward_only)
         keys = self._ahead.forward(batch)
         totals = torch.zeros(len(self._datasets), 2, device=self._device, dtype=torch.float64)
         step = partial(self._forward_step, batch=batch, keys=keys, totals=totals)
