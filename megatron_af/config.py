@@ -270,6 +270,9 @@ class StageConfig:
     """Budget of a global batch in audio and text tokens, counting every sample at its longest; above 0 it takes the
     place of ``global_batch_samples``, so a stage of longer clips takes fewer samples per step of the same cost."""
     micro_batch_samples: int = 8
+    """Text rows of a micro-batch: samples, or packed rows under ``pack_tokens``."""
+    pack_tokens: int = 0
+    """Fill text rows with several samples up to this many tokens; 0: one sample per row."""
     questions_per_sample: int = 1
     """Question-answer pairs drawn from a row; they share its clips and are packed into one text row."""
     steps: int = 100

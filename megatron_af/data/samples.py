@@ -41,6 +41,10 @@ class Sample:
     segments: tuple[list[int], ...]
     """Token ids; empty in a contrastive stage."""
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(ids) for ids in self.segments)
+
 
 class SampleSource:
     """Samples of a stage by step and slot; the same on every rank.

@@ -20,6 +20,7 @@ from megatron_af.data.batch import Captions, StepBatch, assign_clips
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.collate import PackedRow, Segment, collate, padded_length
 from megatron_af.data.feature_cache import FeatureCache
+from megatron_af.data.packing import pack
 from megatron_af.data.rows import Clip, Row
 from megatron_af.data.samples import Sample, SampleSource
 from megatron_af.parallel.device import Device
@@ -42,8 +43,12 @@ class BatchMaker:
         mp_rank: int = 0,
         mp_size: int = 1,
         cache: FeatureCache | None = None,
+        pack_tokens: int = 0,
     ) -> None:
         self.loader, self.cache = loader, cache
+        self._pack_tokens = pack_tokens
+        # The interleaved pipeline schedule takes micro-batches in groups of the pipeline's size.
+        self._micro_batch_multiple = config.parallel.pipeline if config.parallel.virtual_pipeline > 1 else 1
         self._tokenizer = tokenizer
         self._mp_rank, self._mp_size = mp_rank, mp_size
         self._length_multiple = config.parallel.tensor
@@ -63,8 +68,7 @@ class BatchMaker:
         bad_clips = {fresh[i]: why for i, why in bad.items()}
         hits = [feature for feature in features if feature is not None]
 
-        packed = [self._row(sample, clip_ids) for sample, clip_ids in zip(samples, heard, strict=True)]
-        texts = [row for row in packed if row.segments]
+        texts = self._text_rows(samples, heard, windows, micro_batch)
         length = padded_length(max((row.num_tokens for row in texts), default=0), self._length_multiple)
         batch = StepBatch(
             rows=tuple(
@@ -91,15 +95,34 @@ class BatchMaker:
         silent = {s: bad_clips[i] for s, ids in enumerate(heard) for i in ids if i in bad_clips}
         return batch, silent
 
-    def _row(self, sample: Sample, clips: tuple[int, ...]) -> PackedRow:
-        segments = tuple(Segment(ids=ids, num_audios=len(clips), dataset=sample.dataset) for ids in sample.segments)
-        return PackedRow(segments=segments, clips=clips)
+    def _text_rows(
+        self, samples: Sequence[Sample], heard: Sequence[tuple[int, ...]], windows: Sequence[int], micro_batch: int
+    ) -> list[PackedRow]:
+        spoken = [i for i, sample in enumerate(samples) if sample.segments]
+        if not self._pack_tokens:
+            return [_packed_row([samples[i]], [heard[i]]) for i in spoken]
+        sizes = [(samples[i].num_tokens, sum(windows[clip] for clip in heard[i])) for i in spoken]
+        groups = pack(sizes, self._pack_tokens, micro_batch * self._micro_batch_multiple)
+        return [_packed_row([samples[spoken[i]] for i in g], [heard[spoken[i]] for i in g]) for g in groups]
 
     def _keys(self, clips: Sequence[Clip]) -> list[str]:
         if self.cache is None:
             return [""] * len(clips)
         windows = self.loader.num_windows
         return [self.cache.key(self.loader.digest(clip), clip.start, clip.duration, windows(clip)) for clip in clips]
+
+
+def _packed_row(samples: Sequence[Sample], heard: Sequence[tuple[int, ...]]) -> PackedRow:
+    """Samples side by side in one row, each with its own span of the row's clips."""
+    segments: list[Segment] = []
+    clips: list[int] = []
+    for sample, own in zip(samples, heard, strict=True):
+        segments += [
+            Segment(ids=ids, first_audio=len(clips), num_audios=len(own), dataset=sample.dataset)
+            for ids in sample.segments
+        ]
+        clips += own
+    return PackedRow(segments=tuple(segments), clips=tuple(clips))
 
 
 class Stream:
@@ -140,7 +163,13 @@ class Stream:
             folder = Path(config.data.feature_cache)
             self.cache = FeatureCache(folder, config.model.front_end, encoder_digest, config.precision)
         self._maker = BatchMaker(
-            config, self._source.tokenizer, loader, mp_rank=mp_rank, mp_size=mp_size, cache=self.cache
+            config,
+            self._source.tokenizer,
+            loader,
+            mp_rank=mp_rank,
+            mp_size=mp_size,
+            cache=self.cache,
+            pack_tokens=stage.pack_tokens,
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="data")
         self._ahead: dict[int, Future[StepBatch]] = {}
