@@ -1,0 +1,81 @@
+"""A Hugging Face folder becomes a checkpoint that any layout starts from."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from torch import Tensor
+
+from megatron_af.config import DataConfig, EncoderConfig, TransformConfig
+from megatron_af.convert.qwen2 import Qwen2Folder
+from megatron_af.decoder.lm import AudioLM
+from megatron_af.model import Vocabulary, build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.layout import CheckpointError
+from tests.convert.test_qwen2 import write_folder
+from tests.decoder.toy import full_audio, plain_rows, relative_error, run_schedule, toy_config
+from tests.distributed import run_distributed
+from tools.convert_checkpoint import convert
+
+KNOWN_TOKENS = 85
+
+
+def write_tokenizer(path: Path) -> None:
+    tokens = ["<|endoftext|>", "[UNK]", *(f"w{i}" for i in range(KNOWN_TOKENS - 2))]
+    model = tokenizers.models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]")
+    tokenizers.Tokenizer(model).save(str(path))
+
+
+def toy_run(folder: Path, **layout: object):
+    config = toy_config(lm={"tied": Qwen2Folder(folder).lm_config.tied}, **layout)
+    model = dataclasses.replace(
+        config.model,
+        encoder=EncoderConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 2, 4, 8), classes=0, fusion=False),
+        transform=TransformConfig(layers=1, heads=2, ffn=32),
+    )
+    return dataclasses.replace(config, model=model, data=DataConfig(tokenizer=str(folder / "tokenizer.json")))
+
+
+def write_checkpoint(rank: int, world_size: int, folder: Path, target: Path) -> str:
+    return str(convert(toy_run(folder, tensor=2, sequence=True), folder, target))
+
+
+def start_from_it(rank: int, world_size: int, folder: Path, checkpoint: str) -> tuple[Tensor | None, Tensor]:
+    config = toy_run(folder, pipeline=2)
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, Vocabulary(first_added_id=KNOWN_TOKENS, num_added=4), current_device())
+    load_parts(model, groups, Path(checkpoint), ["lm", "rows"])
+    with pytest.raises(CheckpointError, match="holds only lm and rows"):
+        load_parts(model, groups, Path(checkpoint), ["xattn"])
+    rows = plain_rows(vocab=KNOWN_TOKENS)
+    added = model.front.added_rows.detach()
+    logits = run_schedule(model.chunks, [(rows, full_audio())], added, forward_only=True, forward=AudioLM.logits)
+    return (logits[0] if logits else None), added
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_converted_folder_starts_stages_in_another_layout(tmp_path, tied):
+    from transformers import AutoModelForCausalLM
+
+    folder = write_folder(tmp_path / "qwen2", tied=tied)
+    write_tokenizer(folder / "tokenizer.json")
+    written = run_distributed(write_checkpoint, 2, folder, tmp_path / "converted")[0]
+    assert written == str(tmp_path / "converted" / "step_00000000")
+    logits, added = run_distributed(start_from_it, 2, folder, written)[-1]
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model(input_ids=plain_rows(vocab=KNOWN_TOKENS).ids_BS).logits
+    assert relative_error(logits[..., :KNOWN_TOKENS], expected[..., :KNOWN_TOKENS]) < 1e-5
+    mean = model.get_input_embeddings().weight[:KNOWN_TOKENS].mean(0).detach()
+    torch.testing.assert_close(added, mean.expand(4, -1))
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "qwen2", tied=True)
+    config = toy_config(lm={"ffn": 96})
+    with pytest.raises(ValueError, match=r"model\.lm\.ffn = 96: the folder has 160"):
+        convert(config, folder, tmp_path)

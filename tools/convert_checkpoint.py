@@ -1,0 +1,95 @@
+"""Turn a local Hugging Face Qwen2 or Qwen2.5 folder into a checkpoint that stages start from.
+
+    torchrun --nproc_per_node 2 tools/convert_checkpoint.py --config configs/af2_3b.yaml \
+        --from models/Qwen2.5-3B --to checkpoints/qwen2.5-3b [parallel.tensor=2]
+
+It holds the language model and the rows of added tokens, which start at the mean row of the table. Every layout
+reads it, whatever layout wrote it; a stage names it in its ``entry``:
+
+    entry: {lm: checkpoints/qwen2.5-3b/step_00000000, rows: checkpoints/qwen2.5-3b/step_00000000}
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_af.config import Config, ConfigError
+from megatron_af.config_file import load_config
+from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.validation import check
+
+CONVERTED = ("lm", "rows")
+
+
+def convert(config: Config, source: Path, target: Path) -> Path:
+    """Write the checkpoint; a collective of the whole world. Returns its folder.
+
+    Raises:
+        ValueError, FileNotFoundError: ``source`` is no such folder or holds another model than ``config`` says.
+    """
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.convert.qwen2 import Qwen2Folder, load_qwen2
+    from megatron_af.model import Vocabulary, build
+    from megatron_af.parallel import groups as process_groups
+    from megatron_af.text.tokenizer import Tokenizer
+    from megatron_af.train.checkpoint import Checkpoints
+    from megatron_af.train.layout import Resume
+    from megatron_af.train.trainable import PARTS
+
+    folder = Qwen2Folder(source)
+    folder.check(config.model.lm)
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    groups = process_groups.initialize(config.parallel, config.seed)
+    vocabulary = Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added)
+    model = build(config, vocabulary, current_device())
+    load_qwen2(model.chunks, folder.source, config.model.lm)
+    added_rows = model.front.get_parameter("added_rows")
+    with torch.no_grad():
+        added_rows.copy_(folder.mean_row(tokenizer.first_added_id).expand_as(added_rows))
+    resume: Resume = {
+        "stage": f"converted from {source.name}",
+        "step": 0,
+        "samples": 0,
+        "seed": config.seed,
+        "world_size": dist.get_world_size(),
+    }
+    # The other parts are said to lie in a folder that does not exist: asking for them is an error.
+    absent = {part: target / "holds only lm and rows" for part in PARTS if part not in CONVERTED}
+    written = Checkpoints(target, keep=1).save(model, None, groups, resume, absent)
+    process_groups.destroy()
+    return written
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="top YAML file of a run with this model and tokenizer")
+    parser.add_argument(
+        "--from", dest="source", type=Path, required=True, help="folder with config.json, *.safetensors"
+    )
+    parser.add_argument("--to", dest="target", type=Path, required=True, help="folder to write the checkpoint into")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML file")
+    arguments = parser.parse_args()
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if problems := check(config, int(os.environ["WORLD_SIZE"])):
+            raise ConfigError(f"{config.name} cannot be built", problems)
+        make_megatron_portable()
+        dist.init_process_group(current_device().backend)
+        written = convert(config, arguments.source, arguments.target)
+    except (ConfigError, ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if dist.get_rank() == 0:
+        print(f"wrote {written}")
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
