@@ -152,6 +152,8 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
             yield f"{prefix}.blend.{dataset}: not in data.datasets{suggestion(dataset, list(config.data.datasets))}"
         if not weight > 0:
             yield f"{prefix}.blend.{dataset} = {weight}: must be above 0; remove it to leave the data set out"
+    if stage.objective == "contrastive":
+        yield from _contrastive(config, prefix, stage)
     positions = config.model.lm.max_positions
     if stage.objective == "answer" and stage.max_text_tokens > positions:
         yield (
@@ -173,10 +175,24 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
             yield f"{prefix}.optimizer.{key} = {getattr(optimizer, key)}: must be at least 0 and below 1"
 
 
+def _contrastive(config: Config, prefix: str, stage: StageConfig) -> Iterator[str]:
+    clap = config.model.clap
+    if stage.global_batch_samples == 1:
+        yield f"{prefix}.global_batch_samples = 1: a contrastive loss compares samples; use 2 or more"
+    if stage.contrastive.mix_up < 0:
+        yield f"{prefix}.contrastive.mix_up = {stage.contrastive.mix_up}: must be 0 (none) or above"
+    if stage.contrastive.mix_up > 0 and stage.max_windows > 1:
+        yield f"{prefix}.contrastive.mix_up mixes single windows: set {prefix}.max_windows to 1 or mix_up to 0"
+    if not clap.text_tower:
+        yield from _divides("model.clap.text_heads", clap.text_heads, "model.clap.text_hidden", clap.text_hidden)
+    if not clap.temperature > 0:
+        yield f"model.clap.temperature = {clap.temperature}: must be above 0"
+
+
 def _parameter_families(config: Config) -> list[str]:
     """Patterns that together cover the canonical parameter names and nothing else in the language model."""
     lm = config.model.lm
-    families = ["encoder.*", "transform.*", "added_rows", "lm.embedding.word_embeddings.weight"]
+    families = ["encoder.*", "transform.*", "added_rows", "clap.*", "lm.embedding.word_embeddings.weight"]
     for layer in range(lm.layers):
         parts = ["input_layernorm.*", "self_attention.*", "pre_mlp_layernorm.*", "mlp.*"]
         if (layer + 1) % max(1, config.model.cross_attention.interval) == 0:

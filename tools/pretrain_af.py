@@ -9,6 +9,7 @@ Exit codes: 0 done, 2 the configuration cannot run, 3 stopped by a signal after 
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 import torch.distributed as dist
 
@@ -18,9 +19,13 @@ from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import validate
 
 
-def main() -> int:
+def main(description: str | None = __doc__, objective: str = "") -> int:
+    """
+    Args:
+        objective: where no ``stage`` is given, the first stage with this objective is meant.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=describe(), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, epilog=describe(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="top YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
@@ -28,6 +33,9 @@ def main() -> int:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         config = load_config(arguments.config, arguments.overrides)
+        if objective and not config.stage:
+            fitting = [name for name, stage in config.curriculum.items() if stage.objective == objective]
+            config = replace(config, stage=fitting[0] if fitting else "")
         validate(config, world_size)
     except ConfigError as error:
         if os.environ.get("RANK", "0") == "0":

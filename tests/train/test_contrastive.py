@@ -1,0 +1,222 @@
+"""Contrastive stages: every layout computes what one process computes; the tool resumes and hands its encoder on."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_af.config import ClapConfig, Config, ContrastiveConfig
+from megatron_af.config_file import load_config, to_yaml
+from megatron_af.data.batch import Captions, StepBatch, assign_clips
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.train.callbacks import Callback, Record
+from megatron_af.train.contrastive import ContrastiveObjective, build_clap
+from megatron_af.train.trainable import select
+from megatron_af.train.trainer import Trainer
+from tests import tiny
+from tests.data.toy import toy_config, toy_rows, write_manifest
+from tests.distributed import run_distributed
+from tests.text.toy_tokenizer import toy_tokenizer
+
+ROOT = Path(__file__).parents[2]
+CLAP = ClapConfig(text_tower="", text_hidden=16, text_layers=1, text_heads=2, joint_dim=8, learn_temperature=True)
+WORDS = ("dog", "rain", "bell", "door", "frog", "wind")
+SAMPLES = [
+    Captions(
+        clip=i,
+        positives=tuple(f"a {word} {n}" for n in range(1 + i % 3)),
+        negatives=tuple(f"no {word} {n}" for n in range(i % 2)),
+    )
+    for i, word in enumerate(WORDS)
+]
+
+
+def config(contrastive: ContrastiveConfig | None = None, **parallel: Any) -> Config:
+    base = tiny.config(**parallel)
+    stage = replace(
+        base.curriculum["stage"],
+        objective="contrastive",
+        contrastive=contrastive or ContrastiveConfig(),
+        trainable=("encoder.*", "clap.*"),
+        global_batch_samples=6,
+    )
+    return replace(base, curriculum={"stage": stage}, model=replace(base.model, clap=CLAP))
+
+
+def batch(*, dp_rank: int, dp_size: int, mp_rank: int, mp_size: int, one_window: bool = False) -> StepBatch:
+    """One rank's share of six samples, of one to three windows each."""
+    share = len(SAMPLES) // dp_size
+    own = SAMPLES[dp_rank * share : (dp_rank + 1) * share]
+    mels = [tiny.mel_of(sample.clip)[: 1 if one_window else None] for sample in own]
+    windows = tuple(len(mel) for mel in mels)
+    owners = assign_clips(windows, mp_size)
+    mine = [mels[clip] for clip in owners[mp_rank]]
+    return StepBatch(
+        rows=(),
+        captions=tuple(replace(sample, clip=i) for i, sample in enumerate(own)),
+        clip_windows=windows,
+        owners=owners,
+        mel_WFM=torch.cat(mine) if mine else None,
+        sample_ids=tuple(str(sample.clip) for sample in own),
+        audio_seconds=10.0 * sum(windows),
+        num_text_tokens=0,
+    )
+
+
+def one_step(rank: int, world_size: int, layout: dict[str, Any]) -> dict[str, Any]:
+    settings = config(**layout)
+    stage = settings.curriculum["stage"]
+    groups = process_groups.initialize(settings.parallel, settings.seed)
+    model = build_clap(settings, toy_tokenizer(), current_device())
+    select(model.named_parameters(), stage.trainable, stage.frozen)
+    objective = ContrastiveObjective(settings, stage, model, groups, torch.device("cpu"))
+    ranks = {"dp_rank": groups.data_rank, "dp_size": groups.data_size}
+    ranks |= {"mp_rank": groups.model_rank, "mp_size": groups.model_size}
+    record = objective.forward_backward(batch(**ranks))
+    gradients = {n: p.main_grad.clone() for n, p in model.named_parameters() if hasattr(p, "main_grad")}
+    norm = objective.optimizer.step_checked()
+    return {
+        "record": record,
+        "gradients": gradients,
+        "norm": norm,
+        "weights": {n: p.detach().clone() for n, p in model.named_parameters()},
+        "statistics": dict(model.front.encoder.bn0.named_buffers()),
+    }
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    return run_distributed(one_step, 1, {})[0]
+
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "DP2": (2, {}),
+    "DP3": (3, {}),
+    "TP2": (2, {"tensor": 2}),
+    "PP2xDP2": (4, {"pipeline": 2}),
+    "DP2+ZeRO-1": (2, {"distributed_optimizer": True}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_equals_one_process(reference: dict[str, Any], layout: str):
+    for result in run_distributed(one_step, *LAYOUTS[layout]):
+        assert result["record"]["loss"] == pytest.approx(reference["record"]["loss"], rel=1e-6)
+        assert result["record"]["samples"] == 6
+        assert result["norm"] == pytest.approx(reference["norm"], rel=1e-5)
+        torch.testing.assert_close(result["statistics"], reference["statistics"])
+        if layout != "DP2+ZeRO-1":  # there each rank keeps the sum of its own shard only
+            for name, gradient in reference["gradients"].items():
+                error = (result["gradients"][name] - gradient).abs().max()
+                assert error <= 1e-5 * gradient.abs().max() + 1e-9, name
+        for name, weight in reference["weights"].items():
+            torch.testing.assert_close(result["weights"][name], weight, rtol=0, atol=1e-5, msg=lambda m, n=name: n + m)
+
+
+def test_everything_that_should_learn_gets_a_gradient(reference: dict[str, Any]):
+    still = {name for name, gradient in reference["gradients"].items() if not gradient.any()}
+    # a key's bias shifts all scores of a query alike; the one token type of BERT has no rival either way
+    assert {name for name in still if "key.bias" not in name} <= {"clap.text.embeddings.token_type_embeddings.weight"}
+    assert reference["record"]["temperature"] == pytest.approx(0.07)
+
+
+def _other_losses(rank: int, world_size: int) -> None:
+    groups = process_groups.initialize(config().parallel, 0)
+    sizes = {"dp_rank": 0, "dp_size": 1, "mp_rank": 0, "mp_size": 1}
+    found = {}
+    for name, settings in {
+        "af_clap": ContrastiveConfig(),
+        "clip": ContrastiveConfig(loss="clip"),
+        "mixed af_clap": ContrastiveConfig(mix_up=0.5),
+        "mixed clip": ContrastiveConfig(loss="clip", mix_up=0.5),
+    }.items():
+        whole = config(settings)
+        model = build_clap(whole, toy_tokenizer(), current_device())
+        select(model.named_parameters(), ("*",), ())
+        objective = ContrastiveObjective(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
+        torch.manual_seed(0)
+        found[name] = objective.forward_backward(batch(**sizes, one_window=True))["loss"]
+        evaluated = objective.evaluate(batch(**sizes, one_window=True))["loss"]
+        assert evaluated == pytest.approx(objective.evaluate(batch(**sizes, one_window=True))["loss"]) or "clip" in name
+    assert len({round(loss, 4) for loss in found.values()}) == 4
+    assert all(0 < loss < 10 for loss in found.values())
+
+
+def test_plain_and_mixed_losses_run():
+    run_distributed(_other_losses, 1)
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings with captions, and a curriculum of a contrastive stage and one that takes its encoder over."""
+    folder = tmp_path_factory.mktemp("run")
+    toy = toy_config(folder)
+    root = Path(toy.data.root)
+    rows = [replace(row, negatives=(f"no {row.id}",)) for row in toy_rows(root, "c", 16) if len(row.clips) == 1]
+    captions = write_manifest(root, "c", rows)
+    settings = config()
+    clap = replace(settings.curriculum["stage"], blend={"c": 1.0}, global_batch_samples=4, steps=6)
+    align = tiny.config(tiny.FROZEN_LM).curriculum["stage"]
+    align = replace(align, blend={"a": 1.0}, entry={"encoder": "clap"}, steps=2, frozen=("encoder.*",))
+    model = replace(
+        settings.model, front_end=toy.model.front_end, lm=replace(settings.model.lm, vocab=257, max_positions=512)
+    )
+    whole = replace(
+        toy,
+        model=model,
+        data=replace(toy.data, datasets={**toy.data.datasets, "c": captions}),
+        curriculum={"clap": clap, "align": align},
+        tracking=replace(toy.tracking, enabled=False),
+        stage="",
+        log_every_steps=1,
+    )
+    (folder / "run.yaml").write_text(to_yaml(whole))
+    return folder / "run.yaml"
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.by_step: dict[int, float] = {}
+
+    def on_step(self, trainer: Trainer, record: Record) -> None:
+        self.by_step[int(record["step"])] = record["loss"]
+
+
+def _train(rank: int, world_size: int, file: Path, *overrides: str) -> dict[int, float]:
+    losses = Losses()
+    with Trainer(load_config(file, overrides), [losses]) as trainer:
+        trainer.train()
+    return losses.by_step
+
+
+def test_resumes_exactly_and_hands_its_encoder_on(run_file: Path):
+    through = run_distributed(_train, 2, run_file, "name=through", "stage=clap")[0]
+    assert set(through) == set(range(1, 7))
+    run_distributed(_train, 2, run_file, "name=cut", "stage=clap", "curriculum.clap.steps=3")
+    resumed = run_distributed(_train, 2, run_file, "name=cut", "stage=clap")[0]
+    assert resumed == {step: through[step] for step in (4, 5, 6)}
+
+    assert set(run_distributed(_train, 2, run_file, "name=through", "stage=align")[0]) == {1, 2}
+    manifest = json.loads(next((run_file.parent / "runs/through/align").rglob("checkpoint.json")).read_text())
+    assert "clap/checkpoints" in manifest["parts"]["encoder"]
+
+
+def test_tool_finds_the_contrastive_stage(run_file: Path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/pretrain_clap.py"), "--config", str(run_file), "name=tool"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "step 6/6" in done.stdout
+    assert (run_file.parent / "runs/tool/clap/checkpoints/latest").is_file()
