@@ -1,0 +1,34 @@
+"""Results are read whole or refused with the place of the mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_af.registry.results import BadResults, Results
+
+
+def test_numbers_at_any_depth_are_metrics(tmp_path: Path) -> None:
+    summary = {"skills": {"what": {"audio": 54.0, "n": 9}}, "overall": {"audio": 39, "interval": [1, 2]}, "ok": True}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert Results.load(tmp_path).metrics == {"skills/what/audio": 54.0, "skills/what/n": 9.0, "overall/audio": 39.0}
+
+
+def test_samples_have_scores_and_groups(tmp_path: Path) -> None:
+    lines = [{"id": "a#0", "group": "a", "correct": 1, "skill": "what"}, {"id": "b", "correct": False, "cider": 0.4}]
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    results = Results.load(tmp_path)
+    assert results.scores("correct") == {"a#0": ("a", 1.0), "b": ("b", 0.0)}
+    assert results.scores("cider") == {"b": ("b", 0.4)}
+    assert results.score_names() == ["cider", "correct"]
+
+
+def test_no_evaluation_is_empty(tmp_path: Path) -> None:
+    assert Results.load(tmp_path) == Results(metrics={})
+
+
+@pytest.mark.parametrize("line", ["{", '{"correct": 1}', "[1]"])
+def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"id": "a"}\n' + line + "\n")
+    with pytest.raises(BadResults, match=r"samples\.jsonl:2"):
+        Results.load(tmp_path)
