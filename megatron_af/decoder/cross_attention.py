@@ -120,8 +120,17 @@ class GatedCrossAttention(MegatronModule):
         build_ffn = get_mlp_module_spec_for_backend(backend=provider)
         self.ffn = build_ffn(config=config, pg_collection=process_groups, is_mtp_layer=False)
         self.gate_ffn = _gate(config)
+        self.skipped = False
+
+    def skip_if_identity(self) -> bool:
+        """From now on leave the block out if it is frozen with both gates at 0; waits for the device once."""
+        frozen = not any(parameter.requires_grad for parameter in self.parameters())
+        self.skipped = frozen and not (self.gate_attn.any() or self.gate_ffn.any())
+        return self.skipped
 
     def forward(self, x_SBH: Tensor, audio_LBD: Tensor, mask_B1SL: Tensor | None) -> Tensor:
+        if self.skipped:
+            return x_SBH
         x_SBH = x_SBH + self.gate_attn.tanh() * self.attention(self.attention_norm(x_SBH), audio_LBD, mask_B1SL)
         return x_SBH + self.gate_ffn.tanh() * self.ffn(self.ffn_norm(x_SBH))[0]
 

@@ -23,6 +23,7 @@ from megatron_af.config import Config
 from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
 from megatron_af.decoder.added_tokens import TokenTable, replace_added, token_logits
 from megatron_af.decoder.attention import spec_provider
+from megatron_af.decoder.cross_attention import AudioDecoderLayer
 from megatron_af.decoder.initialization import initialize
 from megatron_af.decoder.layer_spec import decoder_spec
 from megatron_af.decoder.masks import Masks
@@ -79,6 +80,12 @@ class AudioLM(GPTModel):
         )
         self.table = table
         initialize(self, config.seed)
+
+    def skip_identity_blocks(self) -> int:
+        """Leave out gated blocks that are frozen with closed gates, as in a stage that trains the language model
+        alone. Call it when weights are loaded and what trains is chosen; returns how many are left out."""
+        layers = (layer for layer in self.decoder.layers if isinstance(layer, AudioDecoderLayer))
+        return sum(layer.xattn.skip_if_identity() for layer in layers)
 
     def forward(self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor) -> Tensor:
         """Losses of the supervised positions.

@@ -45,8 +45,10 @@ class AnswerObjective:
         device: torch.device,
         cache: "FeatureCache | None" = None,
     ) -> None:
-        """``requires_grad`` of the parameters must be final: gradient buffers are made here."""
+        """Weights must be loaded and ``requires_grad`` be final: gradient buffers are made here."""
         self._groups, self._device = groups, device
+        for chunk in model.chunks:
+            chunk.skip_identity_blocks()
         self._datasets = sorted(stage.blend)
         parallel = config.parallel
         self._chunks = [
