@@ -168,8 +168,6 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
             f"{prefix}.optimizer.min_learning_rate = {optimizer.min_learning_rate}: must lie between 0 and "
             f"learning_rate = {optimizer.learning_rate}"
         )
-    if stage.passes == 0 and optimizer.warmup_steps >= stage.steps:
-        yield f"{prefix}.optimizer.warmup_steps = {optimizer.warmup_steps}: must be below steps = {stage.steps}"
     for key in ("beta1", "beta2"):
         if not 0 <= getattr(optimizer, key) < 1:
             yield f"{prefix}.optimizer.{key} = {getattr(optimizer, key)}: must be at least 0 and below 1"

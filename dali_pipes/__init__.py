@@ -1,0 +1,1 @@
+"""Sound to mel windows through NVIDIA DALI; knows audio and windows, nothing of models."""

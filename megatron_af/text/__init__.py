@@ -1,0 +1,1 @@
+"""Text: tokenizer with Audio Flamingo's special tokens, templates and loss labels."""
