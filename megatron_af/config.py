@@ -187,9 +187,27 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How ``tools/prepare_data.py prepare`` turns recordings into shards."""
+
+    channels: Literal["mix", "first"] = "mix"
+    """Average the channels, or take the first (what the reference does but for mp3)."""
+    max_seconds: float = 0.0
+    """Longer clips are cut; 0: to what the stage with the most windows can use."""
+    rows_per_shard: int = 512
+    workers: int = 0
+    """Processes; 0: one per core."""
+    max_bad_fraction: float = 0.05
+    """Preparation fails when a larger part of the rows cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     manifest: str
-    """JSONL of rows (``megatron_af.data.rows.Row``), relative to ``data.root``."""
+    """What training reads, relative to ``data.root``: a JSONL of rows (``megatron_af.data.rows.Row``) over
+    recordings of any kind, or the folder of a prepared data set."""
+    source: str = ""
+    """JSONL that ``tools/prepare_data.py prepare`` turns into the prepared data set ``manifest``."""
     task_prefix_probability: float = 0.0
     """Part of the samples that begin with ``The task is …`` (AF1: 0.5 in most of pre-training, 1 in fine-tuning)."""
 
@@ -197,10 +215,11 @@ class DatasetConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     root: str = "data"
-    """Every audio path in a manifest is relative to this folder and never leaves it."""
+    """Folder, or URL that fsspec knows; every path in a manifest is relative to it and never leaves it."""
     tokenizer: str = ""
     """Folder or ``tokenizer.json``, or a hub name."""
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     text_style: Literal["af1", "af2"] = "af2"
     """Which paper's templates write the text (``megatron_af.text.templates``)."""
     workers: int = 1
