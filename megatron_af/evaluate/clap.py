@@ -1,0 +1,136 @@
+"""What a CLAP can do: retrieval, zero-shot classification, telling order and attributes apart, paraphrases.
+
+    report = evaluate_clap(embedder, rows, templates=("the sound of {}",))
+    print(table(report))
+
+Every number is a percentage. Rows bring captions (all of the same meaning; the first is the original, the others are
+its paraphrases) and negatives (captions of something else, in almost the same words; ``meta.negative_kinds`` may say
+what was changed in each). Shapes: N rows, T texts, C classes, J joint dim.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from megatron_af.data.rows import Row
+from megatron_af.evaluate.clap_embedder import ClapEmbedder
+
+RANKS = (1, 5, 10)
+TEMPLATES = ("{}", "the sound of {}", "this is a sound of {}")
+"""A class is the mean of its name in these (LAION-CLAP uses the last)."""
+
+
+def evaluate_clap(
+    embedder: ClapEmbedder, rows: Sequence[Row], *, templates: Sequence[str] = TEMPLATES, class_key: str = "class"
+) -> dict[str, Any]:
+    """Everything the rows allow: retrieval needs captions, zero-shot ``meta[class_key]``, the rest negatives or
+    second captions. A collective.
+
+    Raises:
+        ValueError: for rows without a caption or a clip.
+    """
+    for row in rows:
+        if not row.captions or not row.clips:
+            raise ValueError(f"row {row.id}: an evaluation of a CLAP needs a clip and a caption")
+    audio_NJ = embedder.audio(rows)
+    texts = [text for row in rows for text in (*row.captions, *row.negatives)]
+    text_TJ = embedder.texts(texts)
+    captions, paraphrases, negatives, at = [], [], [], 0
+    for row in rows:
+        end = at + len(row.captions)
+        captions.append(text_TJ[at])
+        paraphrases.append(text_TJ[at + 1 : end])
+        negatives.append(text_TJ[end : end + len(row.negatives)])
+        at = end + len(row.negatives)
+    report: dict[str, Any] = {"rows": len(rows), "retrieval": retrieval(audio_NJ, torch.stack(captions))}
+    if any(len(p) for p in paraphrases):
+        report["paraphrase"] = paraphrase_robustness(audio_NJ, torch.stack(captions), paraphrases)
+    if any(len(n) for n in negatives):
+        kinds = [row.meta.get("negative_kinds", [""] * len(row.negatives)) for row in rows]
+        report["composition"] = composition(audio_NJ, torch.stack(captions), negatives, kinds)
+    classes = [row.meta.get(class_key) for row in rows]
+    if all(isinstance(name, str) for name in classes):
+        names = sorted({str(name) for name in classes})
+        truth = torch.tensor([names.index(str(name)) for name in classes])
+        report["zero_shot"] = zero_shot(audio_NJ, class_vectors(embedder, names, templates), truth)
+    return report
+
+
+def retrieval(audio_NJ: Tensor, text_NJ: Tensor) -> dict[str, float]:
+    """Recall at 1, 5 and 10 from text to audio and from audio to text; pair n belongs together."""
+    similarity_NN = text_NJ @ audio_NJ.t()
+    return {
+        f"{name}_r{k}": 100 * (place_of_truth(matrix) < k).float().mean().item()
+        for name, matrix in (("text_to_audio", similarity_NN), ("audio_to_text", similarity_NN.t()))
+        for k in RANKS
+    }
+
+
+def place_of_truth(similarity_NN: Tensor) -> Tensor:
+    """How many columns beat the diagonal in each row; equals count half, so that a constant model is at chance."""
+    truth_N1 = similarity_NN.diagonal()[:, None]
+    beaten_by = (similarity_NN > truth_N1).sum(1)
+    equal = (similarity_NN == truth_N1).sum(1) - 1
+    return beaten_by + equal / 2
+
+
+def composition(
+    audio_NJ: Tensor, caption_NJ: Tensor, negatives: Sequence[Tensor], kinds: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Percentage of rows whose caption beats all of its negatives (``all``), and, for each kind of change, of rows
+    whose caption beats all negatives of that kind."""
+    right: dict[str, list[bool]] = {}
+    for audio_J, caption_J, others_TJ, kind_T in zip(audio_NJ, caption_NJ, negatives, kinds, strict=True):
+        won_T = (caption_J @ audio_J > others_TJ @ audio_J).tolist()
+        if won_T:
+            right.setdefault("all", []).append(all(won_T))
+        for kind in sorted(set(kind_T) - {""}):
+            own = [won for won, k in zip(won_T, kind_T, strict=True) if k == kind]
+            right.setdefault(kind, []).append(all(own))
+    return {kind: 100 * sum(won) / len(won) for kind, won in sorted(right.items())}
+
+
+def paraphrase_robustness(audio_NJ: Tensor, caption_NJ: Tensor, paraphrases: Sequence[Tensor]) -> dict[str, float]:
+    """Text-to-audio R@1 of original and of paraphrased queries, over the rows that have both, and their ratio."""
+    having = [n for n, texts in enumerate(paraphrases) if len(texts)]
+    originals = (place_of_truth(caption_NJ @ audio_NJ.t())[having] < 1).float().mean().item()
+    truth = torch.tensor([n for n in having for _ in paraphrases[n]])
+    similarity_TN = torch.cat([paraphrases[n] for n in having]) @ audio_NJ.t()
+    own_T1 = similarity_TN.gather(1, truth[:, None])
+    first = (similarity_TN > own_T1).sum(1) + ((similarity_TN == own_T1).sum(1) - 1) / 2 < 1
+    told_again = first.float().mean().item()
+    return {
+        "original_r1": 100 * originals,
+        "paraphrased_r1": 100 * told_again,
+        "kept": 100 * told_again / originals if originals else 0.0,
+    }
+
+
+def class_vectors(embedder: ClapEmbedder, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+    """class_CJ: each name said in every template, averaged."""
+    texts = [template.format(name) for name in names for template in templates]
+    mean_CJ = embedder.texts(texts).view(len(names), len(templates), -1).mean(1)
+    return torch.nn.functional.normalize(mean_CJ, dim=-1)
+
+
+def zero_shot(audio_NJ: Tensor, class_CJ: Tensor, truth_N: Tensor) -> dict[str, float]:
+    """Accuracy, and its mean over the classes (which unequal classes do not sway)."""
+    right_N = (audio_NJ @ class_CJ.t()).argmax(1) == truth_N
+    by_class = [right_N[truth_N == c].float().mean().item() for c in torch.unique(truth_N).tolist()]
+    return {"accuracy": 100 * right_N.float().mean().item(), "mean_class_accuracy": 100 * sum(by_class) / len(by_class)}
+
+
+def table(report: dict[str, Any], title: str = "") -> Table:
+    """The report as a table: a line per number."""
+    grid = Table(title=title, title_justify="left")
+    grid.add_column("test")
+    grid.add_column("", justify="right")
+    for test, values in report.items():
+        if isinstance(values, dict):
+            grid.add_section()
+            for name, value in values.items():
+                grid.add_row(f"{test}: {name.replace('_', ' ')}", f"{value:.1f}%")
+    return grid

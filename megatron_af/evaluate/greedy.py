@@ -1,0 +1,86 @@
+"""Greedy answers for a batch of prompts, by running the whole text again for every token.
+
+    answers = greedy_answers(model, batch, tokenizer, max_new_tokens=4)
+
+``batch`` comes from ``evaluation_batches(..., prompts=True)``: one text row per question, ending where the answer
+begins. For answers of a few words; longer ones want a cache of keys and values.
+
+Shapes: S text positions, B rows, L audio tokens of a row, T packed audio tokens, D audio width, V vocabulary.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_af.data.batch import AudioKeys, StepBatch, TextRows
+from megatron_af.model import AudioFlamingo, AudioFront
+from megatron_af.text.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: AudioFlamingo, batch: StepBatch, tokenizer: Tokenizer, *, max_new_tokens: int
+) -> list[str]:
+    """The answer to every prompt of ``batch``, in order. The model must lie whole on this rank."""
+    front = model.front
+    assert isinstance(front, AudioFront)
+    front.eval()
+    (decoder,) = model.chunks
+    decoder.eval()
+    (rows,) = batch.rows
+    keys = audio_keys(front, batch, rows)
+    length_B = (rows.segment_BS >= 0).sum(1)
+    row_B = torch.arange(len(length_B))
+    rows = _longer(rows, max_new_tokens, tokenizer.pad_id)
+    done_B = torch.zeros(len(length_B), dtype=torch.bool)
+    written: list[list[int]] = [[] for _ in row_B]
+    for _ in range(max_new_tokens):
+        logits_BV = decoder.logits(rows, keys, front.added_rows)[row_B, length_B - 1]
+        token_B = logits_BV.argmax(-1).cpu()
+        done_B |= (token_B == tokenizer.end_of_chunk_id) | (token_B == tokenizer.eos_id)
+        if bool(done_B.all()):
+            break
+        for row, token in enumerate(token_B.tolist()):
+            if not done_B[row]:
+                written[row].append(token)
+        rows.ids_BS[row_B, length_B] = token_B
+        for field in (rows.segment_BS, rows.first_audio_BS, rows.last_audio_BS):
+            field[row_B, length_B] = field[row_B, length_B - 1]
+        length_B = length_B + 1
+    return [tokenizer.decode(ids).strip() for ids in written]
+
+
+def audio_keys(front: AudioFront, batch: StepBatch, rows: TextRows) -> AudioKeys:
+    """Audio tokens of every row's clips, where one rank owns all clips of the batch."""
+    per_window, windows = front.tokens_per_window, list(batch.clip_windows)
+    if not windows:
+        weight = front.added_rows
+        silent_LBD = weight.new_zeros(1, len(rows.clips), front.encoder.dim)
+        return AudioKeys(tokens_LBD=silent_LBD, audio_of_BL=torch.full((len(rows.clips), 1), -1, dtype=torch.int32))
+    assert batch.mel_WFM is not None
+    tokens_TD = front(front.encode(batch.mel_WFM), windows)
+    of_clip = torch.split(tokens_TD, [w * per_window for w in windows])
+    heard = [[of_clip[clip] for clip in clips] for clips in rows.clips]
+    longest = max(sum(map(len, clips)) for clips in heard)
+    tokens_BLD = torch.stack([_padded(torch.cat(clips), longest) for clips in heard])
+    audio_of_BL = torch.full((len(heard), longest), -1, dtype=torch.int32)
+    for row, clips in enumerate(heard):
+        counts = torch.tensor([len(clip) for clip in clips])
+        audio_of_BL[row, : int(counts.sum())] = torch.repeat_interleave(counts).int()
+    return AudioKeys(tokens_LBD=tokens_BLD.transpose(0, 1), audio_of_BL=audio_of_BL)
+
+
+def _padded(tokens_TD: Tensor, length: int) -> Tensor:
+    return F.pad(tokens_TD, (0, 0, 0, length - len(tokens_TD)))
+
+
+def _longer(rows: TextRows, new: int, pad_id: int) -> TextRows:
+    """The same rows with room for ``new`` more positions, rounded up to a multiple of 8."""
+    room = -(-(rows.ids_BS.shape[1] + new) // 8) * 8 - rows.ids_BS.shape[1]
+    fill = {"ids_BS": pad_id, "labels_BS": -100, "segment_BS": -1, "dataset_BS": 0, "first_audio_BS": 0, "last_audio_BS": -1}
+    return dataclasses.replace(
+        rows, **{name: F.pad(getattr(rows, name), (0, room), value=value) for name, value in fill.items()}
+    )
+

@@ -1,0 +1,69 @@
+"""A trained stage that answers questions about rows, shared among data-parallel ranks.
+
+    listener = Listener(config)                    # newest checkpoint of config.stage; process group exists
+    answers = listener(rows)                       # one per question, rows first, then questions; all ranks get all
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
+import torch.distributed as dist
+
+from megatron_af.config import Config, ConfigError, ParallelConfig
+from megatron_af.data.rows import Row
+from megatron_af.data.stream import evaluation_batches
+from megatron_af.evaluate.greedy import greedy_answers
+from megatron_af.model import Vocabulary, build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.layout import resolve_entry
+
+BATCH_ROWS = 16
+PARTS = ("encoder", "transform", "rows", "xattn", "lm")
+
+
+class Listener:
+    """Every rank holds the whole model, whatever layout it was trained in."""
+
+    def __init__(self, config: Config, *, max_new_tokens: int = 6) -> None:
+        self.config = replace(config, parallel=ParallelConfig())
+        self.stage = config.curriculum[config.stage]
+        if self.stage.objective != "answer":
+            raise ConfigError("nothing to ask", [f"stage = {config.stage}: its objective gives no answers"])
+        self.max_new_tokens = max_new_tokens
+        self.device = current_device()
+        self.tokenizer = Tokenizer.load(config.data.tokenizer)
+        self.groups = process_groups.initialize(self.config.parallel, config.seed)
+        vocabulary = Vocabulary(first_added_id=self.tokenizer.first_added_id, num_added=self.tokenizer.num_added)
+        self.model = build(self.config, vocabulary, self.device)
+        load_parts(self.model, self.groups, resolve_entry(config, config.stage), PARTS)
+
+    def __call__(self, rows: Sequence[Row]) -> list[str]:
+        mine = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
+        answers = iter(self._answers([rows[i] for i in mine]))
+        own = {i: [next(answers) for _ in rows[i].questions] for i in mine}
+        shares: list[dict[int, list[str]]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(shares, own)
+        merged = {i: texts for share in shares for i, texts in share.items()}
+        return list(chain.from_iterable(merged[i] for i in range(len(rows))))
+
+    def _answers(self, rows: Sequence[Row]) -> list[str]:
+        answers: list[str] = []
+        for _, batch in evaluation_batches(
+            self.config,
+            rows,
+            tokenizer=self.tokenizer,
+            device=self.device,
+            max_windows=self.stage.max_windows,
+            max_text_tokens=self.stage.max_text_tokens,
+            batch_rows=BATCH_ROWS,
+            prompts=True,
+        ):
+            answers += greedy_answers(self.model, batch, self.tokenizer, max_new_tokens=self.max_new_tokens)
+        return answers
+
+    def close(self) -> None:
+        process_groups.destroy()

@@ -1,0 +1,63 @@
+"""Does a trained stage hear? Accuracy with the right audio and with audio exchanged between samples, by skill.
+
+    torchrun --nproc_per_node 2 tools/evaluate_hearing.py --config configs/demo.yaml stage=long [key=value …]
+
+Asks the questions of the data sets that ``curriculum.STAGE.evaluation`` names, prints a table for each and writes
+``hearing.json`` (the tables) and ``answers.jsonl`` (every answer) into the stage's folder.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from megatron_af.config import ConfigError
+from megatron_af.config_file import load_config
+from megatron_af.data.rows import Manifest
+from megatron_af.evaluate.hearing import ask_all, summarise, table
+from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.validation import validate
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="top YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        validate(config, int(os.environ.get("WORLD_SIZE", "1")))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    make_megatron_portable()
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.evaluate.listener import Listener
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    dist.init_process_group(current_device().backend)
+    folder, summaries, lines = config.stage_folder(config.stage), {}, []
+    listener = Listener(config)
+    for name in config.curriculum[config.stage].evaluation:
+        rows = list(Manifest(Path(config.data.root) / config.data.datasets[name].manifest))
+        asked = ask_all(listener, rows)
+        summaries[name] = summarise(asked)
+        lines += [json.dumps({"set": name, **dataclasses.asdict(question)}) for question in asked]
+        if dist.get_rank() == 0:
+            Console(width=110).print(table(summaries[name], f"{config.name}, stage {config.stage}, {name}"))
+    if dist.get_rank() == 0:
+        (folder / "hearing.json").write_text(json.dumps(summaries, indent=1))
+        (folder / "answers.jsonl").write_text("\n".join(lines) + "\n")
+    listener.close()
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
