@@ -2,11 +2,14 @@
 
 import json
 import multiprocessing
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 
 from megatron_af.digest import DigestMismatch, record_digest
 from megatron_af.registry import moves
@@ -125,7 +128,7 @@ def test_registering_twice_is_registering_once(shop: Shop) -> None:
 
 
 def test_an_unknown_version_is_named_with_the_known_ones(shop: Shop) -> None:
-    with pytest.raises(UnknownVersion, match="has nothing|no registered model"):
+    with pytest.raises(UnknownVersion, match="no registered model"):
         shop.releases.gate("candidate", GATES, no_load_test)
     shop.register("one", 60)
     with pytest.raises(UnknownVersion, match="'7'; it has 1, candidate"):
