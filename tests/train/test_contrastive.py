@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_af.config import ClapConfig, Config, ContrastiveConfig
-from megatron_af.config_file import load_config, to_yaml
+from megatron_af.config import ContrastiveConfig
+from megatron_af.config_file import load_config
 from megatron_af.data.batch import Captions, StepBatch, assign_clips
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -21,12 +21,11 @@ from megatron_af.train.contrastive import ContrastiveObjective, build_clap
 from megatron_af.train.trainable import select
 from megatron_af.train.trainer import Trainer
 from tests import tiny
-from tests.data.toy import toy_config, toy_rows, write_manifest
+from tests.contrastive_run import config, write_run
 from tests.distributed import run_distributed
 from tests.text.toy_tokenizer import toy_tokenizer
 
 ROOT = Path(__file__).parents[2]
-CLAP = ClapConfig(text_tower="", text_hidden=16, text_layers=1, text_heads=2, joint_dim=8, learn_temperature=True)
 WORDS = ("dog", "rain", "bell", "door", "frog", "wind")
 SAMPLES = [
     Captions(
@@ -36,18 +35,6 @@ SAMPLES = [
     )
     for i, word in enumerate(WORDS)
 ]
-
-
-def config(contrastive: ContrastiveConfig | None = None, **parallel: Any) -> Config:
-    base = tiny.config(**parallel)
-    stage = replace(
-        base.curriculum["stage"],
-        objective="contrastive",
-        contrastive=contrastive or ContrastiveConfig(),
-        trainable=("encoder.*", "clap.*"),
-        global_batch_samples=6,
-    )
-    return replace(base, curriculum={"stage": stage}, model=replace(base.model, clap=CLAP))
 
 
 def batch(*, dp_rank: int, dp_size: int, mp_rank: int, mp_size: int, one_window: bool = False) -> StepBatch:
@@ -155,30 +142,7 @@ def test_plain_and_mixed_losses_run():
 
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings with captions, and a curriculum of a contrastive stage and one that takes its encoder over."""
-    folder = tmp_path_factory.mktemp("run")
-    toy = toy_config(folder)
-    root = Path(toy.data.root)
-    rows = [replace(row, negatives=(f"no {row.id}",)) for row in toy_rows(root, "c", 16) if len(row.clips) == 1]
-    captions = write_manifest(root, "c", rows)
-    settings = config()
-    clap = replace(settings.curriculum["stage"], blend={"c": 1.0}, global_batch_samples=4, steps=6)
-    align = tiny.config(tiny.FROZEN_LM).curriculum["stage"]
-    align = replace(align, blend={"a": 1.0}, entry={"encoder": "clap"}, steps=2, frozen=("encoder.*",))
-    model = replace(
-        settings.model, front_end=toy.model.front_end, lm=replace(settings.model.lm, vocab=257, max_positions=512)
-    )
-    whole = replace(
-        toy,
-        model=model,
-        data=replace(toy.data, datasets={**toy.data.datasets, "c": captions}),
-        curriculum={"clap": clap, "align": align},
-        tracking=replace(toy.tracking, enabled=False),
-        stage="",
-        log_every_steps=1,
-    )
-    (folder / "run.yaml").write_text(to_yaml(whole))
-    return folder / "run.yaml"
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 class Losses(Callback):

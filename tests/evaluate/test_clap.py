@@ -1,0 +1,122 @@
+"""Evaluation of a CLAP: each number against a case worked by hand, and the towers' embedder on one and two ranks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_af.config import ConfigError
+from megatron_af.config_file import load_config
+from megatron_af.data.rows import Clip, Manifest, Row
+from megatron_af.evaluate.clap import (
+    composition,
+    evaluate_clap,
+    paraphrase_robustness,
+    place_of_truth,
+    retrieval,
+    table,
+    zero_shot,
+)
+from megatron_af.evaluate.clap_embedder import ClapEmbedder
+from megatron_af.train.trainer import Trainer
+from tests.contrastive_run import write_run
+from tests.distributed import run_distributed
+
+
+def test_retrieval_by_hand():
+    audio = torch.eye(12)
+    text = torch.eye(12)
+    text[0] = torch.zeros(12).index_fill(0, torch.arange(1, 4), 0.5)  # three other clips are nearer to text 0
+    scores = retrieval(audio, text)
+    assert scores["text_to_audio_r1"] == pytest.approx(100 * 11 / 12)
+    assert scores["text_to_audio_r5"] == pytest.approx(100 * 11 / 12)  # eight equals count as four ahead
+    assert scores["text_to_audio_r10"] == pytest.approx(100.0)
+    assert scores["audio_to_text_r1"] < 100
+
+
+def test_a_constant_model_is_at_chance_and_not_perfect():
+    assert (place_of_truth(torch.ones(11, 11)) == 5).all()
+    scores = retrieval(torch.ones(11, 1), torch.ones(11, 1))
+    assert scores["text_to_audio_r1"] == 0.0
+    assert scores["text_to_audio_r10"] == 100.0
+
+
+def test_composition_counts_rows_whose_caption_beats_all_its_negatives():
+    audio = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    captions = torch.tensor([[1.0, 0.0], [0.1, 0.9], [0.5, 0.5]])
+    negatives = [torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([[0.0, 0.95]]), torch.zeros(0, 2)]
+    kinds = [("order", "attribute"), ("order",), ()]
+    assert composition(audio, captions, negatives, kinds) == {"all": 50.0, "attribute": 100.0, "order": 50.0}
+
+
+def test_paraphrases_are_measured_against_their_originals():
+    audio, captions = torch.eye(3), torch.eye(3)
+    told_again = [torch.eye(3)[[0, 1]], torch.zeros(0, 3), torch.eye(3)[[2, 2]]]  # one of four is another's
+    scores = paraphrase_robustness(audio, captions, told_again)
+    assert scores == {"original_r1": 100.0, "paraphrased_r1": 75.0, "kept": 75.0}
+
+
+def test_zero_shot_averages_over_classes_too():
+    audio = torch.eye(2)[[0, 0, 0, 1]]
+    assert zero_shot(audio, torch.eye(2), torch.tensor([0, 0, 0, 0])) == {"accuracy": 75.0, "mean_class_accuracy": 75.0}
+    unequal = zero_shot(audio, torch.eye(2)[[0, 0]], torch.tensor([0, 0, 0, 1]))
+    assert unequal == {"accuracy": 75.0, "mean_class_accuracy": 50.0}
+
+
+class Stub:
+    """Knows what every clip and every text mean."""
+
+    def audio(self, rows: list[Row]) -> Tensor:
+        return self.texts([row.clips[0].path for row in rows])
+
+    def texts(self, texts: list[str]) -> Tensor:
+        words = ["dog", "rain", "bell", "not"]
+        vectors = torch.tensor([[float(word in text) for word in words] for text in texts])
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def test_report_has_what_the_rows_allow():
+    rows = [
+        Row(
+            id=word,
+            clips=(Clip(path=word, duration=1.0),),
+            captions=(f"a {word}", f"the {word}"),
+            negatives=(f"not a {word}",),
+            meta={"class": word, "negative_kinds": ["negation"]},
+        )
+        for word in ("dog", "rain", "bell")
+    ]
+    report = evaluate_clap(Stub(), rows)
+    assert report["retrieval"]["text_to_audio_r1"] == report["zero_shot"]["accuracy"] == 100.0
+    assert report["composition"] == {"all": 100.0, "negation": 100.0}
+    assert report["paraphrase"]["kept"] == 100.0
+    assert table(report).row_count > 10
+    plain = evaluate_clap(Stub(), [Row(id="1", clips=rows[0].clips, captions=("a dog",))])
+    assert set(plain) == {"rows", "retrieval"}
+    with pytest.raises(ValueError, match="row 2: an evaluation of a CLAP needs a clip and a caption"):
+        evaluate_clap(Stub(), [Row(id="2", captions=("a dog",))])
+
+
+def _embed(rank: int, world_size: int, file: Path) -> tuple[Tensor, Tensor]:
+    config = load_config(file, ["stage=clap", "curriculum.clap.steps=1"])
+    if not (file.parent / "runs").exists():
+        with Trainer(config) as trainer:
+            trainer.train()
+    embedder = ClapEmbedder(config)
+    rows = Manifest(Path(config.data.root) / "c.jsonl")
+    audio, text = embedder.audio(rows[:5]), embedder.texts([row.captions[0] for row in rows[:5]])
+    embedder.close()
+    with pytest.raises(ConfigError, match="its objective is no contrastive one"):
+        ClapEmbedder(load_config(file, ["stage=align"]))
+    return audio, text
+
+
+def test_embedder_gives_the_same_on_any_number_of_ranks(tmp_path: Path):
+    file = write_run(tmp_path)
+    ((audio, text),) = run_distributed(_embed, 1, file)
+    assert audio.shape == text.shape == (5, 8)
+    torch.testing.assert_close(audio.norm(dim=-1), torch.ones(5))
+    for other_audio, other_text in run_distributed(_embed, 2, file):
+        torch.testing.assert_close(other_audio, audio, atol=1e-5, rtol=0)
+        torch.testing.assert_close(other_text, text, atol=1e-5, rtol=0)

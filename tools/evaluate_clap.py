@@ -1,0 +1,61 @@
+"""Measure a contrastive stage: retrieval, zero-shot classes, order and attributes, paraphrases.
+
+    torchrun --nproc_per_node 2 tools/evaluate_clap.py --config configs/demo.yaml stage=clap --rows test [--json FILE]
+
+``--rows`` is a data set of ``data.datasets``. Its rows bring captions; negatives, further captions and ``meta.class``
+where they have them.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from megatron_af.config import ConfigError
+from megatron_af.config_file import load_config
+from megatron_af.data.rows import Manifest
+from megatron_af.parallel.device import current_device, make_megatron_portable
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="top YAML file of the run")
+    parser.add_argument("--rows", required=True, help="data set to evaluate on")
+    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys, stage=NAME first")
+    arguments = parser.parse_args()
+    make_megatron_portable()
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.evaluate.clap import evaluate_clap, table
+    from megatron_af.evaluate.clap_embedder import ClapEmbedder
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    dist.init_process_group(current_device().backend)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.rows not in config.data.datasets:
+            known = ", ".join(config.data.datasets)
+            raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
+        rows = Manifest(Path(config.data.root) / config.data.datasets[arguments.rows].manifest)
+        embedder = ClapEmbedder(config)
+        report = evaluate_clap(embedder, list(rows))
+        embedder.close()
+    except ConfigError as error:
+        if dist.get_rank() == 0:
+            print(error, file=sys.stderr)
+        return 2
+    if dist.get_rank() == 0:
+        Console().print(table(report, f"{config.name}, stage {config.stage}, {len(rows)} rows of {arguments.rows}"))
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1))
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
