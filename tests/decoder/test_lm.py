@@ -12,7 +12,6 @@ from tests.decoder.toy import (
     ADDED,
     HIDDEN,
     VOCAB,
-    build_chunks,
     full_audio,
     mixed_rows,
     open_gates,
@@ -142,7 +141,7 @@ def rows_like_a_trainable_table(rank: int, world_size: int, first_added_id: int,
     loss = lm(rows, audio, leaf).sum()
     loss.backward()
 
-    (whole,) = build_chunks(toy_config(lm={"tied": tied, "vocab": whole_size}), added=0)
+    whole = single_process_lm(toy_config(lm={"tied": tied, "vocab": whole_size}), added=0)
     load_global([whole], None, weights)
     expected = whole(rows, audio, ROWS[:0]).sum()
     expected.backward()
@@ -179,3 +178,39 @@ def frozen_table(rank: int, world_size: int) -> None:
 
 def test_a_frozen_table_gets_no_gradient():
     run_distributed(frozen_table, 1)
+
+
+def recomputed_blocks(rank: int, world_size: int) -> None:
+    """Nothing that enters the first layer asks for a gradient: only the blocks inside it do."""
+    rows, audio = mixed_rows(0)
+    gradients = []
+    for recompute in ("none", "full"):
+        lm = single_process_lm(toy_config(cross_attention={"interval": 1}, recompute=recompute))
+        load_global([lm], None, open_gates)
+        for name, parameter in lm.named_parameters():
+            parameter.requires_grad = ".xattn." in name
+        lm(rows, audio, ROWS).sum().backward()
+        gradients.append({name: p.grad for name, p in lm.named_parameters() if p.requires_grad})
+    assert all(torch.equal(gradients[0][name], gradient) for name, gradient in gradients[1].items())
+
+
+def test_recomputation_reaches_blocks_above_a_frozen_table():
+    run_distributed(recomputed_blocks, 1)
+
+
+def half_precision(rank: int, world_size: int) -> None:
+    rows, audio = mixed_rows(0)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        lm = single_process_lm(dataclasses.replace(toy_config(), precision=precision))
+        load_global([lm], None, open_gates)
+        leaf = ROWS.clone().requires_grad_()
+        losses[precision] = lm(rows, audio, leaf)
+        losses[precision].sum().backward()
+        assert losses[precision].dtype == leaf.grad.dtype == torch.float32 and leaf.grad.isfinite().all()
+        assert all(parameter.grad.isfinite().all() for parameter in lm.parameters())
+    assert relative_error(losses["bf16"], losses["fp32"]) < 0.05
+
+
+def test_losses_are_float32_also_in_bf16():
+    run_distributed(half_precision, 1)

@@ -79,7 +79,8 @@ def build_chunks(config: Config, *, first_added_id: int | None = None, added: in
 
 def single_process_lm(config: Config, **kwargs: Any) -> AudioLM:
     """The whole decoder on this process (of a world of one)."""
-    start_layout(config.parallel)
+    if not parallel_state.model_parallel_is_initialized():
+        start_layout(config.parallel)
     return build_chunks(config, **kwargs)[0]
 
 

@@ -1,0 +1,30 @@
+"""The decoder on a GPU, with Transformer Engine's linears and norms."""
+
+import torch
+import torch.distributed as dist
+
+from megatron_af.convert.qwen2 import Qwen2Folder, load_qwen2
+from megatron_af.data.batch import AudioKeys
+from megatron_af.parallel.device import current_device
+from tests.conftest import requires_gpu
+from tests.convert.test_qwen2 import write_folder
+from tests.decoder.toy import HIDDEN, full_audio, plain_rows, relative_error, single_process_lm, toy_config
+
+
+@requires_gpu
+def test_a_gpu_computes_what_transformers_computes(tmp_path):
+    folder = write_folder(tmp_path / "qwen2", tied=True)
+    device = current_device()
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group(device.backend, store=store, rank=0, world_size=1)
+    config = toy_config()
+    lm = single_process_lm(config, added=0).to(device.torch)
+    load_qwen2([lm], Qwen2Folder(folder).source, config.model.lm)
+    host = full_audio()
+    audio = AudioKeys(tokens_LBD=host.tokens_LBD.to(device.torch), audio_of_BL=host.audio_of_BL)
+    logits = lm.logits(plain_rows(), audio, torch.zeros(0, HIDDEN, device=device.torch))
+    assert relative_error(logits.cpu(), torch.load(folder / "logits.pt")) < 1e-3
+    losses = lm(plain_rows(), audio, torch.zeros(0, HIDDEN, device=device.torch))
+    losses.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in lm.parameters())
+    dist.destroy_process_group()
