@@ -1,0 +1,88 @@
+"""Schedules, learning rates by group, and the refusal of gradients that are not finite."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_af.model import build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.train.answer import AnswerObjective
+from megatron_af.train.optimizer import NonFiniteGradient, build_schedule
+from megatron_af.train.trainable import select
+from tests import tiny
+from tests.distributed import run_distributed
+
+
+def objective_of(config: Any) -> tuple[Any, AnswerObjective]:
+    stage = config.curriculum["stage"]
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, tiny.VOCABULARY, current_device())
+    tiny.fill(model)
+    select(model.named_parameters(), stage.trainable, stage.frozen)
+    return model, AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+
+
+PLAIN, ENCODER, GATE = (
+    "lm.decoder.layers.0.mlp.linear_fc1.weight",
+    "encoder.norm.weight",
+    "lm.decoder.layers.0.xattn.gate_ffn",
+)
+
+
+def learning_rates(rank: int, world_size: int) -> list[dict[str, float]]:
+    config = tiny.with_optimizer(
+        tiny.config(),
+        learning_rate=1.0,
+        min_learning_rate=0.1,
+        schedule="cosine",
+        warmup_steps=4,
+        gate_learning_rate_scale=10.0,
+        encoder_learning_rate_scale=0.5,
+        weight_decay=0.01,
+    )
+    model, objective = objective_of(config)
+    schedule = build_schedule(config.curriculum["stage"].optimizer, 20, objective.optimizer)
+    names = {id(p): n for n, p in model.named_parameters() if n in (PLAIN, ENCODER, GATE)}
+    rates = []
+    for _ in range(20):
+        schedule.step(1)
+        groups = [(g, names[id(p)]) for g in objective.optimizer.param_groups for p in g["params"] if id(p) in names]
+        rates.append({name: group["lr"] for group, name in groups})
+        assert all((group["weight_decay"] == 0.0) == (name != PLAIN) for group, name in groups)
+    process_groups.destroy()
+    return rates
+
+
+def test_warm_up_then_cosine_with_rates_of_their_own_for_gates_and_encoder() -> None:
+    rates = run_distributed(learning_rates, 1)[0]
+    plain = [rate[PLAIN] for rate in rates]
+    assert plain[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert plain[-1] == pytest.approx(0.1)
+    middle = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 8 / 16))
+    assert plain[11] == pytest.approx(middle)
+    for rate in rates:
+        assert rate[GATE] == pytest.approx(10 * rate[PLAIN])
+        assert rate[ENCODER] == pytest.approx(0.5 * rate[PLAIN])
+
+
+def poisoned(rank: int, world_size: int) -> tuple[str, bool]:
+    """One rank alone gets a NaN; all must refuse, with no weight changed."""
+    model, objective = objective_of(tiny.config())
+    batch = tiny.step_batch(0, dp_rank=rank, dp_size=2, mp_rank=0, mp_size=1)
+    if rank == 1 and batch.mel_WFM is not None:
+        batch.mel_WFM[0, 0, 0] = float("nan")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    objective.forward_backward(batch)
+    try:
+        objective.optimizer.step_checked()
+    except NonFiniteGradient as error:
+        return str(error), all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    return "", False
+
+
+def test_gradients_that_are_not_finite_change_no_weight_on_any_rank() -> None:
+    for message, unchanged in run_distributed(poisoned, 2):
+        assert "gradient norm is nan" in message and unchanged

@@ -1,0 +1,81 @@
+"""Patterns choose what trains; what is frozen costs no gradient, no optimizer state and no bucket."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_af.model import build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.train.answer import AnswerObjective
+from megatron_af.train.trainable import PARTS, is_trainable, part_of, select
+from tests import tiny
+from tests.distributed import run_distributed
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("encoder.layers.0.blocks.0.attn.qkv.weight", "encoder"),
+        ("transform.layer_norm.weight", "transform"),
+        ("added_rows", "rows"),
+        ("lm.decoder.layers.7.xattn.gate_attn", "xattn"),
+        ("lm.decoder.layers.7.mlp.linear_fc1.weight", "lm"),
+        ("lm.embedding.word_embeddings.weight", "lm"),
+    ],
+)
+def test_every_parameter_belongs_to_a_part(name: str, part: str) -> None:
+    assert part_of(name) == part and part in PARTS
+
+
+def test_frozen_patterns_are_exceptions() -> None:
+    assert is_trainable("lm.decoder.layers.0.mlp.linear_fc1.weight", ["lm.*"], ["lm.*.xattn.*"])
+    assert not is_trainable("lm.decoder.layers.0.xattn.gate_ffn", ["lm.*"], ["lm.*.xattn.*"])
+    assert not is_trainable("encoder.norm.weight", [], [])
+
+
+def cost_of_frozen_parts(rank: int, world_size: int) -> dict[str, Any]:
+    config = tiny.config(trainable=tiny.FROZEN_LM)
+    stage = config.curriculum["stage"]
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, tiny.VOCABULARY, current_device())
+    tiny.fill(model)
+    select(model.named_parameters(), stage.trainable, stage.frozen)
+    objective = AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+    objective.forward_backward(tiny.step_batch(0, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1))
+    objective.optimizer.step_checked()
+    trainable = {id(p): p.numel() for _, p in model.named_parameters() if p.requires_grad}
+    in_buckets = {
+        id(p): p.numel()
+        for module in (*objective._chunks, objective._front)
+        for buffer in module.buffers
+        for bucket in buffer.buckets
+        for p in bucket.params_list
+    }
+    with_state = sum(
+        state["exp_avg"].numel()
+        for member in objective.optimizer.chained_optimizers
+        if member.optimizer is not None
+        for state in member.optimizer.state.values()
+    )
+    frozen_with_gradient = [
+        name
+        for name, p in model.named_parameters()
+        if not p.requires_grad and (p.grad is not None or getattr(p, "main_grad", None) is not None)
+    ]
+    process_groups.destroy()
+    return {
+        "trainable": sum(trainable.values()),
+        "same parameters in buckets": trainable == in_buckets,
+        "with state": with_state,
+        "frozen with gradient": frozen_with_gradient,
+    }
+
+
+def test_frozen_parts_cost_nothing() -> None:
+    cost = run_distributed(cost_of_frozen_parts, 1)[0]
+    assert cost["trainable"] > 0
+    assert cost["same parameters in buckets"]
+    assert cost["with state"] == cost["trainable"]
+    assert cost["frozen with gradient"] == []
