@@ -159,8 +159,12 @@ def peak_normalised(wave_T: DataNode) -> DataNode:
 
 
 def pcm16(wave_T: DataNode) -> DataNode:
-    """Round trip through 16-bit integers, towards zero as numpy's ``astype`` does."""
-    steps = math.floor(math.abs(wave_T) * np.float32(INT16_MAX)) * np.float32(1 / INT16_MAX)
+    """Round trip through 16-bit integers, towards zero as numpy's ``astype`` does.
+
+    The factor makes up for the rounding of the division before: samples of prepared audio, which are whole steps
+    already, must not fall to the step below.
+    """
+    steps = math.floor(math.abs(wave_T) * np.float32(INT16_MAX * (1 + 2**-22))) * np.float32(1 / INT16_MAX)
     return math.clamp(wave_T * np.float32(1e38), np.float32(-1), np.float32(1)) * steps  # the sign back
 
 

@@ -7,7 +7,6 @@ W windows, F mel frames, M mel bins.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from dali_pipes.mel import Flac, MelPipeline, Pcm
 from dali_pipes.waves import AudioError, check_header, read_wave
 from megatron_af.config import Config
 from megatron_af.data.rows import Clip
+from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.parallel.device import Device
 
 
@@ -29,12 +29,12 @@ class ClipLoader:
     def __init__(self, config: Config, *, max_windows: int, device: Device) -> None:
         self.front_end = config.model.front_end
         self.max_windows = max_windows
-        self._root = Path(config.data.root)
+        self._root = DataRoot(config.data.root)
         self._pipeline = MelPipeline(
             self.front_end, device=device.dali, device_id=device.dali_id, threads=config.data.workers
         )
-        self._digest_of_file = lru_cache(maxsize=1 << 20)(_file_digest)
-        self._header_problem = lru_cache(maxsize=1 << 16)(_header_problem)
+        self._digest_of_file = lru_cache(maxsize=1 << 20)(self._file_digest)
+        self._problem_of_header = lru_cache(maxsize=1 << 16)(self._header_problem)
 
     def num_windows(self, clip: Clip) -> int:
         """Windows of a clip, from its promised duration: every rank knows it without decoding."""
@@ -52,15 +52,16 @@ class ClipLoader:
         Raises:
             AudioError: the clip certainly cannot be used.
         """
-        if not clip.length and (problem := self._header_problem(self._root / clip.path, clip.start, clip.duration)):
+        if not clip.length and (problem := self._problem_of_header(clip.path, clip.start, clip.duration)):
             raise AudioError(problem)
 
     def digest(self, clip: Clip) -> str:
         """What identifies the recording's bytes."""
         if clip.digest:
             return clip.digest
-        stat = (self._root / clip.path).stat()
-        return self._digest_of_file(self._root / clip.path, stat.st_mtime_ns, clip.offset, clip.length or stat.st_size)
+        local = self._root.local(clip.path)
+        changed = 0 if local is None else local.stat().st_mtime_ns
+        return self._digest_of_file(clip.path, clip.offset, clip.length, changed)
 
     def load(self, clips: Sequence[Clip]) -> tuple[Tensor, dict[int, str]]:
         """Mel windows of the clips, one after another [W, F, M], and what was wrong with which clip.
@@ -73,41 +74,36 @@ class ClipLoader:
         for index, clip in enumerate(clips):
             try:
                 sounds.append(self._sound(clip))
-            except AudioError as error:
+            except (AudioError, StorageError) as error:
                 bad[index] = str(error)
                 sounds.append(Pcm(np.zeros(0, np.float32)))
         return self._pipeline.run(sounds, [self.num_windows(clip) for clip in clips]), bad
 
     def _sound(self, clip: Clip) -> Pcm | Flac:
-        front_end, path = self.front_end, self._root / clip.path
+        front_end = self.front_end
         samples = front_end.window_samples + (self.num_windows(clip) - 1) * front_end.stride_samples
-        source: Path | bytes = path
-        if clip.length:
-            source = _read_span(path, clip.offset, clip.length)
-            if not clip.start and flac_format(source) == (front_end.sample_rate, 1):
-                return Flac(shorten_flac(source, samples))
+        source = self._source(clip)
+        if isinstance(source, bytes) and not clip.start and flac_format(source) == (front_end.sample_rate, 1):
+            return Flac(shorten_flac(source, samples))
         duration = min(clip.duration, samples / front_end.sample_rate)
         return Pcm(read_wave(source, start=clip.start, duration=duration, sample_rate=front_end.sample_rate))
 
+    def _source(self, clip: Clip) -> Path | bytes:
+        """The recording's bytes where it is prepared or far away, else its path: then only the clip is read."""
+        if clip.length:
+            return self._root.read(clip.path, clip.offset, clip.length)
+        return self._root.local(clip.path) or self._root.read(clip.path)
 
-def _read_span(path: Path, offset: int, length: int) -> bytes:
-    try:
-        with path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), length, offset)
-    except OSError as error:
-        raise AudioError(f"shard cannot be read: {error}") from error
-    if len(data) != length:
-        raise AudioError(f"shard ends at byte {offset + len(data)}, the recording at {offset + length}")
-    return data
+    def _header_problem(self, path: str, start: float, duration: float) -> str:
+        local = self._root.local(path)
+        try:
+            if local is not None:
+                check_header(local, start=start, duration=duration)
+            elif not self._root.exists(path):
+                return f"{self._root}/{path} does not exist"
+        except AudioError as error:
+            return str(error)
+        return ""
 
-
-def _header_problem(path: Path, start: float, duration: float) -> str:
-    try:
-        check_header(path, start=start, duration=duration)
-    except AudioError as error:
-        return str(error)
-    return ""
-
-
-def _file_digest(path: Path, _modified: int, offset: int, length: int) -> str:
-    return hashlib.sha256(_read_span(path, offset, length)).hexdigest()
+    def _file_digest(self, path: str, offset: int, length: int, _changed: int) -> str:
+        return hashlib.sha256(self._root.read(path, offset, length or None)).hexdigest()

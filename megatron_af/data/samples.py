@@ -15,8 +15,10 @@ from pathlib import Path
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.clips import ClipLoader
-from megatron_af.data.rows import Manifest, Question, Row, RowError
+from megatron_af.data.rows import Question, Row, RowError
 from megatron_af.data.sampler import BlendSampler, Draw, keyed_hash
+from megatron_af.data.shards import open_rows
+from megatron_af.data.storage import DataRoot
 from megatron_af.text.templates import STYLES, render
 from megatron_af.text.tokenizer import Tokenizer
 
@@ -54,12 +56,12 @@ class SampleSource:
     """
 
     def __init__(self, config: Config, stage: StageConfig, loader: ClipLoader, report: Path | None) -> None:
-        root = Path(config.data.root)
+        root = DataRoot(config.data.root)
         unknown = [name for name in stage.blend if name not in config.data.datasets]
         if unknown:
             raise ValueError(f"stage.blend names {', '.join(unknown)}; add to data.datasets, or correct the name")
         self.tokenizer = Tokenizer.load(config.data.tokenizer)
-        self._rows = {name: Manifest(root / config.data.datasets[name].manifest) for name in sorted(stage.blend)}
+        self._rows = {name: open_rows(root, config.data.datasets[name].manifest) for name in sorted(stage.blend)}
         self._sampler = BlendSampler(
             {name: len(rows) for name, rows in self._rows.items()}, stage.blend, f"{config.seed}/{config.stage}"
         )

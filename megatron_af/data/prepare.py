@@ -1,0 +1,306 @@
+"""Preparation: recordings of any kind in, checked 16-bit FLAC at the model's rate in tar shards out.
+
+    summary = prepare(config, "clotho", progress=print)     # tools/prepare_data.py prepare does this
+
+Bad audio is found here, once, and left out with a reason, so that training can decode without care. Rows are
+prepared in groups of one shard each; a finished group is not done again, so an interrupted run goes on where it
+stopped. What comes out depends on what goes in and on nothing else: not on the number of processes, nor on time.
+
+What happens to odd signals: silence, constants and clips under 10 ms are left out as ``silent`` and ``empty``; NaN and
+infinite samples as ``not finite``; a clip that begins behind the end or ends before it should (by more than 5% and
+50 ms) as ``behind the end`` and ``truncated``; signals that are positive throughout are kept and scaled by their peak
+like any other (the reference shifts them, AF2 data/data.py).
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+from numpy.typing import NDArray
+
+from dali_pipes.waves import AudioError, read_mono, resample
+from megatron_af.config import Config, FrontEndConfig
+from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
+from megatron_af.data.shards import INDEX, ShardWriter, record_batch, write_index
+from megatron_af.data.storage import DataRoot, StorageError
+
+FORMAT = 1
+"""Part of every digest; raised when prepared data changes its form."""
+SHORTEST_SECONDS = 0.01
+SILENT_SPAN = 2e-4
+"""A signal that moves less than this over the whole clip (-80 dB of full scale) is silent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything, besides the rows and the recordings, that prepared data follows from."""
+
+    root: str
+    source: str
+    output: str
+    front_end: FrontEndConfig
+    channels: str
+    max_seconds: float
+    rows_per_shard: int
+
+    def digest(self) -> str:
+        spec = asdict(self) | {"format": FORMAT}
+        del spec["root"]  # moving the data changes nothing
+        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What came of a data set."""
+
+    name: str
+    rows: int
+    kept: int
+    seconds: float
+    """Of kept audio."""
+    reasons: dict[str, int]
+    """Reason -> rows left out for it."""
+    report: str
+    """Where every row that was left out stands, relative to the data root."""
+
+    @property
+    def bad_fraction(self) -> float:
+        return 1 - self.kept / self.rows if self.rows else 0.0
+
+
+def recipe(config: Config, name: str) -> Recipe:
+    """What ``prepare`` will do for a data set.
+
+    Raises:
+        ValueError: the data set has no source, or nowhere to go.
+    """
+    dataset = config.data.datasets.get(name)
+    if dataset is None or not dataset.source or dataset.manifest.endswith(".jsonl"):
+        raise ValueError(
+            f"data.datasets.{name}: preparing needs source (a .jsonl) and manifest (the folder to write); "
+            f"got {dataset or 'no such data set'}"
+        )
+    front_end, longest = config.model.front_end, config.data.prepare.max_seconds
+    if not longest:
+        stages = [stage for stage in config.curriculum.values() if name in stage.blend]
+        windows = max((stage.max_windows for stage in stages), default=30)
+        longest = front_end.window_seconds + (windows - 1) * (front_end.window_seconds - front_end.overlap_seconds)
+    return Recipe(
+        root=config.data.root,
+        source=dataset.source,
+        output=dataset.manifest,
+        front_end=front_end,
+        channels=config.data.prepare.channels,
+        max_seconds=longest,
+        rows_per_shard=config.data.prepare.rows_per_shard,
+    )
+
+
+def prepare(config: Config, name: str, progress: Callable[[str], None] = print) -> Summary:
+    """Prepares a data set into ``data.datasets.NAME.manifest``, using all cores; goes on with an unfinished one.
+
+    Raises:
+        ValueError, FileNotFoundError: there is nothing to prepare.
+    """
+    plan = recipe(config, name)
+    root = DataRoot(plan.root)
+    source = root.fetch(plan.source)
+    rows = len(Manifest(source))
+    whole = hashlib.sha256(plan.digest().encode() + _file_digest(source)).hexdigest()
+    done = f"{plan.output}/prepared.json"
+    if root.exists(done) and (earlier := json.loads(root.read(done)))["inputs"] == whole:
+        progress(f"{name}: already prepared, {earlier['summary']['kept']:,} rows (remove {done} to prepare it again)")
+        return Summary(**earlier["summary"])
+    groups = range(-(-rows // plan.rows_per_shard))
+    _run_groups(plan, source, groups, rows, config.data.prepare.workers or os.cpu_count() or 1, name, progress)
+    states = [json.loads(root.read(_part(plan, group, "json"))) for group in groups]
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / INDEX
+        write_index(index, _indexed(root, plan, groups))
+        root.write(f"{plan.output}/{INDEX}", index.read_bytes())
+    bad = [entry for state in states for entry in state["bad"]]
+    report = f"{plan.output}/report.jsonl"
+    root.write(report, "".join(json.dumps(entry) + "\n" for entry in bad).encode())
+    summary = Summary(
+        name=name,
+        rows=rows,
+        kept=rows - len(bad),
+        seconds=sum(state["seconds"] for state in states),
+        reasons=dict(Counter(entry["reason"] for entry in bad).most_common()),
+        report=report,
+    )
+    root.write(done, json.dumps({"inputs": whole, "summary": asdict(summary)}, indent=1).encode())
+    for group in groups:
+        for kind in ("json", "arrow"):
+            root.remove(_part(plan, group, kind))
+    return summary
+
+
+def _run_groups(
+    plan: Recipe,
+    source: Path,
+    groups: range,
+    rows: int,
+    workers: int,
+    name: str,
+    progress: Callable[[str], None],
+) -> None:
+    began, finished, bad = time.monotonic(), 0, 0
+    jobs = iter(groups)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, max(1, len(groups))), context) as pool:
+        running = {pool.submit(prepare_group, plan, source, g) for _, g in zip(range(2 * workers), jobs, strict=False)}
+        while running:
+            ready, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ready:
+                done, left_out = future.result()
+                finished, bad = finished + done, bad + left_out
+            running |= {pool.submit(prepare_group, plan, source, g) for _, g in zip(ready, jobs, strict=False)}
+            rate = finished / max(1e-9, time.monotonic() - began)
+            progress(
+                f"{name}: {finished:,}/{rows:,} rows {finished / rows:.0%} | {bad:,} left out | {rate:,.0f} rows/s | "
+                f"eta {(rows - finished) / rate:,.0f} s"
+            )
+
+
+def prepare_group(plan: Recipe, source: Path, group: int) -> tuple[int, int]:
+    """Prepares one shard, unless it is there already; returns its rows and how many of them were left out."""
+    root = DataRoot(plan.root)
+    manifest = Manifest(source)
+    numbers = range(group * plan.rows_per_shard, min(len(manifest), (group + 1) * plan.rows_per_shard))
+    loaded = list(_load_rows(manifest, numbers))
+    shard_path = f"{plan.output}/shards/{group:06d}.tar"
+    inputs = _group_digest(plan, root, loaded)
+    if _is_done(root, plan, group, inputs, shard_path):
+        return len(numbers), len(json.loads(root.read(_part(plan, group, "json")))["bad"])
+
+    shard = ShardWriter()
+    kept: list[Row] = []
+    windows: list[int] = []
+    bad: list[dict[str, str | int]] = []
+    written: dict[Clip, Clip] = {}
+    for number, row in loaded:
+        if isinstance(row, RowError):
+            bad.append({"row": number + 1, "id": "", "reason": "bad row", "problem": str(row)})
+            continue
+        try:
+            sounds = [(clip, b"" if clip in written else _encode(plan, root, clip)) for clip in row.clips]
+        except (AudioError, StorageError) as error:
+            reason = error.reason if isinstance(error, AudioError) else "unreadable"
+            bad.append({"row": number + 1, "id": row.id, "reason": reason, "problem": str(error)})
+            continue
+        for place, (clip, data) in enumerate(sounds):
+            if clip not in written:
+                suffix = f".{place}.flac" if len(sounds) > 1 else ".flac"
+                offset, length = shard.add(f"{number:09d}{suffix}", data)
+                seconds = soundfile.info(io.BytesIO(data)).frames / plan.front_end.sample_rate
+                written[clip] = Clip(
+                    path=shard_path,
+                    duration=seconds,
+                    offset=offset,
+                    length=length,
+                    digest=hashlib.sha256(data).hexdigest(),
+                )
+        kept.append(replace(row, clips=tuple(written[clip] for clip in row.clips)))
+        windows.append(sum(_windows(plan.front_end, clip.duration) for clip in kept[-1].clips))
+        shard.add(f"{number:09d}.json", to_json(replace(row, clips=())).encode())
+    content = shard.content()
+    root.write(shard_path, content)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, record_batch([], []).schema) as writer:
+        writer.write_batch(record_batch(kept, windows))
+    root.write(_part(plan, group, "arrow"), sink.getvalue())
+    state = {
+        "inputs": inputs,
+        "bytes": len(content),
+        "seconds": sum(clip.duration for clip in written.values()),
+        "bad": bad,
+    }
+    root.write(_part(plan, group, "json"), json.dumps(state).encode())
+    return len(numbers), len(bad)
+
+
+def check_signal(wave_T: NDArray[np.float32], sample_rate: int) -> None:
+    """Raises `AudioError` for a clip with nothing in it."""
+    if len(wave_T) < SHORTEST_SECONDS * sample_rate:
+        raise AudioError(f"has only {len(wave_T)} samples", "empty")
+    if float(np.ptp(wave_T)) < SILENT_SPAN:
+        raise AudioError("is silent throughout", "silent")
+
+
+def peak_int16(wave_T: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Scales the largest magnitude to full scale and rounds towards zero, as the reference does."""
+    return (wave_T / np.abs(wave_T).max() * np.float32(32_767)).astype(np.int16)
+
+
+def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
+    recording: Path | bytes
+    if clip.length:
+        recording = root.read(clip.path, clip.offset, clip.length)
+    else:
+        recording = root.local(clip.path) or root.read(clip.path)
+    duration = min(clip.duration, plan.max_seconds)
+    wave_T, rate = read_mono(recording, start=clip.start, duration=duration, channels=plan.channels)
+    check_signal(wave_T, rate)  # before resampling, whose edges would give a constant some life
+    pcm_T = peak_int16(resample(wave_T, rate, plan.front_end.sample_rate))
+    data = io.BytesIO()
+    soundfile.write(data, pcm_T, plan.front_end.sample_rate, format="FLAC", subtype="PCM_16")
+    return data.getvalue()
+
+
+def _windows(front_end: FrontEndConfig, seconds: float) -> int:
+    samples = round(seconds * front_end.sample_rate)
+    return front_end.num_windows(samples, samples)
+
+
+def _load_rows(manifest: Manifest, numbers: range) -> Iterator[tuple[int, Row | RowError]]:
+    for number in numbers:
+        try:
+            yield number, manifest[number]
+        except RowError as error:
+            yield number, error
+
+
+def _group_digest(plan: Recipe, root: DataRoot, rows: list[tuple[int, Row | RowError]]) -> str:
+    digest = hashlib.sha256(plan.digest().encode())
+    for _, row in rows:
+        digest.update(str(row).encode() if isinstance(row, RowError) else to_json(row).encode())
+        for clip in () if isinstance(row, RowError) else row.clips:
+            try:
+                digest.update(str(root.size(clip.path)).encode())
+            except StorageError:
+                digest.update(b"missing")
+    return digest.hexdigest()
+
+
+def _is_done(root: DataRoot, plan: Recipe, group: int, inputs: str, shard_path: str) -> bool:
+    if not (root.exists(_part(plan, group, "json")) and root.exists(shard_path)):
+        return False
+    state = json.loads(root.read(_part(plan, group, "json")))
+    return bool(state["inputs"] == inputs and root.size(shard_path) == state["bytes"])
+
+
+def _indexed(root: DataRoot, plan: Recipe, groups: range) -> Iterator[pa.RecordBatch]:
+    for group in groups:
+        yield from pa.ipc.open_stream(root.read(_part(plan, group, "arrow")))
+
+
+def _part(plan: Recipe, group: int, kind: str) -> str:
+    return f"{plan.output}/parts/{group:06d}.{kind}"
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,179 @@
+"""Prepared data sets: FLAC recordings in tar shards, and a columnar index of their rows.
+
+    rows = open_rows(DataRoot("data"), "prepared/clotho")      # a sequence of Row, like a Manifest
+    with ShardWriter() as shard: span = shard.add("000000017.flac", data)
+
+A shard is a WebDataset: members of one row share the name up to the first dot. It holds nothing that depends on
+time, machine or user, so preparing twice gives the same bytes. The index is an Arrow file read by record batch: it
+opens at once however long it is, and takes no memory for the rows that are not asked for.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import overload
+
+import pyarrow as pa
+
+from megatron_af.data.rows import Clip, Manifest, Question, Row
+from megatron_af.data.storage import DataRoot
+
+INDEX = "index.arrow"
+BATCH_ROWS = 128
+"""Rows that are read together from the index."""
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "task": pa.string(),
+        "template": pa.string(),
+        "clips": pa.list_(
+            pa.struct(
+                {
+                    "path": pa.string(),
+                    "start": pa.float64(),
+                    "duration": pa.float64(),
+                    "offset": pa.int64(),
+                    "length": pa.int64(),
+                    "digest": pa.string(),
+                }
+            )
+        ),
+        "windows": pa.int32(),
+        "questions": pa.list_(
+            pa.struct(
+                {
+                    "prompt": pa.string(),
+                    "output": pa.string(),
+                    "skill": pa.string(),
+                    "options": pa.list_(pa.string()),
+                }
+            )
+        ),
+        "captions": pa.list_(pa.string()),
+        "negatives": pa.list_(pa.string()),
+        "meta": pa.string(),
+    }
+)
+
+
+class ShardWriter:
+    """A tar archive in memory whose bytes depend on nothing but what is added."""
+
+    def __init__(self) -> None:
+        self._buffer = io.BytesIO()
+        self._tar = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT)
+
+    def add(self, name: str, data: bytes) -> tuple[int, int]:
+        """Appends a member; returns the offset and length of its content."""
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        offset = self._tar.offset + tarfile.BLOCKSIZE  # a ustar header of a short name is one block
+        self._tar.addfile(info, io.BytesIO(data))
+        return offset, len(data)
+
+    def content(self) -> bytes:
+        """Closes the archive."""
+        self._tar.close()
+        return self._buffer.getvalue()
+
+
+class PreparedRows(Sequence[Row]):
+    """The rows of an index file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = pa.ipc.open_file(pa.OSFile(str(path)))  # not memory-mapped: pages once touched would stay
+        batches = self._reader.num_record_batches
+        self._last = self._reader.get_batch(batches - 1) if batches else None
+        self._length = 0 if self._last is None else (batches - 1) * BATCH_ROWS + self._last.num_rows
+        self._batch: tuple[int, pa.RecordBatch] | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} rows; asked for {index}")
+        number, place = divmod(index % len(self), BATCH_ROWS)
+        if self._batch is None or self._batch[0] != number:
+            self._batch = number, self._reader.get_batch(number)
+        return row_from_record(self._batch[1].slice(place, 1).to_pylist()[0])
+
+
+def open_rows(root: DataRoot, manifest: str) -> Sequence[Row]:
+    """The rows of a manifest: a JSON Lines file, or the folder of a prepared data set.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    try:
+        if manifest.endswith(".jsonl"):
+            return Manifest(root.fetch(manifest))
+        return PreparedRows(root.fetch(f"{manifest}/{INDEX}"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{root}/{manifest} is neither a manifest (.jsonl) nor a prepared data set (a folder with {INDEX}): "
+            "check data.root and data.datasets.*.manifest, or run tools/prepare_data.py prepare"
+        ) from error
+
+
+def write_index(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    """Writes rows into record batches of one size, as `PreparedRows` expects; returns their number."""
+    total = 0
+    waiting: list[pa.RecordBatch] = []
+    have = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+
+        def flush(whole: bool) -> None:
+            nonlocal waiting, have
+            table = pa.Table.from_batches(waiting, SCHEMA).combine_chunks()
+            end = have if whole else have - have % BATCH_ROWS
+            for begin in range(0, end, BATCH_ROWS):
+                for batch in table.slice(begin, min(BATCH_ROWS, end - begin)).to_batches():
+                    writer.write_batch(batch)
+            waiting, have = table.slice(end).to_batches(), have - end
+
+        for batch in batches:
+            waiting.append(batch)
+            have += batch.num_rows
+            total += batch.num_rows
+            if have >= 64 * BATCH_ROWS:
+                flush(whole=False)
+        if have:
+            flush(whole=True)
+    return total
+
+
+def record_batch(rows: Sequence[Row], windows: Sequence[int]) -> pa.RecordBatch:
+    """Rows as columns."""
+    records = [
+        asdict(row) | {"meta": json.dumps(dict(row.meta), sort_keys=True) if row.meta else "", "windows": n}
+        for row, n in zip(rows, windows, strict=True)
+    ]
+    return pa.RecordBatch.from_pylist(records, schema=SCHEMA)
+
+
+def row_from_record(record: dict) -> Row:  # type: ignore[type-arg]
+    """The inverse of `record_batch` for one row."""
+    return Row(
+        id=record["id"],
+        clips=tuple(Clip(**clip) for clip in record["clips"]),
+        questions=tuple(
+            Question(prompt=q["prompt"], output=q["output"], skill=q["skill"], options=tuple(q["options"]))
+            for q in record["questions"]
+        ),
+        captions=tuple(record["captions"]),
+        negatives=tuple(record["negatives"]),
+        task=record["task"],
+        template=record["template"],
+        meta=json.loads(record["meta"]) if record["meta"] else {},
+    )

@@ -1,0 +1,117 @@
+"""The data root: a local folder, or a place in an object store through fsspec.
+
+    root = DataRoot("s3://bucket/audio")            # or a folder
+    root.read("shards/000000.tar", offset=512, length=81_920)
+
+Every path is relative and stays inside the root.
+"""
+
+import os
+from pathlib import Path, PurePosixPath
+
+import fsspec
+
+
+class StorageError(OSError):
+    """A file that cannot be read or written; the message names it."""
+
+
+class DataRoot:
+    """Files under one folder or URL."""
+
+    def __init__(self, root: str) -> None:
+        self._folder = None if "://" in root else Path(root)
+        self._url = root.rstrip("/")
+        self._remote = None if self._folder is not None else fsspec.core.url_to_fs(root)[0]
+
+    def __str__(self) -> str:
+        return self._url
+
+    def local(self, path: str) -> Path | None:
+        """The path on this machine, or None in an object store."""
+        return None if self._folder is None else self._folder / _inside(path)
+
+    def exists(self, path: str) -> bool:
+        if (local := self.local(path)) is not None:
+            return local.exists()
+        assert self._remote is not None
+        return bool(self._remote.exists(self._address(path)))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            StorageError: it cannot be reached.
+        """
+        try:
+            if (local := self.local(path)) is not None:
+                return local.stat().st_size
+            assert self._remote is not None
+            return int(self._remote.size(self._address(path)))
+        except OSError as error:
+            raise StorageError(f"{self._address(path)}: {error}") from error
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """A file, or ``length`` bytes of it from ``offset`` on.
+
+        Raises:
+            StorageError: it cannot be read, or ends before.
+        """
+        try:
+            if (local := self.local(path)) is not None:
+                with local.open("rb", buffering=0) as file:
+                    data = file.read() if length is None else os.pread(file.fileno(), length, offset)
+            else:
+                assert self._remote is not None
+                end = None if length is None else offset + length
+                data = self._remote.cat_file(self._address(path), start=offset, end=end)
+        except OSError as error:
+            raise StorageError(f"{self._address(path)}: {error}") from error
+        if length is not None and len(data) != length:
+            raise StorageError(f"{self._address(path)} ends at byte {offset + len(data)}, before {offset + length}")
+        return data
+
+    def write(self, path: str, data: bytes) -> None:
+        """Makes a file appear whole: by rename on a disk, by one upload in a store."""
+        if (local := self.local(path)) is not None:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            part = local.with_name(f".{local.name}.{os.getpid()}.part")
+            part.write_bytes(data)
+            part.replace(local)
+            return
+        assert self._remote is not None
+        address = self._address(path)
+        try:
+            self._remote.pipe_file(address, data)
+        except FileNotFoundError:  # a store with real folders
+            self._remote.makedirs(address.rpartition("/")[0], exist_ok=True)
+            self._remote.pipe_file(address, data)
+
+    def remove(self, path: str) -> None:
+        if (local := self.local(path)) is not None:
+            local.unlink(missing_ok=True)
+        elif self.exists(path):
+            assert self._remote is not None
+            self._remote.rm_file(self._address(path))
+
+    def fetch(self, path: str) -> Path:
+        """A local copy of a file that is read at random: the file itself, or one kept by fsspec until the end.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if (local := self.local(path)) is not None:
+            if not local.is_file():
+                raise FileNotFoundError(f"{local} does not exist")
+            return local
+        return Path(fsspec.open_local(f"simplecache::{self._address(path)}"))
+
+    def _address(self, path: str) -> str:
+        return f"{self._url}/{_inside(path)}"
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise ValueError(f"{path!r} must be relative and stay inside data.root")
+    return str(parts)

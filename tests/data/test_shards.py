@@ -1,0 +1,89 @@
+"""The columnar index: same rows back, random access, and its cost at ten million rows."""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.data.shards import BATCH_ROWS, PreparedRows, open_rows, record_batch, write_index
+from megatron_af.data.storage import DataRoot, StorageError
+
+
+def row(i: int) -> Row:
+    return Row(
+        id=f"r{i}",
+        clips=tuple(
+            Clip(path=f"s/{i % 3}.tar", duration=i + 0.5, offset=i, length=i + 1, digest="d") for _ in range(i % 3)
+        ),
+        questions=(Question(prompt=f"p{i}", output="o", skill="s", options=("a", "b")),),
+        captions=("c",) * (i % 2),
+        task="t",
+        template="dialogue" if i % 5 == 0 else "single",
+        meta={"k": i} if i % 4 == 0 else {},
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, BATCH_ROWS, 3 * BATCH_ROWS + 5, 200 * BATCH_ROWS])
+def test_rows_come_back_whatever_batches_they_came_in(tmp_path: Path, count: int) -> None:
+    rows = [row(i) for i in range(count)]
+    cuts = [0, *(c for c in (1, 7, 200, 201) if c < count), count]
+    batches = [record_batch(rows[a:b], [len(r.clips) for r in rows[a:b]]) for a, b in pairwise(cuts)]
+    assert write_index(tmp_path / "index.arrow", batches) == count
+    read = PreparedRows(tmp_path / "index.arrow")
+    assert len(read) == count
+    places = range(0, count, max(1, count // 50))
+    assert [read[i] for i in places] == [rows[i] for i in places]
+    if count:
+        assert read[-1] == rows[-1] and read[:2] == rows[:2]
+    with pytest.raises(IndexError):
+        read[count]
+
+
+def test_ten_million_rows_open_at_once_in_little_memory(tmp_path: Path) -> None:
+    """Ten million rows, as fast as they can be written: one batch of columns, repeated."""
+    batch = record_batch([row(i) for i in range(BATCH_ROWS)], [0] * BATCH_ROWS).select(["id", "questions"])
+    wide = batch.append_column("fill", pa.nulls(BATCH_ROWS))
+    path = tmp_path / "index.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, wide.schema) as writer:
+        for _ in range(10_000_000 // BATCH_ROWS):
+            writer.write_batch(wide)
+    script = (
+        "import resource, sys, time, random\n"
+        "from pathlib import Path\n"
+        "from megatron_af.data.shards import PreparedRows\n"
+        "import megatron_af.data.shards as shards\n"
+        "shards.row_from_record = lambda record: record\n"
+        "import psutil\n"
+        "before = psutil.Process().memory_info().rss\n"
+        "began = time.perf_counter()\n"
+        "rows = PreparedRows(Path(sys.argv[1]))\n"
+        "opened = time.perf_counter() - began\n"
+        "assert len(rows) == 10_000_000 // shards.BATCH_ROWS * shards.BATCH_ROWS\n"
+        "for _ in range(3000): rows[random.randrange(len(rows))]\n"
+        "print(opened, (psutil.Process().memory_info().rss - before) / 2**20)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    opened, mebibytes = map(float, out.stdout.split())
+    assert opened < 2 and mebibytes < 200
+
+
+def test_missing_data_sets_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"prepared data set.*data\.root"):
+        open_rows(DataRoot(str(tmp_path)), "prepared/x")
+    with pytest.raises(FileNotFoundError, match=r"data\.datasets"):
+        open_rows(DataRoot(str(tmp_path)), "x.jsonl")
+
+
+def test_the_root_is_never_left(tmp_path: Path) -> None:
+    root = DataRoot(str(tmp_path))
+    root.write("a/b.bin", b"0123456789")
+    assert root.read("a/b.bin", 2, 3) == b"234" and root.size("a/b.bin") == 10
+    with pytest.raises(StorageError, match="ends at byte 10"):
+        root.read("a/b.bin", 8, 5)
+    for path in ("../x", "/etc/passwd", "a/../../x"):
+        with pytest.raises(ValueError, match=r"inside data\.root"):
+            root.read(path)
