@@ -1,1 +1,1 @@
-"""Audio Flamingo models on megatron-core: training, evaluation and release. Start reading at ``tools/pretrain_af.py``."""
+"""Audio Flamingo on megatron-core: training, evaluation and release. Start reading at ``tools/pretrain_af.py``."""

@@ -26,6 +26,10 @@ class ConfigError(ValueError):
         super().__init__("\n".join([f"{subject}{count}", *(f"  - {problem}" for problem in problems)]))
 
 
+PARTS = ("encoder", "transform", "rows", "xattn", "lm")
+"""Parts of the model: what a stage's ``entry`` names and a checkpoint stores apart; ``rows`` are the added tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrontEndConfig:
     """From waveform to log-mel windows (defaults: AF-CLAP; ``facts``: AF2 src/factory.py)."""
@@ -202,12 +206,34 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Where a data set comes from in somebody else's layout; ``tools/prepare_data.py import`` makes rows of it."""
+
+    format: Literal["audio_flamingo", "conversations", "csv", "labels", "webdataset"]
+    """AF1's and AF2's JSON manifests; JSON with ``conversations`` (AudioSkills, LongAudio); a table; a folder per
+    label; tar files."""
+    path: str
+    """File or folder relative to ``data.root``; for ``webdataset`` a pattern such as ``shards/*.tar``."""
+    audio: str = ""
+    """Folder that the recordings' names are relative to, below ``data.root``."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """For ``csv``, what -> column: ``audio`` (or a pattern, ``{ytid}.wav``), ``id``, ``start``, ``end`` or ``duration``
+    (seconds), ``caption`` (several: ``caption_1,caption_2``), ``prompt`` and ``output``, or ``label``."""
+    prompt: str = ""
+    """What captions or labels answer; empty: the papers' words."""
+    task: str = ""
+    """Task in words (``audio captioning``), for ``The task is …``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     manifest: str
     """What training reads, relative to ``data.root``: a JSONL of rows (``megatron_af.data.rows.Row``) over
     recordings of any kind, or the folder of a prepared data set."""
     source: str = ""
     """JSONL that ``tools/prepare_data.py prepare`` turns into the prepared data set ``manifest``."""
+    origin: ImportConfig | None = None
+    """What ``tools/prepare_data.py import`` turns into ``source``."""
     task_prefix_probability: float = 0.0
     """Part of the samples that begin with ``The task is …`` (AF1: 0.5 in most of pre-training, 1 in fine-tuning)."""
 
@@ -387,7 +413,7 @@ class SceneSet:
     min_seconds: float = 10.0
     """Length of a scene, drawn between this and ``max_seconds``."""
     max_seconds: float = 10.0
-    min_events: int = 1
+    min_events: int = 2
     max_events: int = 5
     questions: int = 12
     """Questions written per scene; training scenes are listed and described as well."""

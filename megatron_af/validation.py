@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from megatron_af.config import Config, ConfigError, StageConfig
+from megatron_af.config import PARTS, Config, ConfigError, StageConfig
 from megatron_af.config_file import suggestion
-from megatron_af.train.trainable import PARTS
 
 MEL_FRAMES, MEL_BINS = 1024, 64
 """HTS-AT folds this many frames by bins into its square image."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_af.config import Config, ConfigError
+from megatron_af.config import PARTS, Config, ConfigError
 from megatron_af.config_file import load_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import check
@@ -38,7 +38,6 @@ def convert(config: Config, source: Path, target: Path) -> Path:
     from megatron_af.text.tokenizer import Tokenizer
     from megatron_af.train.checkpoint import Checkpoints
     from megatron_af.train.layout import Resume
-    from megatron_af.train.trainable import PARTS
 
     folder = Qwen2Folder(source)
     folder.check(config.model.lm)

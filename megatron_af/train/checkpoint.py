@@ -27,12 +27,13 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
+from megatron_af.config import PARTS
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
 from megatron_af.train.layout import LATEST, MANIFEST, CheckpointError, Resume, read_resume, source_of
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
-from megatron_af.train.trainable import PARTS, part_of
+from megatron_af.train.trainable import part_of
 
 
 class Checkpoints:

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from rich.table import Table
 from torch import nn
 
-PARTS = ("encoder", "transform", "rows", "xattn", "lm", "clap")
-"""``clap`` (text tower and joint space) exists in contrastive stages alone, which have only it and ``encoder``."""
+from megatron_af.config import PARTS
 
 
 def part_of(name: str) -> str:

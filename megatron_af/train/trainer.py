@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import PARTS, Config, StageConfig
 from megatron_af.data.batch import StepBatch
 from megatron_af.data.feature_cache import encoder_digest
 from megatron_af.data.stream import Stream
@@ -33,7 +33,7 @@ from megatron_af.train.contrastive import ContrastiveObjective, build_clap
 from megatron_af.train.flops import peak_flops, step_flops
 from megatron_af.train.layout import Resume, latest, read_resume, resolve_entry
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, NonFiniteGradient, build_schedule
-from megatron_af.train.trainable import PARTS, global_counts, select, table
+from megatron_af.train.trainable import global_counts, select, table
 
 FRONT_PARTS = ("encoder", "transform", "rows", "clap")
 """Parts that every rank holds whole."""
@@ -131,7 +131,7 @@ class Trainer:
             Console().print(table(self.counts, self.config.stage))
         for callback in self.callbacks:
             callback.on_start(self)
-        meter, peak = Meter(), peak_flops(self.config.precision) * self.world_size
+        meter, peak = Meter(), peak_flops(self.config.precision, self.device) * self.world_size
         saved_step = self.step if self.step else -1
         every = self.config.checkpoint.every_steps
         reason = "done"

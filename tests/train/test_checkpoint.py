@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_af.config import PARTS
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -15,7 +16,7 @@ from megatron_af.train.answer import AnswerObjective
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
 from megatron_af.train.layout import CheckpointError, Resume, latest, read_resume
 from megatron_af.train.optimizer import build_schedule
-from megatron_af.train.trainable import PARTS, select
+from megatron_af.train.trainable import select
 from tests import tiny
 from tests.distributed import run_distributed
 

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_af.config import PARTS
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.train.answer import AnswerObjective
-from megatron_af.train.trainable import PARTS, is_trainable, part_of, select
+from megatron_af.train.trainable import is_trainable, part_of, select
 from tests import tiny
 from tests.distributed import run_distributed
 
