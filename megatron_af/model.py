@@ -39,6 +39,7 @@ class AudioFront(nn.Module):
         super().__init__()
         model = config.model
         self.tokens_per_window = model.encoder.tokens_per_window
+        self.feature_dim = model.encoder.feature_dim
         self.encoder = HTSAT(model.front_end, model.encoder)
         self.transform = TransformationLayers(model.encoder.feature_dim, model.transform)
         self.added_rows = nn.Parameter(torch.zeros(vocabulary.num_added, model.lm.hidden))

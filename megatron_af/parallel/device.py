@@ -15,6 +15,7 @@ import inspect
 import logging
 import os
 import re
+import resource
 import types
 import warnings
 from dataclasses import dataclass
@@ -80,6 +81,17 @@ class Device:
     def dali_id(self) -> int | None:
         """``device_id`` of a DALI pipeline; None keeps it off the GPU."""
         return self.torch.index if self.is_gpu else None
+
+    @property
+    def name(self) -> str:
+        """Model name of the GPU; empty on the CPU."""
+        return torch.cuda.get_device_name(self.torch) if self.is_gpu else ""
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory this process has held: of the GPU where there is one, else resident."""
+        if self.is_gpu:
+            return torch.cuda.max_memory_allocated(self.torch)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 _target: TorchDevice | None = None

@@ -16,7 +16,8 @@ Shapes: T packed audio tokens, L audio tokens of a row (padded), B rows, D audio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,20 @@ from megatron_af.parallel.groups import Groups
 
 if TYPE_CHECKING:
     from megatron_af.data.feature_cache import FeatureCache
-    from megatron_af.model import AudioFront
+
+
+class Front(Protocol):
+    """What is run ahead: ``megatron_af.model.AudioFront``."""
+
+    tokens_per_window: int
+    feature_dim: int
+    added_rows: Tensor
+
+    def encode(self, mel_WFM: Tensor) -> Tensor: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def __call__(self, features_WLD: Tensor, windows: Sequence[int]) -> Tensor: ...
 
 
 class EncodeAhead:
@@ -43,7 +57,7 @@ class EncodeAhead:
         cache: FeatureCache | None = None,
     ) -> None:
         self._ddp = front
-        self._front: AudioFront = front.module
+        self._front: Front = front.module
         self._groups = groups
         self._device = device
         self._dtype = dtype
@@ -98,7 +112,7 @@ class EncodeAhead:
         """Encoder features of the clips this rank owns: from the feature cache where it has them, else encoded."""
         front = self._front
         if batch.mel_WFM is None and batch.features_WLD is None:  # this rank owns no clip of the step
-            return torch.zeros(0, front.tokens_per_window, front.encoder.dim, device=self._device, dtype=self._dtype)
+            return torch.zeros(0, front.tokens_per_window, front.feature_dim, device=self._device, dtype=self._dtype)
         encoded_WLD = None if batch.mel_WFM is None else front.encode(batch.mel_WFM)
         if encoded_WLD is not None and self._cache is not None:
             new = [i for i, hit in enumerate(batch.cached) if not hit]

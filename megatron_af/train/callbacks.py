@@ -4,14 +4,14 @@ A callback implements any of the hooks below. The loop knows nothing of what the
 """
 
 import math
-import resource
 import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
+
+from megatron_af.parallel.device import current_device
 
 if TYPE_CHECKING:
     from megatron_af.train.trainer import Trainer
@@ -108,7 +108,7 @@ class Meter:
         step_seconds, self._last = now - self._last, now
         self._seen += 1
         if self._seen <= self.WARMUP_STEPS:
-            return {"memory_bytes": memory_bytes()}
+            return {"memory_bytes": float(current_device().peak_memory_bytes())}
         self._steps = [*self._steps, (step_seconds, tokens, audio_seconds, wait_seconds, flops)][-self.WINDOW :]
         seconds, tokens, audio_seconds, wait_seconds, flops = (sum(c) for c in zip(*self._steps, strict=True))
         return {
@@ -117,17 +117,10 @@ class Meter:
             "audio_seconds_per_second": audio_seconds / seconds,
             "flops_per_second": flops / seconds,
             "data_wait": wait_seconds / seconds,
-            "memory_bytes": memory_bytes(),
+            "memory_bytes": float(current_device().peak_memory_bytes()),
             "eta_seconds": left * seconds / len(self._steps),
         }
 
     def pause(self) -> None:
         """Leave out the time since the last step (a checkpoint was written)."""
         self._last = time.perf_counter()
-
-
-def memory_bytes() -> float:
-    """Peak memory of this process: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

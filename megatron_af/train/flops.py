@@ -10,6 +10,7 @@ import time
 import torch
 
 from megatron_af.config import Config, StageConfig
+from megatron_af.parallel.device import Device
 from megatron_af.train.trainable import is_trainable
 
 PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
@@ -64,19 +65,17 @@ def _encoder_weights_times_tokens(config: Config) -> float:
     return total
 
 
-def peak_flops(precision: str) -> float:
+def peak_flops(precision: str, device: Device) -> float:
     """Peak of this process's device: from the data sheet for a known GPU, else of a measured matrix product."""
-    if torch.cuda.is_available() and precision == "bf16":
-        name = torch.cuda.get_device_name()
+    if device.is_gpu and precision == "bf16":
         for part, peak in PEAK_BF16.items():
-            if part in name:
+            if part in device.name:
                 return peak
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = 4096 if device == "cuda" else 512
-    a = torch.randn(size, size, device=device, dtype=torch.float32)
+    size = 4096 if device.is_gpu else 512
+    matrix = torch.randn(size, size, device=device.torch)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        (a @ a)[0, 0].item()  # reading a value waits for the product
+        (matrix @ matrix)[0, 0].item()  # reading a value waits for the product
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
