@@ -48,7 +48,9 @@ def main() -> int:
         rows = list(Manifest(Path(config.data.root) / config.data.datasets[name].manifest))
         asked = ask_all(listener, rows)
         summaries[name] = summarise(asked)
-        lines += [json.dumps({"set": name, **dataclasses.asdict(question)}) for question in asked]
+        for number, question in enumerate(asked):
+            sample = {"id": f"{name}/{number}", "group": f"{name}/{question.row}", "right": int(question.right)}
+            lines.append(json.dumps({"set": name, **sample, **dataclasses.asdict(question)}))
         if dist.get_rank() == 0:
             Console(width=110).print(table(summaries[name], f"{config.name}, stage {config.stage}, {name}"))
     if dist.get_rank() == 0:

@@ -44,14 +44,19 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
 
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.train.budget import resolve_sizes
     from megatron_af.train.callbacks import LogLine, StopOnSignal
+    from megatron_af.train.result import StageResult
+    from megatron_af.train.tracking.callback import MLflowTracking
     from megatron_af.train.trainer import Trainer
 
     if world_size == 1:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
             os.environ.setdefault(name, value)
     dist.init_process_group(current_device().backend)
-    with Trainer(config, [LogLine(config.log_every_steps), StopOnSignal()]) as trainer:
+    config = resolve_sizes(config, world_size)
+    callbacks = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), StopOnSignal()]
+    with Trainer(config, callbacks) as trainer:
         reason = trainer.train()
     dist.destroy_process_group()
     return 0 if reason == "done" else 3

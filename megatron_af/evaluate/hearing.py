@@ -37,6 +37,11 @@ class Asked:
     exchanged: str
     """Answer with another sample's audio."""
 
+    @property
+    def right(self) -> bool:
+        """Whether the answer with the question's own audio is the wanted one."""
+        return _same(self.heard, self.wanted)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -138,7 +143,7 @@ def _score(asked: Sequence[Asked]) -> Score:
     n = len(asked)
     commonest = Counter(question.wanted for question in asked).most_common(1)[0][1]
     return Score(
-        audio=100 * sum(_same(q.heard, q.wanted) for q in asked) / n,
+        audio=100 * sum(q.right for q in asked) / n,
         exchanged=100 * sum(_same(q.exchanged, q.wanted) for q in asked) / n,
         majority=100 * commonest / n,
         n=n,
@@ -149,7 +154,7 @@ def _interval(asked: Sequence[Asked], seed: int) -> tuple[float, float]:
     names = {row: i for i, row in enumerate(dict.fromkeys(q.row for q in asked))}
     gain, count = np.zeros(len(names)), np.zeros(len(names))
     for q in asked:
-        gain[names[q.row]] += _same(q.heard, q.wanted) - _same(q.exchanged, q.wanted)
+        gain[names[q.row]] += q.right - _same(q.exchanged, q.wanted)
         count[names[q.row]] += 1
     draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
     gaps = 100 * gain[draws].sum(1) / count[draws].sum(1)

@@ -23,7 +23,7 @@ import numpy as np
 
 from megatron_af.config import ConfigError
 from megatron_af.config_file import CONFIGS, read_values, suggestion
-from megatron_af.registry.results import Results
+from megatron_af.evaluate.results import Results
 
 RESAMPLES = 4_000
 

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_af.digest import digest_value, verify_digest
+from megatron_af.evaluate.results import Results, result_files
 from megatron_af.registry.gates import Gates, LoadTest, Verdict, judge
 from megatron_af.registry.moves import Move, aliases, carry_out, finish_interrupted
-from megatron_af.registry.results import SAMPLES, SUMMARY, Results
 
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities.model_registry import ModelVersion  # isort: skip
@@ -84,7 +84,7 @@ class Releases:
 
         Args:
             digests: path of every checkpoint folder that holds weights of the model -> its digest.
-            results: folder of the evaluation (``results.py``); it may be empty, and then no gate will pass.
+            results: folder of the evaluation (``evaluate/results.py``); it may be empty, and then no gate will pass.
             run_id: run that the version belongs to and that gets the evaluation as an artifact.
             source: what MLflow loads: ``models:/…``, or a folder in the run's artifacts.
             tags: lineage, in the words of ``train/lineage.py``.
@@ -98,9 +98,8 @@ class Releases:
         identity = digest_value([dict(digests), asdict(found)])
         version = self._version_of(identity)
         if version is None:
-            for name in (SUMMARY, SAMPLES):
-                if (results / name).is_file():
-                    self.client.log_artifact(run_id, str(results / name), f"{EVALUATION}/{identity[7:19]}")
+            for file in result_files(results):
+                self.client.log_artifact(run_id, str(file), f"{EVALUATION}/{identity[7:19]}")
             self._make_model()
             # The last request, and one: a version is there with all its tags, or not at all.
             made = self.client.create_model_version(

@@ -23,7 +23,8 @@ def stage_inputs(config: Config, stage: str) -> dict[str, str]:
     Raises ``FileNotFoundError`` for a manifest, tokenizer or parent checkpoint that is not there.
     """
     settings = dataclasses.asdict(config.curriculum[stage])
-    for name in NO_INFLUENCE_ON_WEIGHTS:
+    follows_from = {"global_batch_samples": settings["batch_tokens"], "steps": settings["passes"]}  # budget.py
+    for name in (*NO_INFLUENCE_ON_WEIGHTS, *(name for name, origin in follows_from.items() if origin)):
         del settings[name]
     inputs = {"config": digest_value([settings, config.model, config.seed, config.precision])}
     for dataset in sorted(config.curriculum[stage].blend):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from megatron_af.config import ConfigError
+from megatron_af.evaluate.results import Results, Sample
 from megatron_af.registry.gates import GateConfig, Gates, Verdict, bootstrap_lower_bound, judge, read_gates
-from megatron_af.registry.results import Results, Sample
 
 GOOD = {"overall/audio": 52.0, "overall/exchanged": 26.0, "skills/what/n": 60.0, "skills/when/n": 40.0}
 

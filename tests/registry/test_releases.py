@@ -42,9 +42,9 @@ class Shop:
         (checkpoint / "weights").write_text(name)
         results = self.folder / f"{name}-results"
         results.mkdir()
-        (results / "summary.json").write_text(json.dumps({"audio": accuracy}))
+        (results / "hearing.json").write_text(json.dumps({"audio": accuracy}))
         lines = [json.dumps({"id": str(i), "correct": int(i % 100 < accuracy)}) for i in range(200)]
-        (results / "samples.jsonl").write_text("\n".join(lines))
+        (results / "answers.jsonl").write_text("\n".join(lines))
         return self.register_again(name, record_digest(checkpoint), **tags)
 
     def register_again(self, name: str, digest: str, **tags: str) -> str:

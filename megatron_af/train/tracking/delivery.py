@@ -50,7 +50,7 @@ class Delivery:
         metrics: list[Metric] = []
         end = self.sent.offset
         for record, end in read_spool(self.folder, self.sent.offset):
-            if record["kind"] in ("metrics", "system"):
+            if record["kind"] in ("metrics", "system", "evaluation"):
                 metrics += _metrics(record)
                 if len(metrics) < METRICS_PER_REQUEST:
                     continue
@@ -193,7 +193,7 @@ def ensure_run(client: MlflowClient, folder: Path) -> str:
 
 def send_waiting(root: Path) -> int:
     """Deliver every spool below ``root``; the number of spools. Raises at the first that cannot be delivered."""
-    folders = sorted(file.parent for file in root.rglob("spool.jsonl"))
+    folders = sorted(file.parent for file in root.rglob("run.json"))
     for folder in folders:
         with file_lock(folder / "sender.lock"):
             Delivery(folder).send_pending()

@@ -1,14 +1,11 @@
-"""A server that can fail, and an embedded store."""
+"""A server that can fail."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mlflow_store import store, store_template
 from tests.train.tracking.mlflow_server import MlflowServer
-
-__all__ = ["server", "store", "store_template"]
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
-"""The evaluation of a version: numbers by name, and scores by sample where gates compare two versions.
+"""The evaluation of a stage as it lies in its folder: numbers by name, and scores by sample.
 
-    results = Results.load(Path("runs/demo"))
-    results.metrics["overall/audio"], results.scores("correct")
+    results = Results.load(config.stage_folder("long"))
+    results.metrics["test/overall/audio"], results.scores("right")
 
-``summary.json`` holds numbers at any depth: ``{"overall": {"audio": 52.1}}`` is the metric ``overall/audio``.
-``samples.jsonl`` has a line per sample: ``{"id": "scene-7#2", "group": "scene-7", "correct": 1}``; every number but
-``id`` and ``group`` is a score, and samples of one group (questions about one scene) are drawn together.
+``hearing.json`` holds numbers at any depth, the data set first: ``{"test": {"overall": {"audio": 52.1}}}`` is the
+metric ``test/overall/audio``; ``clap-test.json`` the same for one data set. ``answers.jsonl`` has a line per sample:
+``{"id": "test/17", "group": "test/scene-7", "right": 1, …}``; every number in it is a score, and samples of one group
+(questions about one scene) are no independent ones.
 """
 
 import json
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUMMARY, SAMPLES = "summary.json", "samples.jsonl"
+HEARING, CLAP, SAMPLES = "hearing.json", "clap-*.json", "answers.jsonl"
 
 
 class BadResults(ValueError):
@@ -35,9 +36,9 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path) -> "Results":
-        """Read what is there; a folder without results gives empty ones, which no gate passes."""
-        summary, samples = folder / SUMMARY, folder / SAMPLES
-        metrics = dict(_numbers(_parse(summary.read_text(), str(summary)))) if summary.is_file() else {}
+        """Read what is there; a folder without results gives empty ones."""
+        metrics = dict(_numbers(_summaries(folder)))
+        samples = folder / SAMPLES
         lines = samples.read_text().splitlines() if samples.is_file() else []
         return cls(
             metrics=metrics,
@@ -50,6 +51,31 @@ class Results:
 
     def score_names(self) -> list[str]:
         return sorted({name for sample in self.samples for name in sample.scores})
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The files that :meth:`Results.load` reads, of those that are there."""
+    return [file for name in (HEARING, CLAP, SAMPLES) for file in sorted(folder.glob(name))]
+
+
+def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Columns and rows of each data set's table, where its numbers stand by skill."""
+    found: dict[str, tuple[list[str], list[list[Any]]]] = {}
+    for name, scores in _summaries(folder).items():
+        lines = {**scores.get("skills", {}), "overall": scores.get("overall", {})}
+        columns = list(next(iter(lines.values())))
+        if columns:
+            found[name] = ["skill", *columns], [[skill, *map(line.get, columns)] for skill, line in lines.items()]
+    return found
+
+
+def _summaries(folder: Path) -> dict[str, Any]:
+    """Data set -> its numbers."""
+    summaries: dict[str, Any] = {}
+    for file in (*folder.glob(HEARING), *sorted(folder.glob(CLAP))):
+        content = _parse(file.read_text(), str(file))
+        summaries |= content if file.name == HEARING else {file.stem.removeprefix("clap-"): content}
+    return summaries
 
 
 def _numbers(value: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -1,0 +1,27 @@
+"""The numbers a stage ends with."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from megatron_af.train.result import StageResult, read_result
+
+
+def follow(folder: Path, rank: int, reason: str) -> dict[str, float]:
+    trainer: Any = SimpleNamespace(rank=rank, folder=folder)
+    callback = StageResult()
+    for step in range(1, 101):
+        callback.on_step(trainer, {"step": float(step), "loss": float(step), **({"mfu": 0.5} if step < 91 else {})})
+    callback.on_end(trainer, reason)
+    return read_result(folder)
+
+
+def test_the_last_steps_are_averaged(tmp_path: Path) -> None:
+    assert follow(tmp_path, rank=0, reason="done") == {"step": 100.0, "loss": pytest.approx(90.5)}
+
+
+@pytest.mark.parametrize(("rank", "reason"), [(1, "done"), (0, "failed"), (0, "stopped")])
+def test_only_rank_0_and_only_at_the_end(tmp_path: Path, rank: int, reason: str) -> None:
+    assert follow(tmp_path, rank, reason) == {}

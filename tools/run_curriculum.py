@@ -1,0 +1,50 @@
+"""Train a whole curriculum on this machine; what is done is not done again, what failed goes on.
+
+    python tools/run_curriculum.py --config configs/demo.yaml                     every stage
+    python tools/run_curriculum.py --config configs/demo.yaml --dry-run           what would run, and why
+    python tools/run_curriculum.py --config configs/demo.yaml --from tune         this stage and those behind it
+    python tools/run_curriculum.py --config configs/demo.yaml --only align        one stage
+    python tools/run_curriculum.py --config configs/demo.yaml seed=2 name=demo_2  with changes to single keys
+
+A stage is trained again only if its configuration, its data or the checkpoint it starts from changed; its old result
+is then kept beside it as NAME.replaced. Exit codes: 0 done, 1 a stage failed (run it again to resume), 2 the
+configuration cannot run, 4 a stage did not pass its exit gate.
+"""
+
+import argparse
+import sys
+
+from megatron_af.config import ConfigError
+from megatron_af.config_file import load_config
+from megatron_af.train.curriculum import ExitGateFailed, StageFailed, plan, run_curriculum
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="top YAML file of the run")
+    parser.add_argument("--from", dest="start", default="", metavar="STAGE", help="begin at this stage")
+    parser.add_argument("--only", default="", metavar="STAGE", help="only this stage")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run and why, and end")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            for step in plan(config, arguments.start, arguments.only):
+                print(step)
+        else:
+            run_curriculum(config, start=arguments.start, only=arguments.only)
+    except (ConfigError, FileNotFoundError, KeyError) as error:
+        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+        return 2
+    except StageFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ExitGateFailed as error:
+        print(error, file=sys.stderr)
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
