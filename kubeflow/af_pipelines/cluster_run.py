@@ -1,6 +1,6 @@
 """A run on a cluster, seen from the machine that submitted it: the graph by Kubeflow Pipelines, the jobs by Kubernetes.
 
-    submit(folder, arguments); status(record); logs(record, "align", follow=True); cancel(record); reap(cluster)
+    submit_run(folder, arguments); show_run(record); show_logs(record, "align", follow=True); cancel_run(record)
 
 The functions are the cluster's side of the verbs in `commands`.
 """
@@ -28,7 +28,7 @@ KEPT = timedelta(days=7)
 """A training job that has ended stays this long for `kubectl describe`; TrainJobs have no life time of their own."""
 
 
-def submit(folder: RunFolder, arguments: Arguments) -> int:
+def submit_run(folder: RunFolder, arguments: Arguments) -> int:
     cluster, launch = arguments.read_cluster(), arguments.launch
     endpoint = Endpoint.connect(cluster)
     pipeline = folder.path / "pipeline.yaml"
@@ -53,7 +53,7 @@ def submit(folder: RunFolder, arguments: Arguments) -> int:
     return 0
 
 
-def status(record: RunRecord) -> int:
+def show_run(record: RunRecord) -> int:
     cluster = parse_json(ClusterConfig, record.cluster)
     endpoint = Endpoint.connect(cluster)
     tasks = endpoint.tasks(record.kubeflow_run)
@@ -73,7 +73,7 @@ def status(record: RunRecord) -> int:
     return 0
 
 
-def logs(record: RunRecord, step: str, *, follow: bool) -> int:
+def show_logs(record: RunRecord, step: str, *, follow: bool) -> int:
     """Lines of the pods that run the steps; those of training steps hold what their jobs' nodes print."""
     cluster = parse_json(ClusterConfig, record.cluster)
     kube, endpoint = Kube.connect(cluster), Endpoint.connect(cluster)
@@ -94,7 +94,7 @@ def logs(record: RunRecord, step: str, *, follow: bool) -> int:
         time.sleep(POLL_SECONDS)
 
 
-def cancel(record: RunRecord) -> int:
+def cancel_run(record: RunRecord) -> int:
     cluster = parse_json(ClusterConfig, record.cluster)
     Endpoint.connect(cluster).terminate(record.kubeflow_run)
     print(f"{record.launch.run} is being terminated; its steps delete their training jobs")
@@ -105,7 +105,7 @@ def cancel(record: RunRecord) -> int:
     return 0
 
 
-def reap(cluster: ClusterConfig, now: datetime | None = None) -> int:
+def reap_jobs(cluster: ClusterConfig, now: datetime | None = None) -> int:
     """Delete orphans, and training jobs that ended long ago."""
     kube, now = Kube.connect(cluster), now or datetime.now(UTC)
     for job in kube.jobs(",".join(f"{name}={value}" for name, value in MANAGED_BY.items())):

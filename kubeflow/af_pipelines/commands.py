@@ -1,4 +1,7 @@
-"""What the verbs of ``python -m af_pipelines`` do; see ``__main__`` for the command lines."""
+"""What the verbs of ``python -m af_pipelines`` do; see ``__main__`` for the command lines.
+
+kfp and the Kubernetes client take seconds to import, so each verb imports what it needs.
+"""
 
 import argparse
 import dataclasses
@@ -10,11 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from af_pipelines import cluster_run
 from af_pipelines.cluster import ClusterConfig, Placement, check_cluster, check_placements, load_cluster
-from af_pipelines.execute import Arguments, parse_json
+from af_pipelines.execute import Arguments, parse_json, to_json
 from af_pipelines.job import Cancelled, StepFailed
-from af_pipelines.pipelines import compile_pipeline, to_json
 from af_pipelines.records import Launch, RunFolder, RunRecord
 from af_pipelines.report import stamp, table
 from af_pipelines.steps import pipeline_steps
@@ -28,6 +29,8 @@ STOP_SECONDS = 60.0
 
 def compile_(options: argparse.Namespace) -> int:
     """write the pipeline as a file that Kubeflow Pipelines reads"""
+    from af_pipelines.pipelines import compile_pipeline
+
     arguments = _arguments(options, Launch(run="", pipeline=options.pipeline))
     compile_pipeline(arguments, Path(options.output))
     print(f"{options.output}: {len(pipeline_steps(arguments.read_config(), options.pipeline))} steps")
@@ -42,15 +45,19 @@ def run(options: argparse.Namespace) -> int:
 
 def submit(options: argparse.Namespace) -> int:
     """start the pipeline on a Kubeflow cluster"""
+    from af_pipelines.cluster_run import submit_run
+
     arguments = _arguments(options, Launch(run=_new_run(), pipeline=options.pipeline))
-    return cluster_run.submit(_folder(options), arguments)
+    return submit_run(_folder(options), arguments)
 
 
 def status(options: argparse.Namespace) -> int:
     """how the last run of this configuration stands"""
     folder, record = _last_run(options)
     if record.where == "cluster":
-        return cluster_run.status(record)
+        from af_pipelines.cluster_run import show_run
+
+        return show_run(record)
     config = parse_json(Config, record.config)
     alive = _driver(record) is not None
     print(f"{record.launch.pipeline} {record.launch.run}: {'running' if alive else 'ended'} here, started "
@@ -67,7 +74,9 @@ def logs(options: argparse.Namespace) -> int:
     """what the steps of the last run print"""
     folder, record = _last_run(options)
     if record.where == "cluster":
-        return cluster_run.logs(record, options.step, follow=options.follow)
+        from af_pipelines.cluster_run import show_logs
+
+        return show_logs(record, options.step, follow=options.follow)
     steps = pipeline_steps(parse_json(Config, record.config), record.launch.pipeline)
     names = [spec.name for spec in steps if options.step in ("", spec.name)]
     if not names:
@@ -91,16 +100,19 @@ def cancel(options: argparse.Namespace) -> int:
     """stop the last run and everything it started"""
     _, record = _last_run(options)
     if record.where == "cluster":
-        return cluster_run.cancel(record)
+        from af_pipelines.cluster_run import cancel_run
+
+        return cancel_run(record)
     driver = _driver(record)
     if driver is None:
         print(f"{record.launch.run} has ended already")
         return 0
     driver.send_signal(signal.SIGTERM)
-    try:
-        driver.wait(STOP_SECONDS)
-    except psutil.TimeoutExpired:
-        raise StepFailed(f"process {record.pid} has not stopped in {STOP_SECONDS:.0f} s; `kill -9` ends it") from None
+    until = time.monotonic() + STOP_SECONDS
+    while _driver(record) is not None:  # psutil's own wait would also wait for whoever started it to notice
+        if time.monotonic() > until:
+            raise StepFailed(f"process {record.pid} has not stopped in {STOP_SECONDS:.0f} s; `kill -9` ends it")
+        time.sleep(0.1)
     print(f"{record.launch.run} is cancelled")
     return 0
 
@@ -111,17 +123,22 @@ def resume(options: argparse.Namespace) -> int:
     launch = dataclasses.replace(record.launch, attempt=record.launch.attempt + 1)
     arguments = Arguments(config=record.config, cluster=record.cluster, launch=launch)
     if record.where == "cluster":
-        return cluster_run.submit(folder, arguments)
+        from af_pipelines.cluster_run import submit_run
+
+        return submit_run(folder, arguments)
     return _run_here(arguments)
 
 
 def reap(options: argparse.Namespace) -> int:
     """delete training jobs that no pipeline watches any more"""
-    return cluster_run.reap(load_cluster(options.cluster, options.overrides))
+    from af_pipelines.cluster_run import reap_jobs
+
+    return reap_jobs(load_cluster(options.cluster, options.overrides))
 
 
 def _run_here(arguments: Arguments) -> int:
     from af_pipelines.drive import drive
+    from af_pipelines.pipelines import compile_pipeline
 
     folder = RunFolder(arguments.read_config())
     last = folder.run()

@@ -38,7 +38,7 @@ def drive(folder: RunFolder, record: RunRecord, pipeline: Path) -> str:
     with _only_step_lines(folder.log("kfp")), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that mean nothing on this machine
         try:
-            with cancellable():
+            with cancellable(_stop_steps):
                 local.init(
                     local.SubprocessRunner(use_venv=False),
                     pipeline_root=str(folder.path / "kfp"),
@@ -52,7 +52,6 @@ def drive(folder: RunFolder, record: RunRecord, pipeline: Path) -> str:
                     launcher="local",
                 )
         except Cancelled:
-            _stop_steps()
             finish(arguments, "CANCELLED", launcher="local")
             return "CANCELLED"
         except RuntimeError as error:  # "Inner task failed: …"; the step has printed the reason
@@ -63,18 +62,15 @@ def drive(folder: RunFolder, record: RunRecord, pipeline: Path) -> str:
 
 
 def _stop_steps() -> None:
-    """Ask the running step's process to stop, and wait: it stops its nodes, which are in sessions of their own."""
+    """Ask the running step's process to stop: it stops its nodes, which are in sessions of their own.
+
+    This comes before anything is raised: kfp's way out waits for the process.
+    """
     here = os.getsid(0)
-    steps = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getsid(child.pid) == here:
                 child.send_signal(signal.SIGTERM)
-                steps.append(child)
-    _, left = psutil.wait_procs(steps, timeout=30)
-    for child in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
 
 
 @contextlib.contextmanager

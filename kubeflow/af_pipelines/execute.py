@@ -9,12 +9,14 @@ never skipped in a pipeline of their own: who asks for ``evaluate`` or ``promote
 
 import contextlib
 import dataclasses
+import json
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.job import Cancelled, Job, StepFailed
@@ -27,6 +29,8 @@ from megatron_af.config import Config
 from megatron_af.config_file import read_values
 
 Say = Callable[[str], None]
+MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
+"""Kubeflow's and our word for how a pipeline ended -> MLflow's; anything else is a failure."""
 PROGRESS_SECONDS = 2.0
 """Between two writes of a running step's progress."""
 
@@ -103,8 +107,18 @@ def finish(arguments: Arguments, state: str, launcher: str = "auto") -> str:
         from af_pipelines.trainjob import delete_run
 
         delete_run(cluster, launch.run)
-    steps = pipeline_steps(config, launch.pipeline)
-    return write_report(folder, launch, steps, state)
+    if launch.pipeline == "curriculum" and config.tracking.enabled:
+        _mark_curriculum(config, state)
+    return write_report(folder, launch, pipeline_steps(config, launch.pipeline), state)
+
+
+def _mark_curriculum(config: Config, state: str) -> None:
+    """End the curriculum's MLflow run, and send what its stages could not send while they lived."""
+    from megatron_af.train.tracking.runs import start_curriculum_run
+
+    run = start_curriculum_run(config)
+    run.end(MLFLOW_STATUS.get(state, "FAILED"), f"pipeline {state.lower()}")
+    run.wait(config.tracking.linger_seconds)
 
 
 def _job(spec: StepSpec, config: Config, cluster: ClusterConfig, config_file: Path) -> Job:
@@ -185,8 +199,35 @@ def _log(path: Path) -> Iterator[Say]:
 
 
 def parse_json[Schema](schema: type[Schema], text: str, overrides: Sequence[str] = ()) -> Schema:
-    """The inverse of `pipelines.to_json`, with ``key=value`` changes."""
+    """The inverse of `to_json`, with ``key=value`` changes."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)
         file.flush()
         return read_values(schema, Path(file.name), overrides)
+
+
+def to_json(settings: Any) -> str:
+    """A configuration as one line of JSON: only what differs from the defaults, as a person would have written it."""
+    return json.dumps(_differences(settings), separators=(",", ":"))
+
+
+def _differences(settings: Any) -> Any:
+    values = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if value == default:
+            continue
+        if dataclasses.is_dataclass(value):
+            values[field.name] = _differences(value)
+        elif isinstance(value, dict):
+            values[field.name] = {
+                key: _differences(entry) if dataclasses.is_dataclass(entry) else entry for key, entry in value.items()
+            }
+        elif isinstance(value, tuple):
+            values[field.name] = [_differences(item) if dataclasses.is_dataclass(item) else item for item in value]
+        else:
+            values[field.name] = value
+    return values

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 GIVE_UP = (2, 42)
@@ -75,10 +75,11 @@ def describe_exit(code: int) -> str:
 
 
 @contextlib.contextmanager
-def cancellable() -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT raise `Cancelled`, so that every ``finally`` on the way out stops what it started."""
+def cancellable(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT call ``first`` and then raise `Cancelled`, so that every ``finally`` stops its own."""
 
     def cancel(number: int, _frame: object) -> None:
+        first()
         raise Cancelled(signal.Signals(number).name)
 
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers

@@ -64,7 +64,8 @@ class Kube:
             if "KUBERNETES_SERVICE_HOST" in os.environ:
                 config.load_incluster_config(client_configuration=settings)
             else:
-                config.load_kube_config(client_configuration=settings)
+                # The client itself looks at KUBECONFIG only once, when it is imported.
+                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=settings)
         except ConfigException as error:
             raise ClusterError(
                 f"no Kubernetes cluster is configured ({' '.join(str(error).split())}): set KUBECONFIG or log in with "

@@ -14,13 +14,17 @@ _RANK = re.compile(r"^\[rank\d+\]:\s?")
 _ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Mismatch|Exit|Failed|Timeout|Interrupt|Refused)(?::.*)?$")
 # Lines of the interpreter, torchrun and the training loop around the error that a person has to read.
 _NOISE = re.compile(
-    r"^\s*$|^\s+|^Traceback|^The above|^During handling|^[EWIF]\d{4} |^\[[EWIF]\d{3,4}|^[=\-*]{4,}|\bstep\s+\d+\s*/"
-    r"|elastic|torchrun|^Root Cause|^Failures:|^\[\d+\]:|_tracker|[Ww]arning"
+    r"^\s*$|^\s(?!\s*- )|^Traceback|^The above|^During handling|^[EWIF]\d{4} |^\[[EWIF]\d{3,4}|^[=\-*]{4,}"
+    r"|\bstep\s+\d+\s*/|elastic|torchrun|^Root Cause|^Failures:|^\[\d+\]:| FAILED$|_tracker|[Ww]arning"
 )
 _FOLLOW_UP = re.compile(
     r"ChildFailedError|SignalException|DistBackendError|DistNetworkError|Connection (closed|reset|refused)|Broken pipe"
 )
 """What other ranks report because one has gone: the text to show only where there is no other."""
+
+
+PLAIN_LINES = 8
+"""Of a command that failed without an exception, at most this many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ def last_error(lines: Iterable[str], limit: int = 600) -> str:
     if causes:
         text = _message(kept, causes[0])
     elif plain:
-        text = plain[-3:]
+        text = plain[-PLAIN_LINES:]
     else:
         text = _message(kept, errors[0]) if errors else []
     return "\n".join(text)[:limit]

@@ -8,8 +8,6 @@ the same bytes.
 """
 
 import copy
-import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from af_pipelines.steps import StepSpec, pipeline_steps
 WATCHER = Placement(cpu="500m", memory="2Gi")
 """A step whose work a training job does only watches it."""
 EXIT_STEP = "finish"
-BACKOFF = {"backoff_duration": "30s", "backoff_factor": 2.0, "backoff_max_duration": "600s"}
+BACKOFF = {"backoff_duration": "5s", "backoff_factor": 2.0, "backoff_max_duration": "60s"}
 
 
 def step(
@@ -99,33 +97,6 @@ def compile_pipeline(arguments: Arguments, path: Path) -> None:
     name = re.sub(r"[^a-z0-9]+", "-", f"{launch.pipeline}-{config.name}".lower()).strip("-")
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(dsl.pipeline(graph, name=name), str(path))
-
-
-def to_json(settings: Any) -> str:
-    """A configuration as one line of JSON: only what differs from the defaults, as a person would have written it."""
-    return json.dumps(_differences(settings), separators=(",", ":"))
-
-
-def _differences(settings: Any) -> Any:
-    values = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if value == default:
-            continue
-        if dataclasses.is_dataclass(value):
-            values[field.name] = _differences(value)
-        elif isinstance(value, dict):
-            values[field.name] = {
-                key: _differences(entry) if dataclasses.is_dataclass(entry) else entry for key, entry in value.items()
-            }
-        elif isinstance(value, tuple):
-            values[field.name] = [_differences(item) if dataclasses.is_dataclass(item) else item for item in value]
-        else:
-            values[field.name] = value
-    return values
 
 
 def _component(function: Any, name: str, image: str) -> Any:

@@ -34,9 +34,6 @@ start = int(checkpoint.read_text()) if checkpoint.exists() else 0
 fail_at = max(options.crash_at, options.kill_at)
 dist.barrier()
 for step in range(start + 1, options.steps + 1):
-    total = torch.ones(1)
-    dist.all_reduce(total)
-    assert int(total) == world
     last = rank == world - 1
     if last and fail_at > 0 and step >= fail_at and (options.always or not failed.exists()):
         failed.touch()
@@ -46,6 +43,9 @@ for step in range(start + 1, options.steps + 1):
             print("row 17 has no audio", file=sys.stderr)
             sys.exit(options.exit)
         raise ValueError("loss is not finite")
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert int(total) == world
     if rank == 0:
         print(f"step {step}/{options.steps} {step / options.steps:.1%} | loss {1 / step:.3f} | eta 0:00", flush=True)
         checkpoint.write_text(str(step))

@@ -1,0 +1,88 @@
+"""A checkout with this package and tools in small, so that pipelines can be run end to end in seconds."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOL = """
+import pathlib, sys, time
+here = pathlib.Path(__file__).parents[1]
+with (here / "calls").open("a") as calls:
+    calls.write(" ".join([pathlib.Path(__file__).stem, *sys.argv[1:]]) + "\\n")
+words = [pathlib.Path(__file__).stem, *(word for word in sys.argv[1:] if not word.startswith(("-", "/")))]
+behaviour = here / ("behaviour-" + words[-1].removeprefix("stage="))
+print("step 2/2 | loss 0.25 | eta 0:00", flush=True)
+if behaviour.exists():
+    exec(behaviour.read_text())
+"""
+NODE = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+CONFIG = """
+name: toy
+output: {output}
+tracking: {{enabled: false}}
+launch: {{nodes: 2, processes_per_node: 2}}
+curriculum:
+  clap: {{objective: contrastive}}
+  align: {{entry: {{encoder: clap}}}}
+"""
+
+
+class Checkout:
+    """A copy of af_pipelines beside tools that only note that they were called."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        shutil.copytree(
+            ROOT / "kubeflow/af_pipelines", root / "kubeflow/af_pipelines", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        # torchrun itself is tested in test_local.py and in the end-to-end test; here it would only cost time.
+        (root / "kubeflow/af_pipelines/node.py").write_text(NODE)
+        (root / "megatron_af").symlink_to(ROOT / "megatron_af")
+        (root / "tools").mkdir()
+        for name in ("prepare_data", "pretrain_af", "pretrain_clap", "evaluate", "promote"):
+            (root / f"tools/{name}.py").write_text(TOOL)
+        self.output = root / "runs"
+        self.config = root / "toy.yaml"
+        self.config.write_text(CONFIG.format(output=self.output))
+        self.folder = self.output / "toy/pipeline"
+
+    def behave(self, step: str, code: str) -> None:
+        """What the tool of a step does from now on."""
+        (self.root / f"behaviour-{step}").write_text(code)
+
+    def calls(self) -> list[str]:
+        """Tool and last word of every call so far: each node of a job makes one."""
+        path = self.root / "calls"
+        if not path.exists():
+            return []
+        lines = path.read_text().replace(f"--config {self.folder}/config.yaml", "").splitlines()
+        return [" ".join(line.split()) for line in lines]
+
+    def start(self, *arguments: str, **env: str) -> "subprocess.Popen[str]":
+        paths = {"PYTHONPATH": os.pathsep.join([str(self.root / "kubeflow"), str(self.root)])}
+        return subprocess.Popen(
+            [sys.executable, "-m", "af_pipelines", *arguments, "--config", str(self.config)],
+            env={**os.environ, **paths, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **env: str) -> tuple[int, str]:
+        """Exit code and output of ``python -m af_pipelines … --config toy.yaml``."""
+        process = self.start(*arguments, **env)
+        try:
+            output, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        return process.returncode, output
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)

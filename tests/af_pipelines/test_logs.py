@@ -1,0 +1,61 @@
+"""Progress and the one error that matters, out of logs as torchrun really writes them."""
+
+import pytest
+
+from af_pipelines.logs import Progress, last_error, read_progress
+
+TORCHRUN = """\
+W1122 11:00:33.539000 12676 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 12695 closing signal
+E1122 11:00:33.573000 12676 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) local_rank: 1
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+tools/pretrain_af.py FAILED
+------------------------------------------------------------
+Failures:
+[1]:
+  time      : 2026-11-22_11:00:33
+  exitcode  : -15 (pid: 12695)
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  rank      : 3 (local_rank: 1)
+============================================================
+"""
+PEER = (
+    "[rank0]: Traceback (most recent call last):\n[rank0]:     dist.barrier()\n"
+    "[rank0]: RuntimeError: [pair.cc:553] Connection closed by peer [127.0.0.1]:23469. GLHF!\n"
+)
+
+
+def test_progress() -> None:
+    line = "step 120/5000 2.4% | loss 1.31 | grad 0.4 | lr 1e-4 | tok/s 812 | eta 1:02:11"
+    progress = read_progress(line)
+    assert progress == Progress(120, 5000, 1.31, "1:02:11")
+    assert str(progress) == "step 120/5000, loss 1.31, eta 1:02:11"
+    assert read_progress("[rank 0] step 3 / 10") == Progress(3, 10)
+    assert read_progress("step 3/10 | loss n/a") == Progress(3, 10)
+    assert read_progress("stepping back") is None
+
+
+@pytest.mark.parametrize(
+    ("log", "error"),
+    [
+        (PEER + "[rank3]: Traceback (most recent call last):\n[rank3]:   File 'x'\n"
+         "[rank3]: ValueError: loss is not finite\n" + TORCHRUN, "ValueError: loss is not finite"),
+        ("step 1/4 | loss 1\nconfiguration cannot run: 2 problems\n  - a\n  - b\n" + PEER + TORCHRUN,
+         "configuration cannot run: 2 problems\n  - a\n  - b"),
+        ("torch.OutOfMemoryError: CUDA out of memory.\nTried to allocate 2 GiB\n\nmore\n",
+         "torch.OutOfMemoryError: CUDA out of memory.\nTried to allocate 2 GiB"),
+        ("step 1/4 | loss 1\n" + PEER,
+         "RuntimeError: [pair.cc:553] Connection closed by peer [127.0.0.1]:23469. GLHF!"),
+        ("KeyError\n", "KeyError"),
+        ("step 1/4 | loss 1\n", ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_last_error(log: str, error: str) -> None:
+    assert last_error(log.splitlines()) == error
+
+
+def test_last_error_is_kept_short() -> None:
+    assert len(last_error(["ValueError: " + "x" * 10_000])) == 600

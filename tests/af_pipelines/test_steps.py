@@ -1,0 +1,91 @@
+"""Steps follow the curriculum: order, waiting, digests, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from af_pipelines.steps import StepSpec, pipeline_steps
+from megatron_af.config import Config, ConfigError, ParallelConfig, StageConfig, StepConfig, release_steps
+
+CURRICULUM = {
+    "lm": StageConfig(steps=3),
+    "clap": StageConfig(objective="contrastive"),
+    "align": StageConfig(entry={"lm": "lm", "encoder": "clap", "rows": "/models/rows.safetensors"}),
+    "tune": StageConfig(entry={"all": "align"}),
+}
+CONFIG = Config(name="toy", curriculum=CURRICULUM)
+
+
+def by_name(config: Config, pipeline: str = "curriculum") -> dict[str, StepSpec]:
+    return {spec.name: spec for spec in pipeline_steps(config, pipeline)}
+
+
+def test_curriculum_in_order() -> None:
+    steps = by_name(CONFIG)
+    assert list(steps) == ["prepare", "lm", "clap", "align", "tune", "evaluate", "register", "gate", "promote"]
+    waits = {name: spec.after for name, spec in steps.items()}
+    assert waits["lm"] == waits["clap"] == ("prepare",), "they do not build on each other"
+    assert waits["align"] == ("prepare", "lm", "clap")
+    assert waits["tune"] == ("prepare", "align")
+    assert waits["evaluate"] == ("lm", "clap", "align", "tune")
+    assert (waits["register"], waits["gate"], waits["promote"]) == (("evaluate",), ("register",), ("gate",))
+
+
+def test_commands() -> None:
+    steps = by_name(CONFIG)
+    assert steps["clap"].argv("run.yaml") == ("tools/pretrain_clap.py", "--config", "run.yaml", "stage=clap")
+    assert steps["tune"].argv("run.yaml") == ("tools/pretrain_af.py", "--config", "run.yaml", "stage=tune")
+    assert steps["gate"].argv("run.yaml") == ("tools/promote.py", "gate", "--config", "run.yaml")
+    assert [name for name, spec in steps.items() if spec.distributed] == list(CURRICULUM)
+
+
+def test_a_stage_added_in_the_configuration_is_a_step() -> None:
+    longer = CURRICULUM | {"long": StageConfig(entry={"all": "tune"})}
+    steps = by_name(dataclasses.replace(CONFIG, curriculum=longer))
+    assert steps["long"].after == ("prepare", "tune")
+    assert "long" in steps["evaluate"].after
+
+
+def test_a_step_between_two_stages() -> None:
+    index = StepConfig(run=("tools/index.py",), after=("clap",), before=("tune",))
+    steps = by_name(dataclasses.replace(CONFIG, steps={**release_steps(), "index": index}))
+    assert list(steps).index("clap") < list(steps).index("index") < list(steps).index("tune")
+    assert "index" in steps["tune"].after
+    assert "index" not in steps["align"].after
+
+
+def test_parts_of_the_pipeline() -> None:
+    assert list(by_name(CONFIG, "evaluate")) == ["evaluate"]
+    promote = by_name(CONFIG, "promote")
+    assert list(promote) == ["register", "gate", "promote"]
+    assert promote["register"].after == ()
+    assert promote["gate"].reads == by_name(CONFIG)["gate"].reads
+
+
+def test_what_changes_a_step_changes_those_behind_it() -> None:
+    changed_stage = CURRICULUM | {"clap": StageConfig(objective="contrastive", steps=7)}
+    before, after = by_name(CONFIG), by_name(dataclasses.replace(CONFIG, curriculum=changed_stage))
+    other = {name for name in before if before[name].reads != after[name].reads}
+    assert other == {"clap", "align", "tune", "evaluate", "register", "gate", "promote"}
+    moved = dataclasses.replace(CONFIG, parallel=ParallelConfig(tensor=2), log_every_steps=1)
+    assert {name: spec.reads for name, spec in by_name(moved).items()} == {n: s.reads for n, s in before.items()}
+
+
+def test_every_problem_is_named_at_once() -> None:
+    wrong = {
+        "prepare": StepConfig(),
+        "lm": StepConfig(run=("a.py",)),
+        "index": StepConfig(run=("i.py",), after=("clip",), before=("tune", "rest")),
+    }
+    with pytest.raises(ConfigError) as error:
+        pipeline_steps(dataclasses.replace(CONFIG, steps=wrong), "curriculum")
+    assert [problem.split(" ")[0] for problem in error.value.problems] == [
+        "steps.lm", "steps.prepare.run", "steps.index.after", "steps.index.before",
+    ]  # fmt: skip
+    assert "steps.index.after names 'clip': there are prepare, lm" in str(error.value)
+
+
+def test_a_circle_is_refused() -> None:
+    index = StepConfig(run=("i.py",), after=("tune",), before=("align",))
+    with pytest.raises(ConfigError, match="wait for each other in a circle"):
+        pipeline_steps(dataclasses.replace(CONFIG, steps={**release_steps(), "index": index}), "curriculum")
