@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_af.config import PARTS, Config, ConfigError
+from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import load_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import check
@@ -56,9 +56,7 @@ def convert(config: Config, source: Path, target: Path) -> Path:
         "seed": config.seed,
         "world_size": dist.get_world_size(),
     }
-    # The other parts are said to lie in a folder that does not exist: asking for them is an error.
-    absent = {part: target / "holds only lm and rows" for part in PARTS if part not in CONVERTED}
-    written = Checkpoints(target, keep=1).save(model, None, groups, resume, absent)
+    written = Checkpoints(target, keep=1).save(model, None, groups, resume, {}, CONVERTED)
     process_groups.destroy()
     return written
 

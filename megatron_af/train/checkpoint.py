@@ -14,7 +14,7 @@ run that dies while it saves leaves the previous one as it was.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,13 @@ class Checkpoints:
         groups: Groups,
         resume: Resume,
         sources: Mapping[str, Path],
+        parts: Sequence[str] = PARTS,
     ) -> Path:
         """Write the checkpoint of ``resume['step']``; a collective.
 
         Args:
             sources: parts whose weights are not written because the checkpoint named here already holds them.
+            parts: what the checkpoint offers; asking it for another part is an error.
 
         Returns:
             Where the checkpoint is (with asynchronous saving: will be, after :meth:`wait`).
@@ -66,14 +68,15 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         dist.barrier()
-        state, weights = _model_state(model, groups, lambda name: part_of(name) not in sources)
+        own = set(parts) - set(sources)
+        state, weights = _model_state(model, groups, lambda name: part_of(name) in own)
         if optimizer is not None:
             state["optimizer"] = optimizer.sharded_state(weights, resume["step"], is_loading=False)
         manifest = {
             "resume": resume,
             "parts": {
                 part: os.path.relpath(sources[part].resolve(), final.resolve()) if part in sources else "."
-                for part in PARTS
+                for part in parts
             },
         }
 

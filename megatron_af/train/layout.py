@@ -1,10 +1,10 @@
 """Where the files of a run lie, and what a checkpoint says of itself; needs neither torch nor megatron.
 
-    runs/demo/                     ``config.output/config.name``
-      align/                       a stage
-        checkpoints/
-          latest                   name of the newest complete checkpoint
-          step_00000300/checkpoint.json
+runs/demo/                     ``config.output/config.name``
+  align/                       a stage
+    checkpoints/
+      latest                   name of the newest complete checkpoint
+      step_00000300/checkpoint.json
 """
 
 import json
@@ -71,7 +71,13 @@ def read_resume(checkpoint: Path) -> Resume:
 
 def source_of(checkpoint: Path, part: str) -> Path:
     """The checkpoint that holds the weights of a part, as ``checkpoint``'s manifest tells."""
-    return (checkpoint / _read_manifest(checkpoint)["parts"][part]).resolve()
+    parts = _read_manifest(checkpoint)["parts"]
+    if part not in parts:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} holds {', '.join(parts)} but no {part}; take {part} from another one in the "
+            "stage's `entry`"
+        )
+    return (checkpoint / parts[part]).resolve()
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:

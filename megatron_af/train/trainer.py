@@ -76,6 +76,7 @@ class Trainer:
             self.folder / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous
         )
         resume_from = latest(self.folder / "checkpoints")
+        self._parts = [part for part in PARTS if self.counts[part].trainable + self.counts[part].frozen]
         self._sources = self._load_weights(resume_from)
         self._stream = Stream(
             config,
@@ -174,6 +175,7 @@ class Trainer:
                 world_size=self.world_size,
             ),
             self._sources,
+            self._parts,
         )
         for callback in self.callbacks:
             callback.on_checkpoint(self, path)
@@ -238,7 +240,7 @@ class Trainer:
         Returns:
             Frozen parts and the checkpoints that hold them: these are not written again.
         """
-        parts = [part for part in PARTS if sum(vars(self.counts[part]).values())]
+        parts = self._parts
         frozen = [part for part in parts if self.counts[part].trainable == 0]
         if resume_from is not None:
             held_by = load_parts(self.model, self.groups, resume_from, parts)
