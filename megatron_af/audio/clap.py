@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForTextEncoding, AutoTokenizer, BertConfig
 
-from megatron_af.audio.htsat import HTSAT
-from megatron_af.config import ClapConfig, ModelConfig
+from megatron_af.audio.htsat import HTSAT, IMAGE_SIDE
+from megatron_af.config import ClapConfig, FrontEndConfig, ModelConfig
 
 LOWEST_TEMPERATURE = 0.01
 """A learnt temperature stops here, where CLIP's does (Radford et al. 2021, section 2.5)."""
@@ -55,16 +56,27 @@ class ClapModel(nn.Module):
         self.share_embeddings_and_output_weights = False
         self.vp_stage = None
 
-    def embed_audio(self, mel_WFM: Tensor, windows: Sequence[int]) -> Tensor:
+    def embed_audio(
+        self, mel_WFM: Tensor, windows: Sequence[int], parts: Sequence[tuple[int, float, float]] | None = None
+    ) -> Tensor:
         """
         Args:
             mel_WFM: dB mel windows of some clips, clip after clip.
             windows: number of windows of each clip.
+            parts: (clip, start, end) in seconds of the parts to embed; None: every clip whole.
 
         Returns:
             audio_BJ: float32 vectors of length 1.
         """
-        return self.clap.join_audio(clip_means(self.encoder(mel_WFM), windows))
+        features_WLD = self.encoder(mel_WFM)
+        if parts is None or all(start == 0 and end == math.inf for _, start, end in parts):
+            means_BD = clip_means(features_WLD, windows)
+            if parts is not None:
+                clip_B = torch.tensor([clip for clip, _, _ in parts], dtype=torch.int64, device=means_BD.device)
+                means_BD = means_BD[clip_B]
+        else:
+            means_BD = part_means(features_WLD, windows, parts, self.front_end)
+        return self.clap.join_audio(means_BD)
 
     def embed_text(self, ids_TS: Tensor, real_TS: Tensor) -> Tensor:
         """Unit vectors text_TJ (float32) of texts as :meth:`JointSpace.tokenize` returns them."""
@@ -131,6 +143,39 @@ def clip_means(features_WLD: Tensor, windows: Sequence[int]) -> Tensor:
     means_WD = features_WLD.mean(1)
     sums_BD = means_WD.new_zeros(len(windows), means_WD.shape[1]).index_add(0, clip_W, means_WD)
     return sums_BD / counts_B[:, None]
+
+
+def part_means(
+    features_WLD: Tensor, windows: Sequence[int], parts: Sequence[tuple[int, float, float]], front_end: FrontEndConfig
+) -> Tensor:
+    """Mean over the tokens whose time step lies in each part (clip, start, end), at least the nearest one; means_BD.
+
+    Token l of a window stands at time step l modulo the number of steps, in each half of the frequency axis.
+    """
+    tokens, dim = features_WLD.shape[1:]
+    steps = _time_steps(tokens, front_end)
+    stride = front_end.window_seconds - front_end.overlap_seconds
+    middle_L = (np.arange(tokens) % steps + 0.5) * front_end.window_seconds / steps
+    first_window = np.concatenate([[0], np.cumsum(windows)])
+    index, part_of = [], []
+    for part, (clip, start, end) in enumerate(parts):
+        middle_T = (np.arange(windows[clip])[:, None] * stride + middle_L).ravel()
+        inside = np.flatnonzero((middle_T >= start) & (middle_T < end))
+        if not len(inside):
+            distance = np.abs(middle_T - (start + end) / 2)
+            inside = np.flatnonzero(distance <= distance.min() + 1e-6)
+        index.append(inside + first_window[clip] * tokens)
+        part_of.append(np.full(len(inside), part))
+    index_T = torch.from_numpy(np.concatenate(index)).to(features_WLD.device)
+    part_T = torch.from_numpy(np.concatenate(part_of)).to(features_WLD.device)
+    sums_BD = features_WLD.new_zeros(len(parts), dim).index_add(0, part_T, features_WLD.reshape(-1, dim)[index_T])
+    counts_B = torch.from_numpy(np.array([len(tokens_of) for tokens_of in index])).to(sums_BD)
+    return sums_BD / counts_B[:, None]
+
+
+def _time_steps(tokens: int, front_end: FrontEndConfig) -> int:
+    """Time steps of a window: the grid's columns times the quarters that lie below each other (HTS-AT 2.1)."""
+    return math.isqrt(tokens) * (IMAGE_SIDE // front_end.mel_bins)
 
 
 def _projection(width: int, joint_dim: int) -> nn.Sequential:

@@ -6,6 +6,7 @@
 S text positions, B rows of a micro-batch, L audio tokens, D feature dim, W windows, F mel frames, M mel bins.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,12 +49,15 @@ class AudioKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Text side of one sample of a contrastive stage (AF-CLAP): M positives and their hard negatives."""
+    """Text side of one clip, or of a part of it, in a contrastive stage (AF-CLAP): M positives, hard negatives."""
 
     clip: int
     """Index into ``StepBatch.clip_windows``."""
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
+    start: float = 0.0
+    """Seconds from the beginning of the clip: the part of it that the texts describe."""
+    end: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

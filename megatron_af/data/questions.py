@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from megatron_af.data.rows import Question
+from megatron_af.data.rows import Question, Span
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TIMES = ("never", "once", "twice", *(f"{number} times" for number in NUMBERS[3:]))
@@ -79,6 +79,26 @@ def negatives(scene: Scene, kinds: Sequence[str], rng: random.Random, number: in
         changed = rng.choice(changes)(scene, kinds, rng)
         if [e.phrase for e in changed.events] != [e.phrase for e in scene.events]:
             out.append(_caption(changed, rng))
+    return tuple(out)
+
+
+def spans(scene: Scene, kinds: Sequence[str], rng: random.Random) -> tuple[Span, ...]:
+    """Captions of single events, told from other kinds by one and from other attributes by the other.
+
+    Two spans of an event, not two captions of one: positives are summed inside the loss's logarithm, where the
+    easier of them would do.
+    """
+    out = []
+    for event in scene.events:
+        others = rng.sample([kind for kind in kinds if kind != event.kind], 4)
+        changed = [
+            dataclasses.replace(event, loud=not event.loud),
+            dataclasses.replace(event, long=not event.long),
+            dataclasses.replace(event, kind=others[0]),
+        ]
+        time = {"start": round(event.start, 2), "end": round(event.end, 2)}
+        out.append(Span(**time, captions=(event.kind,), negatives=tuple(others[1:])))
+        out.append(Span(**time, captions=(event.phrase,), negatives=tuple(other.phrase for other in changed)))
     return tuple(out)
 
 

@@ -62,6 +62,17 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Span:
+    """A part of a row's only clip, with captions of its own: what a contrastive stage learns local features from."""
+
+    start: float
+    """Seconds from the beginning of the clip."""
+    end: float
+    captions: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One example: some clips, and questions or captions about them."""
 
@@ -72,6 +83,7 @@ class Row:
     """Sentences that describe the clip (positives of a contrastive stage)."""
     negatives: tuple[str, ...] = ()
     """Sentences close to the captions that do not describe the clip (AF-CLAP's hard negatives)."""
+    spans: tuple[Span, ...] = ()
     task: str = ""
     template: str = "single"
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -91,6 +103,7 @@ def parse_row(value: object, where: str) -> Row:
             ),
             "captions": _strings(data, "captions", where),
             "negatives": _strings(data, "negatives", where),
+            "spans": tuple(_span(s, f"{where}: spans[{i}]") for i, s in enumerate(_list(data, "spans", where))),
         }
     )
     if row.template not in TEMPLATES:
@@ -108,7 +121,7 @@ def parse_row(value: object, where: str) -> Row:
 def to_json(row: Row) -> str:
     """The row as one manifest line (without the line end); values equal to their defaults are left out."""
 
-    def compact(item: Row | Clip | Question) -> dict[str, Any]:
+    def compact(item: Row | Clip | Question | Span) -> dict[str, Any]:
         out = {}
         for f in fields(item):
             value = getattr(item, f.name)
@@ -120,6 +133,8 @@ def to_json(row: Row) -> str:
     record |= {"clips": [compact(c) for c in row.clips]}
     if row.questions:
         record["questions"] = [compact(q) for q in row.questions]
+    if row.spans:
+        record["spans"] = [compact(s) for s in row.spans]
     return json.dumps(record, ensure_ascii=False)
 
 
@@ -246,6 +261,20 @@ def _clip(value: object, where: str) -> Clip:
         if not isinstance(data.get(name, 0), int) or data.get(name, 0) < 0:
             raise RowError(f"{where}: {name!r} must be bytes, zero or more, got {json.dumps(data[name])}")
     return Clip(**data)
+
+
+def _span(value: object, where: str) -> Span:
+    data = _record(value, Span, where)
+    for name in ("start", "end"):
+        number = data[name]
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise RowError(f"{where}: {name!r} must be seconds, got {json.dumps(number)}")
+    if not 0 <= data["start"] < data["end"]:
+        raise RowError(f"{where}: needs 0 <= start < end, got {data['start']} and {data['end']}")
+    texts = {name: _strings(data, name, where) for name in ("captions", "negatives")}
+    if not texts["captions"]:
+        raise RowError(f"{where}: 'captions' is empty: nothing to learn")
+    return Span(**data | texts)
 
 
 def _question(value: object, where: str) -> Question:

@@ -117,7 +117,7 @@ class SampleSource:
             self._loader.check(clip)
         dataset = self._sampler.names.index(draw.dataset)
         if self._stage.objective == "contrastive":
-            if not row.captions or len(row.clips) != 1:
+            if not (row.captions or row.spans) or len(row.clips) != 1:
                 raise RowError(f"row {row.id}: a contrastive stage needs one clip and at least one caption")
             return Sample(row=row, dataset=dataset, questions=(), segments=())
         questions = chosen_questions(row, draw, self._stage.questions_per_sample)

@@ -24,12 +24,12 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 
-from megatron_af.config import SceneSet, ScenesConfig
-from megatron_af.data.questions import NUMBERS, Event, Scene, ask, captions, listing, negatives, transcript
+from megatron_af.config import ScenesConfig, SceneSet
+from megatron_af.data.questions import NUMBERS, Event, Scene, ask, captions, listing, negatives, spans, transcript
 from megatron_af.data.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
 from megatron_af.data.rows import Clip, Question, Row, to_json
 
-PARTS = {"train": 0.6, "development": 0.15, "test": 0.25}
+PARTS = {"train": 0.65, "development": 0.1, "test": 0.25}
 """Share of each kind's recordings."""
 SHORT_SECONDS, LONG_SECONDS = (0.3, 0.65), (1.5, 2.4)
 LOUD_DB, QUIET_DB, NOISE_DB = (-15.0, -12.0), (-30.0, -26.0), (-70.0, -55.0)
@@ -122,8 +122,9 @@ def _render(
             id=f"{name}-{number}",
             clips=(Clip(path=path, duration=len(waveform) / SAMPLE_RATE),),
             questions=tuple(questions),
-            captions=captions(scene, text_rng, 4),
-            negatives=negatives(scene, kinds, text_rng, 12),
+            captions=captions(scene, text_rng, 2),
+            negatives=negatives(scene, kinds, text_rng, 6),
+            spans=spans(scene, kinds, text_rng),
             meta={"events": [dataclasses.asdict(event) for event in scene.events]},
         )
         rows.append(to_json(row))
@@ -164,14 +165,15 @@ class Bank:
 
 def augment(x: Waveform, rng: np.random.Generator, *, strong: bool) -> Waveform:
     """Another take of the same source: pitch and speed, spectral tilt and one resonance; loudest 100 ms at 0 dB."""
-    stretch = np.exp(rng.uniform(-0.2, 0.2) if strong else rng.uniform(-0.03, 0.03))
+    stretch = np.exp(rng.uniform(-0.35, 0.35) if strong else rng.uniform(-0.03, 0.03))
     x = x[: round(LONG_SECONDS[1] * stretch * SAMPLE_RATE) + 1]
     x = np.interp(np.arange(0, len(x) - 1, stretch), np.arange(len(x)), x).astype(np.float32)
     if strong:
         spectrum = np.fft.rfft(x, 1 << len(x).bit_length())
         octave = np.log2(np.linspace(1e-3, 1, len(spectrum)))
-        gain_db = rng.normal() * 2 * (octave + 3) + rng.normal() * 4 * np.exp(-(((octave - rng.uniform(-6, 0)) / 0.8) ** 2))
-        x = np.fft.irfft(spectrum * 10 ** (np.clip(gain_db, -18, 18) / 20))[: len(x)].astype(np.float32)
+        bump = np.exp(-(((octave - rng.uniform(-6, 0)) / 0.8) ** 2))
+        gain_db = np.clip(rng.normal() * 2 * (octave + 3) + rng.normal() * 4 * bump, -18, 18)
+        x = np.fft.irfft(spectrum * 10 ** (gain_db / 20))[: len(x)].astype(np.float32)
     return x / np.float32(_level(x))
 
 

@@ -76,9 +76,10 @@ class BatchMaker:
                 for i in range(0, len(texts), micro_batch)
             ),
             captions=tuple(
-                Captions(clip=ids[0], positives=sample.row.captions, negatives=sample.row.negatives)
+                captions
                 for sample, ids in zip(samples, heard, strict=True)
                 if not sample.segments
+                for captions in _captions(sample.row, ids[0])
             ),
             clip_windows=windows,
             owners=owners,
@@ -110,6 +111,14 @@ class BatchMaker:
             return [""] * len(clips)
         windows = self.loader.num_windows
         return [self.cache.key(self.loader.digest(clip), clip.start, clip.duration, windows(clip)) for clip in clips]
+
+
+def _captions(row: Row, clip: int) -> Iterator[Captions]:
+    """What is said of the clip, and of its spans."""
+    if row.captions:
+        yield Captions(clip=clip, positives=row.captions, negatives=row.negatives)
+    for span in row.spans:
+        yield Captions(clip=clip, positives=span.captions, negatives=span.negatives, start=span.start, end=span.end)
 
 
 def _packed_row(samples: Sequence[Sample], heard: Sequence[tuple[int, ...]]) -> PackedRow:

@@ -140,7 +140,11 @@ def _run(command: Sequence[str], log: Path, watch: Any = None) -> None:
     """Run a command, show each line to ``watch`` and keep all of them in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // 2)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(TOOLS.parent), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(TOOLS.parent),
+        "PYTHONUNBUFFERED": "1",
+    }
     with (
         log.open("a") as file,
         subprocess.Popen(

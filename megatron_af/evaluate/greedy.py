@@ -20,9 +20,7 @@ from megatron_af.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def greedy_answers(
-    model: AudioFlamingo, batch: StepBatch, tokenizer: Tokenizer, *, max_new_tokens: int
-) -> list[str]:
+def greedy_answers(model: AudioFlamingo, batch: StepBatch, tokenizer: Tokenizer, *, max_new_tokens: int) -> list[str]:
     """The answer to every prompt of ``batch``, in order. The model must lie whole on this rank."""
     front = model.front
     assert isinstance(front, AudioFront)
@@ -79,8 +77,14 @@ def _padded(tokens_TD: Tensor, length: int) -> Tensor:
 def _longer(rows: TextRows, new: int, pad_id: int) -> TextRows:
     """The same rows with room for ``new`` more positions, rounded up to a multiple of 8."""
     room = -(-(rows.ids_BS.shape[1] + new) // 8) * 8 - rows.ids_BS.shape[1]
-    fill = {"ids_BS": pad_id, "labels_BS": -100, "segment_BS": -1, "dataset_BS": 0, "first_audio_BS": 0, "last_audio_BS": -1}
+    fill = {
+        "ids_BS": pad_id,
+        "labels_BS": -100,
+        "segment_BS": -1,
+        "dataset_BS": 0,
+        "first_audio_BS": 0,
+        "last_audio_BS": -1,
+    }
     return dataclasses.replace(
         rows, **{name: F.pad(getattr(rows, name), (0, room), value=value) for name, value in fill.items()}
     )
-

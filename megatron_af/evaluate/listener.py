@@ -1,7 +1,7 @@
 """A trained stage that answers questions about rows, shared among data-parallel ranks.
 
-    listener = Listener(config)                    # newest checkpoint of config.stage; process group exists
-    answers = listener(rows)                       # one per question, rows first, then questions; all ranks get all
+listener = Listener(config)                    # newest checkpoint of config.stage; process group exists
+answers = listener(rows)                       # one per question, rows first, then questions; all ranks get all
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ Shapes: W windows, F mel frames, M mel bins, B samples of this rank, P positives
 """
 
 import copy
+import math
 
 import torch
 import torch.distributed as dist
@@ -93,15 +94,18 @@ class ContrastiveObjective:
         own_clips = batch.owners[self._groups.model_rank]
         place = {clip: i for i, clip in enumerate(own_clips)}
         samples = [sample for sample in batch.captions if sample.clip in place]
-        clip_B = torch.tensor([place[s.clip] for s in samples], dtype=torch.int64, device=self._device)
         mel_WFM = batch.mel_WFM
         if mel_WFM is None:  # this rank owns no clip: it only takes part in the collectives
             front_end = self._model.front_end
             mel_WFM = torch.zeros(0, front_end.window_frames, front_end.mel_bins, device=self._device)
         if self._model.training and self._settings.mix_up:
+            if any(s.end < math.inf for s in samples):
+                raise ValueError("contrastive.mix_up mixes whole clips, these rows have spans: set mix_up to 0")
+            clip_B = torch.tensor([place[s.clip] for s in samples], dtype=torch.int64, device=self._device)
             return self._mixed_losses(mel_WFM[clip_B], samples)
-        audio_CJ = self._model.embed_audio(mel_WFM, [batch.clip_windows[clip] for clip in own_clips])
-        return self._losses_of(audio_CJ[clip_B], samples)[0]
+        windows = [batch.clip_windows[clip] for clip in own_clips]
+        parts = [(place[s.clip], s.start, s.end) for s in samples]
+        return self._losses_of(self._model.embed_audio(mel_WFM, windows, parts), samples)[0]
 
     def _mixed_losses(self, mel_BFM: Tensor, samples: list[Captions]) -> Tensor:
         """Each sample's audio is mixed with another's, and the captions of both count by their shares."""

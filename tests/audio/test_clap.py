@@ -15,8 +15,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from megatron_af.audio.clap import ClapModel, JointSpace, clip_means
-from megatron_af.config import ClapConfig, EncoderConfig, ModelConfig
+from megatron_af.audio.clap import ClapModel, JointSpace, clip_means, part_means
+from megatron_af.config import ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "dog", "barks", "then", "rain", "falls"]
 ENCODER = EncoderConfig(
@@ -75,6 +75,16 @@ def test_clip_is_the_mean_of_all_its_windows():
     audio = build().eval().embed_audio(torch.randn(4, 1001, 64), [1, 3])
     assert audio.shape == (2, 8)
     torch.testing.assert_close(audio.norm(dim=-1), torch.ones(2))
+
+
+def test_part_of_a_clip_is_the_mean_of_its_time_steps():
+    features = torch.randn(4, 64, 3)  # 64 tokens: two halves of the frequency axis, 32 steps of 312.5 ms
+    parts = [(0, 0.0, math.inf), (1, 0.0, math.inf), (0, 0.0, 0.625), (1, 10.0, 10.3), (1, 4.0, 4.01)]
+    means = part_means(features, [1, 3], parts, FrontEndConfig())
+    torch.testing.assert_close(means[:2], clip_means(features, [1, 3]))
+    torch.testing.assert_close(means[2], features[0, [0, 1, 32, 33]].mean(0))
+    torch.testing.assert_close(means[3], features[2, [0, 32]].mean(0))  # the second window of the second clip
+    torch.testing.assert_close(means[4], features[1, [12, 44]].mean(0))  # shorter than a step: the nearest one
 
 
 def test_every_parameter_gets_a_gradient():

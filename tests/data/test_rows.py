@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, parse_row, to_json
+from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span, parse_row, to_json
 
 ROW = Row(
     id="r-1",
@@ -13,6 +13,7 @@ ROW = Row(
     questions=(Question(prompt="what?", output="rain", skill="what", options=("rain", "wind")),),
     captions=("rain falls",),
     negatives=("wind blows",),
+    spans=(Span(start=0.5, end=1, captions=("a drop",), negatives=("a step",)),),
     task="AQA",
     meta={"split": "train"},
 )
@@ -65,6 +66,7 @@ BAD = {
     '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": 0}]}': "above zero",
     '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": 1, "start": -1}]}': "'start' must be",
     '{"id": 1, "captions": ["a"], "template": "chat"}': "template is one of",
+    '{"id": 1, CAPTION, "spans": [{"start": 2, "end": 1, "captions": ["b"]}]}': r"spans\[0\]: needs 0 <= start < end",
     '{"id": 1, "questions": [{"prompt": "", "output": "b"}], "template": "interleaved"}': "one clip",
 }
 
