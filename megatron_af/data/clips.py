@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_pipes.flac import flac_format, shorten_flac
@@ -78,6 +79,15 @@ class ClipLoader:
                 bad[index] = str(error)
                 sounds.append(Pcm(np.zeros(0, np.float32)))
         return self._pipeline.run(sounds, [self.num_windows(clip) for clip in clips]), bad
+
+    def wave(self, clip: Clip) -> NDArray[np.float32]:
+        """The samples that the windows are cut from, before normalisation: float32 [T].
+
+        Raises:
+            AudioError: the clip cannot be decoded.
+        """
+        rate, source = self.front_end.sample_rate, self._source(clip)
+        return read_wave(source, start=clip.start, duration=self.seconds(clip), sample_rate=rate)
 
     def _sound(self, clip: Clip) -> Pcm | Flac:
         front_end = self.front_end

@@ -1,0 +1,115 @@
+"""From any folder of audio to shards that train: import rows, prepare recordings, look at the result.
+
+    python tools/prepare_data.py import  --config FILE [--dataset NAME] [key=value ...]
+    python tools/prepare_data.py prepare --config FILE [--dataset NAME] [key=value ...]
+    python tools/prepare_data.py stats   --config FILE [--dataset NAME] [key=value ...]
+    python tools/prepare_data.py inspect --config FILE --dataset NAME [--samples N] [--html FILE] [key=value ...]
+
+``import`` reads ``data.datasets.NAME.origin`` (somebody's manifest, table, label folder, tars) and writes its rows to
+``source``. ``prepare`` checks, resamples and packs the recordings of ``source`` into ``manifest`` and goes on where an
+interrupted run stopped. Without ``--dataset`` both do all data sets that have the keys. docs/data.md says more.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from megatron_af.config import Config, ConfigError
+from megatron_af.config_file import load_config
+
+
+def import_rows(config: Config, names: list[str]) -> int:
+    """Returns the exit status: 1 when an origin gave no row."""
+    from megatron_af.data.importers import import_dataset
+
+    status = 0
+    for name in names:
+        report = import_dataset(config, name)
+        left_out = sum(report.left_out.values())
+        reasons = "".join(f", {reason} {n:,}" for reason, n in report.left_out.items())
+        print(f"{name}: {report.rows:,} of {report.rows + left_out:,} rows imported{reasons}")
+        for problem in report.examples:
+            print(f"  left out: {problem}")
+        status |= report.rows == 0
+    return status
+
+
+def prepare_recordings(config: Config, names: list[str]) -> int:
+    """Returns the exit status: 1 when more rows are bad than ``data.prepare.max_bad_fraction``."""
+    from megatron_af.data.prepare import prepare
+
+    status = 0
+    for name in names:
+        summary = prepare(config, name)
+        print(
+            f"{name}: {summary.kept:,} of {summary.rows:,} rows prepared, {summary.seconds / 3600:,.2f} hours of audio"
+            f", {summary.rows - summary.kept:,} left out"
+            + "".join(f"\n  {reason}: {count:,}" for reason, count in summary.reasons.items())
+            + (f"\n  each of them: {config.data.root}/{summary.report}" if summary.reasons else "")
+        )
+        allowed = config.data.prepare.max_bad_fraction
+        if summary.bad_fraction > allowed:
+            print(
+                f"{name}: failed, {summary.bad_fraction:.1%} left out; data.prepare.max_bad_fraction is {allowed:.1%}"
+            )
+            status = 1
+    return status
+
+
+def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> int:
+    """Statistics, and with ``samples`` rows to look at; ``html`` gets a page with pictures and sound."""
+    from megatron_af.data.inspection import look, page, panels
+    from megatron_af.data.shards import open_rows
+    from megatron_af.data.statistics import measure, tables
+    from megatron_af.data.storage import DataRoot
+    from megatron_af.parallel.device import current_device
+    from megatron_af.text.tokenizer import Tokenizer
+
+    console, tokenizer = Console(), Tokenizer.load(config.data.tokenizer)
+    for name in names:
+        rows = open_rows(DataRoot(config.data.root), config.data.datasets[name].manifest)
+        statistics = measure(rows, config, tokenizer, name=name)
+        console.print(*tables(statistics))
+        seen = look(config, name, tokenizer=tokenizer, device=current_device(), count=samples) if samples else []
+        console.print(*panels(seen, config.model.front_end))
+        if html:
+            Path(html).write_text(page(statistics, seen, config.model.front_end), encoding="utf-8")
+            print(f"{name}: {html}")
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["import", "prepare", "stats", "inspect"])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--dataset", default="", help="a name in data.datasets; default: all that apply")
+    parser.add_argument("--samples", type=int, default=4, help="rows that inspect shows")
+    parser.add_argument("--html", default="", help="page that inspect writes; default: NAME.html")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        datasets = config.data.datasets
+        if options.dataset and options.dataset not in datasets:
+            raise ValueError(f"--dataset {options.dataset}: data.datasets has {', '.join(datasets) or 'none'}")
+        key = {"import": "origin", "prepare": "source"}.get(options.command, "manifest")
+        names = [options.dataset] if options.dataset else [name for name, d in datasets.items() if getattr(d, key)]
+        if not names:
+            print(f"nothing to {options.command}: no data set of {options.config} has {key}")
+            return 0
+        if options.command == "import":
+            return import_rows(config, names)
+        if options.command == "prepare":
+            return prepare_recordings(config, names)
+        if options.command == "stats":
+            return show(config, names)
+        return show(config, names[:1], options.samples, options.html or f"{names[0]}.html")
+    except (ConfigError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
