@@ -95,13 +95,13 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_PD: Tensor, group: dist.ProcessGroup) -> Tensor:
         counts = torch.zeros(group.size(), dtype=torch.int64, device=rows_PD.device)
-        dist.all_gather_into_tensor(counts, counts.new_tensor([len(rows_PD)]), group=group)
+        dist.all_gather_single(counts, counts.new_tensor([len(rows_PD)]), group=group)
         ctx.counts, ctx.group = counts.tolist(), group
         most = max(ctx.counts)
         padded = rows_PD.new_zeros(most, *rows_PD.shape[1:])
         padded[: len(rows_PD)] = rows_PD
         everyone = padded.new_empty(group.size() * most, *rows_PD.shape[1:])
-        dist.all_gather_into_tensor(everyone, padded, group=group)
+        dist.all_gather_single(everyone, padded, group=group)
         shares = torch.split(everyone, most)
         return torch.cat([share[:count] for share, count in zip(shares, ctx.counts, strict=True)])
 

@@ -1,0 +1,165 @@
+"""Does AF-CLAP's loss hear order and attributes better than the plain one? Same scenes, captions, steps and size.
+
+    result = run_claim("configs/clap_claim.yaml", seeds=3)
+    print(table(result))
+
+For each loss and seed it trains the contrastive stage of the configuration on scenes of real recordings, and measures
+it on held-out scenes of held-out recordings: is the true caption preferred to the same one with two events exchanged
+or with an attribute changed, and what do paraphrased queries cost. The plain loss sees the same captions, one positive
+of each scene per step. Every finished run stays on disk, so a run that was stopped goes on where it was.
+"""
+
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from megatron_af.config import Config
+from megatron_af.config_file import load_config, to_yaml
+from megatron_af.data.caption_rules import hard_negatives, paraphrases
+from megatron_af.data.questions import Event
+from megatron_af.data.rows import Manifest, Row, to_json
+from megatron_af.data.scenes import prepare_scenes, word_tokenizer
+
+TOOLS = Path(__file__).parents[2] / "tools"
+LOSSES = ("af_clap", "clip")
+POSITIVES = 4
+NEGATIVES_OF_A_KIND = 2
+TRAIN, TEST = "claim_train", "claim_test"
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""95% two-sided, by number of seeds."""
+MEASURES = {
+    "composition": ("composition", "all"),
+    "order": ("composition", "order"),
+    "attribute": ("composition", "attribute"),
+    "text to audio R@1": ("retrieval", "text_to_audio_r1"),
+    "text to audio R@10": ("retrieval", "text_to_audio_r10"),
+    "paraphrased R@1": ("paraphrase", "paraphrased_r1"),
+    "kept under paraphrase": ("paraphrase", "kept"),
+}
+
+
+def run_claim(path: str, overrides: Sequence[str] = (), *, seeds: int = 3) -> dict[str, Any]:
+    """Run what is left of the comparison and summarise it.
+
+    Raises:
+        RuntimeError: a training or an evaluation failed; the message names its log.
+    """
+    config = load_config(path, overrides)
+    folder = Path(config.output) / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    _prepare(config)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    reports: dict[str, list[dict[str, Any]]] = {loss: [] for loss in LOSSES}
+    for seed in range(seeds):
+        for loss in LOSSES:
+            reports[loss].append(_measured(config, folder, loss, seed))
+    return summarise(reports) | {"steps": config.curriculum["clap"].steps}
+
+
+def summarise(reports: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Mean and values of each measure by loss, and the paired difference with its 95% interval over seeds."""
+    result: dict[str, Any] = {"rows": reports[LOSSES[0]][0]["rows"], "seeds": len(reports[LOSSES[0]]), "measures": {}}
+    for name, (test, key) in MEASURES.items():
+        values = {loss: [report[test][key] for report in found] for loss, found in reports.items()}
+        gains = [a - b for a, b in zip(values[LOSSES[0]], values[LOSSES[1]], strict=True)]
+        gain, spread = statistics.mean(gains), math.nan
+        if len(gains) in STUDENT_T:
+            spread = STUDENT_T[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
+        result["measures"][name] = {
+            **{loss: {"mean": statistics.mean(found), "seeds": found} for loss, found in values.items()},
+            "gain": gain,
+            "interval": [gain - spread, gain + spread],
+        }
+    return result
+
+
+def table(result: dict[str, Any]) -> Table:
+    title = f"{result['rows']} held-out scenes, {result['seeds']} seeds, {result['steps']} steps"
+    grid = Table(title=title, title_justify="left")
+    for name in ("measure", "AF-CLAP", "plain", "gain", "95% interval"):
+        grid.add_column(name, justify="left" if name == "measure" else "right")
+    for name, measure in result["measures"].items():
+        low, high = measure["interval"]
+        means = [f"{measure[loss]['mean']:.1f}%" for loss in LOSSES]
+        grid.add_row(name, *means, f"{measure['gain']:+.1f}", f"{low:+.1f} to {high:+.1f}")
+    return grid
+
+
+def claim_row(row: Row, seed: int, *, plain: float) -> Row | None:
+    """The scene's row with rule-based captions and typed negatives; None where nothing could be exchanged."""
+    events = [Event(**event) for event in row.meta["events"]]
+    rng = random.Random(f"{seed} {row.id}")
+    negatives = hard_negatives(events, rng, NEGATIVES_OF_A_KIND, plain=plain)
+    if len({kind for kind, _ in negatives}) < 2:
+        return None
+    return replace(
+        row,
+        questions=(),
+        captions=paraphrases(events, rng, POSITIVES),
+        negatives=tuple(text for _, text in negatives),
+        meta={**row.meta, "negative_kinds": [kind for kind, _ in negatives]},
+    )
+
+
+def _prepare(config: Config) -> None:
+    """Scenes, unless they are there; their rows as this comparison captions them; a tokenizer of all its words."""
+    root = Path(config.data.root)
+    manifests = {name: root / config.data.datasets[name].manifest for name in (TRAIN, TEST)}
+    if all(path.exists() for path in manifests.values()):
+        return
+    if not (root / "train.jsonl").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        with Progress() as progress:
+            prepare_scenes(config.scenes, config.seed, root, progress)
+    written: dict[str, list[Row]] = {}
+    for name, source in ((TRAIN, "train"), (TEST, "test")):
+        # Tested captions are plain and their rivals too: form gives nothing away.
+        plain = 1 / POSITIVES if name == TRAIN else 1.0
+        rows = (claim_row(row, config.seed, plain=plain) for row in Manifest(root / f"{source}.jsonl"))
+        written[name] = [row for row in rows if row is not None]
+    texts = (text for kept in written.values() for row in kept for text in row.captions + row.negatives)
+    word_tokenizer(texts).save(config.data.tokenizer)
+    for name, kept in written.items():
+        manifests[name].write_text("".join(to_json(row) + "\n" for row in kept))
+
+
+def _measured(config: Config, folder: Path, loss: str, seed: int) -> dict[str, Any]:
+    """The report of one run, which is trained first if need be."""
+    name = f"{loss}_{seed}"
+    result = folder / f"{name}.json"
+    if not result.exists():
+        Console().print(f"loss {loss}, seed {seed} …")
+        changes = [f"output={folder}", f"name={name}", f"seed={seed}", f"curriculum.clap.contrastive.loss={loss}"]
+        common = ["--config", str(folder / "config.yaml"), "stage=clap", *changes]
+        _run(config, folder / f"{name}.log", "pretrain_clap.py", common)
+        _run(config, folder / f"{name}.log", "evaluate_clap.py", [*common, "--rows", TEST, "--json", str(result)])
+    report: dict[str, Any] = json.loads(result.read_text())
+    return report
+
+
+def _run(config: Config, log: Path, tool: str, arguments: Sequence[str]) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.launch.processes_per_node}"]
+    environment = {**os.environ, "PYTHONPATH": str(TOOLS.parent), "PYTHONUNBUFFERED": "1"}
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    with log.open("a") as file:
+        done = subprocess.run(
+            [sys.executable, *launch, str(TOOLS / tool), *arguments],
+            stdout=file,
+            stderr=file,
+            env=environment,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"{tool} ended with {done.returncode}; its output is in {log}")

@@ -1,0 +1,43 @@
+"""Write paraphrases and hard negatives of captions with a language model behind an OpenAI-compatible endpoint.
+
+    python tools/expand_captions.py --config configs/jobs/expand_captions.yaml source=in.jsonl output=out.jsonl
+
+The endpoint's key, if it needs one, stands in the environment's OPENAI_API_KEY. Rows whose replies stay unusable are
+left out and listed in ``OUTPUT.refused``. A job that was stopped goes on where it was. Exit codes: 0 done, 1 more than
+a tenth of the rows was refused or the endpoint failed, 2 the configuration cannot be used.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from megatron_af.config import ConfigError
+from megatron_af.config_file import describe, read_values
+from megatron_af.data.caption_expansion import EndpointError, ExpansionConfig, expand
+from megatron_af.data.rows import RowError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=describe(ExpansionConfig), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, type=Path, help="YAML file of the job")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
+    arguments = parser.parse_args()
+    try:
+        report = expand(read_values(ExpansionConfig, arguments.config, arguments.overrides))
+    except (ConfigError, RowError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except EndpointError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{report.expanded:,} of {report.rows:,} rows expanded with {report.requests:,} requests")
+    for reason, count in Counter(report.refused.values()).most_common():
+        print(f"  {count:,} refused: {reason}")
+    return 0 if len(report.refused) <= report.rows / 10 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
