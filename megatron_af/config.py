@@ -26,8 +26,9 @@ class ConfigError(ValueError):
         super().__init__("\n".join([f"{subject}{count}", *(f"  - {problem}" for problem in problems)]))
 
 
-PARTS = ("encoder", "transform", "rows", "xattn", "lm")
-"""Parts of the model: what a stage's ``entry`` names and a checkpoint stores apart; ``rows`` are the added tokens."""
+PARTS = ("encoder", "transform", "rows", "xattn", "lm", "clap")
+"""Parts of the model: what a stage's ``entry`` names and a checkpoint stores apart. ``rows`` are the added tokens;
+``clap`` (text tower and joint space) exists in contrastive stages alone, which have only it and ``encoder``."""
 
 
 @dataclass(frozen=True, kw_only=True)
