@@ -200,7 +200,8 @@ def _questions(scene: Scene, kinds: Sequence[str], rng: random.Random) -> list[Q
     # counting
     add("counting", NUMBERS[len(events)], "how many sounds are heard?", "how many sounds are there?")
     often = max(heard, key=lambda kind: (count[kind], rng.random()))
-    for kind in {often, rng.choice(heard)} if count[often] > 1 else {rng.choice(heard)}:
+    counted = [often, rng.choice(heard)] if count[often] > 1 else [rng.choice(heard)]
+    for kind in dict.fromkeys(counted):
         add("counting", NUMBERS[count[kind]], f"how many times is the {kind} heard?", f"how often is the {kind} heard?")
 
     # presence

@@ -58,14 +58,13 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
         for name, rows in pool.imap(_call, jobs):
             lines[name] += rows
             progress.advance(task)
+    lines["text"] = [to_json(row) for row in _texts(config, seed, kinds)]
     for name, rows in lines.items():
-        (root / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    told = list(_texts(config, seed, kinds))
-    (root / "text.jsonl").write_text("".join(to_json(row) + "\n" for row in told))
-    written = (json.loads(line) for name in sorted(lines) for line in lines[name][:500])
-    captioned = (text for row in written for text in row["captions"] + row["negatives"])
-    asked = (text for row in told[:2_000] for q in row.questions for text in (q.prompt, q.output))
-    word_tokenizer([*NUMBERS, *kinds, *captioned, *asked]).save(str(root / "tokenizer.json"))
+        (root / f"{name}.jsonl").write_text("".join(row + "\n" for row in rows))
+    some = [json.loads(line) for rows in lines.values() for line in rows[:1_000]]
+    written = (text for row in some for text in row.get("captions", []) + row.get("negatives", []))
+    asked = (text for row in some for q in row["questions"] for text in (q["prompt"], q["output"]))
+    word_tokenizer([*NUMBERS, *kinds, *written, *asked]).save(str(root / "tokenizer.json"))
     return recordings
 
 

@@ -12,10 +12,10 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from megatron_af.data.batch import AudioKeys, StepBatch, TextRows
 from megatron_af.model import AudioFlamingo, AudioFront
+from megatron_af.parallel.encode_ahead import key_layout
 from megatron_af.text.tokenizer import Tokenizer
 
 
@@ -53,25 +53,13 @@ def greedy_answers(model: AudioFlamingo, batch: StepBatch, tokenizer: Tokenizer,
 def audio_keys(front: AudioFront, batch: StepBatch, rows: TextRows) -> AudioKeys:
     """Audio tokens of every row's clips, where one rank owns all clips of the batch."""
     per_window, windows = front.tokens_per_window, list(batch.clip_windows)
-    if not windows:
-        weight = front.added_rows
-        silent_LBD = weight.new_zeros(1, len(rows.clips), front.encoder.dim)
-        return AudioKeys(tokens_LBD=silent_LBD, audio_of_BL=torch.full((len(rows.clips), 1), -1, dtype=torch.int32))
-    assert batch.mel_WFM is not None
-    tokens_TD = front(front.encode(batch.mel_WFM), windows)
-    of_clip = torch.split(tokens_TD, [w * per_window for w in windows])
-    heard = [[of_clip[clip] for clip in clips] for clips in rows.clips]
-    longest = max(sum(map(len, clips)) for clips in heard)
-    tokens_BLD = torch.stack([_padded(torch.cat(clips), longest) for clips in heard])
-    audio_of_BL = torch.full((len(heard), longest), -1, dtype=torch.int32)
-    for row, clips in enumerate(heard):
-        counts = torch.tensor([len(clip) for clip in clips])
-        audio_of_BL[row, : int(counts.sum())] = torch.repeat_interleave(counts).int()
-    return AudioKeys(tokens_LBD=tokens_BLD.transpose(0, 1), audio_of_BL=audio_of_BL)
-
-
-def _padded(tokens_TD: Tensor, length: int) -> Tensor:
-    return F.pad(tokens_TD, (0, 0, 0, length - len(tokens_TD)))
+    starts = (torch.tensor([0, *windows]).cumsum(0) * per_window).tolist()
+    index_BL, audio_of_BL = key_layout(rows.clips, batch.clip_windows, dict(enumerate(starts)), per_window)
+    if batch.mel_WFM is None:
+        tokens_TD = front.added_rows.new_zeros(1, front.encoder.dim)
+    else:
+        tokens_TD = front(front.encode(batch.mel_WFM), windows)
+    return AudioKeys(tokens_LBD=tokens_TD[index_BL.t().to(tokens_TD.device)], audio_of_BL=audio_of_BL)
 
 
 def _longer(rows: TextRows, new: int, pad_id: int) -> TextRows:

@@ -98,7 +98,7 @@ class EncodeAhead:
 
         self._leaves, self._indices = [], []
         for rows in batch.rows:
-            index_BL, audio_of_BL = _key_layout(rows.clips, batch.clip_windows, start_of_clip, tokens_per_window)
+            index_BL, audio_of_BL = key_layout(rows.clips, batch.clip_windows, start_of_clip, tokens_per_window)
             index_LB = index_BL.t().to(self._device)
             tokens_LBD = all_TD[index_LB]
             tokens_LBD.requires_grad_(self._audio_trains and torch.is_grad_enabled())
@@ -165,7 +165,7 @@ class EncodeAhead:
         self._ddp.scale_gradients(1.0 / torch.clamp(num_tokens, min=1))
 
 
-def _key_layout(
+def key_layout(
     clips_of_row: tuple[tuple[int, ...], ...],
     clip_windows: tuple[int, ...],
     start_of_clip: dict[int, int],

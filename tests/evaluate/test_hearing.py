@@ -1,0 +1,64 @@
+"""Exchanged audio is another sample's, and the summary's numbers are those counted by hand."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.evaluate.hearing import Asked, ask_all, exchange, summarise, table
+
+
+def row(number: int, *prompts: str) -> Row:
+    return Row(
+        id=str(number),
+        clips=(Clip(path=f"{number}.flac", duration=1.0),),
+        questions=tuple(Question(prompt=p, output=f"{p} {number}", skill=p) for p in prompts),
+    )
+
+
+ROWS = [row(0, "first?", "last?"), row(1, "first?"), row(2, "first?", "alone?"), row(3, "last?")]
+
+
+def test_audio_is_exchanged_within_equal_questions() -> None:
+    swapped = exchange(ROWS)
+    assert [r.questions[0].prompt for r in swapped] == [q.prompt for r in ROWS for q in r.questions]
+    for before, after in zip([r for r in ROWS for _ in r.questions], swapped, strict=True):
+        assert before.clips != after.clips
+    heard = {r.questions[0].output: r.clips[0].path for r in swapped}
+    assert sorted(heard[f"first? {n}"] for n in (0, 1, 2)) == ["0.flac", "1.flac", "2.flac"]  # a rotation
+    assert (heard["last? 0"], heard["last? 3"]) == ("3.flac", "0.flac")
+
+
+def test_every_question_is_asked_about_both_clips() -> None:
+    def answer(rows: Sequence[Row]) -> list[str]:
+        return [f"{q.prompt} {r.clips[0].path.removesuffix('.flac')}" for r in rows for q in r.questions]
+
+    asked = ask_all(answer, ROWS)
+    assert [(a.row, a.prompt) for a in asked] == [(r.id, q.prompt) for r in ROWS for q in r.questions]
+    assert all(a.heard == a.wanted and a.exchanged != a.wanted for a in asked)
+    summary = summarise(asked)
+    assert summary["overall"]["gap"] == 100
+    assert summary["skills"]["first?"] == {"audio": 100.0, "exchanged": 0.0, "majority": 33.3, "n": 3}
+
+
+def test_numbers_by_hand() -> None:
+    def one(row: int, skill: str, wanted: str, heard: str, exchanged: str) -> Asked:
+        return Asked(row=str(row), skill=skill, prompt="", wanted=wanted, heard=heard, exchanged=exchanged)
+
+    asked = [
+        one(0, "count", "two", "two", "two"),
+        one(1, "count", "two", "Two ", "three"),
+        one(2, "count", "one", "two", "two"),
+        one(3, "order", "bell", "bell", "drum"),
+    ]
+    summary = summarise(asked)
+    assert summary["skills"]["count"] == {"audio": 66.7, "exchanged": 33.3, "majority": 66.7, "n": 3}
+    overall = summary["overall"]
+    assert (overall["audio"], overall["exchanged"], overall["majority"]) == (75.0, 25.0, 75.0)
+    assert overall["gap"] == 50.0
+    low, high = overall["interval"]
+    assert 0 <= low < 50 < high <= 100
+    console = Console(width=100, record=True, file=None)
+    with console.capture() as captured:
+        console.print(table(summary, "demo"))
+    assert "+50.0" in captured.get() and "order" in captured.get()
