@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from megatron_af.config import Config, ConfigError, StageConfig
+from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import suggestion, to_yaml
 from megatron_af.evaluate.results import Results, tables
 from megatron_af.train.layout import CheckpointError, latest
@@ -36,6 +36,9 @@ STOPPED = 3
 
 type Watch = Callable[[str, str], None]
 """Called with a stage and each line that its processes print."""
+type Launch = Callable[[str, str, Sequence[str], Path, Callable[[str], None]], int]
+"""Runs a tool on a stage's processes: tool, stage, further arguments, the log to append to, whom to tell each line.
+Returns its exit code. Here that is torchrun; a pipeline has launchers of its own."""
 
 
 class StageFailed(RuntimeError):
@@ -147,12 +150,10 @@ def run_curriculum(
     (root / "config.yaml").write_text(to_yaml(config))
     with _Tracking(config) as tracking:
         for stage in stages:
-            step = decide(config, stage)
-            watch(stage, f"{step}\n")
-            if step.action != "skip":
-                _train(config, step, watch)
-            metrics = _measure(config, stage, watch, tracking)
-            _hold_against_gate(config.curriculum[stage], stage, metrics)
+            launch = launch_here(config)
+            train_stage(config, stage, launch, watch)
+            metrics = measure_stage(config, stage, launch, watch, tracking.spool)
+            hold_against_gate(config, stage, metrics)
 
 
 def stage_command(config: Config, tool: str, stage: str) -> list[str]:
@@ -160,6 +161,13 @@ def stage_command(config: Config, tool: str, stage: str) -> list[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.launch.processes_per_node}"]
     resolved = Path(config.output) / config.name / "config.yaml"
     return [sys.executable, *torchrun, str(TOOLS / tool), "--config", str(resolved), f"stage={stage}"]
+
+
+def launch_here(config: Config) -> Launch:
+    def launch(tool: str, stage: str, more: Sequence[str], log: Path, watch: Callable[[str], None]) -> int:
+        return run_command([*stage_command(config, tool, stage), *more], log, watch)
+
+    return launch
 
 
 def run_command(command: Sequence[str], log: Path, watch: Callable[[str], None]) -> int:
@@ -188,8 +196,12 @@ def run_command(command: Sequence[str], log: Path, watch: Callable[[str], None])
     return process.returncode
 
 
-def _train(config: Config, step: Step, watch: Watch) -> None:
-    stage, folder = step.stage, config.stage_folder(step.stage)
+def train_stage(config: Config, stage: str, launch: Launch, watch: Watch) -> None:
+    """Train or resume a stage unless it is done. Raises ``StageFailed``, and what :func:`decide` raises."""
+    step, folder = decide(config, stage), config.stage_folder(stage)
+    watch(stage, f"{step}\n")
+    if step.action == "skip":
+        return
     record = StageRecord.load(folder)
     if record is not None and record.inputs != step.inputs:
         _put_aside(folder)
@@ -203,7 +215,7 @@ def _train(config: Config, step: Step, watch: Watch) -> None:
         del tail[:-40]
         watch(stage, line)
 
-    code = run_command(stage_command(config, "pretrain_af.py", stage), folder / "log.txt", see)
+    code = launch("pretrain_af.py", stage, (), folder / "log.txt", see)
     seconds = time.monotonic() - started + (record.seconds if record else 0.0)
     if code:
         StageRecord(inputs=step.inputs, seconds=seconds).save(folder)
@@ -223,34 +235,41 @@ def _train(config: Config, step: Step, watch: Watch) -> None:
     ).save(folder)
 
 
-def _measure(config: Config, stage: str, watch: Watch, tracking: "_Tracking") -> dict[str, float]:
-    """Metrics of a trained stage: of its last steps, and of its evaluation, which runs if it has not yet."""
+def measure_stage(config: Config, stage: str, launch: Launch, watch: Watch, parent: Spool | None) -> dict[str, float]:
+    """Metrics of a trained stage: of its last steps, and of its evaluation, which runs if it has not yet.
+
+    With the curriculum's spool as ``parent`` they also go to the stage's run in MLflow, and their totals to its parent.
+    """
     settings, folder = config.curriculum[stage], config.stage_folder(stage)
     record = StageRecord.load(folder)
     assert record is not None, "only a trained stage is measured"
     measured = f"{record.digest} on {', '.join(settings.evaluation)}"
     if settings.evaluation and record.evaluated != measured:
         log = folder / "evaluation.txt"
-        for command in _evaluation_commands(config, stage):
-            if code := run_command(command, log, lambda line: watch(stage, line)):
+        for tool, more in _evaluations(config, stage):
+            if code := launch(tool, stage, more, log, lambda line: watch(stage, line)):
                 raise StageFailed(f"the evaluation of stage {stage} failed with exit code {code}: see {log}")
         replace(record, evaluated=measured).save(folder)
-        tracking.log_evaluation(stage, record.inputs)
+        if parent is not None:
+            _log_evaluation(config, stage, record.inputs, parent)
     return read_result(folder) | Results.load(folder).metrics
 
 
-def _evaluation_commands(config: Config, stage: str) -> list[list[str]]:
-    settings = config.curriculum[stage]
+def _evaluations(config: Config, stage: str) -> list[tuple[str, list[str]]]:
+    """Tools that measure a stage, each with its further arguments."""
+    settings, folder = config.curriculum[stage], config.stage_folder(stage)
     if settings.objective == "answer":
-        return [stage_command(config, "evaluate_hearing.py", stage)]
-    command = stage_command(config, "evaluate_clap.py", stage)
-    folder = config.stage_folder(stage)
-    return [[*command, "--rows", name, "--json", str(folder / f"clap-{name}.json")] for name in settings.evaluation]
+        return [("evaluate_hearing.py", [])]
+    return [
+        ("evaluate_clap.py", ["--rows", name, "--json", str(folder / f"clap-{name}.json")])
+        for name in settings.evaluation
+    ]
 
 
-def _hold_against_gate(settings: StageConfig, stage: str, metrics: Mapping[str, float]) -> None:
+def hold_against_gate(config: Config, stage: str, metrics: Mapping[str, float]) -> None:
+    """Raises ``ExitGateFailed`` with every bound that a stage's metrics do not keep."""
     problems = []
-    for name, bounds in settings.exit_gate.items():
+    for name, bounds in config.curriculum[stage].exit_gate.items():
         if name not in metrics:
             known = sorted(metrics)
             raise ConfigError(f"curriculum.{stage}.exit_gate.{name}: nobody logs it{suggestion(name, known)}")
@@ -271,6 +290,20 @@ def _put_aside(folder: Path) -> None:
     old = folder.with_name(f"{folder.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
+
+
+def _log_evaluation(config: Config, stage: str, inputs: Mapping[str, str], parent: Spool) -> None:
+    """Numbers and tables of a stage's evaluation, in its own run; its numbers in the curriculum's, too."""
+    folder = config.stage_folder(stage)
+    metrics = Results.load(folder).metrics
+    step = int(read_result(folder).get("step", 0))
+    spool = Spool(stage_spool(config, stage, inputs))
+    # Not ``metrics``: those are the training's own, by whose last step a resumed stage knows how far it came.
+    spool.append("evaluation", step=step, values={metric_name(name): value for name, value in metrics.items()})
+    for name, (columns, rows) in tables(folder).items():
+        spool.append("table", name=f"evaluation/{name}.json", columns=columns, data=rows)
+    totals = {f"{stage}/{name}": value for name, value in metrics.items() if "/overall/" in name}
+    parent.append("evaluation", step=step, values={metric_name(k): v for k, v in totals.items()})
 
 
 class _Tracking:
@@ -297,20 +330,9 @@ class _Tracking:
         self._run.wait(self._config.tracking.linger_seconds)
         self._send_the_rest()
 
-    def log_evaluation(self, stage: str, inputs: Mapping[str, str]) -> None:
-        """Numbers and tables of a stage's evaluation, in its own run; its numbers in the curriculum's, too."""
-        if self._run is None:
-            return
-        folder = self._config.stage_folder(stage)
-        metrics = Results.load(folder).metrics
-        step = int(read_result(folder).get("step", 0))
-        spool = Spool(stage_spool(self._config, stage, inputs))
-        # Not ``metrics``: those are the training's own, by whose last step a resumed stage knows how far it came.
-        spool.append("evaluation", step=step, values={metric_name(name): value for name, value in metrics.items()})
-        for name, (columns, rows) in tables(folder).items():
-            spool.append("table", name=f"evaluation/{name}.json", columns=columns, data=rows)
-        totals = {f"{stage}/{name}": value for name, value in metrics.items() if "/overall/" in name}
-        self._run.spool.append("evaluation", step=step, values={metric_name(k): v for k, v in totals.items()})
+    @property
+    def spool(self) -> Spool | None:
+        return self._run.spool if self._run else None
 
     def _send_the_rest(self) -> None:
         """What was written after a stage's own sender had ended. Without the server it waits for the next time."""
