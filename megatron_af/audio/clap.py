@@ -1,13 +1,12 @@
 """CLAP: HTS-AT and a text tower that meet in a joint space.
 
     model = ClapModel(config, tokenizer)
-    ids_TS, real_TS = model.clap.tokenize(["a dog barks", "rain falls"])
+    ids_TS, real_TS = model.clap.text.tokenize(["a dog barks", "rain falls"])
     audio_BJ = model.embed_audio(mel_WFM, windows=[1, 3])        # one unit vector per clip
     text_TJ = model.embed_text(ids_TS, real_TS)                  # one unit vector per text
 
-A tower's output is averaged (the encoder's over all tokens of a clip, the text's over its real tokens; the reference
-averaged over padding too) and projected by two layers. Source: Wu et al. 2023 (LAION-CLAP) and the AFClap folder of
-Audio Flamingo 2.
+A tower's output is averaged, the encoder's over all tokens of a clip or of a part of it, and projected by two layers.
+Source: Wu et al. 2023 (LAION-CLAP) and the AFClap folder of Audio Flamingo 2.
 
 Shapes: W windows, F mel frames, M mel bins, L tokens of a window, D feature dim, B clips, T texts, S text positions,
 H text hidden, J joint dim.
@@ -15,31 +14,18 @@ H text hidden, J joint dim.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForTextEncoding, AutoTokenizer, BertConfig
 
 from megatron_af.audio.htsat import HTSAT, IMAGE_SIDE
+from megatron_af.audio.text_tower import TextTokenizer, TextTower
 from megatron_af.config import ClapConfig, FrontEndConfig, ModelConfig
 
 LOWEST_TEMPERATURE = 0.01
 """A learnt temperature stops here, where CLIP's does (Radford et al. 2021, section 2.5)."""
-
-
-class TextTokenizer(Protocol):
-    """What a text tower needs of a tokenizer (:class:`megatron_af.text.tokenizer.Tokenizer` has it)."""
-
-    @property
-    def pad_id(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def __len__(self) -> int: ...
 
 
 class ClapModel(nn.Module):
@@ -79,7 +65,7 @@ class ClapModel(nn.Module):
         return self.clap.join_audio(means_BD)
 
     def embed_text(self, ids_TS: Tensor, real_TS: Tensor) -> Tensor:
-        """Unit vectors text_TJ (float32) of texts as :meth:`JointSpace.tokenize` returns them."""
+        """Unit vectors text_TJ (float32) of texts as :meth:`TextTower.tokenize` returns them."""
         return self.clap.join_text(ids_TS, real_TS)
 
     @property
@@ -95,45 +81,20 @@ class JointSpace(nn.Module):
 
     def __init__(self, config: ClapConfig, audio_dim: int, tokenizer: TextTokenizer | None) -> None:
         super().__init__()
-        self.max_tokens = config.text_max_tokens
-        tower, self._tokenizer = _text_tower(config, tokenizer)
-        if config.text_recompute:
-            tower.gradient_checkpointing_enable({"use_reentrant": False})
-        self.text: nn.Module = tower
+        self.text = TextTower(config, tokenizer)
         self.audio_projection = _projection(audio_dim, config.joint_dim)
-        self.text_projection = _projection(tower.config.hidden_size, config.joint_dim)
+        self.text_projection = _projection(self.text.width, config.joint_dim)
         log_scale = torch.tensor(-math.log(config.temperature))
         if config.learn_temperature:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids (int64) and which of them are real (bool), both (T, S), right padded to the longest text.
-
-        Raises:
-            ValueError: for a text without any token.
-        """
-        rows = [self._tokenizer.encode(text) for text in texts]
-        empty = [i for i, row in enumerate(rows) if not row]
-        if empty:
-            raise ValueError(f"text {empty[0]} of {len(rows)} has no token: {texts[empty[0]]!r}; mend its row")
-        rows = [row[: self.max_tokens] for row in rows]
-        longest = max((len(row) for row in rows), default=1)
-        ids_TS = torch.full((len(rows), longest), self._tokenizer.pad_id)
-        for ids_S, row in zip(ids_TS, rows, strict=True):
-            ids_S[: len(row)] = torch.tensor(row)
-        lengths_T = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        return ids_TS, torch.arange(longest) < lengths_T[:, None]
-
     def join_audio(self, means_BD: Tensor) -> Tensor:
         return F.normalize(self.audio_projection(means_BD).float(), dim=-1)
 
     def join_text(self, ids_TS: Tensor, real_TS: Tensor) -> Tensor:
-        hidden_TSH = self.text(input_ids=ids_TS, attention_mask=real_TS.long()).last_hidden_state
-        weight_TS = real_TS / real_TS.sum(1, keepdim=True)
-        mean_TH = torch.einsum("tsh,ts->th", hidden_TSH, weight_TS.to(hidden_TSH.dtype))
-        return F.normalize(self.text_projection(mean_TH).float(), dim=-1)
+        return F.normalize(self.text_projection(self.text(ids_TS, real_TS)).float(), dim=-1)
 
 
 def clip_means(features_WLD: Tensor, windows: Sequence[int]) -> Tensor:
@@ -180,51 +141,3 @@ def _time_steps(tokens: int, front_end: FrontEndConfig) -> int:
 
 def _projection(width: int, joint_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, joint_dim), nn.ReLU(), nn.Linear(joint_dim, joint_dim))
-
-
-def _text_tower(config: ClapConfig, tokenizer: TextTokenizer | None) -> tuple[Any, TextTokenizer]:
-    if not config.text_tower:
-        if tokenizer is None:
-            raise ValueError("a fresh text tower needs a tokenizer: set data.tokenizer or model.clap.text_tower")
-        sizes = BertConfig(
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_id,
-            hidden_size=config.text_hidden,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_heads,
-            intermediate_size=4 * config.text_hidden,
-            max_position_embeddings=config.text_max_tokens,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        tower = AutoModelForTextEncoding.from_config(sizes)
-    else:
-        try:
-            tower = AutoModelForTextEncoding.from_pretrained(config.text_tower, dtype=torch.float32)
-            tokenizer = _PretrainedTokenizer(config)
-        except (OSError, ValueError) as error:
-            kind = "folder" if Path(config.text_tower).is_dir() else "name that is no folder here"
-            raise ValueError(
-                f"model.clap.text_tower: {config.text_tower!r} is a {kind} and holds no text encoder that transformers "
-                f"can load ({error})"
-            ) from error
-    if getattr(tower, "pooler", None) is not None:
-        tower.pooler = None  # BERT's head for its own pre-training task: nothing here would use it
-    return tower, tokenizer
-
-
-class _PretrainedTokenizer:
-    """A Hugging Face tokenizer as a :class:`TextTokenizer`, with the special tokens its tower was trained with."""
-
-    def __init__(self, config: ClapConfig) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(config.text_tower)
-        self._max_tokens = config.text_max_tokens
-        self.pad_id: int = self._tokenizer.pad_token_id
-
-    def encode(self, text: str) -> list[int]:
-        # cut here, so that the closing special token survives
-        ids: list[int] = self._tokenizer(text, truncation=True, max_length=self._max_tokens)["input_ids"]
-        return ids
-
-    def __len__(self) -> int:
-        return len(self._tokenizer)

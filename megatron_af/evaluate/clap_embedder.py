@@ -56,7 +56,8 @@ class ClapEmbedder:
             found: list[Tensor] = []
             batches = evaluation_batches(
                 self.config,
-                [replace(row, clips=row.clips[:1], questions=()) for row in mine],
+                # One whole-clip caption per row, so that a batch's captions are its rows.
+                [replace(row, clips=row.clips[:1], questions=(), captions=("-",), spans=()) for row in mine],
                 tokenizer=self._tokenizer,
                 device=self.device,
                 max_windows=self.stage.max_windows,
@@ -78,7 +79,7 @@ class ClapEmbedder:
         def embed(mine: Sequence[str]) -> list[Tensor]:
             found: list[Tensor] = []
             for begin in range(0, len(mine), BATCH_TEXTS):
-                ids_TS, real_TS = self.model.clap.tokenize(mine[begin : begin + BATCH_TEXTS])
+                ids_TS, real_TS = self.model.clap.text.tokenize(mine[begin : begin + BATCH_TEXTS])
                 found += self.model.embed_text(ids_TS.to(self.device.torch), real_TS.to(self.device.torch)).cpu()
             return found
 

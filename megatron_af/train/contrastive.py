@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_af.audio.augment import draw_mix_up, mix
-from megatron_af.audio.clap import ClapModel, TextTokenizer
+from megatron_af.audio.clap import ClapModel
 from megatron_af.audio.clap_loss import af_clap_loss, clip_loss
+from megatron_af.audio.text_tower import TextTokenizer
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import Captions, StepBatch
 from megatron_af.decoder.transformer_config import transformer_config
@@ -141,7 +142,7 @@ class ContrastiveObjective:
     def _embed(self, texts: list[str]) -> Tensor:
         if not texts:  # a leaf, so that this rank too takes part in the backward pass of the collectives
             return torch.zeros(0, self._model.joint_dim, device=self._device, requires_grad=True)
-        ids_TS, real_TS = self._model.clap.tokenize(texts)
+        ids_TS, real_TS = self._model.clap.text.tokenize(texts)
         return self._model.embed_text(ids_TS.to(self._device), real_TS.to(self._device))
 
     def _repeat(self, counts: list[int]) -> Tensor:

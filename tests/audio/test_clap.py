@@ -51,20 +51,20 @@ def build(clap: ClapConfig = FRESH) -> ClapModel:
 def test_padding_does_not_change_a_text():
     clap = build().eval().clap
     short, long = "a dog barks", "a dog barks then rain falls then rain falls"
-    together = clap.join_text(*clap.tokenize([short, long]))
+    together = clap.join_text(*clap.text.tokenize([short, long]))
     for text, vector in zip((short, long), together, strict=True):
-        torch.testing.assert_close(clap.join_text(*clap.tokenize([text]))[0], vector, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(clap.join_text(*clap.text.tokenize([text]))[0], vector, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(together.norm(dim=-1), torch.ones(2))
 
 
 def test_texts_are_cut_and_empty_ones_refused():
     clap = build().clap
-    ids, real = clap.tokenize(["a " * 50, "rain"])
+    ids, real = clap.text.tokenize(["a " * 50, "rain"])
     assert ids.shape == real.shape == (2, 12)
     assert real.sum(1).tolist() == [12, 1]
     with pytest.raises(ValueError, match="text 1 of 2 has no token"):
-        clap.tokenize(["a", " "])
-    assert clap.tokenize([])[0].shape == (0, 1)
+        clap.text.tokenize(["a", " "])
+    assert clap.text.tokenize([])[0].shape == (0, 1)
 
 
 def test_clip_is_the_mean_of_all_its_windows():
@@ -90,7 +90,7 @@ def test_part_of_a_clip_is_the_mean_of_its_time_steps():
 def test_every_parameter_gets_a_gradient():
     model = build(ClapConfig(**{**vars(FRESH), "learn_temperature": True, "text_recompute": True})).train()
     audio = model.embed_audio(torch.randn(2, 1001, 64), [1, 1])
-    text = model.embed_text(*model.clap.tokenize(["a dog barks", "rain falls"]))
+    text = model.embed_text(*model.clap.text.tokenize(["a dog barks", "rain falls"]))
     (model.scale * (audio @ text.T)).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
@@ -122,7 +122,7 @@ def test_any_hugging_face_encoder_is_a_tower(tmp_path, kind):
     save_tower(tmp_path, kind)
     config = ClapConfig(text_tower=str(tmp_path), joint_dim=8)
     space = JointSpace(config, 16, None).eval()
-    ids, real = space.tokenize(["a dog barks", "rain"])
+    ids, real = space.text.tokenize(["a dog barks", "rain"])
     assert ids.tolist() == [[3, 4, 5], [7, 0, 0]]
     # by hand: mean of the tower's outputs over the real tokens, then the projection
     tower = AutoModelForTextEncoding.from_pretrained(tmp_path).eval()

@@ -107,6 +107,7 @@ def claim_row(row: Row, seed: int, *, plain: float) -> Row | None:
     return replace(
         row,
         questions=(),
+        spans=(),
         captions=paraphrases(events, rng, POSITIVES),
         negatives=tuple(text for _, text in negatives),
         meta={**row.meta, "negative_kinds": [kind for kind, _ in negatives]},
