@@ -3,6 +3,7 @@
     python tools/demo.py            about a quarter of an hour on two cores (configs/demo.yaml)
     python tools/demo.py --long     up to an hour, hears more (configs/demo_long.yaml)
     python tools/demo.py --config FILE [key=value …]
+    python tools/demo.py --prepare  only the recordings and scenes, as a pipeline's first step
 
 Prepares recordings and scenes, trains every stage of the curriculum, asks held-out questions, prints a table by
 skill and writes runs/NAME/summary.json. A run that was stopped goes on where it was.
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from megatron_af.config import ConfigError
-from megatron_af.evaluate.demo import StepFailed, run_demo
+from megatron_af.evaluate.demo import StepFailed, prepare_demo, run_demo
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -23,10 +24,12 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--config", default=str(CONFIGS / "demo.yaml"), help="top YAML file of the run")
     which.add_argument("--long", action="store_const", dest="config", const=str(CONFIGS / "demo_long.yaml"))
+    parser.add_argument("--prepare", action="store_true", help="only prepare recordings and scenes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_args()
     try:
-        run_demo(arguments.config, arguments.overrides)
+        run = prepare_demo if arguments.prepare else run_demo
+        run(arguments.config, arguments.overrides)
     except (ConfigError, StepFailed) as error:
         print(error, file=sys.stderr)
         return 2

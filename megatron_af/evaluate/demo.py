@@ -47,8 +47,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     seconds = _Seconds(folder / "seconds.json")
-    columns = TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console) as progress:
+    with _progress(console) as progress:
         recordings = _prepare(config, progress, seconds)
         progress.console.print(f"sounds: {recordings.source}")
         for stage in config.curriculum:
@@ -79,6 +78,21 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         f"{seconds.spent.get('prepare', 0.0):.0f} s. {folder / 'summary.json'}"
     )
     return summary
+
+
+def prepare_demo(path: str, overrides: Sequence[str] = ()) -> None:
+    """Only the recordings, scenes and tokenizer, where a pipeline does the rest."""
+    config = load_config(path, overrides)
+    folder = Path(config.output) / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _progress(Console()) as progress:
+        recordings = _prepare(config, progress, _Seconds(folder / "seconds.json"))
+    print(f"sounds: {recordings.source}")
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console)
 
 
 class _Seconds:
