@@ -381,12 +381,12 @@ class RegistryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """A pipeline step around the stages: preparation, retrieval index, evaluation, release."""
+    """A pipeline step around the stages: preparation, retrieval index, release."""
 
     run: tuple[str, ...] = ()
     """Command behind ``python``; ``{config}`` stands for the file with the run's resolved configuration."""
     after: tuple[str, ...] = ()
-    """Steps and stages it waits for (``stages``: all of them). Empty: every stage waits for it."""
+    """Steps and stages it waits for (``stages``: all, trained and measured). Empty: every stage waits for it."""
     before: tuple[str, ...] = ()
     """Stages that wait for it, where it stands between two of them."""
     distributed: bool = False
@@ -397,8 +397,7 @@ def release_steps() -> dict[str, StepConfig]:
     """The steps every curriculum has; a YAML file changes or adds single ones by name."""
     return {
         "prepare": StepConfig(run=("tools/prepare_data.py", "prepare", "--config", "{config}")),
-        "evaluate": StepConfig(run=("tools/evaluate.py", "--config", "{config}"), after=("stages",)),
-        "register": StepConfig(run=("tools/promote.py", "register", "--config", "{config}"), after=("evaluate",)),
+        "register": StepConfig(run=("tools/promote.py", "register", "--config", "{config}"), after=("stages",)),
         "gate": StepConfig(run=("tools/promote.py", "gate", "--config", "{config}"), after=("register",)),
         "promote": StepConfig(run=("tools/promote.py", "promote", "--config", "{config}"), after=("gate",)),
     }
@@ -459,3 +458,16 @@ class Config:
     def stage_folder(self, stage: str) -> Path:
         """Everything that a stage of this run writes lies here."""
         return Path(self.output) / self.name / stage
+
+    def sample_tokens(self, stage: StageConfig) -> int:
+        """Audio and text tokens of a sample at its longest."""
+        return stage.max_windows * self.model.encoder.tokens_per_window + stage.max_text_tokens
+
+    def step_unit(self, stage: StageConfig, world_size: int) -> int:
+        """Samples that a global batch is a multiple of: one micro-batch on every data-parallel rank.
+
+        The interleaved schedule takes micro-batches in groups of ``parallel.pipeline``.
+        """
+        parallel = self.parallel
+        group = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
+        return world_size // (parallel.tensor * parallel.pipeline) * stage.micro_batch_samples * group

@@ -202,30 +202,24 @@ def _parameter_families(config: Config) -> list[str]:
 
 
 def _batch(config: Config, prefix: str, stage: StageConfig, world_size: int) -> Iterator[str]:
-    parallel = config.parallel
-    model_ranks = max(1, parallel.tensor * parallel.pipeline)
-    data_ranks = max(1, world_size // model_ranks)
-    share = data_ranks * stage.micro_batch_samples
+    unit = config.step_unit(stage, world_size) if min(config.parallel.tensor, config.parallel.pipeline) > 0 else 0
+    if unit < 1:
+        return  # too few processes for one copy of the model, or no samples: reported elsewhere
+    why = "data-parallel ranks x micro_batch_samples"
+    if config.parallel.virtual_pipeline > 1:
+        why += " x parallel.pipeline, for the interleaved schedule"
     if stage.batch_tokens:
-        sample = stage.max_windows * config.model.encoder.tokens_per_window + stage.max_text_tokens
-        if sample * share > stage.batch_tokens:
+        tokens = config.sample_tokens(stage)
+        if tokens * unit > stage.batch_tokens:
             yield (
-                f"{prefix}.batch_tokens = {stage.batch_tokens}: the longest sample has {sample} tokens "
+                f"{prefix}.batch_tokens = {stage.batch_tokens}: the longest sample has {tokens} tokens "
                 f"({prefix}.max_windows = {stage.max_windows}, max_text_tokens = {stage.max_text_tokens}) and a step "
-                f"takes at least {share} samples; raise batch_tokens to {sample * share} or lower max_windows"
+                f"takes at least {unit} samples ({why}); raise it to {tokens * unit} or lower max_windows"
             )
-        return
-    if share < 1 or stage.global_batch_samples % share:
+    elif stage.global_batch_samples % unit:
         yield (
-            f"{prefix}.global_batch_samples = {stage.global_batch_samples}: not a multiple of data-parallel ranks x "
-            f"micro_batch_samples = {data_ranks} x {stage.micro_batch_samples}; change one of the two"
-        )
-    elif parallel.virtual_pipeline > 1 and (stage.global_batch_samples // share) % parallel.pipeline:
-        micro_batches = stage.global_batch_samples // share
-        yield (
-            f"{prefix}.global_batch_samples = {stage.global_batch_samples} makes {micro_batches} micro-batches a step; "
-            f"the interleaved schedule needs a multiple of parallel.pipeline = {parallel.pipeline}: use a multiple of "
-            f"{share * parallel.pipeline} samples"
+            f"{prefix}.global_batch_samples = {stage.global_batch_samples}: must be a multiple of {unit} ({why}); "
+            f"change it or micro_batch_samples = {stage.micro_batch_samples}"
         )
 
 

@@ -25,18 +25,10 @@ def resolve_sizes(config: Config, world_size: int) -> Config:
     return replace(config, curriculum={**config.curriculum, config.stage: stage})
 
 
-def sample_tokens(config: Config, stage: StageConfig) -> int:
-    """Audio and text tokens of a sample at its longest."""
-    return stage.max_windows * config.model.encoder.tokens_per_window + stage.max_text_tokens
-
-
 def batch_samples(config: Config, stage: StageConfig, world_size: int) -> int:
     """Samples that fit ``stage.batch_tokens``: a whole number of micro-batches on every data-parallel rank."""
-    parallel = config.parallel
-    unit = world_size // (parallel.tensor * parallel.pipeline) * stage.micro_batch_samples
-    if parallel.virtual_pipeline > 1:
-        unit *= parallel.pipeline  # the interleaved schedule takes micro-batches in groups of this many
-    return max(1, stage.batch_tokens // sample_tokens(config, stage) // unit) * unit
+    unit = config.step_unit(stage, world_size)
+    return max(1, stage.batch_tokens // config.sample_tokens(stage) // unit) * unit
 
 
 def steps_of_passes(stage: StageConfig, rows: dict[str, int]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ParallelConfig, StageConfig
-from megatron_af.train.budget import batch_samples, resolve_sizes, sample_tokens, steps_of_passes
+from megatron_af.train.budget import batch_samples, resolve_sizes, steps_of_passes
 from megatron_af.validation import check
 
 
@@ -19,7 +19,7 @@ def test_long_stages_take_fewer_samples_of_the_same_budget(max_windows: int, tok
     """Audio Flamingo 2's stages on 16 data-parallel ranks, at the budget of stage 1."""
     config = Config(name="af2", parallel=ParallelConfig(tensor=2))
     stage = StageConfig(max_windows=max_windows, batch_tokens=1024 * 704, micro_batch_samples=1)
-    assert sample_tokens(config, stage) == tokens
+    assert config.sample_tokens(stage) == tokens
     assert batch_samples(config, stage, world_size=32) == samples
     assert samples % 16 == 0 and stage.batch_tokens - 16 * tokens < samples * tokens <= stage.batch_tokens
 
