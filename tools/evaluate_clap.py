@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--rows", required=True, help="data set to evaluate on")
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys, stage=NAME first")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.evaluate.clap import evaluate_clap, table
