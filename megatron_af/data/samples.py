@@ -119,6 +119,10 @@ class SampleSource:
         if self._stage.objective == "contrastive":
             if not (row.captions or row.spans) or len(row.clips) != 1:
                 raise RowError(f"row {row.id}: a contrastive stage needs one clip and at least one caption")
+            for said in (row, *row.spans):
+                both = {c.lower().strip() for c in said.captions} & {n.lower().strip() for n in said.negatives}
+                if both:
+                    raise RowError(f"row {row.id}: {min(both)!r} is a caption and a negative at once; remove one")
             return Sample(row=row, dataset=dataset, questions=(), segments=())
         questions = chosen_questions(row, draw, self._stage.questions_per_sample)
         prefix = self._prefixes[draw.dataset] * 2**64 > keyed_hash(draw.index, draw.row)
