@@ -9,19 +9,22 @@ the same cost and memory of a step.
 from dataclasses import replace
 
 from megatron_af.config import Config, StageConfig
-from megatron_af.train.lineage import manifest_path
+from megatron_af.data.shards import open_rows
+from megatron_af.data.storage import DataRoot
 
 
 def resolve_sizes(config: Config, world_size: int) -> Config:
     """``config`` with ``global_batch_samples`` and ``steps`` of ``config.stage`` as numbers.
 
-    Raises ``FileNotFoundError`` where a pass is asked for over a manifest that is not there.
+    Raises ``FileNotFoundError`` where passes are asked for over data that is not there.
     """
     stage = config.curriculum[config.stage]
     if stage.batch_tokens:
         stage = replace(stage, global_batch_samples=batch_samples(config, stage, world_size))
     if stage.passes:
-        stage = replace(stage, steps=steps_of_passes(stage, {name: _num_rows(config, name) for name in stage.blend}))
+        root, datasets = DataRoot(config.data.root), config.data.datasets
+        rows = {name: len(open_rows(root, datasets[name].manifest)) for name in stage.blend}
+        stage = replace(stage, steps=steps_of_passes(stage, rows))
     return replace(config, curriculum={**config.curriculum, config.stage: stage})
 
 
@@ -36,7 +39,3 @@ def steps_of_passes(stage: StageConfig, rows: dict[str, int]) -> int:
     samples = stage.passes * sum(weight * rows[name] for name, weight in stage.blend.items())
     return max(1, round(samples / stage.global_batch_samples))
 
-
-def _num_rows(config: Config, dataset: str) -> int:
-    with manifest_path(config, dataset).open("rb") as lines:
-        return sum(1 for line in lines if line.strip())

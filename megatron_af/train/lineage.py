@@ -8,6 +8,8 @@ import dataclasses
 from pathlib import Path
 
 from megatron_af.config import Config
+from megatron_af.data.shards import INDEX
+from megatron_af.data.storage import DataRoot
 from megatron_af.digest import DIGEST_FILE, digest_file, digest_tree, digest_value, record_digest, recorded_digest
 from megatron_af.train.layout import resolve_entry
 
@@ -28,7 +30,7 @@ def stage_inputs(config: Config, stage: str) -> dict[str, str]:
         del settings[name]
     inputs = {"config": digest_value([settings, config.model, config.seed, config.precision])}
     for dataset in sorted(config.curriculum[stage].blend):
-        inputs[f"data/{dataset}"] = digest_file(manifest_path(config, dataset))
+        inputs[f"data/{dataset}"] = digest_file(dataset_index(config, dataset))
     tokenizer = Path(config.data.tokenizer)
     if config.data.tokenizer and tokenizer.exists():
         inputs["tokenizer"] = digest_tree(tokenizer) if tokenizer.is_dir() else digest_file(tokenizer)
@@ -38,18 +40,22 @@ def stage_inputs(config: Config, stage: str) -> dict[str, str]:
     return inputs
 
 
-def manifest_path(config: Config, dataset: str) -> Path:
-    """The JSONL file of a data set. Raises ``KeyError`` or ``FileNotFoundError`` that name the YAML key."""
+def dataset_index(config: Config, dataset: str) -> Path:
+    """The file that says all of a data set: its JSONL, or the index of a prepared one, which holds every clip's digest.
+
+    Raises ``KeyError`` or ``FileNotFoundError`` that name the YAML key.
+    """
     if dataset not in config.data.datasets:
         raise KeyError(
             f"a blend names the data set {dataset!r}, which data.datasets lacks; it has {sorted(config.data.datasets)}"
         )
-    path = Path(config.data.root) / config.data.datasets[dataset].manifest
-    if not path.is_file():
+    root, manifest = DataRoot(config.data.root), config.data.datasets[dataset].manifest
+    try:
+        return root.fetch(manifest if manifest.endswith(".jsonl") else f"{manifest}/{INDEX}")
+    except FileNotFoundError:
         raise FileNotFoundError(
-            f"data.datasets.{dataset}.manifest: there is no {path}; prepare the data first, or correct the path"
-        )
-    return path
+            f"data.datasets.{dataset}.manifest: there is no {root}/{manifest}; prepare the data, or correct the path"
+        ) from None
 
 
 def checkpoint_digest(checkpoint: Path) -> str:

@@ -36,14 +36,14 @@ def test_interleaved_schedules_get_whole_groups_of_micro_batches() -> None:
 
 def test_passes_are_steps_over_the_weighted_data(tmp_path: Path) -> None:
     for name, rows in (("clotho", 300), ("musiccaps", 100)):
-        (tmp_path / name).write_text("{}\n" * rows)
+        (tmp_path / f"{name}.jsonl").write_text('{"id": "a"}\n' * rows)
     stage = StageConfig(blend={"clotho": 1.0, "musiccaps": 2.0}, passes=2, global_batch_samples=8)
     config = Config(
         name="x",
         stage="s",
         curriculum={"s": stage, "other": StageConfig(steps=7)},
         data=DataConfig(
-            root=str(tmp_path), datasets={name: DatasetConfig(manifest=name) for name in ("clotho", "musiccaps")}
+            root=str(tmp_path), datasets={name: DatasetConfig(manifest=f"{name}.jsonl") for name in ("clotho", "musiccaps")}
         ),
     )
     resolved = resolve_sizes(config, world_size=1)
