@@ -12,6 +12,8 @@ from pathlib import Path
 
 from megatron_af.config import PARTS, Config, ConfigError, StageConfig
 from megatron_af.config_file import suggestion
+from megatron_af.data.shards import INDEX
+from megatron_af.data.storage import DataRoot
 
 MEL_FRAMES, MEL_BINS = 1024, 64
 """HTS-AT folds this many frames by bins into its square image."""
@@ -243,15 +245,18 @@ def _unknown_stage(config: Config) -> str:
 
 
 def _missing_files(config: Config, stage: StageConfig) -> Iterator[str]:
-    root = Path(config.data.root)
-    if not root.is_dir():
+    root = DataRoot(config.data.root)
+    if "://" not in config.data.root and not Path(config.data.root).is_dir():
         yield f"data.root = {root}: no such folder; prepare the data (tools/prepare_data.py) or name where it lies"
     else:
-        for name in stage.blend:
-            if name in config.data.datasets:
-                manifest = root / config.data.datasets[name].manifest
-                if not manifest.exists():
-                    yield f"data.datasets.{name}.manifest: no file {manifest}; prepare the data or correct the path"
+        for name in filter(config.data.datasets.__contains__, stage.blend):
+            manifest = config.data.datasets[name].manifest
+            key = f"data.datasets.{name}.manifest = {manifest}"
+            try:
+                if not root.exists(manifest if manifest.endswith(".jsonl") else f"{manifest}/{INDEX}"):
+                    yield f"{key}: not in {root}; prepare the data or correct the path"
+            except (OSError, ValueError) as error:
+                yield f"{key}: {error}"
     tokenizer = config.data.tokenizer
     is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", tokenizer) and not tokenizer.endswith(".json")
     if not tokenizer:

@@ -8,8 +8,6 @@ A step costs one write to a local file; everything else happens in another proce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from megatron_af.config import Config
 from megatron_af.train.callbacks import Callback, Record
 from megatron_af.train.tracking.runs import TrackedRun, start_stage_run
@@ -31,7 +29,7 @@ class MLflowTracking(Callback):
 
     def on_start(self, trainer: "Trainer") -> None:
         if trainer.rank == 0 and self._config.tracking.enabled:
-            gpus = f"{trainer.world_size} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+            gpus = f"{trainer.world_size} x {trainer.device.name}" if trainer.device.is_gpu else ""
             self._run = start_stage_run(self._config, gpus=gpus, world_size=trainer.world_size)
             self._last_step = self._run.spool.last_step()
 
