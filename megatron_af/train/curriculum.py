@@ -23,9 +23,8 @@ from typing import Literal
 from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import suggestion, to_yaml
 from megatron_af.evaluate.results import Results, tables
-from megatron_af.train.layout import CheckpointError, latest
+from megatron_af.train.layout import CheckpointError, latest, read_result
 from megatron_af.train.lineage import checkpoint_digest, stage_inputs
-from megatron_af.train.result import read_result
 from megatron_af.train.tracking.runs import TrackedRun, stage_spool, start_curriculum_run
 from megatron_af.train.tracking.spool import Spool, metric_name
 from megatron_af.validation import check

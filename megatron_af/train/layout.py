@@ -15,6 +15,8 @@ from megatron_af.config import Config
 
 MANIFEST = "checkpoint.json"
 LATEST = "latest"
+RESULT = "result.json"
+"""In a stage's folder: its last numbers (``result.py``)."""
 
 
 class CheckpointError(RuntimeError):
@@ -78,6 +80,13 @@ def source_of(checkpoint: Path, part: str) -> Path:
             "stage's `entry`"
         )
     return (checkpoint / parts[part]).resolve()
+
+
+def read_result(folder: Path) -> dict[str, float]:
+    """The last numbers of a stage; empty where it has not come to its end."""
+    file = folder / RESULT
+    result: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    return result
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:

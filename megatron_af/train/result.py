@@ -1,20 +1,19 @@
 """The last numbers of a stage, on disk for whoever decides what comes next.
 
     Trainer(config, [StageResult()])
-    read_result(config.stage_folder("align"))      # {"loss": 1.31, "gate_attn/0": 0.2, …}
+    read_result(config.stage_folder("align"))      # layout.py: {"loss": 1.31, "gate_attn/0": 0.2, …}
 """
 
 import json
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_af.train.callbacks import Callback, Record
+from megatron_af.train.layout import RESULT
 
 if TYPE_CHECKING:
     from megatron_af.train.trainer import Trainer
 
-RESULT = "result.json"
 AVERAGED_STEPS = 20
 
 
@@ -34,10 +33,3 @@ class StageResult(Callback):
                 values = [record[name] for record in self._last if name in record]
                 means[name] = sum(values) / len(values)
             (trainer.folder / RESULT).write_text(json.dumps(means | {"step": self._last[-1]["step"]}, indent=1))
-
-
-def read_result(folder: Path) -> dict[str, float]:
-    """Empty where the stage has not come to its end."""
-    file = folder / RESULT
-    result: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
-    return result

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from megatron_af.train.result import StageResult, read_result
+from megatron_af.train.layout import read_result
+from megatron_af.train.result import StageResult
 
 
 def follow(folder: Path, rank: int, reason: str) -> dict[str, float]:
