@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in (("compile", commands.compile_), ("run", commands.run), ("submit", commands.submit)):
         started = verb(name, command)
         started.add_argument("--cluster", required=name == "submit", help="cluster file; none: this machine")
-        started.add_argument("--pipeline", choices=list(PIPELINES), default="curriculum")
+        started.add_argument("--pipeline", choices=PIPELINES, default="curriculum")
         if name == "compile":
             started.add_argument("--output", required=True, help="where the compiled pipeline is written")
     verb("status", commands.status)

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 
+from af_pipelines.steps import measure_step
 from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import read_values
+from megatron_af.validation import check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,20 +149,16 @@ def check_cluster(cluster: ClusterConfig) -> list[str]:
 
 
 def check_placements(config: Config, cluster: ClusterConfig) -> list[str]:
-    """Where a run does not fit on a cluster: unknown names, processes that the model's layout cannot be cut into."""
-    known = {*config.curriculum, *config.steps}
+    """Where a run does not fit on a cluster: unknown names, a model or batch that these processes cannot share."""
+    known = {*config.curriculum, *map(measure_step, config.curriculum), *config.steps}
     problems = [
         f"placements.{name}: the run has no such step; it has {', '.join(sorted(known))}"
         for name in cluster.placements
         if name not in known
     ]
-    model_parallel = config.parallel.tensor * config.parallel.pipeline
-    for name in config.curriculum:
-        placement = cluster.placement(name, stage=True)
-        world = placement.nodes * placement.processes
-        if world % model_parallel:
-            problems.append(
-                f"stage {name} gets {placement.nodes} nodes x {placement.processes} processes = {world}, not a "
-                f"multiple of parallel.tensor x parallel.pipeline = {model_parallel}: change one of them"
-            )
+    for stage in config.curriculum:
+        placement = cluster.placement(stage, stage=True)
+        found = check(dataclasses.replace(config, stage=stage), placement.nodes * placement.processes)
+        where = f"stage {stage} on {placement.nodes} nodes x {placement.processes} processes: "
+        problems += [where + problem for problem in found]
     return problems

@@ -3,8 +3,9 @@
     metrics = run_step("align", Arguments(config=…, cluster=…, launch=Launch(run="demo-1")), launcher="auto")
     finish(Arguments(…), state="SUCCEEDED")        # the exit handler
 
-A step that is done is not run again, unless what it is made from changed. Two steps outside the stages' own tools are
-never skipped in a pipeline of their own: who asks for ``evaluate`` or ``promote`` wants it done now.
+A step that is done is not run again, unless what it is made from changed. For a stage that is decided by
+`megatron_af.train.curriculum`, from digests of its data and of the checkpoints it starts from; only where its processes
+run is decided here. Commands are not skipped in a pipeline of their own: who asks for ``promote`` wants it done now.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from af_pipelines.logs import read_progress
 from af_pipelines.records import CANCELLED, DONE, FAILED, RUNNING, Launch, RunFolder, StepRecord
 from af_pipelines.report import write_report
 from af_pipelines.steps import StepSpec, pipeline_steps
-from megatron_af.config import Config
+from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import read_values
 
 Say = Callable[[str], None]
@@ -64,7 +65,7 @@ def run_step(name: str, arguments: Arguments, launcher: str = "auto") -> dict[st
     folder = RunFolder(config)
     with _log(folder.log(name)) as say:
         before = folder.step(name)
-        if before and before.state == DONE and before.reads == spec.reads and _may_skip(before, launch):
+        if before and before.state == DONE and before.reads == spec.reads and _may_skip(spec, before, launch):
             say(f"[{name}] done before, {time.strftime('%F %T', time.localtime(before.ended))}; nothing to do")
             return {"seconds": 0.0, "restarts": 0.0}
         if before and before.give_up and before.launch == launch:
@@ -75,12 +76,13 @@ def run_step(name: str, arguments: Arguments, launcher: str = "auto") -> dict[st
         config_file = folder.write_config(config)
         folder.write_step(record)
         try:
-            if _on_cluster(launcher) and not spec.after:
-                from af_pipelines.trainjob import check
-
-                jobs = [_job(other, config, cluster, config_file) for other in steps if other.distributed]
-                check(jobs, cluster, launch)
-            restarts = _launch(_job(spec, config, cluster, config_file), cluster, launch, launcher, following)
+            place = _Place(spec, config, cluster, launch, launcher, str(config_file), following)
+            if not spec.after:
+                place.check(steps)
+            if spec.kind == "command":
+                place.launch(spec.argv(str(config_file)))
+            else:
+                _run_stage(spec, config, place, following)
         except StepFailed as failure:
             following.end(FAILED, error=str(failure), give_up=failure.give_up)
             raise
@@ -90,9 +92,9 @@ def run_step(name: str, arguments: Arguments, launcher: str = "auto") -> dict[st
         except BaseException as error:
             following.end(FAILED, error=f"{type(error).__name__}: {error}")
             raise
-        record = following.end(DONE, restarts=restarts)
-        say(f"[{name}] done in {record.seconds:.0f} s" + (f" with {restarts} restarts" if restarts else ""))
-        return {"seconds": record.seconds, "restarts": float(restarts), **following.metrics}
+        record = following.end(DONE, restarts=place.restarts)
+        say(f"[{name}] done in {record.seconds:.0f} s" + (f" with {place.restarts} restarts" if place.restarts else ""))
+        return {"seconds": record.seconds, "restarts": float(place.restarts), **following.metrics}
 
 
 def finish(arguments: Arguments, state: str, launcher: str = "auto") -> str:
@@ -121,35 +123,101 @@ def _mark_curriculum(config: Config, state: str) -> None:
     run.wait(config.tracking.linger_seconds)
 
 
-def _job(spec: StepSpec, config: Config, cluster: ClusterConfig, config_file: Path) -> Job:
-    placement = cluster.placement(spec.name, stage=spec.stage)
-    return Job(
-        name=spec.name,
-        argv=spec.argv(str(config_file)),
-        distributed=spec.distributed,
-        nodes=placement.nodes if spec.distributed else 1,
-        processes=placement.processes if spec.distributed else 1,
-        env=cluster.env,
-        max_restarts=cluster.max_restarts,
-        deadline_seconds=cluster.deadline_hours * 3600,
-    )
+class _Place:
+    """Where a step's processes run: nodes on this machine, or a training job on the cluster around it."""
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        config: Config,
+        cluster: ClusterConfig,
+        launch: Launch,
+        launcher: str,
+        config_file: str,
+        say: Say,
+    ) -> None:
+        self._spec, self._config, self._cluster, self._launch = spec, config, cluster, launch
+        self._launcher, self._config_file, self._say = launcher, config_file, say
+        self._started = 0
+        self.restarts = 0
+
+    def job(self, spec: StepSpec, name: str, argv: tuple[str, ...]) -> Job:
+        placement = self._cluster.placement(spec.name, stage=spec.kind != "command")
+        return Job(
+            name=name,
+            step=spec.name,
+            argv=argv,
+            distributed=spec.distributed,
+            nodes=placement.nodes if spec.distributed else 1,
+            processes=placement.processes if spec.distributed else 1,
+            env=self._cluster.env,
+            max_restarts=self._cluster.max_restarts,
+            deadline_seconds=self._cluster.deadline_hours * 3600,
+        )
+
+    def check(self, steps: Sequence[StepSpec]) -> None:
+        """At the head of a pipeline: would the cluster take what comes later?"""
+        if _on_cluster(self._launcher):
+            from af_pipelines.trainjob import check
+
+            jobs = [self.job(spec, spec.name, ("tools/pretrain_af.py",)) for spec in steps if spec.distributed]
+            check(jobs, self._cluster, self._launch)
+
+    def launch(self, argv: tuple[str, ...], see: Say = lambda line: None) -> None:
+        """Run a command to its end. Only distributed ones leave the step's own process for a training job."""
+        self._started += 1
+        name = self._spec.name if self._started == 1 else f"{self._spec.name}-{self._started}"
+        job = self.job(self._spec, name, argv)
+
+        def say(line: str) -> None:
+            self._say(line)
+            see(line + "\n")
+
+        if job.distributed and _on_cluster(self._launcher):
+            from af_pipelines.trainjob import launch_trainjob
+
+            self.restarts += launch_trainjob(job, self._cluster, self._launch, say)
+        else:
+            self.restarts += launch_local(job, say)
+
+    def launch_tool(self, tool: str, stage: str, more: Sequence[str], log: Path, see: Say) -> int:
+        """`curriculum.Launch`: the step's own log takes the place of ``log``."""
+        self.launch((f"tools/{tool}", "--config", self._config_file, f"stage={stage}", *more), see)
+        return 0
 
 
-def _launch(job: Job, cluster: ClusterConfig, launch: Launch, launcher: str, say: Say) -> int:
-    """Restarts that the job needed. Only distributed steps leave the step's own process for a training job."""
-    if job.distributed and _on_cluster(launcher):
-        from af_pipelines.trainjob import launch_trainjob
+def _run_stage(spec: StepSpec, config: Config, place: _Place, say: Say) -> None:
+    """Train a stage, or measure it, and hold it against its exit gate when its numbers are there."""
+    from megatron_af.train import curriculum
+    from megatron_af.train.layout import CheckpointError
+    from megatron_af.train.tracking.runs import curriculum_spool
+    from megatron_af.train.tracking.spool import Spool
 
-        return launch_trainjob(job, cluster, launch, say)
-    return launch_local(job, say)
+    def watch(stage: str, line: str) -> None:
+        if line.startswith(stage):  # the decision; what the processes print was said by their launcher
+            say(f"[{spec.name}] {line.rstrip()}")
+
+    settings = config.curriculum[spec.stage]
+    try:
+        if spec.kind == "train":
+            curriculum.train_stage(config, spec.stage, place.launch_tool, watch)
+        if spec.kind == "measure" or not settings.evaluation:
+            parent = Spool(curriculum_spool(config)) if config.tracking.enabled else None
+            metrics = curriculum.measure_stage(config, spec.stage, place.launch_tool, watch, parent)
+            curriculum.hold_against_gate(config, spec.stage, metrics)
+    except (
+        curriculum.StageFailed, curriculum.ExitGateFailed, CheckpointError, ConfigError, FileNotFoundError, KeyError,
+    ) as error:  # fmt: skip
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        raise StepFailed(f"{spec.name}: {message}", give_up=True) from error
 
 
 def _on_cluster(launcher: str) -> bool:
     return launcher == "trainjob" or (launcher == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)
 
 
-def _may_skip(before: StepRecord, launch: Launch) -> bool:
-    return launch.pipeline == "curriculum" or before.launch.run == launch.run
+def _may_skip(spec: StepSpec, before: StepRecord, launch: Launch) -> bool:
+    return spec.kind == "command" and (launch.pipeline == "curriculum" or before.launch.run == launch.run)
 
 
 class _Following:

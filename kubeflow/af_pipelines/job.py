@@ -36,6 +36,8 @@ class Job:
     processes: int = 1
     """Processes per node."""
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    step: str = ""
+    """Step it belongs to, where it has a name of its own; resources are given to steps."""
     max_restarts: int = 2
     """Restarts of the whole job; on a cluster the training runtime's failure policy counts them instead."""
     deadline_seconds: float = 7 * 24 * 3600.0

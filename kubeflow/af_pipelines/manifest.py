@@ -28,7 +28,7 @@ LONGEST_NAME = 40
 
 def trainjob_manifest(job: Job, cluster: ClusterConfig, run: Launch) -> Object:
     """The TrainJob of a distributed job."""
-    placement = cluster.placement(job.name, stage=True)
+    placement = cluster.placement(job.step or job.name, stage=True)
     trainer: Object = {
         "image": cluster.image,
         "command": job.command("python"),

@@ -107,7 +107,7 @@ def _component(function: Any, name: str, image: str) -> Any:
 
 
 def _resources(spec: StepSpec, cluster: ClusterConfig) -> Placement:
-    return WATCHER if spec.distributed else cluster.placement(spec.name, stage=spec.stage)
+    return WATCHER if spec.distributed else cluster.placement(spec.name, stage=False)
 
 
 def _place(task: Any, cluster: ClusterConfig, placement: Placement) -> Any:

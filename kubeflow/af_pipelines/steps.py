@@ -3,25 +3,22 @@
     steps = pipeline_steps(config, "curriculum")     # ordered; each names the steps it waits for
 
 A stage waits for the stages its ``entry`` names, and for everything that prepares: a stage added in YAML is a step
-added here, and stages that do not build on each other (text tower and audio encoder) run side by side on a cluster.
+added here, and stages that do not build on each other (text and audio) run side by side on a cluster. A stage with an
+``evaluation`` has a second step that measures it; the next stages wait for that one where there is an exit gate.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
-from megatron_af.config import Config, ConfigError, StageConfig
+from megatron_af.config import Config, ConfigError
 from megatron_af.digest import digest_value
 
 STAGES = "stages"
-"""In ``after``: every stage of the curriculum."""
-PIPELINES: dict[str, tuple[str, ...]] = {
-    "curriculum": (),
-    "evaluate": ("evaluate",),
-    "promote": ("register", "gate", "promote"),
-}
-"""Pipeline -> the steps it consists of; none named: all."""
-TRAINERS = {"contrastive": "tools/pretrain_clap.py"}
-"""Objective -> tool, where it is not Audio Flamingo's own."""
+"""In ``after``: every stage of the curriculum, trained and measured."""
+PIPELINES = ("curriculum", "evaluate", "promote")
+RELEASE = ("register", "gate", "promote")
+
+type Kind = Literal["train", "measure", "command"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,10 +26,12 @@ class StepSpec:
     """One node of the pipeline's graph."""
 
     name: str
-    run: tuple[str, ...]
-    """Command behind ``python`` or torchrun; ``{config}`` stands for the resolved configuration's file."""
-    distributed: bool
-    stage: bool
+    kind: Kind
+    stage: str = ""
+    """Stage that is trained or measured."""
+    run: tuple[str, ...] = ()
+    """Of a command: what stands behind ``python``; ``{config}`` is the resolved configuration's file."""
+    distributed: bool = True
     after: tuple[str, ...]
     reads: str
     """Digest of what of the configuration decides its result, and of the steps it waits for."""
@@ -46,25 +45,22 @@ def pipeline_steps(config: Config, pipeline: str) -> list[StepSpec]:
 
     Raises `ConfigError` when a step waits for one that does not exist, or for itself by way of others.
     """
-    order = _sorted(_waits(config))
+    measured = {measure_step(stage): stage for stage, settings in config.curriculum.items() if settings.evaluation}
     digests: dict[str, str] = {}
     specs = []
-    for name, after in order.items():
-        digests[name] = digest_value([_inputs(config, name), [digests[waited] for waited in after]])
-        stage = config.curriculum.get(name)
-        specs.append(
-            StepSpec(
-                name=name,
-                run=_stage_command(name, stage) if stage else config.steps[name].run,
-                distributed=stage is not None or config.steps[name].distributed,
-                stage=stage is not None,
-                after=after,
-                reads=digests[name],
-            )
-        )
-    chosen = PIPELINES[pipeline]
-    if not chosen:
+    for name, after in _sorted(_waits(config, measured)).items():
+        digests[name] = digest_value([_inputs(config, measured.get(name, name)), [digests[waited] for waited in after]])
+        known = {"name": name, "after": after, "reads": digests[name]}
+        if name in config.curriculum:
+            specs.append(StepSpec(kind="train", stage=name, **known))  # type: ignore[arg-type]
+        elif name in measured:
+            specs.append(StepSpec(kind="measure", stage=measured[name], **known))  # type: ignore[arg-type]
+        else:
+            step = config.steps[name]
+            specs.append(StepSpec(kind="command", run=step.run, distributed=step.distributed, **known))  # type: ignore[arg-type]
+    if pipeline == "curriculum":
         return specs
+    chosen = RELEASE if pipeline == "promote" else tuple(measured)
     return [
         dataclasses.replace(spec, after=tuple(name for name in spec.after if name in chosen))
         for spec in specs
@@ -72,34 +68,46 @@ def pipeline_steps(config: Config, pipeline: str) -> list[StepSpec]:
     ]
 
 
-def _stage_command(name: str, stage: StageConfig) -> tuple[str, ...]:
-    return (TRAINERS.get(stage.objective, "tools/pretrain_af.py"), "--config", "{config}", f"stage={name}")
+def measure_step(stage: str) -> str:
+    """Name of the step that measures a stage."""
+    return f"evaluate-{stage}"
 
 
-def _waits(config: Config) -> dict[str, tuple[str, ...]]:
+def _waits(config: Config, measured: dict[str, str]) -> dict[str, tuple[str, ...]]:
     """Step -> steps it waits for, in the order of the configuration; every problem is reported at once."""
     stages, steps = config.curriculum, config.steps
-    problems = [f"steps.{name} has the name of a stage: rename one of them" for name in steps if name in stages]
+    problems = [
+        f"steps.{name} has the name of a stage or of its evaluation: rename it"
+        for name in steps
+        if name in stages or name in measured
+    ]
     first = [name for name, step in steps.items() if not step.after]
-    waits: dict[str, list[str]] = {name: [] for name in (*first, *stages, *steps)}
-    for name, stage in stages.items():
+    # In this order, as far as the waiting allows.
+    waits: dict[str, list[str]] = {name: [] for name in first}
+    for stage in stages:
+        waits |= {stage: []} | ({measure_step(stage): [stage]} if measure_step(stage) in measured else {})
+    waits |= {name: [] for name in steps if name not in waits}
+    for name, settings in stages.items():
         waits[name] += first
-        waits[name] += [start for start in stage.entry.values() if start in stages and start not in waits[name]]
+        for start in dict.fromkeys(settings.entry.values()):
+            if start in stages:
+                gated = measure_step(start) in measured and stages[start].exit_gate
+                waits[name].append(measure_step(start) if gated else start)
         waits[name] += [other for other, step in steps.items() if name in step.before]
     for name, step in steps.items():
         if not step.run:
             problems.append(f"steps.{name}.run is empty: write the tool and its arguments")
         for waited in step.after:
             if waited == STAGES:
-                waits[name] += stages
+                waits[name] += [*stages, *measured]
             elif waited in waits:
                 waits[name].append(waited)
             else:
                 problems.append(f"steps.{name}.after names {waited!r}: there are {', '.join(waits)} and {STAGES!r}")
         problems += [
-            f"steps.{name}.before names {stage_name!r}, which is no stage: there are {', '.join(stages)}"
-            for stage_name in step.before
-            if stage_name not in stages
+            f"steps.{name}.before names {stage!r}, which is no stage: there are {', '.join(stages)}"
+            for stage in step.before
+            if stage not in stages
         ]
     if problems:
         raise ConfigError("The steps cannot be put in order", problems)

@@ -20,15 +20,41 @@ print("step 2/2 | loss 0.25 | eta 0:00", flush=True)
 if behaviour.exists():
     exec(behaviour.read_text())
 """
+TRAINING = TOOL + """
+import json, os
+from megatron_af.config_file import load_config
+config = load_config(sys.argv[2], sys.argv[3:4])
+folder = config.stage_folder(config.stage)
+if os.environ["PET_NODE_RANK"] == "0":
+    checkpoint = folder / "checkpoints/step_00000002"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "weights").write_text(f"{config.stage} {config.seed}")
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"resume": {"step": 2}, "parts": {}}))
+    (folder / "checkpoints/latest").write_text(checkpoint.name)
+    (folder / "result.json").write_text(json.dumps({"step": 2, "loss": 0.25}))
+"""
+HEARING = TOOL + """
+import json
+from megatron_af.config_file import load_config
+config = load_config(sys.argv[2], sys.argv[3:4])
+scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
+(config.stage_folder(config.stage) / "hearing.json").write_text(json.dumps({"test": scores}))
+"""
 NODE = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 CONFIG = """
 name: toy
 output: {output}
 tracking: {{enabled: false}}
 launch: {{nodes: 2, processes_per_node: 2}}
+data: {{root: {root}, datasets: {{text: {{manifest: text.jsonl}}, test: {{manifest: text.jsonl}}}}}}
 curriculum:
-  clap: {{objective: contrastive}}
-  align: {{entry: {{encoder: clap}}}}
+  clap: {{trainable: ["*"], blend: {{text: 1}}, micro_batch_samples: 2, objective: contrastive}}
+  align:
+    entry: {{encoder: clap}}
+    trainable: [added_rows]
+    blend: {{text: 1}}
+    micro_batch_samples: 2
+    evaluation: [test]
 """
 
 
@@ -44,11 +70,14 @@ class Checkout:
         (root / "kubeflow/af_pipelines/node.py").write_text(NODE)
         (root / "megatron_af").symlink_to(ROOT / "megatron_af")
         (root / "tools").mkdir()
-        for name in ("prepare_data", "pretrain_af", "pretrain_clap", "evaluate", "promote"):
+        for name in ("prepare_data", "promote"):
             (root / f"tools/{name}.py").write_text(TOOL)
+        (root / "tools/pretrain_af.py").write_text(TRAINING)
+        (root / "tools/evaluate_hearing.py").write_text(HEARING)
+        (root / "text.jsonl").write_text("{}\n")
         self.output = root / "runs"
         self.config = root / "toy.yaml"
-        self.config.write_text(CONFIG.format(output=self.output))
+        self.config.write_text(CONFIG.format(output=self.output, root=root))
         self.folder = self.output / "toy/pipeline"
 
     def behave(self, step: str, code: str) -> None:
@@ -77,7 +106,7 @@ class Checkout:
         """Exit code and output of ``python -m af_pipelines … --config toy.yaml``."""
         process = self.start(*arguments, **env)
         try:
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=280)
         finally:
             process.kill()
         return process.returncode, output

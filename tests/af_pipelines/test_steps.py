@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 
-from af_pipelines.steps import StepSpec, pipeline_steps
-from megatron_af.config import Config, ConfigError, ParallelConfig, StageConfig, StepConfig, release_steps
+from af_pipelines.steps import RELEASE, StepSpec, pipeline_steps
+from megatron_af.config import BoundsConfig, Config, ConfigError, ParallelConfig, StageConfig, StepConfig, release_steps
 
 CURRICULUM = {
     "lm": StageConfig(steps=3),
     "clap": StageConfig(objective="contrastive"),
     "align": StageConfig(entry={"lm": "lm", "encoder": "clap", "rows": "/models/rows.safetensors"}),
-    "tune": StageConfig(entry={"all": "align"}),
+    "tune": StageConfig(entry={"all": "align"}, evaluation=("test",)),
 }
 CONFIG = Config(name="toy", curriculum=CURRICULUM)
 
@@ -22,28 +22,37 @@ def by_name(config: Config, pipeline: str = "curriculum") -> dict[str, StepSpec]
 
 def test_curriculum_in_order() -> None:
     steps = by_name(CONFIG)
-    assert list(steps) == ["prepare", "lm", "clap", "align", "tune", "evaluate", "register", "gate", "promote"]
+    assert list(steps) == ["prepare", "lm", "clap", "align", "tune", "evaluate-tune", *RELEASE]
     waits = {name: spec.after for name, spec in steps.items()}
     assert waits["lm"] == waits["clap"] == ("prepare",), "they do not build on each other"
     assert waits["align"] == ("prepare", "lm", "clap")
     assert waits["tune"] == ("prepare", "align")
-    assert waits["evaluate"] == ("lm", "clap", "align", "tune")
-    assert (waits["register"], waits["gate"], waits["promote"]) == (("evaluate",), ("register",), ("gate",))
+    assert waits["evaluate-tune"] == ("tune",)
+    assert waits["register"] == ("lm", "clap", "align", "tune", "evaluate-tune")
+    assert (waits["gate"], waits["promote"]) == (("register",), ("gate",))
 
 
 def test_commands() -> None:
     steps = by_name(CONFIG)
-    assert steps["clap"].argv("run.yaml") == ("tools/pretrain_clap.py", "--config", "run.yaml", "stage=clap")
-    assert steps["tune"].argv("run.yaml") == ("tools/pretrain_af.py", "--config", "run.yaml", "stage=tune")
+    assert [(name, spec.kind, spec.stage) for name, spec in steps.items() if spec.kind != "command"] == [
+        ("lm", "train", "lm"), ("clap", "train", "clap"), ("align", "train", "align"), ("tune", "train", "tune"),
+        ("evaluate-tune", "measure", "tune"),
+    ]  # fmt: skip
     assert steps["gate"].argv("run.yaml") == ("tools/promote.py", "gate", "--config", "run.yaml")
-    assert [name for name, spec in steps.items() if spec.distributed] == list(CURRICULUM)
+    assert [name for name, spec in steps.items() if spec.distributed] == [*CURRICULUM, "evaluate-tune"]
 
 
 def test_a_stage_added_in_the_configuration_is_a_step() -> None:
     longer = CURRICULUM | {"long": StageConfig(entry={"all": "tune"})}
     steps = by_name(dataclasses.replace(CONFIG, curriculum=longer))
     assert steps["long"].after == ("prepare", "tune")
-    assert "long" in steps["evaluate"].after
+    assert "long" in steps["register"].after
+
+
+def test_a_gated_stage_is_measured_before_the_next() -> None:
+    gated = StageConfig(evaluation=("test",), exit_gate={"test/overall/audio": BoundsConfig(min=50)})
+    steps = by_name(dataclasses.replace(CONFIG, curriculum=CURRICULUM | {"clap": gated}))
+    assert steps["align"].after == ("prepare", "lm", "evaluate-clap")
 
 
 def test_a_step_between_two_stages() -> None:
@@ -55,9 +64,9 @@ def test_a_step_between_two_stages() -> None:
 
 
 def test_parts_of_the_pipeline() -> None:
-    assert list(by_name(CONFIG, "evaluate")) == ["evaluate"]
+    assert list(by_name(CONFIG, "evaluate")) == ["evaluate-tune"]
     promote = by_name(CONFIG, "promote")
-    assert list(promote) == ["register", "gate", "promote"]
+    assert tuple(promote) == RELEASE
     assert promote["register"].after == ()
     assert promote["gate"].reads == by_name(CONFIG)["gate"].reads
 
@@ -66,7 +75,7 @@ def test_what_changes_a_step_changes_those_behind_it() -> None:
     changed_stage = CURRICULUM | {"clap": StageConfig(objective="contrastive", steps=7)}
     before, after = by_name(CONFIG), by_name(dataclasses.replace(CONFIG, curriculum=changed_stage))
     other = {name for name in before if before[name].reads != after[name].reads}
-    assert other == {"clap", "align", "tune", "evaluate", "register", "gate", "promote"}
+    assert other == {"clap", "align", "tune", "evaluate-tune", *RELEASE}
     moved = dataclasses.replace(CONFIG, parallel=ParallelConfig(tensor=2), log_every_steps=1)
     assert {name: spec.reads for name, spec in by_name(moved).items()} == {n: s.reads for n, s in before.items()}
 

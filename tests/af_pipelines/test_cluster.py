@@ -1,0 +1,48 @@
+"""Cluster files: every shipped one is usable, and every wrong value is named with its key."""
+
+from pathlib import Path
+
+import pytest
+
+from af_pipelines.cluster import check_placements, load_cluster
+from megatron_af.config import Config, ConfigError, ParallelConfig, StageConfig
+
+CLUSTERS = sorted((Path(__file__).parents[2] / "configs/cluster").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_shipped_files(path: Path) -> None:
+    cluster = load_cluster(str(path))
+    assert not [name for name in cluster.env if "PASSWORD" in name or "TOKEN" in name]
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "namespace: My Team\n"
+        "volumes: [{claim: runs, mount: runs}]\n"
+        "env: {PET_NNODES: '2'}\n"
+        "stages: {nodes: 0, processes: 4, memory: 64 GB, devices: {nvidia.com/gpu: 8}}\n"
+        "placements: {tune: {cpu: many}}\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_cluster(str(path))
+    assert [problem.split(" ")[0] for problem in error.value.problems] == [
+        "stages.nodes", "stages.memory", "stages.processes", "placements.tune.cpu", "namespace", "volumes:", "env",
+    ]  # fmt: skip
+    path.write_text("stages: {node: 2}\n")
+    with pytest.raises(ConfigError, match=r"did you mean stages\.nodes"):
+        load_cluster(str(path))
+
+
+def test_a_run_must_fit(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("stages: {nodes: 3}\nplacements: {tunes: {nodes: 2}, evaluate-tune: {nodes: 1}}\n")
+    stage = StageConfig(trainable=("added_rows",), global_batch_samples=6, micro_batch_samples=1)
+    config = Config(name="toy", curriculum={"tune": stage}, parallel=ParallelConfig(tensor=2))
+    problems = check_placements(config, load_cluster(str(path)))
+    assert problems[0] == (
+        "placements.tunes: the run has no such step; it has evaluate-tune, gate, prepare, promote, register, tune"
+    )
+    assert all(problem.startswith("stage tune on 3 nodes x 1 processes: ") for problem in problems[1:])
+    assert len(problems) > 1
