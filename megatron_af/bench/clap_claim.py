@@ -1,7 +1,7 @@
 """Does AF-CLAP's loss hear order and attributes better than the plain one? Same scenes, captions, steps and size.
 
-    result = run_claim("configs/clap_claim.yaml", seeds=3)
-    print(table(result))
+    result = measure(Path(folder))      # tools/bench.py clap-claim
+    result = run_claim("configs/clap_claim.yaml", ["curriculum.clap.steps=100"], seeds=1)
 
 For each loss and seed it trains the contrastive stage of the configuration on scenes of real recordings, and measures
 it on held-out scenes of held-out recordings: is the true caption preferred to the same one with two events exchanged
@@ -32,7 +32,8 @@ from megatron_af.data.questions import Event
 from megatron_af.data.rows import Manifest, Row, to_json
 from megatron_af.data.scenes import prepare_scenes, word_tokenizer
 
-TOOLS = Path(__file__).parents[2] / "tools"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "clap_claim.yaml"
 LOSSES = ("af_clap", "clip")
 POSITIVES = 4
 NEGATIVES_OF_A_KIND = 2
@@ -50,7 +51,17 @@ MEASURES = {
 }
 
 
-def run_claim(path: str, overrides: Sequence[str] = (), *, seeds: int = 3) -> dict[str, Any]:
+def measure(folder: Path) -> dict[str, Any]:
+    """The whole comparison; about half an hour of two cores. Its runs lie where the configuration says."""
+    return run_claim(CONFIG)
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The result for the terminal."""
+    return [table(result)]
+
+
+def run_claim(path: str | Path, overrides: Sequence[str] = (), *, seeds: int = 3) -> dict[str, Any]:
     """Run what is left of the comparison and summarise it.
 
     Raises:
@@ -152,11 +163,11 @@ def _measured(config: Config, folder: Path, loss: str, seed: int) -> dict[str, A
 
 def _run(config: Config, log: Path, tool: str, arguments: Sequence[str]) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.launch.processes_per_node}"]
-    environment = {**os.environ, "PYTHONPATH": str(TOOLS.parent), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     environment.setdefault("OMP_NUM_THREADS", "1")
     with log.open("a") as file:
         done = subprocess.run(
-            [sys.executable, *launch, str(TOOLS / tool), *arguments],
+            [sys.executable, *launch, str(ROOT / "tools" / tool), *arguments],
             stdout=file,
             stderr=file,
             env=environment,

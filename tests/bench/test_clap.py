@@ -1,0 +1,80 @@
+"""The CLAP benches: their rival computes the same, the comparison's rows and summary are right."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_af.audio.clap_loss import af_clap_loss
+from megatron_af.bench.clap import dense_loss, loss_inputs, mel_window_by_window
+from megatron_af.bench.clap_claim import claim_row, summarise, table
+from megatron_af.config import FrontEndConfig
+from megatron_af.data.rows import Clip, Row
+from tests.audio.mel_reference import log_mel
+
+EVENTS = [
+    {"kind": "bell", "start": 0.0, "end": 1.0, "loud": True, "long": False},
+    {"kind": "dog", "start": 2.0, "end": 3.0, "loud": False, "long": True},
+]
+
+
+def test_dense_and_chunked_losses_agree():
+    inputs = loss_inputs(64)
+    chunked = af_clap_loss(*inputs, chunk=7)
+    torch.testing.assert_close(chunked, dense_loss(*inputs), rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(loss(*inputs).sum(), inputs[0])[0] for loss in (af_clap_loss, dense_loss)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_the_restated_front_end_is_the_reference():
+    front_end = FrontEndConfig()
+    waves = np.random.default_rng(0).uniform(-0.9, 0.9, (2, front_end.window_samples)).astype(np.float32)
+    ours = mel_window_by_window(list(waves), front_end)
+    torch.testing.assert_close(ours, log_mel(torch.from_numpy(waves), front_end), atol=0.02, rtol=0)
+
+
+def test_rows_have_typed_negatives_and_tested_ones_only_plain_captions():
+    row = Row(id="s", clips=(Clip(path="a", duration=10.0),), captions=("old",), meta={"events": EVENTS})
+    tested = claim_row(row, 0, plain=1.0)
+    assert tested is not None
+    assert tested.captions[0] == "loud short bell then quiet long dog"
+    assert len(tested.captions) == 4
+    assert sorted(set(tested.meta["negative_kinds"])) == ["attribute", "order"]
+    assert all(" then " in text for text in tested.negatives)
+    assert not set(tested.captions) & set(tested.negatives)
+    alone = Row(id="t", captions=("x",), meta={"events": EVENTS[:1]})
+    assert claim_row(alone, 0, plain=1.0) is None
+
+
+def report(composition: float) -> dict:
+    return {
+        "rows": 9,
+        "composition": {"all": composition, "order": 50.0, "attribute": 40.0},
+        "retrieval": {"text_to_audio_r1": 1.0, "text_to_audio_r10": 10.0},
+        "paraphrase": {"paraphrased_r1": 1.0, "kept": 90.0},
+    }
+
+
+def test_summary_pairs_seeds_and_gives_the_interval_of_the_gain():
+    found = {"af_clap": [report(x) for x in (40.0, 42.0, 44.0)], "clip": [report(x) for x in (20.0, 21.0, 22.0)]}
+    result = summarise(found) | {"steps": 5}
+    measure = result["measures"]["composition"]
+    assert measure["gain"] == pytest.approx(21.0)
+    half = 4.303 * 1.0 / math.sqrt(3)  # gains 20, 21, 22
+    assert measure["interval"] == pytest.approx([21.0 - half, 21.0 + half])
+    assert result["measures"]["order"]["interval"] == [0.0, 0.0]
+    assert table(result).row_count == 7
+    single = summarise({loss: reports[:1] for loss, reports in found.items()})
+    assert math.isnan(single["measures"]["composition"]["interval"][0])
+
+
+def test_a_finished_run_is_not_made_again(tmp_path: Path):
+    from megatron_af.bench.clap_claim import _measured
+    from megatron_af.config_file import load_config
+
+    (tmp_path / "clip_1.json").write_text(json.dumps(report(3.0)))
+    config = load_config("configs/clap_claim.yaml")
+    assert _measured(config, tmp_path, "clip", 1)["composition"]["all"] == 3.0
