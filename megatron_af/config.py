@@ -78,6 +78,9 @@ class EncoderConfig:
     window_size: int = 8
     """Side of the attention window, in patches."""
     mlp_ratio: int = 4
+    absolute_positions: bool = False
+    """Add a learnt vector to every patch (HTS-AT's and Swin's ``ape``, off in AF-CLAP): without it no feature knows
+    where in its window it stands, which small models hardly learn from relative positions."""
     drop_path: float = 0.1
     fusion: bool = True
     """Carry AF-CLAP's feature-fusion weights; a window of at most 10 s never goes through them."""

@@ -247,6 +247,11 @@ class HTSAT(nn.Module):
         self.bn0 = MelNorm(front_end.mel_bins)
         self.spec_augment = SpecAugment() if config.spec_augment else nn.Identity()
         self.patch_embed = PatchEmbedding(config)
+        rows = IMAGE_SIDE // config.patch_size
+        self.absolute_pos_embed: Tensor | None = None
+        if config.absolute_positions:
+            self.absolute_pos_embed = nn.Parameter(torch.empty(1, rows, rows, config.embed_dim))
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         layers = []
         for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
@@ -281,6 +286,8 @@ class HTSAT(nn.Module):
         self.train(self.training)  # parts may have been frozen since the last call
         image = self.fold(self.spec_augment(self.bn0(mel_WFM)))
         x_WRRD = self.patch_embed(image.to(self.norm.weight.dtype))
+        if self.absolute_pos_embed is not None:
+            x_WRRD = x_WRRD + self.absolute_pos_embed
         for layer in self.layers:
             x_WRRD = layer(x_WRRD, self._run)
         W, R, _, D = x_WRRD.shape

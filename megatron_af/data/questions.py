@@ -20,6 +20,7 @@ from megatron_af.data.rows import Question, Span
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TIMES = ("never", "once", "twice", *(f"{number} times" for number in NUMBERS[3:]))
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 PLACES = ("start", "middle", "end")
 SKILLS = ("order", "counting", "presence", "attribute", "duration", "comparison", "position")
 
@@ -83,23 +84,35 @@ def negatives(scene: Scene, kinds: Sequence[str], rng: random.Random, number: in
 
 
 def spans(scene: Scene, kinds: Sequence[str], rng: random.Random) -> tuple[Span, ...]:
-    """Captions of single events, told from other kinds by one and from other attributes by the other.
+    """Captions of single events: one tells the kind, one the attributes, one the place in the scene.
 
-    Two spans of an event, not two captions of one: positives are summed inside the loss's logarithm, where the
-    easier of them would do.
+    Three spans of an event, not three captions of one: positives are summed inside the loss's logarithm, where the
+    easiest of them would do. The last one makes the encoder's features know of before and after: neither HTS-AT nor
+    rotary positions tell a token where it stands.
     """
     out = []
-    for event in scene.events:
+    for number, event in enumerate(scene.events):
         others = rng.sample([kind for kind in kinds if kind != event.kind], 4)
         changed = [
             dataclasses.replace(event, loud=not event.loud),
             dataclasses.replace(event, long=not event.long),
             dataclasses.replace(event, kind=others[0]),
         ]
+        order, place = _order(scene, number), PLACES[scene.third(event)]
+        moved = [other for other in range(len(scene.events)) if other != number]
+        elsewhere = [
+            *(f"{_order(scene, other)} sound {place} {event.kind}" for other in moved[:2]),
+            *(f"{order} sound {other} {event.kind}" for other in PLACES if other != place),
+        ]
         time = {"start": round(event.start, 2), "end": round(event.end, 2)}
         out.append(Span(**time, captions=(event.kind,), negatives=tuple(others[1:])))
         out.append(Span(**time, captions=(event.phrase,), negatives=tuple(other.phrase for other in changed)))
+        out.append(Span(**time, captions=(f"{order} sound {place} {event.kind}",), negatives=tuple(elsewhere)))
     return tuple(out)
+
+
+def _order(scene: Scene, number: int) -> str:
+    return "last" if 0 < number == len(scene.events) - 1 else ORDINALS[number]
 
 
 def _caption(scene: Scene, rng: random.Random) -> str:

@@ -43,10 +43,10 @@ PACKAGES = (SOUNDFONT, "sonic-pi-samples", "minetest-data", "hydrogen-data", "as
 
 KINDS: dict[str, dict[str, str]] = {
     # kind -> package -> pattern a file's (or a SoundFont sample's) name must match from its beginning. These kinds
-    # were chosen because a small classifier tells their unheard recordings apart (98%); violin and cello, tabla and
-    # kick, or man and woman it does not.
+    # were chosen because a small classifier tells their unheard recordings apart; tabla and kick, or tom and snare,
+    # it does not.
     "bass": {SOUNDFONT: r"(Picked|Finger|Slap) Bass|Fretless|Pop [A-G]"},
-    "bells": {SOUNDFONT: r"Glocken|Celesta|Music Box|Xylophone|Marimba"},
+    "bells": {SOUNDFONT: r"Glocken|Celesta|Music Box"},
     "choir": {SOUNDFONT: r"Ahh Choir|Ohh Voices"},
     "cymbal": {
         SOUNDFONT: r"Splash|China Crash|Crsh|Ride\d|BellRide|58_\d+_(FULL|HALF)CRASH",
@@ -69,16 +69,10 @@ KINDS: dict[str, dict[str, str]] = {
         "sonic-pi-samples": r"drum_snare|elec_(filt_|hi_|lo_|mid_)?snare|sn_",
         "hydrogen-data": r"Snare-|SnareRim|808_Snare",
     },
-    "tom": {
-        SOUNDFONT: r"Tom (Hi|Low|Med|Floor)|808 Tom|.* Studio|55_\d+_TNR\d_NOR",
-        "sonic-pi-samples": r"drum_tom",
-        "hydrogen-data": r"Tom|808_Tom",
-    },
-    "violin": {SOUNDFONT: r"Violin|Viola"},
     "voice": {"asterisk-core-sounds-en-gsm": r"(vm|conf|queue|agent|demo|dir)-[a-z]+\.gsm$"},
     "woodblock": {SOUNDFONT: r"Temple Block"},
 }
-SUSTAINED = frozenset({"choir", "flute", "organ", "saxophone", "violin"})
+SUSTAINED = frozenset({"choir", "flute", "organ", "saxophone"})
 """Kinds whose SoundFont notes are held by their loop."""
 
 

@@ -31,11 +31,13 @@ from megatron_af.data.rows import Clip, Question, Row, to_json
 
 PARTS = {"train": 0.65, "development": 0.1, "test": 0.25}
 """Share of each kind's recordings."""
-SHORT_SECONDS, LONG_SECONDS = (0.3, 0.65), (1.5, 2.4)
-LOUD_DB, QUIET_DB, NOISE_DB = (-15.0, -12.0), (-30.0, -26.0), (-70.0, -55.0)
+SHORT_SECONDS, LONG_SECONDS = (0.4, 0.8), (1.6, 2.6)
+PAUSE_SECONDS = (0.02, 0.1)
+"""Between the hits of one long event."""
+LOUD_DB, QUIET_DB, NOISE_DB = (-14.0, -10.0), (-34.0, -30.0), (-75.0, -60.0)
 """Level of an event's loudest 100 ms, and of the background noise, in dB of full scale."""
 UNKNOWN = "<unknown>"
-GAP_SECONDS = 0.25
+GAP_SECONDS = 0.4
 """Least silence between two events."""
 
 
@@ -62,7 +64,8 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
     for name, rows in lines.items():
         (root / f"{name}.jsonl").write_text("".join(row + "\n" for row in rows))
     some = [json.loads(line) for rows in lines.values() for line in rows[:1_000]]
-    written = (text for row in some for text in row.get("captions", []) + row.get("negatives", []))
+    told = (part for row in some for part in [row, *row.get("spans", [])])
+    written = (text for part in told for text in part.get("captions", []) + part.get("negatives", []))
     asked = (text for row in some for q in row["questions"] for text in (q["prompt"], q["output"]))
     word_tokenizer([*NUMBERS, *kinds, *written, *asked]).save(str(root / "tokenizer.json"))
     return recordings
@@ -222,11 +225,15 @@ def _sequence(kinds: Sequence[str], number: int, rng: np.random.Generator) -> li
 
 
 def _shaped(x: Waveform, rng: np.random.Generator) -> tuple[Waveform, bool]:
-    """Cut to a short or a long event with soft ends, and which of the two it became."""
-    long = len(x) >= LONG_SECONDS[0] * SAMPLE_RATE and rng.random() < 0.5
-    size = min(len(x), round(rng.uniform(*(LONG_SECONDS if long else SHORT_SECONDS)) * SAMPLE_RATE))
+    """A short or a long event with soft ends, and which of the two it is; what is too short for a long one, a step
+    or a hit, is repeated quickly."""
+    long = rng.random() < 0.5
+    size = round(rng.uniform(*(LONG_SECONDS if long else SHORT_SECONDS)) * SAMPLE_RATE)
+    if long and len(x) < LONG_SECONDS[0] * SAMPLE_RATE:
+        x = np.concatenate([x, np.zeros(round(rng.uniform(*PAUSE_SECONDS) * SAMPLE_RATE), dtype=np.float32)])
+        x = np.tile(x, -(-size // len(x)))
     x = x[:size].copy()
-    rise, fall = min(size // 8, 80), min(size // 4, 1600)
+    rise, fall = min(len(x) // 8, 80), min(len(x) // 4, 1600)
     x[:rise] *= np.linspace(0, 1, rise, dtype=np.float32)
     x[-fall:] *= np.linspace(1, 0, fall, dtype=np.float32)
     return x, long

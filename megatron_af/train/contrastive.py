@@ -142,8 +142,10 @@ class ContrastiveObjective:
     def _embed(self, texts: list[str]) -> Tensor:
         if not texts:  # a leaf, so that this rank too takes part in the backward pass of the collectives
             return torch.zeros(0, self._model.joint_dim, device=self._device, requires_grad=True)
-        ids_TS, real_TS = self._model.clap.text.tokenize(texts)
-        return self._model.embed_text(ids_TS.to(self._device), real_TS.to(self._device))
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # many spans say the same
+        ids_TS, real_TS = self._model.clap.text.tokenize(list(place))
+        distinct_TJ = self._model.embed_text(ids_TS.to(self._device), real_TS.to(self._device))
+        return distinct_TJ[torch.tensor([place[text] for text in texts], device=self._device)]
 
     def _repeat(self, counts: list[int]) -> Tensor:
         counts_B = torch.tensor(counts, dtype=torch.int64, device=self._device)

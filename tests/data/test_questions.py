@@ -96,11 +96,14 @@ def test_many_repeats_are_counted_in_words() -> None:
 
 
 def test_spans_tell_kinds_and_attributes_apart() -> None:
-    first, second, *_ = spans(SCENE, KINDS, random.Random(0))
+    first, second, third, *_, last = spans(SCENE, KINDS, random.Random(0))
     assert (first.start, first.end, first.captions) == (0.5, 1.0, ("drum",))
     assert "drum" not in first.negatives
     assert second.captions == ("loud short drum",)
     assert {"quiet short drum", "loud long drum"} < set(second.negatives)
+    assert third.captions == ("first sound start drum",)
+    assert {"second sound start drum", "first sound end drum"} < set(third.negatives)
+    assert last.captions == ("last sound end bell",)
 
 
 def test_listing_is_the_whole_truth() -> None:

@@ -73,7 +73,7 @@ def test_sound_is_where_the_truth_says(root: Path) -> None:
             silent[heard] = False
             peak = np.abs(waveform[heard]).max()
             # Level is the RMS of the loudest 100 ms: peaks of short sounds rise far above it, quiet ones never.
-            assert peak > 0.05 if event.loud else peak > 0.01
+            assert peak > 0.05 if event.loud else 0.005 < peak < 0.3
             assert (event.end - event.start > 1) == event.long
         assert np.sqrt(np.mean(waveform[silent] ** 2)) < 0.01
         assert any(event.loud for event in scene.events)

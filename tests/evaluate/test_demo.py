@@ -1,0 +1,55 @@
+"""`make demo` in its two-minute form: the same path from sources to the table, on real processes.
+
+What it learns in these few steps is nothing; `make demo` itself shows that the model hears.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import ScenesConfig
+from megatron_af.config_file import load_config
+from megatron_af.data.questions import SKILLS
+from megatron_af.evaluate.demo import STEP, StepFailed, run_demo
+from megatron_af.train.callbacks import format_line
+
+CONFIG = Path(__file__).parents[2] / "configs" / "demo_test.yaml"
+
+
+@pytest.mark.timeout(1200)
+def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    overrides = [f"output={tmp_path / 'runs'}", f"data.root={tmp_path / 'data'}"]
+    summary = run_demo(str(CONFIG), overrides)
+    folder = tmp_path / "runs" / "demo_test"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert set(summary["skills"]) <= set(SKILLS) and len(summary["skills"]) >= 6
+    for score in [*summary["skills"].values(), summary["overall"]]:
+        assert {"audio", "exchanged", "majority", "n"} <= score.keys()
+    assert "synthesised" in summary["sources"]
+    assert {"prepare", "lm", "clap", "align", "tune", "long", "evaluate", "training"} == summary["seconds"].keys()
+    assert "exchanged" in capfd.readouterr().out
+
+    started = time.monotonic()
+    assert run_demo(str(CONFIG), overrides) == summary  # everything is there: nothing runs again
+    assert time.monotonic() - started < 10
+
+    (folder / "long" / "hearing.json").unlink()
+    with pytest.raises(StepFailed, match="evaluate_hearing"):
+        run_demo(str(CONFIG), [*overrides, "curriculum.long.evaluation=[test]", "model.lm.hidden=32"])
+
+
+def test_progress_reads_the_log_line() -> None:
+    match = STEP.match(format_line({"step": 30.0, "loss": 1.25}, 400))
+    assert match is not None and match.groups() == ("30", "400", "1.2500")
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_long"])
+def test_shipped_demo_is_large_enough(name: str) -> None:
+    config = load_config(CONFIG.with_name(f"{name}.yaml"))
+    assert isinstance(config.scenes, ScenesConfig) and not config.scenes.offline
+    assert config.scenes.sets["train"].scenes >= 2_000
+    assert config.scenes.sets["test"].part == "test"
+    assert list(config.curriculum) == ["lm", "clap", "align", "tune", "long"]
+    assert config.launch.processes_per_node == 2
