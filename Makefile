@@ -7,7 +7,7 @@
 # Each prepares .venv first, with any Python 3.12, 3.13 or 3.14 it finds (or `make test PYTHON=/path/to/python3`),
 # and again when pyproject.toml or requirements.lock changed. Nothing is installed outside .venv.
 
-PYTHON_CANDIDATES = $(or $(PYTHON),python3.12 python3.13 python3.14 python3 python \
+PYTHON_CANDIDATES = $(or $(PYTHON),.venv/bin/python python3.12 python3.13 python3.14 python3 python \
 	$(wildcard $(HOME)/.pyenv/versions/3.1[234]*/bin/python3))
 # ensurepip is what Debian leaves out of python3 when python3-venv is not installed.
 PYTHON_FITS = import ensurepip, sys, venv; sys.exit(not (3, 12) <= sys.version_info < (3, 15))
@@ -48,6 +48,6 @@ types: .venv/ready
 		exit 1; \
 	fi; \
 	echo "Setting up .venv with $$("$$found" --version): about 3 GB of packages, some minutes the first time."; \
-	"$$found" -m venv .venv
+	[ "$$found" = .venv/bin/python ] || "$$found" -m venv --clear .venv
 	$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c requirements.lock -e '.[kubeflow,dev]'
 	@touch $@
