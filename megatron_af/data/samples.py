@@ -15,7 +15,7 @@ from pathlib import Path
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.clips import ClipLoader
-from megatron_af.data.rows import Question, Row, RowError
+from megatron_af.data.rows import Question, Row, RowError, Span
 from megatron_af.data.sampler import BlendSampler, Draw, keyed_hash
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
@@ -119,7 +119,8 @@ class SampleSource:
         if self._stage.objective == "contrastive":
             if not (row.captions or row.spans) or len(row.clips) != 1:
                 raise RowError(f"row {row.id}: a contrastive stage needs one clip and at least one caption")
-            for said in (row, *row.spans):
+            described: list[Row | Span] = [row, *row.spans]
+            for said in described:
                 both = {c.lower().strip() for c in said.captions} & {n.lower().strip() for n in said.negatives}
                 if both:
                     raise RowError(f"row {row.id}: {min(both)!r} is a caption and a negative at once; remove one")

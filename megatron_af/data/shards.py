@@ -18,7 +18,7 @@ from typing import overload
 
 import pyarrow as pa
 
-from megatron_af.data.rows import Clip, Manifest, Question, Row
+from megatron_af.data.rows import Clip, Manifest, Question, Row, Span
 from megatron_af.data.storage import DataRoot
 
 INDEX = "index.arrow"
@@ -54,6 +54,16 @@ SCHEMA = pa.schema(
         ),
         "captions": pa.list_(pa.string()),
         "negatives": pa.list_(pa.string()),
+        "spans": pa.list_(
+            pa.struct(
+                {
+                    "start": pa.float64(),
+                    "end": pa.float64(),
+                    "captions": pa.list_(pa.string()),
+                    "negatives": pa.list_(pa.string()),
+                }
+            )
+        ),
         "meta": pa.string(),
     }
 )
@@ -173,6 +183,10 @@ def row_from_record(record: dict) -> Row:  # type: ignore[type-arg]
         ),
         captions=tuple(record["captions"]),
         negatives=tuple(record["negatives"]),
+        spans=tuple(
+            Span(start=s["start"], end=s["end"], captions=tuple(s["captions"]), negatives=tuple(s["negatives"]))
+            for s in record["spans"]
+        ),
         task=record["task"],
         template=record["template"],
         meta=json.loads(record["meta"]) if record["meta"] else {},

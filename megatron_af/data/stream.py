@@ -195,6 +195,11 @@ class Stream:
         self._prefetch(step)
         return self._ahead.pop(step).result()
 
+    def pause(self) -> None:
+        """Waits for the background work and asks for no more until the next `batch`."""
+        self._forget()
+        self._thread.submit(int).result()
+
     def close(self) -> None:
         """Stops the background work; features under way reach the disk."""
         self._forget()
@@ -205,14 +210,15 @@ class Stream:
     def _prefetch(self, step: int) -> None:
         for ahead in range(step, step + AHEAD + 1):
             if ahead not in self._ahead:
-                self._ahead[ahead] = self._thread.submit(self._make, ahead)
+                self._ahead[ahead] = self._thread.submit(self.make, ahead)
 
     def _forget(self) -> None:
         for future in self._ahead.values():
             future.cancel()
         self._ahead.clear()
 
-    def _make(self, step: int) -> StepBatch:
+    def make(self, step: int) -> StepBatch:
+        """The batch of ``step``, made in the calling thread; not while the background thread works (`pause`)."""
         slots = range(self._first_slot, self._first_slot + self._per_rank)
         samples = [self._source.sample(step, slot) for slot in slots]
         batch, silent = self._maker.make(samples, self._micro_batch)

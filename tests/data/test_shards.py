@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.data.rows import Clip, Question, Row, Span
 from megatron_af.data.shards import BATCH_ROWS, PreparedRows, open_rows, record_batch, write_index
 from megatron_af.data.storage import DataRoot, StorageError
 
@@ -21,6 +21,7 @@ def row(i: int) -> Row:
         ),
         questions=(Question(prompt=f"p{i}", output="o", skill="s", options=("a", "b")),),
         captions=("c",) * (i % 2),
+        spans=(Span(start=0.5, end=1.0, captions=("d",), negatives=("e", "f")),) * (i % 7 == 0),
         task="t",
         template="dialogue" if i % 5 == 0 else "single",
         meta={"k": i} if i % 4 == 0 else {},

@@ -1,0 +1,1 @@
+"""Measurements that ``tools/bench.py`` runs; each module has ``measure`` (numbers) and ``tables`` (for people)."""

@@ -1,0 +1,32 @@
+"""The data bench on a small stream: it measures all paths, and our order of them holds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_af.bench import data
+from tools.bench import main
+
+
+def test_the_bench_measures_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "SECONDS", [2.0, 3.5, 5.0, 6.0, 7.5, 9.0, 24.0, 41.0])
+    out = tmp_path / "bench.json"
+    assert main(["data", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    cost = result["cost"]
+    assert set(cost) == {"reference", "unprepared", "prepared", "floor"} and cost["prepared"] < cost["unprepared"]
+    assert cost["unprepared"] < cost["reference"]
+    ours, reference = result["padding"]["windows"]
+    assert ours == 0 and reference > 0.5
+    assert result["clips"] == 8 and result["commit"]
+
+
+def test_the_references_mel_is_the_streams() -> None:
+    """The restated reference computes what the parity tests hold DALI to."""
+    import torch
+
+    from tests.dali_pipes.reference import mel_filters
+
+    front_end = data.FrontEndConfig()
+    assert torch.allclose(data._mel_filters(front_end), mel_filters(front_end), atol=2e-6)

@@ -1,0 +1,50 @@
+"""Measure a part of the project on this machine.
+
+    python tools/bench.py data [--json FILE]
+
+Prints tables; with ``--json`` the numbers go to a file, together with the machine and the commit. Subjects:
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+SUBJECTS = {
+    "clap": "contrastive loss as the batch grows, and windows through mel and encoder",
+    "clap-claim": "AF-CLAP's loss against the plain one on order, attributes and paraphrases (half an hour)",
+    "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
+}
+"""Subject -> what it measures; ``megatron_af.bench.SUBJECT`` has ``measure(folder)`` and ``tables(result)``."""
+
+
+def main(arguments: list[str]) -> int:
+    subjects = "\n".join(f"    {name:12} {what}" for name, what in SUBJECTS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}{subjects}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("--json", default="", help="file for the numbers")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    module = importlib.import_module(f"megatron_af.bench.{options.subject.replace('-', '_')}")
+    with tempfile.TemporaryDirectory() as folder:
+        result = module.measure(Path(folder))
+    Console().print(*module.tables(result))
+    if options.json:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        record = {"subject": options.subject, "commit": commit.stdout.strip(), "machine": machine} | result
+        Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
