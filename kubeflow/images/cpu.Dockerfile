@@ -1,0 +1,34 @@
+# The demo, the pipelines' own steps, MLflow and the reaper; no GPU.
+#   docker build -f kubeflow/images/cpu.Dockerfile -t megatron-af:cpu .
+# The entry point is python, so that the arguments are a tool and its own: tools/prepare_data.py prepare --config …
+FROM python:3.12.11-slim-bookworm
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    MLFLOW_DISABLE_TELEMETRY=true
+
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ffmpeg libsndfile1 g++ \
+    && rm -rf /var/lib/apt/lists/*
+
+RUN groupadd --gid 10001 af && useradd --uid 10001 --gid af --create-home af
+WORKDIR /opt/megatron-af
+
+# Dependencies change seldom and take minutes: they are installed from the lock file before any code is copied, so that
+# a change of code rebuilds only the last layers.
+COPY pyproject.toml requirements.lock LICENSE ./
+COPY kubeflow/images/dependencies.py /tmp/dependencies.py
+RUN python /tmp/dependencies.py pyproject.toml kubeflow > /tmp/dependencies.txt \
+    && pip install --constraint requirements.lock --requirement /tmp/dependencies.txt \
+    "mlflow[auth]" "psycopg2-binary>=2.9,<3"
+
+COPY megatron_af megatron_af
+COPY dali_pipes dali_pipes
+COPY kubeflow/af_pipelines kubeflow/af_pipelines
+COPY tools tools
+COPY configs configs
+ENV PYTHONPATH=/opt/megatron-af:/opt/megatron-af/kubeflow
+
+USER 10001:10001
+ENTRYPOINT ["python"]
+CMD ["-m", "af_pipelines", "--help"]

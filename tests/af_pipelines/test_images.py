@@ -1,0 +1,55 @@
+"""The images: linted, pinned, not run as root, with code in the last layers, which rebuild in seconds."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMAGES = sorted((ROOT / "kubeflow/images").glob("*.Dockerfile"))
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.stem)
+def test_linted(image: Path) -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    found = subprocess.run([str(hadolint), str(image)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.stem)
+def test_layers_user_and_entry_point(image: Path) -> None:
+    lines = image.read_text().splitlines()
+    (base,) = (line.split()[1] for line in lines if line.startswith("FROM "))
+    assert any(letter.isdigit() for letter in base.partition(":")[2])
+    last_install = max(index for index, line in enumerate(lines) if "pip install" in line)
+    packages = ("COPY megatron_af", "COPY tools", "COPY kubeflow/af_pipelines")
+    code = [index for index, line in enumerate(lines) if line.startswith(packages)]
+    assert len(code) == 3 and min(code) > last_install, "code comes after everything that takes minutes"
+    user = next(index for index, line in enumerate(lines) if line.startswith("USER "))
+    assert lines[user] == "USER 10001:10001", "as in the manifests"
+    assert user < lines.index('ENTRYPOINT ["python"]')
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.stem)
+def test_everything_copied_exists_and_is_sent_to_the_builder(image: Path) -> None:
+    ignore = image.with_name(f"{image.name}.dockerignore").read_text().splitlines()
+    for line in image.read_text().splitlines():
+        if line.startswith("COPY "):
+            for source in line.split()[1:-1]:
+                assert (ROOT / source).exists(), source
+                assert f"!{source}" in ignore, source
+
+
+def test_dependencies_are_those_of_the_project() -> None:
+    script = str(ROOT / "kubeflow/images/dependencies.py")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def listed(*arguments: str) -> list[str]:
+        command = [sys.executable, script, *arguments]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+
+    extras = project["optional-dependencies"]
+    assert listed("pyproject.toml", "kubeflow") == [*project["dependencies"], *extras["kubeflow"]]
+    assert listed("--only", "pyproject.toml", "gpu") == extras["gpu"]

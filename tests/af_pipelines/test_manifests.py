@@ -1,0 +1,174 @@
+"""What is applied to a cluster, checked without one: every overlay renders and fits the published schemas.
+
+Core kinds are checked against Kubernetes' own schemas, the training runtime and the JobSet in it against the models
+that Kubeflow Trainer publishes. Kueue publishes no schema as a package; its objects are only checked for their scope.
+"""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from kubeflow_trainer_api import models
+
+from af_pipelines.cluster import load_cluster
+from af_pipelines.job import GIVE_UP
+from af_pipelines.kube import CONTAINER
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = sorted(path.parent.name for path in (ROOT / "kubeflow/manifests/overlays").glob("*/kustomization.yaml"))
+CORE = ("v1", "apps/v1", "batch/v1", "rbac.authorization.k8s.io/v1", "networking.k8s.io/v1")
+CLUSTER_SCOPED = (
+    "Namespace", "ClusterTrainingRuntime", "ClusterQueue", "ResourceFlavor", "WorkloadPriorityClass",
+)  # fmt: skip
+Object = dict[str, Any]
+
+
+@cache
+def render(overlay: str) -> tuple[Object, ...]:
+    kubectl = Path(sys.executable).with_name("kubectl")
+    command = [str(kubectl), "kustomize", str(ROOT / "kubeflow/manifests/overlays" / overlay)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return tuple(yaml.safe_load_all(text))
+
+
+def only(overlay: str, kind: str, name: str = "megatron-af") -> Object:
+    (found,) = (body for body in render(overlay) if body["kind"] == kind and body["metadata"]["name"] == name)
+    return found
+
+
+def pod_specs(overlay: str) -> list[Object]:
+    specs = []
+    for body in render(overlay):
+        if body["kind"] in ("Deployment", "StatefulSet"):
+            specs.append(body["spec"]["template"]["spec"])
+        elif body["kind"] == "CronJob":
+            specs.append(body["spec"]["jobTemplate"]["spec"]["template"]["spec"])
+        elif body["kind"] == "ClusterTrainingRuntime":
+            jobs = body["spec"]["template"]["spec"]["replicatedJobs"]
+            specs += [job["template"]["spec"]["template"]["spec"] for job in jobs]
+    return specs
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_core_kinds_fit_kubernetes_schemas(overlay: str) -> None:
+    checked = [body for body in render(overlay) if body["apiVersion"] in CORE]
+    assert len(checked) >= 15
+    for body in checked:
+        kubernetes_validate.validate(body, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_runtime_fits_trainer_and_jobset(overlay: str) -> None:
+    runtime = only(overlay, "ClusterTrainingRuntime")
+    model = models.TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime)
+    assert model is not None
+    assert model.to_dict() == runtime, "the models know every field and lose none"
+    jobset = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "spec": runtime["spec"]["template"]["spec"]}
+    assert models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_failures_mean_what_the_launcher_says(overlay: str) -> None:
+    spec = only(overlay, "ClusterTrainingRuntime")["spec"]["template"]["spec"]
+    (job,) = spec["replicatedJobs"]
+    lost, gave_up = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert gave_up["onExitCodes"] == {"containerName": CONTAINER, "operator": "In", "values": list(GIVE_UP)}
+    assert lost["onPodConditions"][0]["type"] == "DisruptionTarget"
+    assert job["template"]["spec"]["backoffLimit"] == 0
+    assert job["template"]["spec"]["template"]["spec"]["restartPolicy"] == "Never", "a pod failure policy needs it"
+    assert [rule["action"] for rule in spec["failurePolicy"]["rules"]] == [
+        "RestartJobSetAndIgnoreMaxRestarts", "FailJobSet",
+    ]  # fmt: skip
+    assert "ttlSecondsAfterFinished" not in spec, "a failed job would be made again"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_scope(overlay: str) -> None:
+    for body in render(overlay):
+        expected = None if body["kind"] in CLUSTER_SCOPED else "megatron-af"
+        assert body["metadata"].get("namespace") == expected, body["kind"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_secret_and_no_root(overlay: str) -> None:
+    assert not [body for body in render(overlay) if body["kind"] == "Secret"], "secrets are only referred to"
+    for spec in pod_specs(overlay):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        for container in spec["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+            assert ":" in container["image"] and not container["image"].endswith(":latest")
+            for variable in container.get("env", []):
+                if any(word in variable["name"] for word in ("PASSWORD", "SECRET", "TOKEN")):
+                    assert "valueFrom" in variable, variable["name"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_pipelines_account_may_do_what_it_does_and_no_more(overlay: str) -> None:
+    rules = {
+        (group, resource): set(rule["verbs"])
+        for rule in only(overlay, "Role", "af-training-jobs")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert rules == {  # the calls of kube.py
+        ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "delete", "patch"},
+        ("", "pods"): {"list"},
+        ("", "events"): {"list"},
+        ("", "pods/log"): {"get"},
+    }
+    assert not [body for body in render(overlay) if body["kind"].startswith("ClusterRole")]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_cluster_file_and_manifests_name_the_same_things(overlay: str) -> None:
+    cluster = load_cluster(str(ROOT / f"configs/cluster/{overlay}.yaml"))
+    assert only(overlay, "Namespace", cluster.namespace)
+    assert only(overlay, "ServiceAccount", cluster.service_account)
+    assert only(overlay, "ClusterTrainingRuntime", cluster.runtime)
+    for volume in cluster.volumes:
+        claim = only(overlay, "PersistentVolumeClaim", volume.claim)
+        assert claim["spec"]["accessModes"] == ["ReadWriteMany"], "all nodes of a job mount it"
+    if cluster.queue:
+        assert only(overlay, "LocalQueue", cluster.queue)
+        assert only(overlay, "WorkloadPriorityClass", cluster.priority)
+        (group,) = only(overlay, "ClusterQueue")["spec"]["resourceGroups"]
+        asked = {"cpu", "memory", *cluster.stages.devices}
+        assert asked <= set(group["coveredResources"]), "Kueue admits nothing that a queue does not cover"
+
+
+def test_gpu_overlay() -> None:
+    (node,) = only("gpu", "ClusterTrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
+    spec = node["template"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    assert {"name": "NCCL_IB_HCA", "value": "mlx5"} in container["env"]
+    memory = next(volume for volume in spec["volumes"] if volume["name"] == "shared-memory")
+    assert memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
+    (server,) = only("gpu", "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+    store = next(variable for variable in server["env"] if variable["name"] == "BACKEND_STORE_URI")
+    assert store.keys() == {"name", "valueFrom"}
+    assert store["valueFrom"] == {"secretKeyRef": {"name": "mlflow-postgres", "key": "uri"}}
+
+
+def test_gang_scheduling_component(tmp_path: Path) -> None:
+    manifests = ROOT / "kubeflow/manifests"
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    # kustomize reads only relative paths, so the tree is made to lie beside the overlay.
+    (tmp_path / "manifests").symlink_to(manifests)
+    (overlay / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        "resources: [../manifests/base]\ncomponents: [../manifests/components/gang-scheduling]\n"
+    )
+    kubectl = Path(sys.executable).with_name("kubectl")
+    command = [str(kubectl), "kustomize", "--load-restrictor=LoadRestrictionsNone", str(overlay)]
+    rendered = yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    (runtime,) = (body for body in rendered if body["kind"] == "ClusterTrainingRuntime")
+    assert runtime["spec"]["podGroupPolicy"] == {"coscheduling": {"scheduleTimeoutSeconds": 600}}
+    assert models.TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime).to_dict() == runtime  # type: ignore[union-attr]
