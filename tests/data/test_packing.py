@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_af.data.packing import pack
@@ -26,6 +26,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 30)), max_size=40
 
 
 @given(sizes=SIZES, capacity=st.integers(64, 600), multiple=st.integers(1, 4))
+@settings(deadline=None)
 def test_every_sample_is_in_one_row_and_rows_respect_the_capacity(
     sizes: list[tuple[int, int]], capacity: int, multiple: int
 ) -> None:

@@ -104,6 +104,23 @@ def test_global_batches_are_the_same_for_any_number_of_data_parallel_ranks(tmp_p
         s.close()
 
 
+def test_a_resume_with_other_ranks_and_packing_keeps_each_global_batch(tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch on two ranks, continued on one and on four, with other threads."""
+    config = toy_config(tmp_path)
+    stage = replace(config.curriculum["tune"], pack_tokens=300)
+    packed = replace(config, curriculum={"tune": stage}, data=replace(config.data, workers=3))
+    before = [stream(config, dp=(r, 2)) for r in range(2)]
+    expected = [[i for s in before for i in s.batch(step).sample_ids] for step in range(6)]
+    for ranks in (1, 4):
+        resumed = [stream(packed, dp=(r, ranks), start=3) for r in range(ranks)]
+        for step in (3, 4, 5):
+            assert [i for s in resumed for i in s.batch(step).sample_ids] == expected[step]
+        for s in resumed:
+            s.close()
+    for s in before:
+        s.close()
+
+
 def test_model_parallel_ranks_hold_the_same_text_and_share_the_audio(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     alone = stream(config)
