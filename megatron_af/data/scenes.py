@@ -246,8 +246,10 @@ def _texts(config: ScenesConfig, seed: int, kinds: Sequence[str]) -> Iterator[Ro
         rng, text_rng = np.random.default_rng([seed, number]), random.Random(f"{seed} text {number}")
         scene = _told(kinds, rng)
         told = transcript(scene)
+        # A quarter is asked with nothing told: before it hears, the model must know how likely each answer is.
+        before = f"{told}. " if number % 4 else ""
         questions = [
-            Question(prompt=f"{told}. {q.prompt}", output=q.output, skill=q.skill)
+            Question(prompt=before + q.prompt, output=q.output, skill=q.skill)
             for q in [*ask(scene, kinds, text_rng, 6), *listing(scene, text_rng)]
         ]
         yield Row(id=f"text-{number}", questions=tuple(questions), task="text")
