@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter
 
 from megatron_af.data.rows import Question, Span
 
@@ -226,8 +227,8 @@ def _questions(scene: Scene, kinds: Sequence[str], rng: random.Random) -> list[Q
 
     # attribute and duration
     for skill, words, of in (
-        ("attribute", ("quiet", "loud"), lambda event: event.loud),
-        ("duration", ("short", "long"), lambda event: event.long),
+        ("attribute", ("quiet", "loud"), attrgetter("loud")),
+        ("duration", ("short", "long"), attrgetter("long")),
     ):
         kind = rng.choice(heard)
         add(skill, words[of(scene.first(kind))], f"is the {kind} {words[1]} or {words[0]}?")

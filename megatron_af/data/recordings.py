@@ -102,9 +102,7 @@ def fetch_recordings(folder: Path, *, offline: bool = False) -> Recordings:
     if not index.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        source, sounds = "synthesised sources (asked for)", []
-        if not offline:
-            source, sounds = _from_packages()
+        source, sounds = ("synthesised sources (asked for)", []) if offline else _from_packages()
         if not sounds:
             sounds = [(kind, "synthesised", x) for kind, x in synthesise(SAMPLE_RATE)]
         items = [asdict(_store(folder, n, *sound)) for n, sound in enumerate(sounds)]

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def synthesise(sample_rate: int, seed: int = 0) -> Iterator[tuple[str, NDArray[n
             yield kind, (0.5 * x / np.abs(x).max()).astype(np.float32)
 
 
-def _harmonics(phase: Array, weights: Array) -> Array:
+def _harmonics(phase: Array, weights: NDArray[np.floating[Any]]) -> Array:
     return np.asarray(sum(w * np.sin((n + 1) * phase) for n, w in enumerate(weights)))
 
 
@@ -63,9 +64,13 @@ VOICES: dict[str, Callable[[Array, np.random.Generator], Array]] = {
     "wind": lambda t, r: _band(t, r, r.uniform(300, 450), r.uniform(700, 1000)),
     "clicks": lambda t, r: _band(t, r, 1500, 7900) * _pulses(t, r.uniform(7, 11), 250),
     "engine": lambda t, r: _band(t, r, 60, 900) * _pulses(t, r.uniform(22, 32), 60),
-    "bell": lambda t, r: np.exp(-4 * t) * _harmonics(_phase(r.uniform(500, 800) * 1.37 + 0 * t, t), r.uniform(0.2, 1, 7)),
+    "bell": lambda t, r: (
+        np.exp(-4 * t) * _harmonics(_phase(r.uniform(500, 800) * 1.37 + 0 * t, t), r.uniform(0.2, 1, 7))
+    ),
     "string": lambda t, r: np.exp(-3 * t) * _harmonics(_phase(r.uniform(110, 220) + 0 * t, t), 0.7 ** np.arange(12)),
     "horn": lambda t, r: _harmonics(_phase(r.uniform(220, 380) + 3 * np.sin(35 * t), t), 0.85 ** np.arange(14)),
     "drum": lambda t, r: np.exp(-9 * t) * np.sin(_phase(r.uniform(60, 90) * (1 + 2 * np.exp(-30 * t)), t)),
-    "telephone": lambda t, r: np.sin(2 * np.pi * r.uniform(430, 460) * t) * (np.sin(2 * np.pi * r.uniform(17, 23) * t) > 0),
+    "telephone": lambda t, r: (
+        np.sin(2 * np.pi * r.uniform(430, 460) * t) * (np.sin(2 * np.pi * r.uniform(17, 23) * t) > 0)
+    ),
 }

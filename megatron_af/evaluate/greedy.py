@@ -9,6 +9,7 @@ Shapes: S text positions, B rows, L audio tokens of a row, T packed audio tokens
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,5 @@ def _longer(rows: TextRows, new: int, pad_id: int) -> TextRows:
         "first_audio_BS": 0,
         "last_audio_BS": -1,
     }
-    return dataclasses.replace(
-        rows, **{name: F.pad(getattr(rows, name), (0, room), value=value) for name, value in fill.items()}
-    )
+    longer: dict[str, Any] = {name: F.pad(getattr(rows, name), (0, room), value=value) for name, value in fill.items()}
+    return dataclasses.replace(rows, **longer)
