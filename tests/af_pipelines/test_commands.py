@@ -1,0 +1,129 @@
+"""The cluster's side of the commands, against a server that speaks both APIs: submit, status, logs, cancel, resume."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from af_pipelines import cluster_run
+from af_pipelines.__main__ import main
+from af_pipelines.cluster import load_cluster
+from af_pipelines.job import Job
+from af_pipelines.manifest import trainjob_manifest
+from af_pipelines.records import RunFolder
+from megatron_af.config_file import load_config
+from tests.af_pipelines.fake_cluster import FakeCluster
+
+CONFIG = """
+name: toy
+output: {tmp}/runs
+data: {{datasets: {{text: {{manifest: text.jsonl}}}}}}
+curriculum:
+  align: {{trainable: [added_rows], blend: {{text: 1}}}}
+"""
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCluster]:
+    with FakeCluster() as fake:
+        (tmp_path / "kubeconfig").write_text(fake.kubeconfig())
+        (tmp_path / "toy.yaml").write_text(CONFIG.format(tmp=tmp_path))
+        (tmp_path / "cluster.yaml").write_text(
+            "away_minutes: 0.01\nenv: {A: b}\nsecrets: {MLFLOW_TRACKING_PASSWORD: {secret: login, key: password}}\n"
+            "overrides: [output=/runs]\n"
+        )
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", fake.url)
+        monkeypatch.setenv("AF_PIPELINES_TOKEN", "let-me-in")
+        monkeypatch.setattr(cluster_run, "POLL_SECONDS", 0.02)
+        yield fake
+
+
+def pipelines(tmp_path: Path, verb: str, *more: str) -> int:
+    return main([verb, "--config", str(tmp_path / "toy.yaml"), *more])
+
+
+def submit(tmp_path: Path) -> int:
+    return pipelines(tmp_path, "submit", "--cluster", str(tmp_path / "cluster.yaml"))
+
+
+def test_from_submit_to_cancel(
+    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(tmp_path) == 0
+    (sent,) = cluster.runs.values()
+    assert f"{cluster.url}/#/runs/details/run-1" in capsys.readouterr().out
+    parameters = sent["runtime_config"]["parameters"]
+    assert json.loads(parameters["config"])["output"] == "/runs", "where the cluster mounts its volume"
+    assert sent["service_account"] == "af-pipeline"
+    assert "let-me-in" not in json.dumps(sent), "a login is never part of a pipeline"
+    assert any(headers.get("authorization") == "Bearer let-me-in" for headers in cluster.headers)
+
+    record = RunFolder(load_config(tmp_path / "toy.yaml")).run()
+    assert record is not None and record.kubeflow_run == "run-1"
+    settings = load_cluster(str(tmp_path / "cluster.yaml"))
+    body = trainjob_manifest(Job(name="align", argv=("x",), nodes=2), settings, record.launch)
+    cluster.jobs[body["metadata"]["name"]] = body
+    cluster.run_pods(body)
+    details = [{"display_name": "prepare", "state": "SUCCEEDED"}, {"display_name": "align", "state": "RUNNING"}]
+    sent["run_details"] = {"task_details": details}
+    assert pipelines(tmp_path, "status") == 0
+    shown = capsys.readouterr().out
+    assert "prepare              succeeded" in shown
+    assert "promote              waiting" in shown
+    assert "2 of 2 nodes running" in shown
+
+    name = "toy-system-container-impl-1"
+    cluster.pods.append({"metadata": {"name": name, "uid": name, "labels": {"pipeline/runid": "run-1"}}, "status": {}})
+    cluster.print(name, "[KFP] noise", "[align 0] step 1/3", "[prepare] done", "time=now level=info argo")
+    sent["state"] = "SUCCEEDED"
+    assert pipelines(tmp_path, "logs", "--step", "align", "--follow") == 0
+    assert capsys.readouterr().out == "[align 0] step 1/3\n"
+
+    assert pipelines(tmp_path, "cancel") == 0
+    assert cluster.runs["run-1"]["state"] == "CANCELED"
+    assert not cluster.jobs
+
+    assert pipelines(tmp_path, "resume") == 0
+    again = cluster.runs["run-2"]["runtime_config"]["parameters"]
+    assert again["attempt"] == 2
+    assert again["run"] == parameters["run"], "the same run goes on, so its finished steps are found"
+
+
+def test_what_a_pipeline_server_refuses(
+    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.refuse("POST", "runs", 401, "token expired")
+    assert submit(tmp_path) == 1
+    assert "refuses the login (token expired): renew the token" in capsys.readouterr().err
+    cluster.refuse("POST", "runs", 500, "database is locked")
+    assert submit(tmp_path) == 1
+    assert "answers 500" in capsys.readouterr().err
+    assert not (tmp_path / "runs/toy/pipeline/run.json").exists(), "nothing was started"
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")
+    assert submit(tmp_path) == 1
+    assert "nothing answers at http://127.0.0.1:9" in capsys.readouterr().err
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
+    assert submit(tmp_path) == 1
+    assert "set `endpoint` in the cluster file or KF_PIPELINES_ENDPOINT" in capsys.readouterr().err
+
+
+def test_without_a_kubeconfig(
+    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert submit(tmp_path) == 0
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
+    assert pipelines(tmp_path, "status") == 0
+    assert "training jobs cannot be shown: no Kubernetes cluster is configured" in capsys.readouterr().out
+    assert pipelines(tmp_path, "logs") == 1
+    assert "set KUBECONFIG" in capsys.readouterr().err
+
+
+def test_compile_writes_a_file_that_can_be_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(CONFIG.format(tmp=tmp_path))
+    out = tmp_path / "out.yaml"
+    assert pipelines(tmp_path, "compile", "curriculum.align.micro_batch_samples=8", "--output", str(out)) == 0
+    pipeline = next(yaml.safe_load_all(out.read_text()))
+    assert pipeline["pipelineInfo"]["name"] == "curriculum-toy"
