@@ -23,8 +23,8 @@ LAYERS = (
     ("megatron_af.audio", "megatron_af.decoder", "megatron_af.validation"),
     ("megatron_af.model",),
     ("megatron_af.convert",),
-    ("megatron_af.train", "megatron_af.generate", "megatron_af.evaluate"),
-    ("megatron_af.plan", "megatron_af.registry", "megatron_af.bench"),
+    ("megatron_af.train", "megatron_af.generate", "megatron_af.evaluate", "megatron_af.registry"),
+    ("megatron_af.plan", "megatron_af.bench"),
     ("af_pipelines",),
     ("tools",),
 )
@@ -34,7 +34,13 @@ MODULES = {
     for package, base in PACKAGES.items()
     for path in sorted((base / package).rglob("*.py"))
 }
-TRACKING = ("megatron_af.train.tracking", "megatron_af.registry", "af_pipelines", "tools")
+TRACKING = (
+    "megatron_af.train.tracking",
+    "megatron_af.registry",
+    "megatron_af.generate.serving",
+    "af_pipelines",
+    "tools",
+)
 
 
 def tracked() -> list[Path]:

@@ -43,7 +43,8 @@ def test_passes_are_steps_over_the_weighted_data(tmp_path: Path) -> None:
         stage="s",
         curriculum={"s": stage, "other": StageConfig(steps=7)},
         data=DataConfig(
-            root=str(tmp_path), datasets={name: DatasetConfig(manifest=f"{name}.jsonl") for name in ("clotho", "musiccaps")}
+            root=str(tmp_path),
+            datasets={name: DatasetConfig(manifest=f"{name}.jsonl") for name in ("clotho", "musiccaps")},
         ),
     )
     resolved = resolve_sizes(config, world_size=1)
