@@ -230,7 +230,7 @@ def _overrides(optimizer: OptimizerConfig) -> dict[ParamKey, ParamGroupOverride]
     if optimizer.gate_learning_rate_scale != 1.0:
         overrides[ParamKey(name="*.gate_*")] = scaled(optimizer.gate_learning_rate_scale)
     if optimizer.encoder_learning_rate_scale != 1.0:
-        overrides[ParamKey(name="*encoder.*")] = scaled(optimizer.encoder_learning_rate_scale)
+        overrides[ParamKey(name="module.encoder.*")] = scaled(optimizer.encoder_learning_rate_scale)
     return overrides
 
 
