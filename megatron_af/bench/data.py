@@ -147,7 +147,9 @@ def _processor_seconds(work: Callable[[], object]) -> float:
 
 def _padding(config: Config, rows: int) -> dict[str, tuple[float, float]]:
     """Parts of encoded windows and of text positions that are padding, with packing and as the reference pads."""
-    stage = replace(config.curriculum["bench"], pack_tokens=1024, global_batch_samples=32, micro_batch_samples=1)
+    stage = replace(
+        config.curriculum["bench"], pack_tokens=1024, global_batch_samples=min(32, rows), micro_batch_samples=1
+    )
     epoch = _Epoch(replace(config, curriculum={"bench": stage}), rows)
     batches = epoch.run()
     epoch.close()

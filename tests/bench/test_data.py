@@ -29,4 +29,6 @@ def test_the_references_mel_is_the_streams() -> None:
     from tests.dali_pipes.reference import mel_filters
 
     front_end = data.FrontEndConfig()
-    assert torch.allclose(data._mel_filters(front_end), mel_filters(front_end), atol=2e-6)
+    assert torch.allclose(
+        data._mel_filters(front_end), mel_filters(front_end), atol=2e-5
+    )  # float32 slopes, as torchaudio has them
