@@ -30,6 +30,7 @@ from megatron_af.config import Config, ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 COMMAND_LINE = "command line"
+DEFINED_IN_FILES = ("curriculum", "data.datasets", "steps")
 type Tree = dict[Any, Any]
 """A YAML file: nested mappings, lists and scalars."""
 EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -231,7 +232,7 @@ class _Reader:
         for name, inner in value.items():
             entry = f"{key}.{name}"
             # Files define stages and data sets; an override that names a new one is a slip of the pen.
-            if dataclasses.is_dataclass(kind) and self._first_source.get(entry) == COMMAND_LINE:
+            if key in DEFINED_IN_FILES and self._first_source.get(entry) == COMMAND_LINE:
                 known = [str(other) for other in value if self._first_source.get(f"{key}.{other}") != COMMAND_LINE]
                 self._report(entry, f"not in {key}{suggestion(str(name), known)}")
                 continue
