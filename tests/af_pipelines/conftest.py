@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mlflow_store import store, store_template  # noqa: F401
+
 ROOT = Path(__file__).parents[2]
 TOOL = """
 import pathlib, sys, time
