@@ -63,7 +63,7 @@ def status(options: argparse.Namespace) -> int:
     print(f"{record.launch.pipeline} {record.launch.run}: {'running' if alive else 'ended'} here, started "
           f"{stamp(record.started)}")  # fmt: skip
     records = {step.step: step for step in folder.steps()}
-    print("\n".join(table(pipeline_steps(config, record.launch.pipeline), records)))
+    print("\n".join(table(pipeline_steps(config, record.launch.pipeline), records, record.launch)))
     for step in records.values():
         if step.error:
             print(f"{step.step}: {step.error}")

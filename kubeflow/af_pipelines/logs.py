@@ -15,7 +15,7 @@ _ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Mismatch|Exit|Failed|Time
 # Lines of the interpreter, torchrun and the training loop around the error that a person has to read.
 _NOISE = re.compile(
     r"^\s*$|^\s(?!\s*- )|^Traceback|^The above|^During handling|^[EWIF]\d{4} |^\[[EWIF]\d{3,4}|^[=\-*]{4,}"
-    r"|\bstep\s+\d+\s*/|elastic|torchrun|^Root Cause|^Failures:|^\[\d+\]:| FAILED$|_tracker|[Ww]arning"
+    r"|\bstep\s+\d+\s*/|^[┃│┏┗┡┢├└]|elastic|torchrun|^Root Cause|^Failures:|^\[\d+\]:| FAILED$|_tracker|[Ww]arning"
 )
 _FOLLOW_UP = re.compile(
     r"ChildFailedError|SignalException|DistBackendError|DistNetworkError|Connection (closed|reset|refused)|Broken pipe"
@@ -65,7 +65,10 @@ def last_error(lines: Iterable[str], limit: int = 600) -> str:
     kept = [_RANK.sub("", line.rstrip()) for line in lines]
     errors = [index for index, line in enumerate(kept) if _ERROR.match(line)]
     causes = [index for index in errors if not _FOLLOW_UP.search(kept[index])]
-    plain = [line for line in kept if not (_NOISE.search(line) or _ERROR.match(line))]
+    steps = [index for index, line in enumerate(kept) if _STEP.search(line)]
+    # What was printed before the last training step explains no end that came after it.
+    late = kept[steps[-1] + 1 :] if steps else kept
+    plain = [line for line in late if not (_NOISE.search(line) or _ERROR.match(line))]
     if causes:
         text = _message(kept, causes[0])
     elif plain:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from af_pipelines.records import RUNNING, Launch, RunFolder, StepRecord
+from af_pipelines.records import Launch, RunFolder, StepRecord
 from af_pipelines.steps import StepSpec
 
 
@@ -14,7 +14,7 @@ def write_report(folder: RunFolder, launch: Launch, steps: Sequence[StepSpec], s
         [
             f"# {launch.pipeline} {launch.run}: {state.lower()}",
             "",
-            *table(steps, records),
+            *table(steps, records, launch),
             "",
             *(f"{spec.name}: {records[spec.name].error}\n" for spec in steps if _failed(records.get(spec.name))),
         ]
@@ -23,17 +23,20 @@ def write_report(folder: RunFolder, launch: Launch, steps: Sequence[StepSpec], s
     return text
 
 
-def table(steps: Sequence[StepSpec], records: dict[str, StepRecord]) -> list[str]:
-    """One Markdown row per step: state, time, restarts, how far it came."""
+def table(steps: Sequence[StepSpec], records: dict[str, StepRecord], launch: Launch) -> list[str]:
+    """One Markdown row per step: state, time, restarts, how far it came.
+
+    A step that this run has not reached may have been done by an earlier one.
+    """
     rows = [("step", "state", "time", "restarts", "progress")]
     for spec in steps:
         record = records.get(spec.name)
         if record is None:
             rows.append((spec.name, "waiting", "", "", ""))
         else:
-            outdated = " (from other inputs)" if record.reads != spec.reads and record.state != RUNNING else ""
+            earlier = "" if record.launch.run == launch.run else " (earlier run)"
             rows.append(
-                (spec.name, record.state + outdated, clock(record.seconds), str(record.restarts), record.progress)
+                (spec.name, record.state + earlier, clock(record.seconds), str(record.restarts), record.progress)
             )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]

@@ -48,6 +48,8 @@ def test_progress() -> None:
          "torch.OutOfMemoryError: CUDA out of memory.\nTried to allocate 2 GiB"),
         ("step 1/4 | loss 1\n" + PEER,
          "RuntimeError: [pair.cc:553] Connection closed by peer [127.0.0.1]:23469. GLHF!"),
+        ("│ lm │ 0 │ 82,496 │\nstage align: what trains\nstep 3/6 | loss 1\n" + PEER,
+         "RuntimeError: [pair.cc:553] Connection closed by peer [127.0.0.1]:23469. GLHF!"),
         ("KeyError\n", "KeyError"),
         ("step 1/4 | loss 1\n", ""),
         ("", ""),
