@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="STAGE", help="only this stage")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and why, and end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:

@@ -94,10 +94,10 @@ class Releases:
         """
         for folder, digest in digests.items():
             verify_digest(Path(folder), digest)
-        found = Results.load(results)
-        identity = digest_value([dict(digests), asdict(found)])
-        version = self._version_of(identity)
-        if version is None:
+        found, identity = Results.load(results), _identity(digests, results)
+        known = self.registered(digests, results)
+        version = str(known.version) if known else ""
+        if not version:
             for file in result_files(results):
                 self.client.log_artifact(run_id, str(file), f"{EVALUATION}/{identity[7:19]}")
             self._make_model()
@@ -118,6 +118,11 @@ class Releases:
             version = str(made.version)
         self.client.set_registered_model_alias(self.model, CANDIDATE, version)
         return version
+
+    def registered(self, digests: Mapping[str, str], results: Path) -> ModelVersion | None:
+        """The version that these files and this evaluation have already."""
+        identity = _identity(digests, results)
+        return next((version for version in self.versions() if version.tags.get("identity") == identity), None)
 
     def version(self, name: str) -> ModelVersion:
         """A version by number or alias."""
@@ -217,10 +222,6 @@ class Releases:
         with tempfile.TemporaryDirectory() as folder:
             return Results.load(Path(self.client.download_artifacts(version.run_id, place, folder)))
 
-    def _version_of(self, identity: str) -> str | None:
-        found = self.client.search_model_versions(f"name = '{self.model}'")
-        return next((str(version.version) for version in found if version.tags.get("identity") == identity), None)
-
     def _make_model(self) -> None:
         try:
             self.client.create_registered_model(self.model)
@@ -235,6 +236,11 @@ class Releases:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UnknownVersion(f"there is no registered model {self.model}; register a version first") from None
+
+
+def _identity(digests: Mapping[str, str], results: Path) -> str:
+    """Of a version: the files' digests, wherever they lie, and the evaluation."""
+    return digest_value([sorted(digests.values()), asdict(Results.load(results))])
 
 
 def _now() -> str:

@@ -1,0 +1,132 @@
+"""What people ask a served model, as rows.
+
+    with RequestRows() as requests:
+        rows = [requests.row(request, f"request {i}") for i, request in enumerate(batch)]
+
+A request is a mapping:
+
+    prompt     what to answer
+    audio      a file, a ``data:`` URI, base64 or bytes of a recording in any format; absent: text only
+    history    earlier turns about the audio: [{"user": …, "assistant": …}, …]
+    examples   answered examples that come first: [{"audio": …, "prompt": …, "answer": …}, …]
+"""
+
+import base64
+import binascii
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dali_pipes.waves import AudioError, recording_seconds
+from megatron_af.data.rows import Clip, Question, Row
+
+LONGEST_PATH = 4096
+
+
+class BadRequest(ValueError):
+    """A request that cannot be answered; the message names it, what was expected and what it held."""
+
+
+class RequestRows:
+    """Turns requests into rows over a folder of its own, ``root``, which goes when it is closed."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="audio-flamingo-")
+        self.root = Path(self._folder.name)
+        self._clips = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._folder.cleanup()
+
+    def row(self, request: Mapping[str, Any], where: str) -> Row:
+        """The row whose last question is the request's. Raises ``BadRequest``, whose message begins with ``where``."""
+        prompt = _text(request, "prompt", where)
+        history, examples = _records(request, "history", where), _records(request, "examples", where)
+        audio = request.get("audio")
+        if history and examples:
+            raise BadRequest(f"{where}: expected history or examples, got both; ask about one conversation at a time")
+        asked = Question(prompt=prompt, output="")
+        clips = () if _absent(audio) else (self._clip(audio, f"{where}: audio"),)
+        if history:
+            turns = [
+                Question(prompt=_text(turn, "user", at), output=_text(turn, "assistant", at))
+                for at, turn in ((f"{where}: history[{i}]", turn) for i, turn in enumerate(history))
+            ]
+            return Row(id=where, clips=clips, questions=(*turns, asked), template="dialogue")
+        if not examples:
+            return Row(id=where, clips=clips, questions=(asked,))
+        if not clips:
+            raise BadRequest(f"{where}: expected audio behind its examples, got none")
+        pairs = []
+        for i, example in enumerate(examples):
+            at = f"{where}: examples[{i}]"
+            answered = Question(prompt=_text(example, "prompt", at), output=_text(example, "answer", at))
+            pairs.append((self._clip(example.get("audio"), f"{at}: audio"), answered))
+        return Row(
+            id=where,
+            clips=(*(clip for clip, _ in pairs), *clips),
+            questions=(*(question for _, question in pairs), asked),
+            template="interleaved",
+        )
+
+    def _clip(self, audio: Any, where: str) -> Clip:
+        """The recording, whole, under a name of ours: a request names no file inside our folder."""
+        place = self.root / f"{self._clips:06d}"
+        self._clips += 1
+        path = _existing_file(audio)
+        if path is not None:
+            place.symlink_to(path.absolute())
+        else:
+            place.write_bytes(_content(audio, where))
+        try:
+            return Clip(path=place.name, duration=recording_seconds(place))
+        except AudioError as error:
+            raise BadRequest(f"{where}: expected a recording, got what cannot be decoded: {error}") from None
+
+
+def _existing_file(audio: Any) -> Path | None:
+    if isinstance(audio, str) and len(audio) < LONGEST_PATH and not audio.startswith("data:"):
+        path = Path(audio.removeprefix("file://"))
+        if path.is_file():
+            return path
+    return None
+
+
+def _content(audio: Any, where: str) -> bytes:
+    if isinstance(audio, bytes | bytearray | memoryview):
+        return bytes(audio)
+    if not isinstance(audio, str) or not audio:
+        raise BadRequest(f"{where}: expected a file, base64 or bytes, got {type(audio).__name__}")
+    try:
+        return base64.b64decode(audio.partition(",")[2] if audio.startswith("data:") else audio, validate=True)
+    except binascii.Error:
+        raise BadRequest(f"{where}: expected a file, base64 or bytes, got {audio[:60]!r}, which is neither") from None
+
+
+def _records(request: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
+    value: Any = request.get(key)
+    if _absent(value):
+        return []
+    records = value.tolist() if hasattr(value, "tolist") else value  # a table's cell holds an array
+    if not isinstance(records, list | tuple) or not all(isinstance(record, Mapping) for record in records):
+        raise BadRequest(f"{where}: {key}: expected a list of mappings, got {str(value)[:80]}")
+    return list(records)
+
+
+def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRequest(f"{where}: {key}: expected text, got {str(value)[:80]!r}")
+    return value
+
+
+def _absent(value: Any) -> bool:
+    """None, or the NaN that a table holds where a column has no value."""
+    return value is None or (isinstance(value, float) and value != value)
