@@ -96,7 +96,10 @@ class Delivery:
             self.client.update_run(self.sent.run_id, status="RUNNING")
         if address.ends_parent and (parent_run := self._own_parent(address)):
             self.client.update_run(parent_run, status="RUNNING")
-        self._send_params(record["params"])
+        present = self.client.get_run(self.sent.run_id).data
+        if "ended" in present.tags:  # of the start before this one
+            self.client.delete_tag(self.sent.run_id, "ended")
+        self._send_params({key: value for key, value in record["params"].items() if key not in present.params})
         self._send_tags(record["tags"])
         for name, text in record["texts"].items():
             self.client.log_text(self.sent.run_id, text, name)
@@ -136,10 +139,9 @@ class Delivery:
 
     def _send_params(self, params: dict[str, str]) -> None:
         """Parameters that the run lacks: MLflow lets none change, and a resumed run has them."""
-        present = self.client.get_run(self.sent.run_id).data.params
-        missing = [Param(key, value[:LONGEST_PARAM]) for key, value in params.items() if key not in present]
-        for start in range(0, len(missing), PARAMS_PER_REQUEST):
-            self.client.log_batch(self.sent.run_id, params=missing[start : start + PARAMS_PER_REQUEST])
+        entries = [Param(key, value[:LONGEST_PARAM]) for key, value in params.items()]
+        for start in range(0, len(entries), PARAMS_PER_REQUEST):
+            self.client.log_batch(self.sent.run_id, params=entries[start : start + PARAMS_PER_REQUEST])
 
     def _send_tags(self, tags: dict[str, str]) -> None:
         entries = [RunTag(key, str(value)[:LONGEST_TAG]) for key, value in tags.items() if value]

@@ -108,6 +108,9 @@ class MlflowServer:
                 run = self.runs[body["run_id"]]
                 run["info"] |= {key: body[key] for key in ("status", "end_time") if key in body}
                 return {"run_info": run["info"]}
+            case "runs/delete-tag":
+                del self.runs[body["run_id"]]["tags"][body["key"]]
+                return {}
             case "runs/log-batch":
                 run = self.runs[body["run_id"]]
                 if any(metric["key"] == "unwelcome" for metric in body.get("metrics", [])):

@@ -97,7 +97,7 @@ def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path, server: MlflowServer) 
     write_steps(again, 8, 9)
     Delivery(first.folder).send_pending()
     assert list(server.runs) == [run_id]
-    assert server.runs[run_id]["info"]["status"] == "RUNNING"
+    assert server.runs[run_id]["info"]["status"] == "RUNNING" and "ended" not in server.runs[run_id]["tags"]
     assert server.runs[run_id]["params"]["learning_rate"] == "1e-4"
     assert server.history(run_id, "loss") == list(range(1, 10))
 
