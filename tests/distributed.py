@@ -10,6 +10,7 @@ machine) are paid once. A rank that fails ends the others; nothing outlives the 
 import contextlib
 import datetime
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -68,6 +69,8 @@ def _fork(
     if pid:
         return pid
     code = 1
+    # what the parent left uncollected (a DALI pipeline waits for threads that a fork does not copy) is not ours to end
+    gc.freeze()
     try:
         os.setpgid(0, 0)
         faulthandler.register(signal.SIGUSR1, (folder / f"hanging-{rank}").open("w"), all_threads=False)
