@@ -3,7 +3,8 @@
     torchrun --nproc_per_node 2 tools/evaluate_hearing.py --config configs/demo.yaml stage=long [key=value …]
 
 Asks the questions of the data sets that ``curriculum.STAGE.evaluation`` names, prints a table for each and writes
-``hearing.json`` (the tables) and ``answers.jsonl`` (every answer) into the stage's folder.
+``hearing.json`` (the tables), ``answers.jsonl`` (every answer) and ``pictures/attention-….png`` (where the answers to
+the first samples looked) into the stage's folder.
 """
 
 import argparse
@@ -23,6 +24,9 @@ from megatron_af.evaluate.hearing import ask_all, summarise, table
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import validate
 
+DRAWN = 4
+"""Answers of each data set that are drawn."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,6 +41,7 @@ def main() -> int:
         return 2
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.evaluate.attention import draw, fixed_samples
     from megatron_af.evaluate.listener import Listener
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
@@ -53,6 +58,7 @@ def main() -> int:
             lines.append(json.dumps({"set": name, **sample, **dataclasses.asdict(question)}))
         if dist.get_rank() == 0:
             Console(width=110).print(table(summaries[name], f"{config.name}, stage {config.stage}, {name}"))
+            draw(listener.looks(fixed_samples(rows, DRAWN)), folder / "pictures", f"attention-{name}")
     if dist.get_rank() == 0:
         (folder / "hearing.json").write_text(json.dumps(summaries, indent=1))
         (folder / "answers.jsonl").write_text("\n".join(lines) + "\n")

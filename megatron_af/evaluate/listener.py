@@ -2,19 +2,23 @@
 
 listener = Listener(config)                    # newest checkpoint of config.stage; process group exists
 answers = listener(rows)                       # one per question, rows first, then questions; all ranks get all
+looks = listener.looks(rows)                   # where the answers to rows of one question and one clip looked
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
+import torch
 import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError, ParallelConfig
+from megatron_af.data.batch import IGNORED, StepBatch
 from megatron_af.data.rows import Row
 from megatron_af.data.stream import evaluation_batches
-from megatron_af.evaluate.greedy import greedy_answers
-from megatron_af.model import Vocabulary, build
+from megatron_af.evaluate.attention import Look, recorded, token_seconds
+from megatron_af.evaluate.greedy import audio_keys, greedy_answers
+from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.text.tokenizer import Tokenizer
@@ -50,9 +54,53 @@ class Listener:
         merged = {i: texts for share in shares for i, texts in share.items()}
         return list(chain.from_iterable(merged[i] for i in range(len(rows))))
 
+    @torch.no_grad()
+    def looks(self, rows: Sequence[Row]) -> list[Look]:
+        """Answers rows of one clip and one question, on this rank alone, and says where each answer looked.
+
+        The text is run once more with the answer in it: the position before a token is the one that says it.
+        """
+        front, (decoder,) = self.model.front, self.model.chunks
+        assert isinstance(front, AudioFront)
+        answered = [
+            replace(row, questions=(replace(row.questions[0], output=answer),))
+            for row, answer in zip(rows, self._answers(rows), strict=True)
+        ]
+        looks: list[Look] = []
+        for chunk, batch in self._batches(answered, prompts=False):
+            (text,) = batch.rows
+            with recorded(decoder) as layers:
+                decoder.logits(text, audio_keys(front, batch, text), front.added_rows)
+            weights_BSL = torch.stack(layers).mean(0)
+            for b, row in enumerate(chunk):
+                windows = batch.clip_windows[text.clips[b][0]]
+                label_S = text.labels_BS[b]
+                spoken_S = (label_S != IGNORED) & (label_S != self.tokenizer.eos_id)  # never reached when answering
+                looks.append(
+                    Look(
+                        prompt=row.questions[0].prompt,
+                        tokens=tuple(
+                            self.tokenizer.decode([token], skip_special=False) for token in label_S[spoken_S].tolist()
+                        ),
+                        weights_TL=weights_BSL[b, spoken_S, : windows * front.tokens_per_window].double().numpy(),
+                        token_seconds_L=token_seconds(self.config.model, windows),
+                        seconds=self._heard_seconds(windows),
+                    )
+                )
+        return looks
+
+    def _heard_seconds(self, windows: int) -> float:
+        front = self.config.model.front_end
+        return windows * (front.window_seconds - front.overlap_seconds) + front.overlap_seconds
+
     def _answers(self, rows: Sequence[Row]) -> list[str]:
         answers: list[str] = []
-        for _, batch in evaluation_batches(
+        for _, batch in self._batches(rows, prompts=True):
+            answers += greedy_answers(self.model, batch, self.tokenizer, max_new_tokens=self.max_new_tokens)
+        return answers
+
+    def _batches(self, rows: Sequence[Row], *, prompts: bool) -> Iterator[tuple[list[Row], StepBatch]]:
+        return evaluation_batches(
             self.config,
             rows,
             tokenizer=self.tokenizer,
@@ -60,10 +108,8 @@ class Listener:
             max_windows=self.stage.max_windows,
             max_text_tokens=self.stage.max_text_tokens,
             batch_rows=BATCH_ROWS,
-            prompts=True,
-        ):
-            answers += greedy_answers(self.model, batch, self.tokenizer, max_new_tokens=self.max_new_tokens)
-        return answers
+            prompts=prompts,
+        )
 
     def close(self) -> None:
         process_groups.destroy()

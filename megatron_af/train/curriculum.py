@@ -301,6 +301,8 @@ def _log_evaluation(config: Config, stage: str, inputs: Mapping[str, str], paren
     spool.append("evaluation", step=step, values={metric_name(name): value for name, value in metrics.items()})
     for name, (columns, rows) in tables(folder).items():
         spool.append("table", name=f"evaluation/{name}.json", columns=columns, data=rows)
+    for picture in sorted((folder / "pictures").glob("*.png")):
+        spool.append("artifact", file=str(picture.absolute()), to="pictures")
     totals = {f"{stage}/{name}": value for name, value in metrics.items() if "/overall/" in name}
     parent.append("evaluation", step=step, values={metric_name(k): v for k, v in totals.items()})
 
