@@ -23,41 +23,66 @@ class ContainerError(Exception):
     """FFmpeg cannot open or decode the audio."""
 
 
-def decode(source: Path | bytes, *, start: float, duration: float) -> tuple[NDArray[np.float32], int]:
+def decode(
+    source: Path | bytes, *, start: float, duration: float, seek: bool = True
+) -> tuple[NDArray[np.float32], int]:
     """Samples float32 [T, C] from ``start`` on, at most ``duration`` seconds, and their rate.
+
+    Args:
+        seek: jump to the start; without, decode from the beginning (the file has no index to trust).
 
     Raises:
         ContainerError: no container, no audio in it, or a broken stream.
     """
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
+        with _opened(source) as container:
             stream = _audio_stream(container)
-            if start > _MARGIN:
+            if seek and start > _MARGIN:
                 container.seek(round((start - _MARGIN) / stream.time_base), stream=stream)
             rate = stream.codec_context.sample_rate
             return _frames(container, stream, rate, start, duration), rate
-    except (av.error.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         raise ContainerError(str(error)) from error
 
 
 def seconds(source: Path | bytes) -> float:
-    """Length that the container states; 0 when it states none.
+    """Length that the container states, or that of its packets where it states none.
 
     Raises:
         ContainerError: no container, or no audio in it.
     """
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
+        with _opened(source) as container:
             stream = _audio_stream(container)
+            guessed = container.format.name == "mp3" and not has_mp3_header(source)
+            if guessed or not (stream.duration or container.duration):
+                return sum(float((p.duration or 0) * p.time_base) for p in container.demux(stream) if p.time_base)
             if stream.duration:
                 return float(stream.duration * stream.time_base)
             return (container.duration or 0) / av.time_base
-    except (av.error.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         raise ContainerError(str(error)) from error
 
 
+def has_mp3_header(source: Path | bytes) -> bool:
+    """Whether an MP3 states its length in a Xing, Info or VBRI frame; otherwise every program guesses it."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        head = file.read(10)
+        tag = 0
+        if head[:3] == b"ID3":  # sizes in an ID3 tag have 7 bits a byte
+            tag = 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
+        file.seek(tag)
+        frame = file.read(4096)
+    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def _opened(source: Path | bytes) -> InputContainer:
+    # "file:" keeps a name such as "concat:a|b" from being a protocol that reads somewhere else.
+    return av.open(io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", "r")
+
+
 def _audio_stream(container: InputContainer) -> AudioStream:
-    if not container.streams.audio:
+    if not container.streams.audio or not container.streams.audio[0].codec_context.sample_rate:
         raise ContainerError("holds no audio")
     return container.streams.audio[0]
 

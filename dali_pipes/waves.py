@@ -7,6 +7,7 @@ resampler has no anti-alias filter. T samples.
 """
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ from dali_pipes import containers
 
 SHORTFALL_SECONDS, SHORTFALL_FRACTION = 0.05, 0.05
 """A clip may be this much shorter than its manifest says (both together); more means a truncated file."""
+_DATA_BYTES = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""In libsndfile's notes on WAV, AIFF and AU: bytes of audio by the header, and in the file."""
+_NOT_STATED = 0x7FFF_0000
+"""Writers that do not know the length yet state about 2^31 or 2^32 bytes."""
 
 
 class AudioError(Exception):
@@ -59,22 +64,14 @@ def read_mono(
 
 
 def recording_seconds(source: Path | bytes) -> float:
-    """Length of a recording by its header.
+    """Length of a recording by its header; packets are counted where the header knows none.
+
+    A file that ends before its header says has the header's length: reading it finds what is missing.
 
     Raises:
         AudioError: missing, or not audio.
     """
-    try:
-        with _open(source) as file:
-            return float(file.frames / file.samplerate)
-    except soundfile.LibsndfileError:
-        pass
-    except OSError as error:
-        raise AudioError(f"cannot be opened: {error}") from error
-    try:
-        return containers.seconds(source)
-    except containers.ContainerError as error:
-        raise AudioError(f"cannot be opened: {error}") from error
+    return _lengths(source)[0]
 
 
 def check_header(path: Path, *, start: float, duration: float) -> None:
@@ -83,29 +80,76 @@ def check_header(path: Path, *, start: float, duration: float) -> None:
     Raises:
         AudioError: it is not.
     """
-    seconds = recording_seconds(path)
-    _check_start(start, seconds)
-    _check_duration(seconds - start, duration)
+    promised, there = _lengths(path)
+    _check_start(start, there)
+    _check_duration(promised - start, duration)
+    if there < min(promised, start + duration):
+        raise AudioError(f"truncated: {there:.2f} s of {promised:.2f} s are there", "truncated")
+
+
+def _lengths(source: Path | bytes) -> tuple[float, float]:
+    """Seconds that the header promises, and seconds that the file is large enough for."""
+    try:
+        with _open(source) as file:
+            if _states_length(file, source):
+                return _promised_frames(file) / file.samplerate, file.frames / file.samplerate
+    except soundfile.LibsndfileError:
+        pass
+    except OSError as error:
+        raise AudioError(f"cannot be opened: {error}") from error
+    try:
+        seconds = containers.seconds(source)
+        return seconds, seconds
+    except containers.ContainerError as error:
+        raise AudioError(f"cannot be opened: {error}") from error
 
 
 def _decode(source: Path | bytes, start: float, duration: float) -> tuple[NDArray[np.float32], int]:
-    reason = "unreadable"
+    reason, seekable = "unreadable", True
     try:
         with _open(source) as file:
-            reason, rate = "truncated", file.samplerate  # what libsndfile opens but cannot read
-            _check_start(start, file.frames / rate)
-            if start:
-                file.seek(round(start * rate))
-            return file.read(round(duration * rate), dtype="float32", always_2d=True), rate
+            if seekable := _states_length(file, source):
+                reason = "truncated"  # what libsndfile opens but cannot read
+                return _read(file, start, duration), file.samplerate
     except soundfile.LibsndfileError:
         pass
     except OSError as error:
         raise AudioError(f"cannot be opened: {error}") from error
     try:
         _check_start(start, containers.seconds(source) or start + duration)
-        return containers.decode(source, start=start, duration=duration)
+        return containers.decode(source, start=start, duration=duration, seek=seekable)
     except containers.ContainerError as error:
         raise AudioError(f"cannot be decoded: {error}", reason) from error
+
+
+def _read(file: soundfile.SoundFile, start: float, duration: float) -> NDArray[np.float32]:
+    rate, promised = file.samplerate, _promised_frames(file)
+    _check_start(start, promised / rate)
+    begin, wanted = round(start * rate), round(duration * rate)
+    if begin:
+        file.seek(min(begin, file.frames))
+    wave_TC: NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
+    lost = min(wanted, promised - begin) - len(wave_TC)
+    if lost > 0 and file.format != "MP3":  # MP3's headers count in frames of 26 ms and are often off by some
+        raise AudioError(f"truncated: {lost / rate:.2f} s of what its header promises are missing", "truncated")
+    return wave_TC
+
+
+def _states_length(file: soundfile.SoundFile, source: Path | bytes) -> bool:
+    """Whether the header knows how long the recording is; seeking by time needs that, too."""
+    if file.format == "MP3":  # without a table of contents, libsndfile guesses from the first frame
+        return containers.has_mp3_header(source)
+    return bool(file.frames < 1 << 62)  # a FLAC stream written into a pipe
+
+
+def _promised_frames(file: soundfile.SoundFile) -> int:
+    """Frames by the header; libsndfile counts those that are there."""
+    stated, there = 0, 1
+    for found in _DATA_BYTES.finditer(file.extra_info):
+        stated, there = int(found[1]), int(found[2])
+    if there < stated < _NOT_STATED:
+        return int(file.frames * stated / max(1, there))
+    return int(file.frames)
 
 
 def _open(source: Path | bytes) -> soundfile.SoundFile:
