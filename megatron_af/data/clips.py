@@ -8,6 +8,7 @@ W windows, F mel frames, M mel bins.
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class ClipLoader:
         self._pipeline = MelPipeline(
             self.front_end, device=device.dali, device_id=device.dali_id, threads=config.data.workers
         )
+        self._readers = ThreadPoolExecutor(config.data.workers, thread_name_prefix="clips")
         self._digest_of_file = lru_cache(maxsize=1 << 20)(self._file_digest)
         self._problem_of_header = lru_cache(maxsize=1 << 16)(self._header_problem)
 
@@ -70,15 +72,25 @@ class ClipLoader:
         A clip that cannot be decoded is silence of the promised length: the text of its sample stands on other
         ranks already, so it can no longer be exchanged for another one.
         """
-        sounds: list[Pcm | Flac] = []
-        bad: dict[int, str] = {}
-        for index, clip in enumerate(clips):
+        windows = [self.num_windows(clip) for clip in clips]
+        sounds, bad = self._sounds(clips, native=True)
+        try:
+            return self._pipeline.run(sounds, windows), bad
+        except RuntimeError:  # DALI loses the whole batch and does not say by which clip: shards went bad on disk
+            sounds, bad = self._sounds(clips, native=False)
+            return self._pipeline.run(sounds, windows), bad
+
+    def _sounds(self, clips: Sequence[Clip], *, native: bool) -> tuple[list[Pcm | Flac], dict[int, str]]:
+        def sound(clip: Clip) -> Pcm | Flac | str:
             try:
-                sounds.append(self._sound(clip))
+                return self._sound(clip, native)
             except (AudioError, StorageError) as error:
-                bad[index] = str(error)
-                sounds.append(Pcm(np.zeros(0, np.float32)))
-        return self._pipeline.run(sounds, [self.num_windows(clip) for clip in clips]), bad
+                return str(error)
+
+        found = list(self._readers.map(sound, clips))
+        bad = {index: problem for index, problem in enumerate(found) if isinstance(problem, str)}
+        silence = Pcm(np.zeros(0, np.float32))
+        return [silence if isinstance(sound, str) else sound for sound in found], bad
 
     def wave(self, clip: Clip) -> NDArray[np.float32]:
         """The samples that the windows are cut from, before normalisation: float32 [T].
@@ -89,12 +101,13 @@ class ClipLoader:
         rate, source = self.front_end.sample_rate, self._source(clip)
         return read_wave(source, start=clip.start, duration=self.seconds(clip), sample_rate=rate)
 
-    def _sound(self, clip: Clip) -> Pcm | Flac:
+    def _sound(self, clip: Clip, native: bool) -> Pcm | Flac:
         front_end = self.front_end
         samples = front_end.window_samples + (self.num_windows(clip) - 1) * front_end.stride_samples
         source = self._source(clip)
-        if isinstance(source, bytes) and not clip.start and flac_format(source) == (front_end.sample_rate, 1):
-            return Flac(shorten_flac(source, samples))
+        if native and clip.digest and isinstance(source, bytes) and not clip.start:  # a digest: it was prepared
+            if flac_format(source) == (front_end.sample_rate, 1):
+                return Flac(shorten_flac(source, samples))
         duration = min(clip.duration, samples / front_end.sample_rate)
         return Pcm(read_wave(source, start=clip.start, duration=duration, sample_rate=front_end.sample_rate))
 

@@ -17,9 +17,9 @@ W windows, L tokens of a window, D feature dim.
 
 import hashlib
 import json
-import os
 import struct
 import time
+import uuid
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,7 +104,7 @@ class FeatureCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         body = feature_WLD.view(torch.uint8).numpy().tobytes()
         header = _HEADER.pack(_MAGIC, *feature_WLD.shape, feature_WLD.element_size(), zlib.crc32(body))
-        part = self._parts / f"{path.name}.{os.uname().nodename}-{os.getpid()}"
+        part = self._parts / f"{path.name}.{uuid.uuid4().hex}"
         part.write_bytes(header + body)
         part.replace(path)
 

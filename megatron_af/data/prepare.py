@@ -17,7 +17,6 @@ import io
 import json
 import multiprocessing
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,10 +29,11 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
+from dali_pipes.flac import flac_samples
 from dali_pipes.waves import AudioError, read_mono, resample
 from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
-from megatron_af.data.shards import INDEX, ShardWriter, record_batch, write_index
+from megatron_af.data.shards import INDEX, SCHEMA, ShardWriter, record_batch, write_index
 from megatron_af.data.storage import DataRoot, StorageError
 
 FORMAT = 1
@@ -117,19 +117,18 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
     plan = recipe(config, name)
     root = DataRoot(plan.root)
     source = root.fetch(plan.source)
-    rows = len(Manifest(source))
+    manifest = Manifest(source)
+    rows = len(manifest)
     whole = hashlib.sha256(plan.digest().encode() + _file_digest(source)).hexdigest()
     done = f"{plan.output}/prepared.json"
     if root.exists(done) and (earlier := json.loads(root.read(done)))["inputs"] == whole:
         progress(f"{name}: already prepared, {earlier['summary']['kept']:,} rows (remove {done} to prepare it again)")
         return Summary(**earlier["summary"])
     groups = range(-(-rows // plan.rows_per_shard))
-    _run_groups(plan, source, groups, rows, config.data.prepare.workers or os.cpu_count() or 1, name, progress)
+    _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
     states = [json.loads(root.read(_part(plan, group, "json"))) for group in groups]
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder) / INDEX
-        write_index(index, _indexed(root, plan, groups))
-        root.write(f"{plan.output}/{INDEX}", index.read_bytes())
+    with root.writing(f"{plan.output}/{INDEX}") as file:
+        write_index(Path(file.name), _indexed(root, plan, groups))
     bad = [entry for state in states for entry in state["bad"]]
     report = f"{plan.output}/report.jsonl"
     root.write(report, "".join(json.dumps(entry) + "\n" for entry in bad).encode())
@@ -145,29 +144,26 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
     for group in groups:
         for kind in ("json", "arrow"):
             root.remove(_part(plan, group, kind))
+    for folder in ("", "/shards", "/parts"):
+        root.sweep(plan.output + folder)
     return summary
 
 
 def _run_groups(
-    plan: Recipe,
-    source: Path,
-    groups: range,
-    rows: int,
-    workers: int,
-    name: str,
-    progress: Callable[[str], None],
+    plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Callable[[str], None]
 ) -> None:
-    began, finished, bad = time.monotonic(), 0, 0
-    jobs = iter(groups)
+    began, rows, finished, bad = time.monotonic(), len(manifest), 0, 0
+    step = plan.rows_per_shard
+    jobs = ((group, manifest.part(begin, min(rows, begin + step))) for group, begin in enumerate(range(0, rows, step)))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, len(groups))), context) as pool:
-        running = {pool.submit(prepare_group, plan, source, g) for _, g in zip(range(2 * workers), jobs, strict=False)}
+    with ProcessPoolExecutor(min(workers, max(1, -(-rows // step))), context) as pool:
+        running = {pool.submit(prepare_group, plan, *job) for _, job in zip(range(2 * workers), jobs, strict=False)}
         while running:
             ready, running = wait(running, return_when=FIRST_COMPLETED)
             for future in ready:
                 done, left_out = future.result()
                 finished, bad = finished + done, bad + left_out
-            running |= {pool.submit(prepare_group, plan, source, g) for _, g in zip(ready, jobs, strict=False)}
+            running |= {pool.submit(prepare_group, plan, *job) for _, job in zip(ready, jobs, strict=False)}
             rate = finished / max(1e-9, time.monotonic() - began)
             progress(
                 f"{name}: {finished:,}/{rows:,} rows {finished / rows:.0%} | {bad:,} left out | {rate:,.0f} rows/s | "
@@ -175,20 +171,33 @@ def _run_groups(
             )
 
 
-def prepare_group(plan: Recipe, source: Path, group: int) -> tuple[int, int]:
-    """Prepares one shard, unless it is there already; returns its rows and how many of them were left out."""
+def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, int]:
+    """Prepares the rows of one shard, unless it is there already; returns how many, and how many were left out."""
     root = DataRoot(plan.root)
-    manifest = Manifest(source)
-    numbers = range(group * plan.rows_per_shard, min(len(manifest), (group + 1) * plan.rows_per_shard))
-    loaded = list(_load_rows(manifest, numbers))
+    loaded = list(_load_rows(manifest, group * plan.rows_per_shard))
     shard_path = f"{plan.output}/shards/{group:06d}.tar"
     inputs = _group_digest(plan, root, loaded)
     if _is_done(root, plan, group, inputs, shard_path):
-        return len(numbers), len(json.loads(root.read(_part(plan, group, "json")))["bad"])
+        return len(loaded), len(json.loads(root.read(_part(plan, group, "json")))["bad"])
 
-    shard = ShardWriter()
+    with root.writing(shard_path) as file, ShardWriter(file) as shard:
+        kept, bad = _fill(shard, shard_path, plan, root, loaded)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, SCHEMA) as writer:
+        windows = [sum(_windows(plan.front_end, clip.duration) for clip in row.clips) for row in kept]
+        writer.write_batch(record_batch(kept, windows))
+    root.write(_part(plan, group, "arrow"), sink.getvalue())
+    seconds = sum(clip.duration for clip in {clip for row in kept for clip in row.clips})
+    state = {"inputs": inputs, "bytes": root.size(shard_path), "seconds": seconds, "bad": bad}
+    root.write(_part(plan, group, "json"), json.dumps(state).encode())
+    return len(loaded), len(bad)
+
+
+def _fill(
+    shard: ShardWriter, path: str, plan: Recipe, root: DataRoot, loaded: list[tuple[int, Row | RowError]]
+) -> tuple[list[Row], list[dict[str, str | int]]]:
+    """Adds every good row to the shard; returns the rows as they are in it, and what was wrong with the others."""
     kept: list[Row] = []
-    windows: list[int] = []
     bad: list[dict[str, str | int]] = []
     written: dict[Clip, Clip] = {}
     for number, row in loaded:
@@ -205,31 +214,12 @@ def prepare_group(plan: Recipe, source: Path, group: int) -> tuple[int, int]:
             if clip not in written:
                 suffix = f".{place}.flac" if len(sounds) > 1 else ".flac"
                 offset, length = shard.add(f"{number:09d}{suffix}", data)
-                seconds = soundfile.info(io.BytesIO(data)).frames / plan.front_end.sample_rate
-                written[clip] = Clip(
-                    path=shard_path,
-                    duration=seconds,
-                    offset=offset,
-                    length=length,
-                    digest=hashlib.sha256(data).hexdigest(),
-                )
+                seconds = flac_samples(data) / plan.front_end.sample_rate
+                digest = hashlib.sha256(data).hexdigest()
+                written[clip] = Clip(path=path, duration=seconds, offset=offset, length=length, digest=digest)
         kept.append(replace(row, clips=tuple(written[clip] for clip in row.clips)))
-        windows.append(sum(_windows(plan.front_end, clip.duration) for clip in kept[-1].clips))
         shard.add(f"{number:09d}.json", to_json(replace(row, clips=())).encode())
-    content = shard.content()
-    root.write(shard_path, content)
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, record_batch([], []).schema) as writer:
-        writer.write_batch(record_batch(kept, windows))
-    root.write(_part(plan, group, "arrow"), sink.getvalue())
-    state = {
-        "inputs": inputs,
-        "bytes": len(content),
-        "seconds": sum(clip.duration for clip in written.values()),
-        "bad": bad,
-    }
-    root.write(_part(plan, group, "json"), json.dumps(state).encode())
-    return len(numbers), len(bad)
+    return kept, bad
 
 
 def check_signal(wave_T: NDArray[np.float32], sample_rate: int) -> None:
@@ -265,12 +255,13 @@ def _windows(front_end: FrontEndConfig, seconds: float) -> int:
     return front_end.num_windows(samples, samples)
 
 
-def _load_rows(manifest: Manifest, numbers: range) -> Iterator[tuple[int, Row | RowError]]:
-    for number in numbers:
+def _load_rows(manifest: Manifest, first: int) -> Iterator[tuple[int, Row | RowError]]:
+    """Rows with their numbers in the data set, of which the manifest's first one has ``first``."""
+    for place in range(len(manifest)):
         try:
-            yield number, manifest[number]
+            yield first + place, manifest[place]
         except RowError as error:
-            yield number, error
+            yield first + place, error
 
 
 def _group_digest(plan: Recipe, root: DataRoot, rows: list[tuple[int, Row | RowError]]) -> str:

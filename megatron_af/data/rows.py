@@ -14,6 +14,7 @@ question is asked on its own about all clips; ``interleaved``: question i belong
 examples for the later ones; ``dialogue``: the questions are the turns of one conversation about the clips.
 """
 
+import copy
 import difflib
 import json
 import math
@@ -152,6 +153,12 @@ class Manifest(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    def part(self, begin: int, end: int) -> "Manifest":
+        """Rows ``begin`` to ``end - 1`` alone; another process gets their offsets and need not look for them."""
+        part = copy.copy(self)
+        part._offsets = self._offsets[begin : end + 1]
+        return part
 
     @overload
     def __getitem__(self, index: int) -> Row: ...

@@ -1,7 +1,7 @@
 """Prepared data sets: FLAC recordings in tar shards, and a columnar index of their rows.
 
     rows = open_rows(DataRoot("data"), "prepared/clotho")      # a sequence of Row, like a Manifest
-    with ShardWriter() as shard: span = shard.add("000000017.flac", data)
+    with ShardWriter(file) as shard: span = shard.add("000000017.flac", data)
 
 A shard is a WebDataset: members of one row share the name up to the first dot. It holds nothing that depends on
 time, machine or user, so preparing twice gives the same bytes. The index is an Arrow file read by record batch: it
@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import overload
+from typing import IO, Self, overload
 
 import pyarrow as pa
 
@@ -70,11 +70,16 @@ SCHEMA = pa.schema(
 
 
 class ShardWriter:
-    """A tar archive in memory whose bytes depend on nothing but what is added."""
+    """A tar archive whose bytes depend on nothing but what is added."""
 
-    def __init__(self) -> None:
-        self._buffer = io.BytesIO()
-        self._tar = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT)
+    def __init__(self, file: IO[bytes]) -> None:
+        self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tar.close()
 
     def add(self, name: str, data: bytes) -> tuple[int, int]:
         """Appends a member; returns the offset and length of its content."""
@@ -83,11 +88,6 @@ class ShardWriter:
         offset = self._tar.offset + tarfile.BLOCKSIZE  # a ustar header of a short name is one block
         self._tar.addfile(info, io.BytesIO(data))
         return offset, len(data)
-
-    def content(self) -> bytes:
-        """Closes the archive."""
-        self._tar.close()
-        return self._buffer.getvalue()
 
 
 class PreparedRows(Sequence[Row]):

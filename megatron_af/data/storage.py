@@ -7,9 +7,16 @@ Every path is relative and stays inside the root.
 """
 
 import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import fsspec
+
+_PART = ".part"
 
 
 class StorageError(OSError):
@@ -71,21 +78,40 @@ class DataRoot:
             raise StorageError(f"{self._address(path)} ends at byte {offset + len(data)}, before {offset + length}")
         return data
 
-    def write(self, path: str, data: bytes) -> None:
-        """Makes a file appear whole: by rename on a disk, by one upload in a store."""
+    @contextmanager
+    def writing(self, path: str) -> Iterator[IO[bytes]]:
+        """A file to fill, which then appears whole: by rename on a disk, by one upload in a store."""
         if (local := self.local(path)) is not None:
             local.parent.mkdir(parents=True, exist_ok=True)
-            part = local.with_name(f".{local.name}.{os.getpid()}.part")
-            part.write_bytes(data)
-            part.replace(local)
+            part = local.with_name(f".{local.name}.{uuid.uuid4().hex}{_PART}")
+            try:
+                with part.open("wb") as file:
+                    yield file
+                part.replace(local)
+            finally:
+                part.unlink(missing_ok=True)
             return
         assert self._remote is not None
         address = self._address(path)
-        try:
-            self._remote.pipe_file(address, data)
-        except FileNotFoundError:  # a store with real folders
-            self._remote.makedirs(address.rpartition("/")[0], exist_ok=True)
-            self._remote.pipe_file(address, data)
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            try:
+                self._remote.put_file(file.name, address)
+            except FileNotFoundError:  # a store with real folders
+                self._remote.makedirs(address.rpartition("/")[0], exist_ok=True)
+                self._remote.put_file(file.name, address)
+
+    def write(self, path: str, data: bytes) -> None:
+        """`writing`, at once."""
+        with self.writing(path) as file:
+            file.write(data)
+
+    def sweep(self, folder: str) -> None:
+        """Removes what killed writers left in a folder on a disk; nobody may be writing there."""
+        if (local := self.local(folder)) is not None:
+            for part in local.glob(f".*{_PART}"):
+                part.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
         if (local := self.local(path)) is not None:

@@ -17,7 +17,7 @@ import soundfile
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ModelConfig, PrepareConfig, StageConfig
 from megatron_af.data.prepare import Summary, peak_int16, prepare, prepare_group, recipe
-from megatron_af.data.rows import Clip, Question, Row, to_json
+from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.data.stream import Stream
@@ -155,8 +155,9 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         "import megatron_af.data.prepare as p\n"
         "from tests.data.test_prepare import config\n"
         "plan = p.recipe(config(Path(sys.argv[1]), rows_per_shard=2), 'a')\n"
+        "rows = p.Manifest(Path(sys.argv[1]) / 'data' / 'a.jsonl')\n"
         "for g in range(12):\n"
-        "    p.prepare_group(plan, Path(sys.argv[1]) / 'data' / 'a.jsonl', g)\n"
+        "    p.prepare_group(plan, g, rows.part(2 * g, 2 * g + 2))\n"
         "    print(g, flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -240,5 +241,5 @@ def test_one_group_can_be_prepared_alone(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_manifest(folder, "a", toy_rows(folder, "a", 6))
     plan = recipe(config(tmp_path), "a")
-    assert prepare_group(plan, folder / "a.jsonl", 1) == (2, 0)
+    assert prepare_group(plan, 1, Manifest(folder / "a.jsonl").part(4, 6)) == (2, 0)
     assert sorted(p.name for p in (folder / "prepared/a").rglob("*.*")) == ["000001.arrow", "000001.json", "000001.tar"]
