@@ -213,20 +213,31 @@ class PrepareConfig:
 class ImportConfig:
     """Where a data set comes from in somebody else's layout; ``tools/prepare_data.py import`` makes rows of it."""
 
-    format: Literal["audio_flamingo", "conversations", "csv", "labels", "webdataset"]
+    format: Literal["audio_flamingo", "conversations", "csv", "labels", "webdataset", "rows"]
     """AF1's and AF2's JSON manifests; JSON with ``conversations`` (AudioSkills, LongAudio); a table; a folder per
-    label; tar files."""
+    label; tar files; a JSONL of rows whose clips may lack ``duration``."""
     path: str
     """File or folder relative to ``data.root``; for ``webdataset`` a pattern such as ``shards/*.tar``."""
     audio: str = ""
     """Folder that the recordings' names are relative to, below ``data.root``."""
     columns: dict[str, str] = field(default_factory=dict)
     """For ``csv``, what -> column: ``audio`` (or a pattern, ``{ytid}.wav``), ``id``, ``start``, ``end`` or ``duration``
-    (seconds), ``caption`` (several: ``caption_1,caption_2``), ``prompt`` and ``output``, or ``label``."""
+    (seconds), ``caption`` (several: ``caption_1,caption_2``), ``prompt`` and ``output``, or ``label`` (``prompt`` as
+    well where it is a question with the same few answers)."""
     prompt: str = ""
     """What captions or labels answer; empty: the papers' words."""
     task: str = ""
     """Task in words (``audio captioning``), for ``The task is …``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig:
+    """A data set made of another one's: each row behind the rows that sound most like it (AF1's few-shot samples)."""
+
+    of: str
+    """Data set of ``data.datasets``, a training split."""
+    examples: int = 7
+    """Neighbours before the row itself (AF1: 7, or 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +264,7 @@ class DataConfig:
     text_style: Literal["af1", "af2"] = "af2"
     """Which paper's templates write the text (``megatron_af.text.templates``)."""
     workers: int = 1
-    """Threads DALI decodes with, per rank."""
+    """Threads that read recordings, and that DALI decodes with, per rank."""
     feature_cache: str = ""
     """Folder for encoder features of stages with a frozen encoder; empty: encode every step."""
     max_replaced_fraction: float = 0.01

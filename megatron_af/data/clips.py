@@ -105,9 +105,9 @@ class ClipLoader:
         front_end = self.front_end
         samples = front_end.window_samples + (self.num_windows(clip) - 1) * front_end.stride_samples
         source = self._source(clip)
-        if native and clip.digest and isinstance(source, bytes) and not clip.start:  # a digest: it was prepared
-            if flac_format(source) == (front_end.sample_rate, 1):
-                return Flac(shorten_flac(source, samples))
+        prepared = native and clip.digest and not clip.start
+        if prepared and isinstance(source, bytes) and flac_format(source) == (front_end.sample_rate, 1):
+            return Flac(shorten_flac(source, samples))
         duration = min(clip.duration, samples / front_end.sample_rate)
         return Pcm(read_wave(source, start=clip.start, duration=duration, sample_rate=front_end.sample_rate))
 

@@ -3,9 +3,9 @@
     report = import_dataset(config, "clotho")       # data.datasets.clotho.origin -> data.datasets.clotho.source
 
 AF1's and AF2's JSON manifests (plain, interleaved, dialogue), JSON with ``conversations`` and ``<sound>`` (AudioSkills,
-LongAudio), tables with a column map (Clotho, AudioCaps, MusicCaps, ESC-50), a folder per label, WebDataset tars. A row
-whose recording is missing or unreadable is left out and counted; lengths that a layout does not state are read from
-the recordings' headers.
+LongAudio), tables with a column map (Clotho, AudioCaps, MusicCaps, ESC-50), a folder per label, WebDataset tars, and
+our own rows from elsewhere. A row whose recording is missing or unreadable is left out and counted; lengths that a
+layout does not state are read from the recordings' headers.
 """
 
 import csv
@@ -15,7 +15,9 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import batched
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +29,8 @@ from megatron_af.data.storage import DataRoot, StorageError
 CAPTION_PROMPT = "describe the sound in a sentence."
 LABEL_PROMPT = "classify this sound."
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".wma", ".aiff", ".aif")
+READERS = 16
+"""Threads that open recordings for their lengths: what they wait for is the disk or the network."""
 EMOTIONS = {
     "anger": "angry",
     "disgust": "disgusted",
@@ -102,20 +106,27 @@ def import_dataset(config: Config, name: str) -> ImportReport:
             f"got {dataset or 'no such data set'}"
         )
     root = DataRoot(config.data.root)
-    target = dataset.source or dataset.manifest
-    lines: list[str] = []
-    reasons: Counter[str] = Counter()
-    examples: list[str] = []
-    for make in rows_of(root, dataset.origin):
-        try:
-            line = to_json(make())
-            parse_row(json.loads(line), name)
-            lines.append(line)
-        except (RowError, AudioError, StorageError) as error:
-            reasons[error.reason if isinstance(error, AudioError) else "bad row"] += 1
-            examples += [str(error)] * (len(examples) < 5)
-    root.write(target, "".join(line + "\n" for line in lines).encode())
-    return ImportReport(rows=len(lines), left_out=dict(reasons.most_common()), examples=tuple(examples))
+    rows, reasons, examples = 0, Counter[str](), list[str]()
+    makers = rows_of(root, dataset.origin)
+    with root.writing(dataset.source or dataset.manifest) as file, ThreadPoolExecutor(READERS) as pool:
+        for some in batched(makers, 64 * READERS):
+            for line in pool.map(_line, some):
+                if isinstance(line, str):
+                    file.write(line.encode() + b"\n")
+                    rows += 1
+                else:
+                    reasons[line.reason if isinstance(line, AudioError) else "bad row"] += 1
+                    examples += [str(line)] * (len(examples) < 5)
+    return ImportReport(rows=rows, left_out=dict(reasons.most_common()), examples=tuple(examples))
+
+
+def _line(make: _Maker) -> str | Exception:
+    try:
+        line = to_json(make())
+        parse_row(json.loads(line), "the row made of it")
+    except (RowError, AudioError, StorageError) as error:
+        return error
+    return line
 
 
 def rows_of(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:
@@ -126,12 +137,15 @@ def rows_of(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:
         "csv": _table,
         "labels": _label_folders,
         "webdataset": _web_dataset,
+        "rows": _own_rows,
     }
     return readers[origin.format](root, origin)
 
 
 def options_prompt(prompt: str, labels: list[str]) -> str:
-    """A classification prompt with its options as AF1 writes them: sorted, each with a full stop."""
+    """A classification prompt with its options as AF1 writes them: sorted, each with a full stop; yes before no."""
+    if set(labels) == {"yes", "no"}:
+        return prompt + "\nOPTIONS:\nyes.\nno."
     return prompt + "\nOPTIONS:\n - " + ".\n - ".join(sorted(labels)) + "."
 
 
@@ -235,6 +249,8 @@ def _table(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:
             f"{root}/{origin.path}: origin.columns must name audio and one of caption, output, label; it names "
             f"{columns}, the table has {sorted(known)}"
         )
+    if "output" in columns and not ("prompt" in columns or origin.prompt):
+        raise ValueError(f"{root}/{origin.path}: outputs answer a prompt; set origin.columns.prompt or origin.prompt")
     labels = sorted({_label(line[columns["label"]], origin.task) for line in lines}) if "label" in columns else []
     recordings = _Recordings(root, origin.audio)
 
@@ -248,7 +264,8 @@ def _table(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:
         clip = recordings.clip(name, start, duration)
         row_id = line[columns["id"]] if "id" in columns else key
         if labels:
-            return _labelled(row_id, clip, _label(line[columns["label"]], origin.task), labels, origin)
+            prompt = line[columns["prompt"]] if "prompt" in columns else origin.prompt
+            return _labelled(row_id, clip, _label(line[columns["label"]], origin.task), labels, prompt, origin.task)
         if "caption" in columns:
             captions = [line[c].strip() for c in columns["caption"].split(",")]
             return _captioned(row_id, clip, [c for c in captions if c], origin)
@@ -271,7 +288,8 @@ def _label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:
     recordings = _Recordings(root, origin.path)
 
     def make(name: str, _: Mapping[str, Any]) -> Row:
-        return _labelled(name, recordings.clip(name), _label(name.split("/")[0], origin.task), labels, origin)
+        label = _label(name.split("/")[0], origin.task)
+        return _labelled(name, recordings.clip(name), label, labels, origin.prompt, origin.task)
 
     for name in names:
         yield _checked(make, name, {})
@@ -307,6 +325,21 @@ def _web_dataset(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:
             yield _checked(make, key, sample)
 
 
+def _own_rows(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:
+    recordings = _Recordings(root, origin.audio)
+
+    def make(key: str, line: bytes) -> Row:
+        content, clips = json.loads(line), []
+        for clip in content.get("clips", []):
+            found = recordings.clip(clip["path"], clip.get("start", 0.0), clip.get("duration"))
+            clips.append(clip | {"path": found.path, "duration": found.duration})
+        return parse_row(content | {"clips": clips}, f"line {key}")
+
+    for number, line in enumerate(root.read(origin.path).splitlines(), start=1):
+        if line.strip():
+            yield _checked(make, str(number), line)
+
+
 def _web_row(key: str, clips: tuple[Clip, ...], sample: Mapping[str, Any], origin: ImportConfig) -> Row:
     if not clips:
         raise RowError(f"{key}: no audio in the tar")
@@ -326,10 +359,10 @@ def _captioned(key: str, clip: Clip, captions: list[str], origin: ImportConfig) 
     return Row(id=key, clips=(clip,), questions=questions, captions=tuple(captions), task=task)
 
 
-def _labelled(key: str, clip: Clip, label: str, labels: list[str], origin: ImportConfig) -> Row:
-    prompt = options_prompt(origin.prompt or LABEL_PROMPT, labels)
-    question = Question(prompt=prompt, output=label, options=tuple(labels))
-    return Row(id=key, clips=(clip,), questions=(question,), task=origin.task or "event classification")
+def _labelled(key: str, clip: Clip, label: str, labels: list[str], prompt: str, task: str) -> Row:
+    asked = options_prompt(prompt or LABEL_PROMPT, labels)
+    question = Question(prompt=asked, output=label, options=tuple(labels))
+    return Row(id=key, clips=(clip,), questions=(question,), task=task or "event classification")
 
 
 def _label(text: str, task: str) -> str:

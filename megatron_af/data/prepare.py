@@ -149,9 +149,7 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
     return summary
 
 
-def _run_groups(
-    plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Callable[[str], None]
-) -> None:
+def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Callable[[str], None]) -> None:
     began, rows, finished, bad = time.monotonic(), len(manifest), 0, 0
     step = plan.rows_per_shard
     jobs = ((group, manifest.part(begin, min(rows, begin + step))) for group, begin in enumerate(range(0, rows, step)))

@@ -140,6 +140,43 @@ def test_labels_from_a_table_and_from_folders(tmp_path: Path) -> None:
     assert run(tmp_path, origin)[0][0].questions[0].output == "angry"
 
 
+def test_questions_with_the_same_two_answers_get_the_binary_options(tmp_path: Path) -> None:
+    write_tone(tmp_path / "x.wav", 0.5, 0)
+    lines = [{"file": "x.wav", "q": "is it a dog?", "a": "Yes"}, {"file": "x.wav", "q": "is it loud?", "a": "no"}]
+    table(tmp_path / "aqa.csv", lines)
+    columns = {"audio": "file", "prompt": "q", "label": "a"}
+    rows, _ = run(
+        tmp_path, ImportConfig(format="csv", path="aqa.csv", columns=columns, task="audio question answering")
+    )
+    assert [r.questions[0].prompt for r in rows] == [
+        "is it a dog?\nOPTIONS:\nyes.\nno.",
+        "is it loud?\nOPTIONS:\nyes.\nno.",
+    ]
+    assert [r.questions[0].output for r in rows] == ["yes", "no"]
+    with pytest.raises(ValueError, match=r"outputs answer a prompt"):
+        run(tmp_path, ImportConfig(format="csv", path="aqa.csv", columns={"audio": "file", "output": "a"}))
+
+
+def test_our_own_rows_are_checked_and_completed(tmp_path: Path) -> None:
+    write_tone(tmp_path / "sounds/x.wav", 2.0, 0)
+    asked = {"prompt": "what?", "output": "rain"}
+    lines = [
+        {"id": "whole", "clips": [{"path": "x.wav"}], "questions": [asked], "meta": {"n": 1}},
+        {"id": "piece", "clips": [{"path": "x.wav", "start": 0.5, "duration": 1.0}], "questions": [asked]},
+        {"id": "words", "questions": [asked]},
+        {"id": "gone", "clips": [{"path": "y.wav"}], "questions": [asked]},
+        {"id": "odd", "clips": [{"path": "x.wav", "begin": 1}], "questions": [asked]},
+        {"id": "out", "clips": [{"path": "../sounds/x.wav"}], "questions": [asked]},
+    ]
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n{broken\n")
+    rows, report = run(tmp_path, ImportConfig(format="rows", path="theirs.jsonl", audio="sounds"))
+    assert [(r.id, [(c.path, c.start, c.duration) for c in r.clips]) for r in rows] == [
+        ("whole", [("sounds/x.wav", 0.0, 2.0)]), ("piece", [("sounds/x.wav", 0.5, 1.0)]), ("words", []),
+    ]  # fmt: skip
+    assert rows[0].meta == {"n": 1} and report.left_out == {"bad row": 3, "missing": 1}
+    assert any("unknown key 'begin'" in problem for problem in report.examples)
+
+
 def test_web_dataset_tars_are_used_in_place(tmp_path: Path) -> None:
     def member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)
