@@ -47,6 +47,9 @@ class FrontEndConfig:
     max_hz: float = 8_000.0
     mel_scale: Literal["htk", "slaney"] = "htk"
     """``htk`` without area normalisation (AF-CLAP), or ``slaney`` with it (LAION-CLAP, ClapCap)."""
+    mel_sample_rate: int = 0
+    """Hz of the audio that the mel filters are drawn for; 0: ``sample_rate``. ClapCap draws them for 32 kHz and hears
+    44.1 (msclap/models/config.py), so all its bands lie higher than ``min_hz`` and ``max_hz`` say."""
 
     @property
     def window_samples(self) -> int:
@@ -92,14 +95,25 @@ class EncoderConfig:
     """While training, blank two stripes of up to 64 frames and two of up to 8 mel bins in every window (HTS-AT)."""
     recompute: bool = False
     """Recompute the encoder's activations in the backward pass (bounds memory in stage 2)."""
+    vector: Literal["", "mlp", "residual"] = ""
+    """One vector per window, the projected mean of its tokens: through two layers (``mlp``, LAION-CLAP) or with a
+    residual and a norm (``residual``, ClapCap). Empty: the tokens themselves (AF-CLAP)."""
+    vector_dim: int = 512
+    """Width of that vector; 1024 in ClapCap."""
 
     @property
-    def feature_dim(self) -> int:
+    def width(self) -> int:
+        """Of the tokens."""
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
     @property
+    def feature_dim(self) -> int:
+        """Of what the encoder hands on: tokens, or vectors."""
+        return self.vector_dim if self.vector else self.width
+
+    @property
     def tokens_per_window(self) -> int:
-        return (256 // self.patch_size // 2 ** (len(self.depths) - 1)) ** 2
+        return 1 if self.vector else (256 // self.patch_size // 2 ** (len(self.depths) - 1)) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +173,10 @@ class ClapConfig:
     text_max_tokens: int = 77
     """Tokens of a caption; longer ones are cut."""
     text_recompute: bool = False
-    """Recompute the text tower's activations in the backward pass."""
+    """Recompute the text tower's activations in the backward pass, layer by layer."""
+    text_micro_batch: int = 0
+    """Captions that go through the text tower at a time, and again in the backward pass: its memory no longer grows
+    with positives and hard negatives. 0: all at once."""
     joint_dim: int = 512
     temperature: float = 0.07
     learn_temperature: bool = False
@@ -249,6 +266,8 @@ class DatasetConfig:
     """JSONL that ``tools/prepare_data.py prepare`` turns into the prepared data set ``manifest``."""
     origin: ImportConfig | None = None
     """What ``tools/prepare_data.py import`` turns into ``source``."""
+    neighbours: NeighboursConfig | None = None
+    """What ``tools/build_retrieval.py interleave`` writes to the JSONL ``manifest``."""
     task_prefix_probability: float = 0.0
     """Part of the samples that begin with ``The task is …`` (AF1: 0.5 in most of pre-training, 1 in fine-tuning)."""
 
@@ -384,6 +403,16 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """Which rows sound alike (``megatron_af.retrieval``)."""
+
+    stage: str = ""
+    """Contrastive stage whose audio embedding decides; empty: nothing is indexed."""
+    datasets: tuple[str, ...] = ()
+    """Training splits to index for examples in prompts; those that ``neighbours`` name are indexed anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegistryConfig:
     """Where models are released: the MLflow registry of the tracking server."""
 
@@ -415,6 +444,9 @@ def release_steps() -> dict[str, StepConfig]:
         "gate": StepConfig(run=("tools/promote.py", "gate", "--config", "{config}"), after=("register",)),
         "promote": StepConfig(run=("tools/promote.py", "promote", "--config", "{config}"), after=("gate",)),
     }
+
+
+RETRIEVAL_STEP = "retrieval"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -467,8 +499,23 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     log_every_steps: int = 10
+
+    def all_steps(self) -> dict[str, StepConfig]:
+        """``steps`` and, where something is indexed, ``retrieval``: after the stage whose embedding decides, before
+        the stages that learn from neighbours."""
+        if not self.retrieval.stage or RETRIEVAL_STEP in self.steps:
+            return self.steps
+        made = {name for name, dataset in self.data.datasets.items() if dataset.neighbours}
+        step = StepConfig(
+            run=("tools/build_retrieval.py", "interleave", "--config", "{config}"),
+            after=(self.retrieval.stage,),
+            before=tuple(name for name, stage in self.curriculum.items() if made & stage.blend.keys()),
+            distributed=True,
+        )
+        return {**self.steps, RETRIEVAL_STEP: step}
 
     def stage_folder(self, stage: str) -> Path:
         """Everything that a stage of this run writes lies here."""

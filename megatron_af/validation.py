@@ -83,10 +83,11 @@ def _model(config: Config) -> Iterator[str]:
             f"model.front_end.window_seconds = {front.window_seconds} makes {front.window_frames} mel frames; "
             f"HTS-AT takes {MEL_FRAMES}: shorten the window or raise model.front_end.hop_samples = {front.hop_samples}"
         )
-    if not 0 <= front.min_hz < front.max_hz <= front.sample_rate / 2:
+    mel_rate = front.mel_sample_rate or front.sample_rate
+    if not 0 <= front.min_hz < front.max_hz <= mel_rate / 2:
         yield (
             f"model.front_end.min_hz = {front.min_hz}, max_hz = {front.max_hz}: need 0 <= min_hz < max_hz <= "
-            f"{front.sample_rate / 2} (half of sample_rate)"
+            f"{mel_rate / 2} (half of {'mel_sample_rate' if front.mel_sample_rate else 'sample_rate'})"
         )
 
 
@@ -186,6 +187,14 @@ def _contrastive(config: Config, prefix: str, stage: StageConfig) -> Iterator[st
         yield from _divides("model.clap.text_heads", clap.text_heads, "model.clap.text_hidden", clap.text_hidden)
     if not clap.temperature > 0:
         yield f"model.clap.temperature = {clap.temperature}: must be above 0"
+    encoder = config.model.encoder
+    if encoder.vector and encoder.vector_dim != clap.joint_dim:
+        yield (
+            f"model.encoder.vector_dim = {encoder.vector_dim}, model.clap.joint_dim = {clap.joint_dim}: an encoder that "
+            "gives vectors gives those of the joint space; set both alike"
+        )
+    if clap.text_micro_batch < 0:
+        yield f"model.clap.text_micro_batch = {clap.text_micro_batch}: must be 0 (all captions at once) or above"
 
 
 def _parameter_families(config: Config) -> list[str]:
@@ -227,7 +236,7 @@ def _batch(config: Config, prefix: str, stage: StageConfig, world_size: int) -> 
 
 def _references(config: Config) -> Iterator[str]:
     """Names that must exist elsewhere in the configuration."""
-    known = [*config.curriculum, *config.steps]
+    known = [*config.curriculum, *config.all_steps()]
     for name, step in config.steps.items():
         for other in step.after:
             if other != "stages" and other not in known:
@@ -235,6 +244,33 @@ def _references(config: Config) -> Iterator[str]:
         for other in step.before:
             if other not in config.curriculum:
                 yield f"steps.{name}.before: no stage '{other}'{suggestion(other, list(config.curriculum))}"
+    yield from retrieval_problems(config)
+
+
+def retrieval_problems(config: Config) -> Iterator[str]:
+    """Neighbours come from a contrastive stage's embedding, and out of training rows alone."""
+    datasets, name = config.data.datasets, config.retrieval.stage
+    made_of = {f"data.datasets.{key}.neighbours.of": d.neighbours.of for key, d in datasets.items() if d.neighbours}
+    indexed = {"retrieval.datasets": config.retrieval.datasets, **{key: (of,) for key, of in made_of.items()}}
+    held_out = {benchmark: stage for stage, s in config.curriculum.items() for benchmark in s.evaluation}
+    if name or made_of:
+        stage = config.curriculum.get(name)
+        contrastive = [key for key, s in config.curriculum.items() if s.objective == "contrastive"]
+        if stage is None or stage.objective != "contrastive":
+            yield f"retrieval.stage = '{name}': no contrastive stage of curriculum{suggestion(name, contrastive)}"
+    for key, names in indexed.items():
+        for dataset in names:
+            if dataset not in datasets:
+                yield f"{key} = {dataset}: not in data.datasets{suggestion(dataset, list(datasets))}"
+            elif datasets[dataset].neighbours:
+                yield f"{key} = {dataset}: is itself made of neighbours; name what it is made of"
+            elif dataset in held_out:
+                yield f"{key} = {dataset}: curriculum.{held_out[dataset]} is evaluated on it; name a training split"
+    for key, settings in datasets.items():
+        if settings.neighbours and not settings.manifest.endswith(".jsonl"):
+            yield f"data.datasets.{key}.manifest = {settings.manifest}: neighbours are written as JSONL; end it so"
+        if settings.neighbours and settings.neighbours.examples < 1:
+            yield f"data.datasets.{key}.neighbours.examples = {settings.neighbours.examples}: must be at least 1"
 
 
 def _unknown_stage(config: Config) -> str:
@@ -254,7 +290,9 @@ def _missing_files(config: Config, stage: StageConfig) -> Iterator[str]:
             key = f"data.datasets.{name}.manifest = {manifest}"
             try:
                 if not root.exists(manifest if manifest.endswith(".jsonl") else f"{manifest}/{INDEX}"):
-                    yield f"{key}: not in {root}; prepare the data or correct the path"
+                    made = config.data.datasets[name].neighbours
+                    how = "make it (tools/build_retrieval.py interleave)" if made else "prepare the data"
+                    yield f"{key}: not in {root}; {how} or correct the path"
             except (OSError, ValueError) as error:
                 yield f"{key}: {error}"
     tokenizer = config.data.tokenizer

@@ -24,6 +24,7 @@ LAYERS = (
     ("megatron_af.model",),
     ("megatron_af.convert",),
     ("megatron_af.train", "megatron_af.generate", "megatron_af.evaluate", "megatron_af.registry"),
+    ("megatron_af.retrieval",),
     ("megatron_af.plan", "megatron_af.bench"),
     ("af_pipelines",),
     ("tools",),
@@ -89,7 +90,7 @@ def test_imports_point_one_way(module: str) -> None:
         ("kfp", ("af_pipelines",)),
         ("kubernetes", ("af_pipelines",)),
         ("nvidia.dali", ("dali_pipes",)),
-        ("faiss", ("megatron_af.data",)),
+        ("faiss", ("megatron_af.retrieval",)),
     ],
 )
 def test_each_library_is_known_in_its_place_only(library: str, allowed: tuple[str, ...]) -> None:

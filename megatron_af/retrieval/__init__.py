@@ -1,0 +1,1 @@
+"""What sounds alike among training rows: indexes of their embeddings, interleaved rows, examples for prompts."""

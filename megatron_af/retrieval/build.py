@@ -1,0 +1,165 @@
+"""Builds indexes and writes interleaved rows; a collective, since all ranks share the embedding.
+
+    with Builder(config, print) as builder:         # a process group exists
+        builder.index("clotho")
+        builder.interleave("clotho_knn")
+
+Rank 0 alone reads catalogues and writes files. Only what the encoder has not embedded yet is embedded, and an index
+that fits its encoder and data stays as it is.
+"""
+
+import json
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from megatron_af.config import Config, ConfigError
+from megatron_af.data.mining import deciles
+from megatron_af.data.rows import Row, to_json
+from megatron_af.data.shards import open_rows
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.clap_embedder import ClapEmbedder
+from megatron_af.retrieval.catalogue import read_catalogue
+from megatron_af.retrieval.index import NeighbourIndex, StaleIndex, encoder_digest, index_folder, index_inputs
+from megatron_af.retrieval.interleave import interleaved_rows
+from megatron_af.retrieval.vectors import VectorStore
+
+CHUNK = 2048
+"""Clips embedded between two reports; what is embedded by then is kept."""
+
+
+class Builder:
+    """
+    Args:
+        progress: called on rank 0 with a line of text.
+
+    Raises:
+        ConfigError: nothing is to be indexed, or a data set cannot be.
+        FileNotFoundError: a manifest or the checkpoint of ``retrieval.stage`` is not there.
+    """
+
+    def __init__(self, config: Config, progress: Callable[[str], None]) -> None:
+        if not config.retrieval.stage:
+            raise ConfigError("nothing to embed with", ["retrieval.stage is not set: name a contrastive stage"])
+        self._config, self._root = config, DataRoot(config.data.root)
+        self._first = dist.get_rank() == 0
+        self._progress = progress if self._first else lambda line: None
+        self._embedder: ClapEmbedder | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._embedder is not None:
+            self._embedder.close()
+
+    def index(self, dataset: str) -> NeighbourIndex | None:
+        """Bring the index of a data set up to date; on rank 0 it is returned."""
+        if self._on_first(lambda: self._is_up_to_date(dataset)):
+            if not self._first:
+                return None
+            index = NeighbourIndex.open(self._config, dataset)
+            self._progress(f"{dataset}: the index is up to date, {len(index):,} clips")
+            return index
+        self._embed(dataset, self._on_first(lambda: self._missing(dataset)))
+        if not self._first:
+            return None
+        catalogue, store = self._catalogue, self._store
+        index = NeighbourIndex.make(catalogue, store.lookup(catalogue.key_P))
+        index.save(index_folder(self._config, dataset), index_inputs(self._config, dataset))
+        store.remove_others()
+        left_out = "".join(f", {reason}: {count:,}" for reason, count in catalogue.left_out.items())
+        self._progress(f"{dataset}: {len(index):,} clips of {len(catalogue.row_N):,} rows indexed{left_out}")
+        return index
+
+    def interleave(self, name: str) -> None:
+        """Write the rows of a data set that has ``neighbours``, and beside them a report."""
+        dataset = self._config.data.datasets[name]
+        if dataset.neighbours is None:
+            raise ConfigError("nothing to interleave", [f"data.datasets.{name}.neighbours is not set"])
+        index = self.index(dataset.neighbours.of)
+        if index is None:
+            return
+        rows = open_rows(self._root, self._config.data.datasets[dataset.neighbours.of].manifest)
+        examples, total = dataset.neighbours.examples, len(index.catalogue.row_N)
+        similarities = array("f")
+        written, said = 0, time.monotonic()
+        with tempfile.TemporaryFile("w+b") as file:
+            for row in interleaved_rows(index, rows, examples=examples, seed=f"{self._config.seed}/{name}"):
+                file.write(to_json(row).encode() + b"\n")
+                similarities.extend(row.meta["similarity"])
+                written += 1
+                if time.monotonic() - said > 5:
+                    said = time.monotonic()
+                    self._progress(f"{name}: {written:,}/{total:,} rows {written / total:.0%}")
+            if not written:
+                recordings = len(set(index.catalogue.recording_P.tolist()))
+                problem = f"data.datasets.{name}.neighbours.examples = {examples}: {dataset.neighbours.of} has "
+                raise ConfigError("no interleaved rows", [f"{problem}{recordings} recordings; lower it"])
+            file.seek(0)
+            self._root.write(dataset.manifest, file.read())
+        report = {"rows": written, "too few neighbours": total - written, "similarity_deciles": deciles(similarities)}
+        self._root.write(f"{dataset.manifest}.report", (json.dumps(report, indent=1) + "\n").encode())
+        self._progress(f"{name}: {written:,} rows with {examples} examples each in {self._root}/{dataset.manifest}")
+
+    def _is_up_to_date(self, dataset: str) -> bool:
+        try:
+            NeighbourIndex.open(self._config, dataset)
+        except StaleIndex:
+            return False
+        return True
+
+    def _missing(self, dataset: str) -> list[tuple[int, str]]:
+        """Row number and key of each piece that was never embedded."""
+        folder = Path(self._config.output) / self._config.name / "retrieval"
+        self._store = VectorStore(folder, encoder_digest(self._config), self._config.model.clap.joint_dim)
+        self._catalogue = catalogue = read_catalogue(self._config, dataset)
+        _, first_N = np.unique(catalogue.piece_N, return_index=True)
+        pairs = zip(catalogue.row_N[first_N].tolist(), catalogue.key_P, strict=True)
+        return [(number, key) for number, key in pairs if key not in self._store]
+
+    def _embed(self, dataset: str, missing: Sequence[tuple[int, str]]) -> None:
+        rows = open_rows(self._root, self._config.data.datasets[dataset].manifest)
+        began = time.monotonic()
+        for begin in range(0, len(missing), CHUNK):
+            chunk = missing[begin : begin + CHUNK]
+            audio_NJ = self._embed_rows([rows[number] for number, _ in chunk])
+            if self._first:
+                self._store.add([key for _, key in chunk], audio_NJ)
+            done = begin + len(chunk)
+            rate = done / (time.monotonic() - began)
+            self._progress(
+                f"{dataset}: {done:,}/{len(missing):,} clips {done / len(missing):.0%} | {rate:,.0f} clips/s | "
+                f"eta {(len(missing) - done) / rate:,.0f} s"
+            )
+
+    def _embed_rows(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        if self._embedder is None:
+            self._embedder = ClapEmbedder(replace(self._config, stage=self._config.retrieval.stage))
+        vector_NJ: NDArray[np.float32] = self._embedder.audio(rows).numpy()
+        return vector_NJ
+
+    def _on_first[Result](self, compute: Callable[[], Result]) -> Result:
+        """What rank 0 computes, or raises, on every rank."""
+        outcome: list[Any] = [None, None]
+        if self._first:
+            try:
+                outcome[0] = compute()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: Result = outcome[0]
+        return result

@@ -1,0 +1,181 @@
+"""The index of a data set: which of its rows sound most like a given embedding.
+
+    index = NeighbourIndex.open(config, "clotho")         # raises StaleIndex where encoder or data have changed
+    for piece, similarity in index.nearest(vector_QJ, 7, own=[set()] * len(vector_QJ))[0]: …
+
+Up to `EXACT_UP_TO` pieces every one of them is compared (AF1: IndexFlatL2; unit vectors are in the same order by
+scalar product). More are kept in cells, of which the nearest ones are looked through.
+N rows, P pieces, Q queries, J joint dim.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_af.config import Config
+from megatron_af.digest import digest_file, digest_value
+from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
+from megatron_af.train.layout import resolve_entry, source_of
+from megatron_af.train.lineage import checkpoint_digest, dataset_index
+
+EXACT_UP_TO = 200_000
+"""Pieces; as many queries as pieces then take a minute or so on a server's processors."""
+CELLS_LOOKED_THROUGH = 1 / 16
+SPARE = 51
+"""Neighbours asked for beyond those wanted: pieces of one recording often lie together (AF1: 51)."""
+FORMAT = 1
+"""Part of every digest; raised when indexes change their form."""
+
+
+class StaleIndex(RuntimeError):
+    """There is no index, or not of this encoder and this data."""
+
+
+class NeighbourIndex:
+    """Pieces of sound of one data set, and the rows about each."""
+
+    def __init__(self, catalogue: Catalogue, faiss_index: faiss.Index) -> None:
+        self.catalogue = catalogue
+        self._faiss = faiss_index
+        self._by_piece_N = np.argsort(catalogue.piece_N, kind="stable")
+        self._bounds = np.searchsorted(catalogue.piece_N[self._by_piece_N], np.arange(len(self) + 1))
+
+    def __len__(self) -> int:
+        return len(self.catalogue.key_P)
+
+    @classmethod
+    def make(cls, catalogue: Catalogue, vector_PJ: NDArray[np.float32]) -> "NeighbourIndex":
+        """Index unit vectors, one per piece of the catalogue."""
+        pieces, dim = vector_PJ.shape
+        cells = round(4 * math.sqrt(pieces))
+        kind = "Flat" if pieces <= EXACT_UP_TO else f"IVF{cells},Flat"
+        index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(vector_PJ)
+        index.add(vector_PJ)
+        if kind != "Flat":
+            index.nprobe = max(1, round(cells * CELLS_LOOKED_THROUGH))
+            index.make_direct_map()  # for `vectors`
+        return cls(catalogue, index)
+
+    def save(self, folder: Path, inputs: dict[str, str]) -> None:
+        """Replace what is in ``folder``; it appears whole or not at all."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        arrays = dataclasses.asdict(self.catalogue)
+        left_out = arrays.pop("left_out")
+        arrays |= {name: np.array(arrays[name], "S64") for name in ("key_P", "audio_P")}
+        np.savez(partial / "catalogue.npz", **arrays)
+        faiss.write_index(self._faiss, str(partial / "vectors.faiss"))
+        about = {"inputs": inputs, "left_out": left_out, "rows": len(self.catalogue.row_N), "pieces": len(self)}
+        (partial / "index.json").write_text(json.dumps(about, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    @classmethod
+    def open(cls, config: Config, dataset: str) -> "NeighbourIndex":
+        """The index that was built of this very encoder and data.
+
+        Raises:
+            StaleIndex: there is none, or something changed since; the message names it and the command to run.
+        """
+        folder = index_folder(config, dataset)
+        command = "run tools/build_retrieval.py index"
+        if not (folder / "index.json").is_file():
+            raise StaleIndex(f"{dataset} has no index in {folder}; {command}")
+        about = json.loads((folder / "index.json").read_text())
+        if changed := _differences(about["inputs"], index_inputs(config, dataset)):
+            raise StaleIndex(f"the index of {dataset} was built before {', '.join(changed)} changed; {command}")
+        with np.load(folder / "catalogue.npz") as arrays:
+            catalogue = Catalogue(
+                row_N=arrays["row_N"],
+                piece_N=arrays["piece_N"],
+                key_P=arrays["key_P"].astype("U64").tolist(),
+                audio_P=arrays["audio_P"].astype("U64").tolist(),
+                recording_P=arrays["recording_P"],
+                left_out=about["left_out"],
+            )
+        return cls(catalogue, faiss.read_index(str(folder / "vectors.faiss")))
+
+    def vectors(self, piece_Q: NDArray[np.int64]) -> NDArray[np.float32]:
+        """vector_QJ of pieces."""
+        vector_QJ: NDArray[np.float32] = self._faiss.reconstruct_batch(piece_Q)
+        return vector_QJ
+
+    def rows_of(self, piece: int) -> NDArray[np.int64]:
+        """Numbers of the rows about a piece."""
+        return self.catalogue.row_N[self._by_piece_N[self._bounds[piece] : self._bounds[piece + 1]]]
+
+    def recordings_of(self, audio_digests: Collection[str]) -> set[int]:
+        """Recordings that hold these bytes."""
+        audio = np.asarray(self.catalogue.audio_P)
+        return set(self.catalogue.recording_P[np.isin(audio, list(audio_digests))].tolist())
+
+    def nearest(
+        self, vector_QJ: NDArray[np.float32], count: int, *, own: Sequence[Collection[int]]
+    ) -> list[list[tuple[int, float]]]:
+        """Up to ``count`` pieces of as many recordings for each query, the most similar first, with the similarity.
+
+        Args:
+            own: for each query, recordings that are no neighbours: its own.
+        """
+        found: list[list[tuple[int, float]]] = [[] for _ in vector_QJ]
+        short, ask = np.arange(len(vector_QJ)), min(len(self), count + SPARE)
+        while len(short):
+            similarity_QC, piece_QC = self._faiss.search(np.ascontiguousarray(vector_QJ[short]), ask)
+            for query, similarity_C, piece_C in zip(short.tolist(), similarity_QC, piece_QC, strict=True):
+                found[query] = self._distinct(piece_C, similarity_C, count, own[query])
+            if ask == len(self):
+                break
+            short = np.array([query for query in short.tolist() if len(found[query]) < count], np.int64)
+            ask = min(len(self), 8 * ask)
+        return found
+
+    def _distinct(
+        self, piece_C: NDArray[np.int64], similarity_C: NDArray[np.float32], count: int, own: Collection[int]
+    ) -> list[tuple[int, float]]:
+        chosen: list[tuple[int, float]] = []
+        seen = set(own)
+        for piece, similarity in zip(piece_C.tolist(), similarity_C.tolist(), strict=True):
+            if piece < 0 or len(chosen) == count:  # faiss fills up with -1
+                break
+            recording = int(self.catalogue.recording_P[piece])
+            if recording not in seen:
+                seen.add(recording)
+                chosen.append((piece, similarity))
+        return chosen
+
+
+def index_folder(config: Config, dataset: str) -> Path:
+    return Path(config.output) / config.name / "retrieval" / dataset
+
+
+def encoder_digest(config: Config) -> str:
+    """Digest of all that an embedding follows from, besides the sound."""
+    stage = config.retrieval.stage
+    checkpoint = resolve_entry(dataclasses.replace(config, stage=stage), stage)
+    weights = [checkpoint_digest(source_of(checkpoint, part)) for part in ("encoder", "clap")]
+    model = config.model
+    settings = [model.front_end, model.encoder, model.clap, config.curriculum[stage].max_windows, config.precision]
+    return digest_value([FORMAT, weights, settings])
+
+
+def index_inputs(config: Config, dataset: str) -> dict[str, str]:
+    """What an index follows from: the encoder, the rows, and what is held out. Raises ``FileNotFoundError``."""
+    inputs = {"encoder": encoder_digest(config), f"data/{dataset}": digest_file(dataset_index(config, dataset))}
+    for name in held_out_sets(config):
+        if name in config.data.datasets:
+            inputs[f"held out/{name}"] = digest_file(dataset_index(config, name))
+    return inputs
+
+
+def _differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    return sorted(name for name in old | new if old.get(name) != new.get(name))

@@ -1,0 +1,116 @@
+"""Examples for prompts: the training rows that sound most like a recording, found while a model is asked.
+
+    retriever = Retriever(config, "clotho")                             # a process group exists
+    for neighbour in retriever.nearest([Path("dog.wav")], 4)[0]:
+        print(neighbour.clip.path, neighbour.prompt, neighbour.output, neighbour.similarity)
+    answerer.answer([retriever.request(Path("dog.wav"), "describe the sound", 4)])
+
+Audio is a file, base64, bytes, a row below ``data.root``, or its embedding. N queries, J joint dim.
+"""
+
+import hashlib
+import io
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from dali_pipes.waves import read_wave
+from megatron_af.config import Config
+from megatron_af.data.rows import Clip, Row
+from megatron_af.data.shards import open_rows
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.clap_embedder import ClapEmbedder
+from megatron_af.generate.requests import RequestRows
+from megatron_af.retrieval.index import NeighbourIndex
+from megatron_af.retrieval.interleave import Neighbour, draw_rows, interleave
+
+type Audio = Path | str | bytes
+
+
+class Retriever:
+    """Looks things up in the index of one data set.
+
+    Raises:
+        StaleIndex: it was not built of this encoder and this data.
+    """
+
+    def __init__(self, config: Config, dataset: str) -> None:
+        self._config, self._root = config, DataRoot(config.data.root)
+        self._index = NeighbourIndex.open(config, dataset)
+        self._rows = open_rows(self._root, config.data.datasets[dataset].manifest)
+        self._embedder: ClapEmbedder | None = None
+
+    def nearest(
+        self, audio: Sequence[Audio] | Sequence[Row] | NDArray[np.float32], count: int, *, skill: str = ""
+    ) -> list[list[Neighbour]]:
+        """Up to ``count`` neighbours of each query, the most similar first, no two of one recording.
+
+        Rows know their recording, which is then no neighbour. The same query gets the same answer.
+
+        Args:
+            audio: recordings, rows with a clip below ``data.root``, or vector_NJ of unit length.
+            skill: what the examples should answer, where their rows have several questions.
+        """
+        own: list[set[int]] = [set() for _ in audio]
+        if isinstance(audio, np.ndarray):
+            vector_NJ = audio
+        elif isinstance(audio[0], Row):
+            rows = [row for row in audio if isinstance(row, Row)]
+            own = [self._index.recordings_of([self._digest(row.clips[0])]) for row in rows]
+            vector_NJ = self.embed(rows)
+        else:
+            with RequestRows() as requests:
+                rows = [
+                    requests.row({"audio": str(a) if isinstance(a, Path) else a, "prompt": "-"}, f"audio {n}")
+                    for n, a in enumerate(audio)
+                ]
+                vector_NJ = self.embed(rows, requests.root)
+        return [
+            draw_rows(self._index, self._rows, pieces, skill, random.Random(0))
+            for pieces in self._index.nearest(vector_NJ, count, own=own)
+        ]
+
+    def embed(self, rows: Sequence[Row], root: Path | None = None) -> NDArray[np.float32]:
+        """vector_NJ of the rows' clips below ``root`` (``data.root``); a collective."""
+        if self._embedder is None:
+            self._embedder = ClapEmbedder(replace(self._config, stage=self._config.retrieval.stage))
+        data = self._config.data if root is None else replace(self._config.data, root=str(root))
+        self._embedder.config = replace(self._embedder.config, data=data)
+        vector_NJ: NDArray[np.float32] = self._embedder.audio(rows).numpy()
+        return vector_NJ
+
+    def few_shot(self, rows: Sequence[Row], count: int) -> list[Row]:
+        """Each row's first question behind ``count`` examples: what an evaluation asks instead of the row."""
+        return [
+            interleave(row, row.questions[0], neighbours[::-1])  # the nearest stands next to the question
+            for row, neighbours in zip(rows, self.nearest(rows, count), strict=True)
+        ]
+
+    def request(self, audio: Audio, prompt: str, count: int) -> Mapping[str, Any]:
+        """A request (``generate/requests.py``) with ``count`` examples before the question."""
+        examples = [
+            {"audio": self._wav(n.clip), "prompt": n.prompt, "answer": n.output}
+            for n in self.nearest([audio], count)[0][::-1]
+        ]
+        return {"audio": str(audio) if isinstance(audio, Path) else audio, "prompt": prompt, "examples": examples}
+
+    def close(self) -> None:
+        if self._embedder is not None:
+            self._embedder.close()
+
+    def _digest(self, clip: Clip) -> str:
+        return clip.digest or hashlib.sha256(self._root.read(clip.path, clip.offset, clip.length or None)).hexdigest()
+
+    def _wav(self, clip: Clip) -> bytes:
+        source = self._root.read(clip.path, clip.offset, clip.length or None)
+        rate = self._config.model.front_end.sample_rate
+        wave_T = read_wave(source, start=clip.start, duration=clip.duration, sample_rate=rate)
+        file = io.BytesIO()
+        soundfile.write(file, wave_T, rate, format="WAV", subtype="FLOAT")
+        return file.getvalue()

@@ -1,0 +1,131 @@
+"""Neighbours against brute force, with exact search and with cells; an index is read for what it was built of."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from megatron_af.config import Config, StageConfig
+from megatron_af.retrieval import index as module
+from megatron_af.retrieval.catalogue import Catalogue, read_catalogue
+from megatron_af.retrieval.index import NeighbourIndex, StaleIndex, index_folder, index_inputs
+from tests.retrieval.toy import DIM, retrieval_config, write_checkpoint
+
+
+def catalogue_of(recordings: list[int], rows_per_piece: int = 1) -> Catalogue:
+    pieces = len(recordings)
+    return Catalogue(
+        row_N=np.arange(pieces * rows_per_piece),
+        piece_N=np.tile(np.arange(pieces), rows_per_piece),
+        key_P=[f"{p:064}" for p in range(pieces)],
+        audio_P=[f"{r:064}" for r in recordings],
+        recording_P=np.array(recordings),
+        left_out={},
+    )
+
+
+def clustered(pieces: int, clusters: int, dim: int = DIM) -> NDArray[np.float32]:
+    """Unit vectors in clusters, as the sounds of a few kinds are."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((clusters, dim))
+    vector = centres[np.arange(pieces) % clusters] + 0.5 * rng.standard_normal((pieces, dim))
+    return (vector / np.linalg.norm(vector, axis=1, keepdims=True)).astype(np.float32)
+
+
+def brute_force(
+    vector_PJ: NDArray[np.float32], recordings: list[int], query: NDArray[np.float32], count: int, own: set[int]
+) -> list[int]:
+    seen, chosen = set(own), []
+    for piece in np.argsort(-(vector_PJ @ query), kind="stable").tolist():
+        if recordings[piece] not in seen and len(chosen) < count:
+            seen.add(recordings[piece])
+            chosen.append(piece)
+    return chosen
+
+
+def test_exact_neighbours_are_those_of_brute_force() -> None:
+    pieces = 500
+    recordings = [0] * 120 + list(range(1, 381))  # the pieces of a long recording take more than the spare places
+    vector_PJ = clustered(pieces, 3)
+    vector_PJ[:120] = vector_PJ[0]
+    index = NeighbourIndex.make(catalogue_of(recordings), vector_PJ)
+    own = [{recordings[piece]} for piece in range(pieces)]
+    found = index.nearest(vector_PJ, 7, own=own)
+    for piece in range(pieces):
+        expected = brute_force(vector_PJ, recordings, vector_PJ[piece], 7, own[piece])
+        assert [n for n, _ in found[piece]] == expected or np.allclose(
+            [s for _, s in found[piece]], vector_PJ[expected] @ vector_PJ[piece], atol=1e-6
+        )  # equal pieces are equally near
+        assert len({recordings[n] for n, _ in found[piece]} - own[piece]) == 7
+    near = vector_PJ[:1]
+    assert index.nearest(near, 1, own=[set()])[0][0][1] == pytest.approx(1.0)
+    assert len(index.nearest(near, 400, own=[{0}])[0]) == 380, "as many as there are"
+    assert np.array_equal(index.vectors(np.array([3, 130])), vector_PJ[[3, 130]])
+
+
+def test_many_pieces_are_kept_in_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "EXACT_UP_TO", 1000)
+    pieces, recordings = 6000, list(range(6000))
+    vector_PJ = clustered(pieces, 40)
+    made = NeighbourIndex.make(catalogue_of(recordings), vector_PJ)
+    made.save(tmp_path / "index", {})
+    for index in (made, NeighbourIndex(made.catalogue, module.faiss.read_index(str(tmp_path / "index/vectors.faiss")))):
+        assert "IVF" in type(index._faiss).__name__
+        found = index.nearest(vector_PJ[:200], 7, own=[{piece} for piece in range(200)])
+        right = [
+            len({n for n, _ in found[piece]} & set(brute_force(vector_PJ, recordings, vector_PJ[piece], 7, {piece})))
+            for piece in range(200)
+        ]
+        assert sum(right) / (7 * 200) > 0.9
+        assert np.allclose(index.vectors(np.array([5000])), vector_PJ[[5000]])
+
+
+def test_rows_of_a_piece() -> None:
+    index = NeighbourIndex.make(catalogue_of([0, 1, 2], rows_per_piece=2), clustered(3, 1))
+    assert [index.rows_of(piece).tolist() for piece in range(3)] == [[0, 3], [1, 4], [2, 5]]
+    assert index.recordings_of([f"{1:064}", "unknown"]) == {1}
+
+
+def build(config: Config) -> NeighbourIndex:
+    catalogue = read_catalogue(config, "train")
+    index = NeighbourIndex.make(catalogue, clustered(len(catalogue.key_P), 2))
+    index.save(index_folder(config, "train"), index_inputs(config, "train"))
+    return index
+
+
+def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
+    config = retrieval_config(tmp_path)
+    write_checkpoint(config, "a")
+    made, read = build(config), NeighbourIndex.open(config, "train")
+    vector = clustered(5, 2)
+    assert read.nearest(vector, 4, own=[set()] * 5) == made.nearest(vector, 4, own=[set()] * 5)
+    assert read.catalogue.key_P == made.catalogue.key_P and read.catalogue.audio_P == made.catalogue.audio_P
+    assert read.rows_of(3).tolist() == made.rows_of(3).tolist()
+    build(config)
+    assert not list(index_folder(config, "train").parent.glob(".*")), "nothing half-written stays"
+
+
+def test_a_changed_encoder_or_data_never_reads_an_old_index(tmp_path: Path) -> None:
+    config = retrieval_config(tmp_path)
+    write_checkpoint(config, "a")
+    with pytest.raises(StaleIndex, match=r"train has no index in .*; run tools/build_retrieval.py index"):
+        NeighbourIndex.open(config, "train")
+    build(config)
+    write_checkpoint(config, "b")
+    with pytest.raises(StaleIndex, match="built before encoder changed"):
+        NeighbourIndex.open(config, "train")
+    build(config)
+    wider = replace(config, curriculum={**config.curriculum, "clap": replace(config.curriculum["clap"], max_windows=2)})
+    with pytest.raises(StaleIndex, match="encoder"):
+        NeighbourIndex.open(wider, "train")
+    manifest = tmp_path / "data/train.jsonl"
+    manifest.write_text(manifest.read_text() + manifest.read_text().splitlines()[0] + "\n")
+    with pytest.raises(StaleIndex, match="data/train changed"):
+        NeighbourIndex.open(config, "train")
+    build(config)
+    held_out = {"last": StageConfig(evaluation=("knn",))}
+    (tmp_path / "data/knn.jsonl").write_text("")
+    with pytest.raises(StaleIndex, match="held out/knn changed"):
+        NeighbourIndex.open(replace(config, curriculum={**config.curriculum, **held_out}), "train")

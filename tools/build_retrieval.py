@@ -1,0 +1,66 @@
+"""Which training rows sound alike: index them, and write few-shot training data of each row and its neighbours.
+
+    torchrun --nproc_per_node 2 tools/build_retrieval.py index      --config FILE [key=value ...]
+    torchrun --nproc_per_node 2 tools/build_retrieval.py interleave --config FILE [key=value ...]
+
+``index`` embeds the clips of ``retrieval.datasets``, and of all that ``data.datasets.*.neighbours`` name, with the
+newest checkpoint of ``retrieval.stage``. ``interleave`` does the same and then writes the data sets that have
+``neighbours``. Both go on where an interrupted run stopped, and embed only what is new (docs/retrieval.md).
+"""
+
+import argparse
+import os
+import sys
+
+import torch.distributed as dist
+
+from dali_pipes.waves import AudioError
+from megatron_af.config import Config, ConfigError
+from megatron_af.config_file import load_config
+from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.validation import retrieval_problems
+
+
+def build(config: Config, command: str) -> None:
+    make_megatron_portable()
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.retrieval.build import Builder
+
+    made = {name: dataset.neighbours.of for name, dataset in config.data.datasets.items() if dataset.neighbours}
+    with Builder(config, lambda line: print(line, flush=True)) as builder:
+        for dataset in dict.fromkeys([*config.retrieval.datasets, *made.values()]):
+            if command == "index" or dataset not in made.values():
+                builder.index(dataset)
+        if command == "interleave":
+            for name in made:
+                builder.interleave(name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["index", "interleave"])
+    parser.add_argument("--config", required=True, help="top YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
+    arguments = parser.parse_intermixed_args()
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    first = os.environ["RANK"] == "0"
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if problems := list(retrieval_problems(config)):
+            raise ConfigError(f"{arguments.config} cannot be used", problems)
+        dist.init_process_group(current_device().backend)
+        build(config, arguments.command)
+    except (ConfigError, FileNotFoundError) as error:
+        if first:
+            print(error, file=sys.stderr)
+        return 2
+    except AudioError as error:
+        print(f"{error}; prepare the data set (tools/prepare_data.py), which leaves such audio out", file=sys.stderr)
+        return 2
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
