@@ -79,7 +79,7 @@ class ClusterConfig:
     overrides: tuple[str, ...] = ()
     """``key=value`` changes to the run's configuration on this cluster: where its volumes are mounted."""
     stages: Placement = field(default_factory=Placement)
-    """What a stage gets that ``placements`` does not name."""
+    """What a stage, or another distributed step, gets that ``placements`` does not name."""
     others: Placement = field(default_factory=Placement)
     """What every other step gets."""
     placements: dict[str, Placement] = field(default_factory=dict)
@@ -150,7 +150,7 @@ def check_cluster(cluster: ClusterConfig) -> list[str]:
 
 def check_placements(config: Config, cluster: ClusterConfig) -> list[str]:
     """Where a run does not fit on a cluster: unknown names, a model or batch that these processes cannot share."""
-    known = {*config.curriculum, *map(measure_step, config.curriculum), *config.steps}
+    known = {*config.curriculum, *map(measure_step, config.curriculum), *config.all_steps()}
     problems = [
         f"placements.{name}: the run has no such step; it has {', '.join(sorted(known))}"
         for name in cluster.placements

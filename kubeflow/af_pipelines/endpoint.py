@@ -42,9 +42,7 @@ class Endpoint:
         self.host, self._cluster = host, cluster
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            self._client = self._call(
-                Client, host=host, namespace=cluster.namespace, existing_token=token
-            )
+            self._client = self._call(Client, host=host, namespace=cluster.namespace, existing_token=token)
 
     @classmethod
     def connect(cls, cluster: ClusterConfig) -> "Endpoint":

@@ -142,7 +142,7 @@ class _Place:
         self.restarts = 0
 
     def job(self, spec: StepSpec, name: str, argv: tuple[str, ...]) -> Job:
-        placement = self._cluster.placement(spec.name, stage=spec.kind != "command")
+        placement = self._cluster.placement(spec.name, stage=spec.distributed)
         return Job(
             name=name,
             step=spec.name,

@@ -1,8 +1,8 @@
 """What the cluster shows of a training job: its logs, how many nodes are up, why it waits.
 
-    logs = PodLogs(kube, job, say)
-    logs.read(pods)                     # says every new line
-    reason = blocked(kube, name, job, pods)
+logs = PodLogs(kube, job, say)
+logs.read(pods)                     # says every new line
+reason = blocked(kube, name, job, pods)
 """
 
 import collections

@@ -1,7 +1,7 @@
 """What the log of a step says: how far it is, and what went wrong.
 
-    progress = read_progress("step 120/5000 2.4% | loss 1.31 | … | eta 1:02:11")
-    reason = last_error(lines)
+progress = read_progress("step 120/5000 2.4% | loss 1.31 | … | eta 1:02:11")
+reason = last_error(lines)
 """
 
 import dataclasses

@@ -4,13 +4,14 @@
 
 A stage waits for the stages its ``entry`` names, and for everything that prepares: a stage added in YAML is a step
 added here, and stages that do not build on each other (text and audio) run side by side on a cluster. A stage with an
-``evaluation`` has a second step that measures it; the next stages wait for that one where there is an exit gate.
+``evaluation`` has a second step that measures it; the next stages wait for that one where there is an exit gate. Where
+stages learn from neighbours, the step ``retrieval`` finds them between the stage that embeds and those stages.
 """
 
 import dataclasses
 from typing import Any, Literal
 
-from megatron_af.config import Config, ConfigError
+from megatron_af.config import RETRIEVAL_STEP, Config, ConfigError
 from megatron_af.digest import digest_value
 
 STAGES = "stages"
@@ -56,7 +57,7 @@ def pipeline_steps(config: Config, pipeline: str) -> list[StepSpec]:
         elif name in measured:
             specs.append(StepSpec(kind="measure", stage=measured[name], **known))  # type: ignore[arg-type]
         else:
-            step = config.steps[name]
+            step = config.all_steps()[name]
             specs.append(StepSpec(kind="command", run=step.run, distributed=step.distributed, **known))  # type: ignore[arg-type]
     if pipeline == "curriculum":
         return specs
@@ -75,7 +76,7 @@ def measure_step(stage: str) -> str:
 
 def _waits(config: Config, measured: dict[str, str]) -> dict[str, tuple[str, ...]]:
     """Step -> steps it waits for, in the order of the configuration; every problem is reported at once."""
-    stages, steps = config.curriculum, config.steps
+    stages, steps = config.curriculum, config.all_steps()
     problems = [
         f"steps.{name} has the name of a stage or of its evaluation: rename it"
         for name in steps
@@ -133,4 +134,5 @@ def _inputs(config: Config, name: str) -> Any:
     shared = [config.name, config.seed, config.data]
     if name in config.curriculum:
         return [*shared, config.model, config.precision, config.curriculum[name]]
-    return [*shared, config.model.front_end, config.steps[name]]
+    step = config.all_steps()[name]
+    return [*shared, config.model.front_end, step, *([config.retrieval] if name == RETRIEVAL_STEP else [])]

@@ -1,7 +1,7 @@
 """Print what pyproject.toml depends on, without the project itself, for an image layer that code does not touch.
 
-    python dependencies.py pyproject.toml EXTRA … > requirements.txt        project and extras
-    python dependencies.py --only pyproject.toml EXTRA … > requirements.txt only the extras
+python dependencies.py pyproject.toml EXTRA … > requirements.txt        project and extras
+python dependencies.py --only pyproject.toml EXTRA … > requirements.txt only the extras
 """
 
 import sys

@@ -15,15 +15,30 @@ from af_pipelines.cluster import ClusterConfig, Placement, SecretKey, Volume
 from af_pipelines.execute import Arguments, to_json
 from af_pipelines.pipelines import compile_pipeline
 from af_pipelines.records import Launch
-from megatron_af.config import BoundsConfig, Config, StageConfig
+from megatron_af.config import (
+    BoundsConfig,
+    Config,
+    DataConfig,
+    DatasetConfig,
+    NeighboursConfig,
+    RetrievalConfig,
+    StageConfig,
+)
 
 GOLDEN = Path(__file__).parent / "golden/curriculum.yaml"
 CONFIG = Config(
     name="golden",
+    data=DataConfig(
+        datasets={
+            "train": DatasetConfig(manifest="prepared/train"),
+            "knn": DatasetConfig(manifest="knn.jsonl", neighbours=NeighboursConfig(of="train")),
+        }
+    ),
+    retrieval=RetrievalConfig(stage="clap"),
     curriculum={
         "clap": StageConfig(objective="contrastive", evaluation=("test",), exit_gate={"loss": BoundsConfig(max=3)}),
         "align": StageConfig(entry={"encoder": "clap"}),
-        "tune": StageConfig(entry={"all": "align"}, evaluation=("test",)),
+        "tune": StageConfig(entry={"all": "align"}, blend={"train": 1.0, "knn": 0.5}, evaluation=("test",)),
     },
 )
 CLUSTER = ClusterConfig(
@@ -69,7 +84,8 @@ def test_graph_and_platform(tmp_path: Path) -> None:
         "clap": ["prepare"],
         "evaluate-clap": ["clap"],
         "align": ["evaluate-clap", "prepare"],
-        "tune": ["align", "prepare"],
+        "retrieval": ["clap"],
+        "tune": ["align", "prepare", "retrieval"],
         "evaluate-tune": ["tune"],
         "register": ["align", "clap", "evaluate-clap", "evaluate-tune", "tune"],
         "gate": ["register"],
@@ -82,6 +98,7 @@ def test_graph_and_platform(tmp_path: Path) -> None:
     executors = pipeline["deploymentSpec"]["executors"]
     assert executors["exec-tune"]["container"]["image"] == CLUSTER.image
     assert "accelerator" not in str(executors["exec-tune"]["container"]["resources"]), "it only watches"
+    assert "accelerator" not in str(executors["exec-retrieval"]["container"]["resources"]), "its training job embeds"
     assert executors["exec-gate"]["container"]["resources"]["accelerator"]["resourceCount"] == "1"
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert [mount["mountPath"] for mount in pods["exec-tune"]["pvcMount"]] == ["/data", "/runs"]

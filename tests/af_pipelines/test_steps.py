@@ -5,7 +5,18 @@ import dataclasses
 import pytest
 
 from af_pipelines.steps import RELEASE, StepSpec, pipeline_steps
-from megatron_af.config import BoundsConfig, Config, ConfigError, ParallelConfig, StageConfig, StepConfig, release_steps
+from megatron_af.config import (
+    BoundsConfig,
+    Config,
+    ConfigError,
+    DatasetConfig,
+    NeighboursConfig,
+    ParallelConfig,
+    RetrievalConfig,
+    StageConfig,
+    StepConfig,
+    release_steps,
+)
 
 CURRICULUM = {
     "lm": StageConfig(steps=3),
@@ -61,6 +72,39 @@ def test_a_step_between_two_stages() -> None:
     assert list(steps).index("clap") < list(steps).index("index") < list(steps).index("tune")
     assert "index" in steps["tune"].after
     assert "index" not in steps["align"].after
+
+
+def with_neighbours(config: Config) -> Config:
+    datasets = {
+        "train": DatasetConfig(manifest="train.jsonl"),
+        "knn": DatasetConfig(manifest="knn.jsonl", neighbours=NeighboursConfig(of="train")),
+    }
+    tune = dataclasses.replace(config.curriculum["tune"], blend={"train": 1.0, "knn": 0.5})
+    return dataclasses.replace(
+        config,
+        curriculum=config.curriculum | {"tune": tune},
+        data=dataclasses.replace(config.data, datasets=datasets),
+        retrieval=RetrievalConfig(stage="clap"),
+    )
+
+
+def test_neighbours_are_found_before_the_stages_that_learn_from_them() -> None:
+    config = with_neighbours(CONFIG)
+    steps = by_name(config)
+    retrieval = steps["retrieval"]
+    assert retrieval.argv("run.yaml") == ("tools/build_retrieval.py", "interleave", "--config", "run.yaml")
+    assert retrieval.distributed and retrieval.after == ("clap",)
+    assert steps["tune"].after == ("prepare", "align", "retrieval")
+    assert "retrieval" not in steps["align"].after and "retrieval" not in by_name(CONFIG)
+    more = dataclasses.replace(config, retrieval=RetrievalConfig(stage="clap", datasets=("train",)))
+    assert by_name(more)["retrieval"].reads != retrieval.reads
+    own = StepConfig(run=("mine.py",), after=("clap",), before=("align",))
+    assert by_name(dataclasses.replace(config, steps={**config.steps, "retrieval": own}))["retrieval"].run == (
+        "mine.py",
+    )
+    circle = dataclasses.replace(config.curriculum["clap"], blend={"knn": 1.0})
+    with pytest.raises(ConfigError, match="wait for each other in a circle"):
+        by_name(dataclasses.replace(config, curriculum=config.curriculum | {"clap": circle}))
 
 
 def test_parts_of_the_pipeline() -> None:
