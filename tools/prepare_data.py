@@ -21,18 +21,15 @@ from megatron_af.config_file import load_config
 
 
 def import_rows(config: Config, names: list[str]) -> int:
-    """Returns the exit status: 1 when an origin gave no row."""
+    """Returns the exit status: 1 when more rows are left out than ``data.prepare.max_bad_fraction``."""
     from megatron_af.data.importers import import_dataset
 
     status = 0
     for name in names:
         report = import_dataset(config, name)
-        left_out = sum(report.left_out.values())
-        reasons = "".join(f", {reason} {n:,}" for reason, n in report.left_out.items())
-        print(f"{name}: {report.rows:,} of {report.rows + left_out:,} rows imported{reasons}")
-        for problem in report.examples:
-            print(f"  left out: {problem}")
-        status |= report.rows == 0
+        total = report.rows + sum(report.left_out.values())
+        print(f"{name}: {report.rows:,} of {total:,} rows imported")
+        status |= _left_out(config, name, report.left_out, report.report, report.bad_fraction) or not total
     return status
 
 
@@ -46,16 +43,21 @@ def prepare_recordings(config: Config, names: list[str]) -> int:
         print(
             f"{name}: {summary.kept:,} of {summary.rows:,} rows prepared, {summary.seconds / 3600:,.2f} hours of audio"
             f", {summary.rows - summary.kept:,} left out"
-            + "".join(f"\n  {reason}: {count:,}" for reason, count in summary.reasons.items())
-            + (f"\n  each of them: {config.data.root}/{summary.report}" if summary.reasons else "")
         )
-        allowed = config.data.prepare.max_bad_fraction
-        if summary.bad_fraction > allowed:
-            print(
-                f"{name}: failed, {summary.bad_fraction:.1%} left out; data.prepare.max_bad_fraction is {allowed:.1%}"
-            )
-            status = 1
+        status |= _left_out(config, name, summary.reasons, summary.report, summary.bad_fraction)
     return status
+
+
+def _left_out(config: Config, name: str, reasons: dict[str, int], report: str, fraction: float) -> int:
+    for reason, count in reasons.items():
+        print(f"  {reason}: {count:,}")
+    if reasons:
+        print(f"  each of them: {config.data.root}/{report}")
+    allowed = config.data.prepare.max_bad_fraction
+    if fraction <= allowed:
+        return 0
+    print(f"{name}: failed, {fraction:.1%} left out; data.prepare.max_bad_fraction is {allowed:.1%}")
+    return 1
 
 
 def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> int:

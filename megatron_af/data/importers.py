@@ -56,8 +56,13 @@ class ImportReport:
     """Rows written."""
     left_out: dict[str, int]
     """Reason -> rows left out."""
-    examples: tuple[str, ...]
-    """The first few problems."""
+    report: str
+    """Where each row that was left out stands with its problem, relative to the data root."""
+
+    @property
+    def bad_fraction(self) -> float:
+        bad = sum(self.left_out.values())
+        return bad / max(1, self.rows + bad)
 
 
 class _Recordings:
@@ -106,27 +111,36 @@ def import_dataset(config: Config, name: str) -> ImportReport:
             f"got {dataset or 'no such data set'}"
         )
     root = DataRoot(config.data.root)
-    rows, reasons, examples = 0, Counter[str](), list[str]()
-    makers = rows_of(root, dataset.origin)
-    with root.writing(dataset.source or dataset.manifest) as file, ThreadPoolExecutor(READERS) as pool:
+    target = dataset.source or dataset.manifest
+    path = f"{target.removesuffix('.jsonl')}.left_out.jsonl"
+    rows, reasons = 0, Counter[str]()
+    made = _lines(rows_of(root, dataset.origin))
+    with root.writing(target) as good, root.writing(path) as report:
+        for number, line in enumerate(made, start=1):
+            if isinstance(line, str):
+                good.write(line.encode() + b"\n")
+                rows += 1
+                continue
+            reason = line.reason if isinstance(line, AudioError) else "bad row"
+            reasons[reason] += 1
+            report.write(json.dumps({"row": number, "reason": reason, "problem": str(line)}).encode() + b"\n")
+    return ImportReport(rows=rows, left_out=dict(reasons.most_common()), report=path)
+
+
+def _lines(makers: Iterator[_Maker]) -> Iterator[str | Exception]:
+    """Rows as JSON, or what is wrong with them, in order."""
+
+    def line(make: _Maker) -> str | Exception:
+        try:
+            made = to_json(make())
+            parse_row(json.loads(made), "the row made of it")
+        except (RowError, AudioError, StorageError) as error:
+            return error
+        return made
+
+    with ThreadPoolExecutor(READERS) as pool:
         for some in batched(makers, 64 * READERS):
-            for line in pool.map(_line, some):
-                if isinstance(line, str):
-                    file.write(line.encode() + b"\n")
-                    rows += 1
-                else:
-                    reasons[line.reason if isinstance(line, AudioError) else "bad row"] += 1
-                    examples += [str(line)] * (len(examples) < 5)
-    return ImportReport(rows=rows, left_out=dict(reasons.most_common()), examples=tuple(examples))
-
-
-def _line(make: _Maker) -> str | Exception:
-    try:
-        line = to_json(make())
-        parse_row(json.loads(line), "the row made of it")
-    except (RowError, AudioError, StorageError) as error:
-        return error
-    return line
+            yield from pool.map(line, some)
 
 
 def rows_of(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:

@@ -17,6 +17,7 @@ import io
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -154,7 +155,7 @@ def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progr
     step = plan.rows_per_shard
     jobs = ((group, manifest.part(begin, min(rows, begin + step))) for group, begin in enumerate(range(0, rows, step)))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, -(-rows // step))), context) as pool:
+    with ProcessPoolExecutor(min(workers, max(1, -(-rows // step))), context, _end_with_parent) as pool:
         running = {pool.submit(prepare_group, plan, *job) for _, job in zip(range(2 * workers), jobs, strict=False)}
         while running:
             ready, running = wait(running, return_when=FIRST_COMPLETED)
@@ -167,6 +168,17 @@ def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progr
                 f"{name}: {finished:,}/{rows:,} rows {finished / rows:.0%} | {bad:,} left out | {rate:,.0f} rows/s | "
                 f"eta {(rows - finished) / rate:,.0f} s"
             )
+
+
+def _end_with_parent() -> None:
+    """A worker of a killed preparation would wait for work for ever."""
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, int]:
@@ -240,8 +252,11 @@ def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
     else:
         recording = root.local(clip.path) or root.read(clip.path)
     duration = min(clip.duration, plan.max_seconds)
-    wave_T, rate = read_mono(recording, start=clip.start, duration=duration, channels=plan.channels)
-    check_signal(wave_T, rate)  # before resampling, whose edges would give a constant some life
+    try:
+        wave_T, rate = read_mono(recording, start=clip.start, duration=duration, channels=plan.channels)
+        check_signal(wave_T, rate)  # before resampling, whose edges would give a constant some life
+    except AudioError as error:
+        raise AudioError(f"{clip.path}: {error}", error.reason) from error
     pcm_T = peak_int16(resample(wave_T, rate, plan.front_end.sample_rate))
     data = io.BytesIO()
     soundfile.write(data, pcm_T, plan.front_end.sample_rate, format="FLAC", subtype="PCM_16")

@@ -88,7 +88,7 @@ def test_conversations(tmp_path: Path) -> None:
     rows, report = run(tmp_path, ImportConfig(format="conversations", path="skills.json", audio="sounds"))
     assert [(r.id, r.template, len(r.questions)) for r in rows] == [("s", "single", 1), ("d", "dialogue", 2)]
     assert rows[0].questions[0].prompt == "Which one? (A) dog (B) cat" and rows[1].clips[0].duration == 3.0
-    assert report.left_out == {"bad row": 1} and "alternate" in report.examples[0]
+    assert report.left_out == {"bad row": 1} and "alternate" in (tmp_path / report.report).read_text()
 
 
 def test_tables_of_clotho_audiocaps_musiccaps(tmp_path: Path) -> None:
@@ -174,7 +174,8 @@ def test_our_own_rows_are_checked_and_completed(tmp_path: Path) -> None:
         ("whole", [("sounds/x.wav", 0.0, 2.0)]), ("piece", [("sounds/x.wav", 0.5, 1.0)]), ("words", []),
     ]  # fmt: skip
     assert rows[0].meta == {"n": 1} and report.left_out == {"bad row": 3, "missing": 1}
-    assert any("unknown key 'begin'" in problem for problem in report.examples)
+    left_out = [json.loads(line) for line in (tmp_path / report.report).read_text().splitlines()]
+    assert [entry["row"] for entry in left_out] == [4, 5, 6, 7] and "unknown key 'begin'" in left_out[1]["problem"]
 
 
 def test_web_dataset_tars_are_used_in_place(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_names_never_leave_the_data_root(tmp_path: Path) -> None:
     root = tmp_path / "data"
     dump(root / "x.json", {"split_path": "../", "data": {"0": {"name": "out.wav", "prompt": "p", "output": "o"}}})
     rows, report = run(root, ImportConfig(format="audio_flamingo", path="x.json"))
-    assert rows == [] and report.left_out == {"bad row": 1} and "data.root" in report.examples[0]
+    assert rows == [] and report.left_out == {"bad row": 1} and "data.root" in (root / report.report).read_text()
     dump(
         root / "y.json", {"split_path": str(tmp_path), "data": {"0": {"name": "out.wav", "prompt": "p", "output": "o"}}}
     )

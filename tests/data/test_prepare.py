@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
@@ -85,6 +86,8 @@ def test_every_kind_of_damage_has_its_outcome(tmp_path: Path) -> None:
     soundfile.write(root / "infinite.wav", bad, RATE, subtype="FLOAT")
     soundfile.write(root / "whole.flac", noise(3.0), RATE)
     (root / "cut.flac").write_bytes((root / "whole.flac").read_bytes()[:30_000])
+    soundfile.write(root / "whole.wav", noise(3.0), RATE)
+    (root / "cut.wav").write_bytes((root / "whole.wav").read_bytes()[:-2000])  # 45 ms of what its header promises
     soundfile.write(root / "blip.wav", noise(0.005), RATE)
     (root / "text.mp3").write_text("not audio")
     rows = [
@@ -95,6 +98,8 @@ def test_every_kind_of_damage_has_its_outcome(tmp_path: Path) -> None:
         row("positive", "positive.wav"),
         row("infinite", "infinite.wav"),
         row("cut", "cut.flac", 3.0),
+        row("clipped", "cut.wav", 3.0),
+        row("before the cut", "cut.wav", 1.0, 1.0),
         row("short", "good.wav", 5.0),
         row("behind", "good.wav", 1.0, 7.0),
         row("blip", "blip.wav", 0.005),
@@ -106,15 +111,16 @@ def test_every_kind_of_damage_has_its_outcome(tmp_path: Path) -> None:
     lines.insert(3, '{"id": "broken"')
     (root / "a.jsonl").write_text("\n".join(lines))
     summary = run(config(tmp_path))
-    assert (summary.rows, summary.kept) == (14, 4)
+    assert (summary.rows, summary.kept) == (16, 5)
     assert summary.reasons == {
-        "bad row": 1, "silent": 2, "not finite": 1, "truncated": 2, "behind the end": 1, "empty": 1, "unreadable": 2,
+        "bad row": 1, "silent": 2, "not finite": 1, "truncated": 3, "behind the end": 1, "empty": 1, "unreadable": 2,
     }  # fmt: skip
     report = [json.loads(line) for line in (root / summary.report).read_text().splitlines()]
     assert {e["id"]: e["reason"] for e in report}["cut"] == "truncated"
+    assert all(".wav" in e["problem"] or ".flac" in e["problem"] or ".mp3" in e["problem"] for e in report if e["id"])
     assert next(e for e in report if e["reason"] == "bad row")["row"] == 4
     kept = open_rows(DataRoot(str(root)), "prepared/a")
-    assert [r.id for r in kept] == ["good", "piece", "positive", "words"]
+    assert [r.id for r in kept] == ["good", "piece", "positive", "before the cut", "words"]
     good = kept[0]
     assert replace(good, clips=()) == replace(rows[0], clips=())
     clip = good.clips[0]
@@ -145,32 +151,49 @@ def test_shards_are_web_datasets_and_do_not_depend_on_workers_or_time(tmp_path: 
     ]  # fmt: skip
 
 
+KILLED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from megatron_af.data.prepare import prepare
+    from tests.data.test_prepare import config
+
+    def die(line):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    prepare(config(Path(sys.argv[1]), rows_per_shard=2, workers=2), "a", die)
+"""
+
+
+def runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    """Killed when the first of twelve shards is finished, with two workers at work on others."""
     folder = tmp_path / "data"
     write_manifest(folder, "a", toy_rows(folder, "a", 24))
-    c = config(tmp_path, rows_per_shard=2)
-    script = (
-        "import sys, signal, os\n"
-        "from pathlib import Path\n"
-        "import megatron_af.data.prepare as p\n"
-        "from tests.data.test_prepare import config\n"
-        "plan = p.recipe(config(Path(sys.argv[1]), rows_per_shard=2), 'a')\n"
-        "rows = p.Manifest(Path(sys.argv[1]) / 'data' / 'a.jsonl')\n"
-        "for g in range(12):\n"
-        "    p.prepare_group(plan, g, rows.part(2 * g, 2 * g + 2))\n"
-        "    print(g, flush=True)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip() == "4":
-            os.kill(process.pid, signal.SIGKILL)
-    process.wait(30)
+    (tmp_path / "killed.py").write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    deadline = time.monotonic() + 60
+    while any(runs(int(pid)) for pid in killed.stdout.split()):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
     shards = sorted((folder / "prepared/a/shards").glob("*.tar"))
-    assert 5 <= len(shards) < 12
-    before = {p: p.stat().st_mtime_ns for p in shards[:5]}
-    assert run(c).kept == 24
-    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+    assert 1 <= len(shards) < 12
+    (folder / "prepared/a/shards/.000011.tar.killed.part").write_bytes(b"half")
+    before = {p: p.stat().st_mtime_ns for p in (folder / "prepared/a/shards").glob("*.tar")}
+    done = [p for p in before if (folder / f"prepared/a/parts/{p.stem}.json").exists()]
+    assert run(config(tmp_path, rows_per_shard=2)).kept == 24
+    assert done and all(p.stat().st_mtime_ns == before[p] for p in done)
     again = tmp_path / "again"
     write_manifest(again / "data", "a", toy_rows(again / "data", "a", 24))
     run(config(again, rows_per_shard=2))

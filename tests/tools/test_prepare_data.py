@@ -56,6 +56,17 @@ def test_too_many_bad_rows_fail(config: Path, tmp_path: Path, capsys: pytest.Cap
     assert again == 0 and "already prepared" in capsys.readouterr().out
 
 
+def test_an_import_that_leaves_too_much_out_fails(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data/wavs/0.wav").unlink()
+    assert main(["import", "--config", str(config)]) == 1
+    out = capsys.readouterr().out
+    assert "a: 5 of 6 rows imported" in out and "missing: 1" in out and "16.7% left out" in out
+    assert "wavs/0.wav does not exist" in (tmp_path / "data/a.left_out.jsonl").read_text()
+    assert main(["import", "--config", str(config), "data.prepare.max_bad_fraction=0.2"]) == 0
+
+
 def test_mistakes_are_one_message(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--config", str(config), "--dataset", "b"]) == 2
     assert "data.datasets has a" in capsys.readouterr().err
