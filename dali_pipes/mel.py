@@ -184,7 +184,7 @@ def mel_db(signal_T: DataNode, front_end: FrontEndConfig) -> DataNode:
     )
     mel = fn.mel_filter_bank(
         power,
-        sample_rate=float(front_end.sample_rate),
+        sample_rate=float(front_end.mel_sample_rate or front_end.sample_rate),
         nfilter=front_end.mel_bins,
         freq_low=front_end.min_hz,
         freq_high=front_end.max_hz,

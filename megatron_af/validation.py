@@ -190,8 +190,8 @@ def _contrastive(config: Config, prefix: str, stage: StageConfig) -> Iterator[st
     encoder = config.model.encoder
     if encoder.vector and encoder.vector_dim != clap.joint_dim:
         yield (
-            f"model.encoder.vector_dim = {encoder.vector_dim}, model.clap.joint_dim = {clap.joint_dim}: an encoder that "
-            "gives vectors gives those of the joint space; set both alike"
+            f"model.encoder.vector_dim = {encoder.vector_dim}, model.clap.joint_dim = {clap.joint_dim}: an encoder "
+            "that gives vectors gives those of the joint space; set both alike"
         )
     if clap.text_micro_batch < 0:
         yield f"model.clap.text_micro_batch = {clap.text_micro_batch}: must be 0 (all captions at once) or above"

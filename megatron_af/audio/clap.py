@@ -6,6 +6,7 @@
     text_TJ = model.embed_text(ids_TS, real_TS)                  # one unit vector per text
 
 A tower's output is averaged, the encoder's over all tokens of a clip or of a part of it, and projected by two layers.
+An encoder that gives one vector per window (``model.encoder.vector``) has projected it already.
 Source: Wu et al. 2023 (LAION-CLAP) and the AFClap folder of Audio Flamingo 2.
 
 Shapes: W windows, F mel frames, M mel bins, L tokens of a window, D feature dim, B clips, T texts, S text positions,
@@ -21,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_af.audio.htsat import HTSAT, IMAGE_SIDE
+from megatron_af.audio.projection import projection
 from megatron_af.audio.text_tower import TextTokenizer, TextTower
-from megatron_af.config import ClapConfig, FrontEndConfig, ModelConfig
+from megatron_af.config import ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
 
 LOWEST_TEMPERATURE = 0.01
 """A learnt temperature stops here, where CLIP's does (Radford et al. 2021, section 2.5)."""
@@ -37,7 +39,7 @@ class ClapModel(nn.Module):
         self.front_end, self.joint_dim = config.front_end, config.clap.joint_dim
         self.encoder = HTSAT(config.front_end, config.encoder)
         self.encoder.bn0.learns_statistics = True
-        self.clap = JointSpace(config.clap, config.encoder.feature_dim, tokenizer)
+        self.clap = JointSpace(config.clap, config.encoder, tokenizer)
         # megatron-core asks every model it reduces gradients for about these two.
         self.share_embeddings_and_output_weights = False
         self.vp_stage = None
@@ -79,11 +81,12 @@ class JointSpace(nn.Module):
 
     log_scale: Tensor
 
-    def __init__(self, config: ClapConfig, audio_dim: int, tokenizer: TextTokenizer | None) -> None:
+    def __init__(self, config: ClapConfig, encoder: EncoderConfig, tokenizer: TextTokenizer | None) -> None:
         super().__init__()
+        kind = encoder.vector or "mlp"
         self.text = TextTower(config, tokenizer)
-        self.audio_projection = _projection(audio_dim, config.joint_dim)
-        self.text_projection = _projection(self.text.width, config.joint_dim)
+        self.audio_projection = nn.Identity() if encoder.vector else projection(kind, encoder.width, config.joint_dim)
+        self.text_projection = projection(kind, self.text.width, config.joint_dim)
         log_scale = torch.tensor(-math.log(config.temperature))
         if config.learn_temperature:
             self.log_scale = nn.Parameter(log_scale)
@@ -135,9 +138,6 @@ def part_means(
 
 
 def _time_steps(tokens: int, front_end: FrontEndConfig) -> int:
-    """Time steps of a window: the grid's columns times the quarters that lie below each other (HTS-AT 2.1)."""
-    return math.isqrt(tokens) * (IMAGE_SIDE // front_end.mel_bins)
-
-
-def _projection(width: int, joint_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, joint_dim), nn.ReLU(), nn.Linear(joint_dim, joint_dim))
+    """Time steps of a window: the grid's columns times the quarters that lie below each other (HTS-AT 2.1); a vector
+    stands for the whole window."""
+    return min(tokens, math.isqrt(tokens) * (IMAGE_SIDE // front_end.mel_bins))

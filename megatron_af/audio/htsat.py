@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_af.audio.augment import SpecAugment
 from megatron_af.audio.mel_norm import MelNorm
+from megatron_af.audio.projection import projection
 from megatron_af.config import EncoderConfig, FrontEndConfig
 
 IMAGE_SIDE = 256
@@ -215,7 +216,7 @@ class SwinLayer(nn.Module):
 
 
 class HTSAT(nn.Module):
-    """Log-mel windows (W, F, M) in dB -> token features (W, L, D) after the last norm.
+    """Log-mel windows (W, F, M) in dB -> token features (W, L, D) after the last norm; by ``vector`` (W, 1, D).
 
     Tokens of a window are ordered as the released encoder orders them: index = 32 f + t with f in {0, 1}
     the half of the folded frequency axis and t in 0..31 the time step of 312.5 ms (64 tokens of a 10 s
@@ -263,10 +264,11 @@ class HTSAT(nn.Module):
             ]
             layers.append(SwinLayer(blocks, PatchMerging(dim) if i + 1 < len(config.depths) else None))
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(self.dim)
+        self.norm = nn.LayerNorm(config.width)
+        self.projection = projection(config.vector, config.width, config.vector_dim) if config.vector else None
         if config.classes:
             halves = rows // self.folds
-            self.tscam_conv = nn.Conv2d(self.dim, config.classes, (halves, 3), padding=(0, 1))
+            self.tscam_conv = nn.Conv2d(config.width, config.classes, (halves, 3), padding=(0, 1))
             self.head = nn.Linear(config.classes, config.classes)
         if config.stft_weights:
             frequencies = front_end.fft_size // 2 + 1
@@ -294,6 +296,8 @@ class HTSAT(nn.Module):
         # Rows of the grid are (fold of time, frequency half): time must become contiguous for each half.
         x_WRRD = x_WRRD.view(W, self.folds, R // self.folds, R, D).transpose(1, 2).reshape(W, R * R, D)
         features: Tensor = self.norm(x_WRRD)
+        if self.projection is not None:
+            features = self.projection(features.mean(1, keepdim=True))
         return features
 
     def fold(self, mel_WFM: Tensor) -> Tensor:

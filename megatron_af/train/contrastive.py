@@ -15,6 +15,7 @@ import math
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from megatron_af.audio.augment import draw_mix_up, mix
 from megatron_af.audio.clap import ClapModel
@@ -50,7 +51,7 @@ class ContrastiveObjective:
         """``requires_grad`` of the parameters must be final: gradient buffers are made here."""
         assert isinstance(model.front, ClapModel)
         self._model, self._groups, self._device = model.front, groups, device
-        self._settings = stage.contrastive
+        self._settings, self._text_micro_batch = stage.contrastive, config.model.clap.text_micro_batch
         self._world = groups.front.dp
         layout = copy.copy(transformer_config(config, current_device()))
         self._ddp = wrap_front(model.front, layout, config.parallel.distributed_optimizer, groups)
@@ -142,10 +143,21 @@ class ContrastiveObjective:
     def _embed(self, texts: list[str]) -> Tensor:
         if not texts:  # a leaf, so that this rank too takes part in the backward pass of the collectives
             return torch.zeros(0, self._model.joint_dim, device=self._device, requires_grad=True)
-        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # many spans say the same
-        ids_TS, real_TS = self._model.clap.text.tokenize(list(place))
-        distinct_TJ = self._model.embed_text(ids_TS.to(self._device), real_TS.to(self._device))
+        distinct = list(dict.fromkeys(texts))  # many spans say the same
+        size = self._text_micro_batch
+        if 0 < size < len(distinct):
+            distinct.sort(key=len)  # a part is padded to its own longest text
+            parts = [self._tokenize(distinct[begin : begin + size]) for begin in range(0, len(distinct), size)]
+            found = [checkpoint(self._model.embed_text, *part, use_reentrant=False) for part in parts]
+            distinct_TJ = torch.cat(found)
+        else:
+            distinct_TJ = self._model.embed_text(*self._tokenize(distinct))
+        place = {text: i for i, text in enumerate(distinct)}
         return distinct_TJ[torch.tensor([place[text] for text in texts], device=self._device)]
+
+    def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        ids_TS, real_TS = self._model.clap.text.tokenize(texts)
+        return ids_TS.to(self._device), real_TS.to(self._device)
 
     def _repeat(self, counts: list[int]) -> Tensor:
         counts_B = torch.tensor(counts, dtype=torch.int64, device=self._device)

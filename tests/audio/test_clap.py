@@ -121,7 +121,7 @@ def save_tower(folder: Path, kind: str) -> None:
 def test_any_hugging_face_encoder_is_a_tower(tmp_path, kind):
     save_tower(tmp_path, kind)
     config = ClapConfig(text_tower=str(tmp_path), joint_dim=8)
-    space = JointSpace(config, 16, None).eval()
+    space = JointSpace(config, ENCODER, None).eval()
     ids, real = space.text.tokenize(["a dog barks", "rain"])
     assert ids.tolist() == [[3, 4, 5], [7, 0, 0]]
     # by hand: mean of the tower's outputs over the real tokens, then the projection
@@ -134,6 +134,6 @@ def test_any_hugging_face_encoder_is_a_tower(tmp_path, kind):
 
 def test_missing_tower_names_its_key(tmp_path):
     with pytest.raises(ValueError, match="text_tower"):
-        JointSpace(ClapConfig(text_tower=str(tmp_path)), 16, None)
+        JointSpace(ClapConfig(text_tower=str(tmp_path)), ENCODER, None)
     with pytest.raises(ValueError, match="tokenizer"):
-        JointSpace(FRESH, 16, None)
+        JointSpace(FRESH, ENCODER, None)

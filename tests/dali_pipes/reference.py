@@ -38,7 +38,8 @@ def mel_filters(front_end: FrontEndConfig) -> torch.Tensor:
 
     ends = to_mel(np.array([front_end.min_hz, front_end.max_hz]))
     points = to_hz(np.linspace(ends[0], ends[1], front_end.mel_bins + 2))
-    bins = np.linspace(0, front_end.sample_rate / 2, front_end.fft_size // 2 + 1)
+    rate = front_end.mel_sample_rate or front_end.sample_rate
+    bins = np.linspace(0, rate / 2, front_end.fft_size // 2 + 1)
     rise = (bins[:, None] - points[None, :-2]) / np.diff(points)[None, :-1]
     fall = (points[None, 2:] - bins[:, None]) / np.diff(points)[None, 1:]
     filters = np.maximum(0, np.minimum(rise, fall))

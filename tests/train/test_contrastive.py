@@ -57,8 +57,10 @@ def batch(*, dp_rank: int, dp_size: int, mp_rank: int, mp_size: int, one_window:
     )
 
 
-def one_step(rank: int, world_size: int, layout: dict[str, Any]) -> dict[str, Any]:
+def one_step(rank: int, world_size: int, layout: dict[str, Any], text_micro_batch: int = 0) -> dict[str, Any]:
     settings = config(**layout)
+    clap = replace(settings.model.clap, text_micro_batch=text_micro_batch)
+    settings = replace(settings, model=replace(settings.model, clap=clap))
     stage = settings.curriculum["stage"]
     groups = process_groups.initialize(settings.parallel, settings.seed)
     model = build_clap(settings, toy_tokenizer(), current_device())
@@ -105,6 +107,47 @@ def test_every_layout_equals_one_process(reference: dict[str, Any], layout: str)
                 assert error <= 1e-5 * gradient.abs().max() + 1e-9, name
         for name, weight in reference["weights"].items():
             torch.testing.assert_close(result["weights"][name], weight, rtol=0, atol=1e-5, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_captions_in_parts_change_nothing(reference: dict[str, Any], parts: int):
+    """18 texts one by one, and in parts of four, whose gradients must be those of all at once."""
+    (result,) = run_distributed(one_step, 1, {}, parts)
+    assert result["record"] == pytest.approx(reference["record"], rel=1e-6)
+    for name, gradient in reference["gradients"].items():
+        error = (result["gradients"][name] - gradient).abs().max()
+        assert error <= 1e-5 * gradient.abs().max() + 1e-9, name
+
+
+def _caption_memory(rank: int, world_size: int, parts: int) -> list[int]:
+    """Bytes that the graph of 64 and of 256 captions holds on to until the backward pass."""
+    groups = process_groups.initialize(config().parallel, 0)
+    whole = config()
+    whole = replace(whole, model=replace(whole.model, clap=replace(whole.model.clap, text_micro_batch=parts)))
+    model = build_clap(whole, toy_tokenizer(), current_device())
+    select(model.named_parameters(), ("*",), ())
+    objective = ContrastiveObjective(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
+    weights = {parameter.untyped_storage().data_ptr() for _, parameter in model.named_parameters()}
+    found = []
+    for count in (64, 256):
+        held: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, held: dict[int, int] = held) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            objective._embed([f"dog rain bell {n}" for n in range(count)])
+        found.append(sum(held.values()))
+    return found
+
+
+def test_captions_in_parts_hold_no_activations():
+    whole, parts = (run_distributed(_caption_memory, 1, size)[0] for size in (0, 16))
+    assert whole[1] > 3 * whole[0] > 0
+    assert parts[1] < whole[1] / 20
 
 
 def test_everything_that_should_learn_gets_a_gradient(reference: dict[str, Any]):
