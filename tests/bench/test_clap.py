@@ -54,19 +54,20 @@ def report(composition: float) -> dict:
         "rows": 9,
         "composition": {"all": composition, "order": 50.0, "attribute": 40.0},
         "retrieval": {"text_to_audio_r1": 1.0, "text_to_audio_r10": 10.0},
-        "paraphrase": {"paraphrased_r1": 1.0, "kept": 90.0},
+        "composition, other audio": {"all": 20.0},
+        "paraphrase": {"paraphrased_r1": 1.0, "kept_r1": 90.0, "paraphrased_r10": 9.0, "kept_r10": 90.0},
     }
 
 
 def test_summary_pairs_seeds_and_gives_the_interval_of_the_gain():
     found = {"af_clap": [report(x) for x in (40.0, 42.0, 44.0)], "clip": [report(x) for x in (20.0, 21.0, 22.0)]}
-    result = summarise(found) | {"steps": 5}
+    result = summarise(found) | {"steps": 5, "batch": 4}
     measure = result["measures"]["composition"]
     assert measure["gain"] == pytest.approx(21.0)
     half = 4.303 * 1.0 / math.sqrt(3)  # gains 20, 21, 22
     assert measure["interval"] == pytest.approx([21.0 - half, 21.0 + half])
     assert result["measures"]["order"]["interval"] == [0.0, 0.0]
-    assert table(result).row_count == 7
+    assert table(result).row_count == 10
     single = summarise({loss: reports[:1] for loss, reports in found.items()})
     assert math.isnan(single["measures"]["composition"]["interval"][0])
 
