@@ -24,11 +24,8 @@ def test_the_bench_measures_every_path(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_references_mel_is_the_streams() -> None:
     """The restated reference computes what the parity tests hold DALI to."""
-    import torch
-
     from tests.dali_pipes.reference import mel_filters
 
     front_end = data.FrontEndConfig()
-    assert torch.allclose(
-        data._mel_filters(front_end), mel_filters(front_end), atol=2e-5
-    )  # float32 slopes, as torchaudio has them
+    # Float32 knows the highest point (2,840 mel) to 2.4e-4 mel, 1.9 mHz of a triangle 300 Hz wide; so does torchaudio.
+    assert (data._mel_filters(front_end) - mel_filters(front_end)).abs().max() < 1.9e-3 / 300 + 1e-6

@@ -1,6 +1,8 @@
 """Reading clips: formats, offsets, and every kind of damage."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -86,3 +88,86 @@ def test_headers_are_checked_without_decoding(tmp_path: Path) -> None:
         check_header(tmp_path / "a.wav", start=1.0, duration=2.0)
     with pytest.raises(AudioError, match="cannot be opened"):
         check_header(tmp_path / "b.wav", start=0.0, duration=1.0)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au", "a.flac"])
+def test_headers_that_promise_more_than_the_file_holds(tmp_path: Path, name: str) -> None:
+    """45 ms are missing at the end: the manifest's tolerance of 5% and 50 ms would not notice."""
+    path = tmp_path / name
+    soundfile.write(path, tone(4.0), RATE, subtype="PCM_16")
+    path.write_bytes(path.read_bytes()[: -(2000 if name != "a.flac" else 400)])
+    assert abs(recording_seconds(path) - 4.0) < 1e-3
+    with pytest.raises(AudioError) as error:
+        read_wave(path, start=3.0, duration=1.0, sample_rate=16_000)
+    assert error.value.reason == "truncated"
+    if name != "a.flac":  # whether a FLAC stream is whole shows only when it is decoded
+        with pytest.raises(AudioError, match="truncated"):
+            check_header(path, start=3.0, duration=1.0)
+    check_header(path, start=1.0, duration=1.0)
+    assert len(read_wave(path, start=1.0, duration=1.0, sample_rate=16_000)) == 16_000
+
+
+def test_lengths_that_no_header_states(tmp_path: Path) -> None:
+    """Streams written into a pipe, and MP3 of varying rate without a table: libsndfile would guess or give up."""
+    soundfile.write(tmp_path / "a.flac", tone(4.0), RATE)
+    flac = bytearray((tmp_path / "a.flac").read_bytes())
+    flac[21:26] = bytes([flac[21] & 0xF0, 0, 0, 0, 0])  # total samples: unknown
+    (tmp_path / "a.flac").write_bytes(flac)
+    soundfile.write(tmp_path / "a.wav", tone(4.0), RATE, subtype="PCM_16")
+    wav = bytearray((tmp_path / "a.wav").read_bytes())
+    wav[4:8] = wav[40:44] = b"\xff" * 4
+    (tmp_path / "a.wav").write_bytes(wav)
+    wave = np.concatenate([np.zeros(2 * RATE, np.float32), tone(2.0)])
+    with av.open(str(tmp_path / "a.mp3"), "w", options={"write_xing": "0", "id3v2_version": "0"}) as container:
+        stream = container.add_stream("libmp3lame", rate=RATE, layout="mono")
+        stream.codec_context.qscale, stream.codec_context.options = True, {"global_quality": "472"}
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        for piece in av.AudioResampler(stream.format, "mono", RATE, frame_size=576).resample(frame):
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode(None))
+    with soundfile.SoundFile(tmp_path / "a.mp3") as file:
+        assert abs(file.frames / RATE - 4.0) > 1  # the guess
+    for name in ("a.flac", "a.wav", "a.mp3"):
+        assert abs(recording_seconds(tmp_path / name) - 4.0) < 0.1
+        piece = read_wave(tmp_path / name, start=3.0, duration=0.5, sample_rate=16_000)
+        assert len(piece) == 8_000 and np.abs(piece).max() > 0.4
+        with pytest.raises(AudioError, match="begins at"):
+            read_wave(tmp_path / name, start=9.0, duration=1.0, sample_rate=16_000)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.m4a"])
+def test_a_late_clip_is_sought_not_decoded_up_to(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a minute, a second near the end touches a small part of the bytes."""
+    wave = np.random.default_rng(0).standard_normal(60 * RATE).astype(np.float32) * 0.1
+    if name == "a.m4a":
+        write_container(tmp_path / name, "aac", wave, RATE)
+    else:
+        soundfile.write(tmp_path / name, wave, RATE)
+    data = (tmp_path / name).read_bytes()
+    read = 0
+
+    class Counting(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal read
+            found = super().read(size)
+            read += len(found)
+            return found
+
+        def readinto(self, buffer: Any, /) -> int:
+            nonlocal read
+            count = super().readinto(buffer)
+            read += count
+            return count
+
+    monkeypatch.setattr(io, "BytesIO", Counting)
+    piece = read_wave(data, start=55.0, duration=1.0, sample_rate=16_000)
+    assert len(piece) == 16_000 and 0 < read < 0.2 * len(data)
+
+
+def test_names_are_never_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg would read ``concat:/somewhere/else`` from outside the data root."""
+    soundfile.write(tmp_path / "a.mp3", tone(1.0), RATE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AudioError, match="cannot be opened"):
+        recording_seconds(Path(f"concat:{tmp_path}/a.mp3"))

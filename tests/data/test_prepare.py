@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import soundfile
+import torch
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ModelConfig, PrepareConfig, StageConfig
+from megatron_af.data.clips import ClipLoader
 from megatron_af.data.prepare import Summary, peak_int16, prepare, prepare_group, recipe
 from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
-from megatron_af.data.shards import open_rows
+from megatron_af.data.shards import open_rows, row_from_record
 from megatron_af.data.storage import DataRoot
 from megatron_af.data.stream import Stream
 from tests.data.toy import CPU, FRONT_END, toy_rows, write_manifest
@@ -152,18 +156,17 @@ def test_shards_are_web_datasets_and_do_not_depend_on_workers_or_time(tmp_path: 
 
 
 KILLED = """
-import multiprocessing, os, signal, sys
-from pathlib import Path
+import multiprocessing, os, pickle, signal, sys
 
 if __name__ == "__main__":
-    from megatron_af.data.prepare import prepare
-    from tests.data.test_prepare import config
+    from megatron_af.data.clips import ClipLoader
+from megatron_af.data.prepare import prepare
 
     def die(line):
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    prepare(config(Path(sys.argv[1]), rows_per_shard=2, workers=2), "a", die)
+    prepare(pickle.load(open(sys.argv[1], "rb")), "a", die)
 """
 
 
@@ -179,8 +182,9 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_manifest(folder, "a", toy_rows(folder, "a", 24))
     (tmp_path / "killed.py").write_text(KILLED)
+    (tmp_path / "config").write_bytes(pickle.dumps(config(tmp_path, rows_per_shard=2, workers=2)))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)]
+    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path / "config")]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     deadline = time.monotonic() + 60
@@ -242,6 +246,30 @@ def test_prepared_data_trains_like_the_recordings(tmp_path: Path) -> None:
             assert (prepared.mel_WFM - recorded.mel_WFM)[loud].abs().max() < 0.1
     for s in streams:
         s.close()
+
+
+def test_shards_that_rot_silence_their_own_clip_only(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_manifest(folder, "a", [r for r in toy_rows(folder, "a", 10) if len(r.clips) == 1])
+    c = config(tmp_path, rows_per_shard=16)
+    prepare_group(recipe(c, "a"), 0, Manifest(folder / "a.jsonl"))
+    table = pa.ipc.open_stream((folder / "prepared/a/parts/000000.arrow").read_bytes()).read_all()
+    clips = [row_from_record(record).clips[0] for record in table.to_pylist()]
+    loader = ClipLoader(c, max_windows=3, device=CPU)
+    windows = [loader.num_windows(clip) for clip in clips]
+    whole, bad = loader.load(clips)
+    assert not bad and len(clips) > 3
+    shard, rotten = folder / clips[1].path, clips[1]
+    data = bytearray(shard.read_bytes())
+    data[rotten.offset + rotten.length // 2 : rotten.offset + rotten.length] = bytes(-(-rotten.length // 2))
+    shard.write_bytes(data)
+    for _ in range(2):  # the pipeline survives
+        mel_WFM, bad = loader.load(clips)
+        assert list(bad) == [1] and "cannot be decoded" in bad[1]
+        for i, (got, expected) in enumerate(zip(mel_WFM.split(windows), whole.split(windows), strict=True)):
+            assert torch.equal(got, torch.full_like(got, -100.0) if i == 1 else expected)
+    shard.write_bytes(data[: rotten.offset + 100])
+    assert set(loader.load(clips)[1]) == set(range(1, len(clips)))
 
 
 def test_object_stores_work_through_fsspec(tmp_path: Path) -> None:
