@@ -162,7 +162,7 @@ def test_a_late_clip_is_sought_not_decoded_up_to(tmp_path: Path, name: str, monk
 
     monkeypatch.setattr(io, "BytesIO", Counting)
     piece = read_wave(data, start=55.0, duration=1.0, sample_rate=16_000)
-    assert len(piece) == 16_000 and 0 < read < 0.2 * len(data)
+    assert len(piece) == 16_000 and 0 < read < len(data) / 3
 
 
 def test_names_are_never_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
