@@ -11,10 +11,17 @@ reference: AF2's path restated (data/data.py, src/factory.py): soundfile in floa
 unprepared: the same files through the stream's tolerant loader.
 prepared: the shards that ``prepare`` makes of them, through the stream.
 floor: libsndfile decoding those shards' FLAC, and one FFT mel, batched over the frames of each window.
+
+Besides: padding with packing, beside what the reference pads on the same stream, and what an index of ten million rows
+costs a process that opens it and reads rows at random.
 """
 
 import io
+import itertools
+import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,7 +49,7 @@ from megatron_af.config import (
 from megatron_af.data.batch import StepBatch
 from megatron_af.data.prepare import prepare
 from megatron_af.data.rows import Clip, Question, Row, to_json
-from megatron_af.data.shards import open_rows
+from megatron_af.data.shards import BATCH_ROWS, open_rows, record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.data.stream import Stream
 from megatron_af.parallel.device import Device
@@ -58,14 +65,29 @@ SECONDS = [
 """Of the clips: 60%, 25% and 15% of forty."""
 TARGETS = {"prepared / reference": 0.25, "unprepared / reference": 2 / 3, "prepared / floor": 1.5}
 PADDING_TARGETS = {"windows": 0.10, "text": 0.15}
+INDEX_ROWS = 10_000_000
+INDEX_TARGETS = {"open, seconds": 2.0, "resident, MB": 200.0}
+_READ_INDEX = """
+import json, random, sys, time
+from pathlib import Path
+import psutil
+from megatron_af.data.shards import PreparedRows
+before, began = psutil.Process().memory_info().rss, time.perf_counter()
+rows = PreparedRows(Path(sys.argv[1]))
+opened = time.perf_counter() - began
+for _ in range(3000):
+    rows[random.randrange(len(rows))]
+resident = (psutil.Process().memory_info().rss - before) / 1e6
+print(json.dumps({"open, seconds": opened, "resident, MB": resident, "rows": len(rows)}))
+"""
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Builds the stream below ``folder`` and measures; about a minute of one core.
+    """Builds the stream below ``folder`` (5 GB at most) and measures; some minutes of one core.
 
     Returns:
         ``cost`` (milliseconds of processor time per second of audio), ``ratios`` with ``targets``, ``padding`` (ours
-        and the reference's parts of windows and text positions), ``audio_seconds``, ``clips``.
+        and the reference's parts of windows and text positions), ``index``, ``audio_seconds``, ``clips``.
     """
     torch.set_num_threads(1)
     rows = _write_sources(folder)
@@ -95,6 +117,8 @@ def measure(folder: Path) -> dict[str, Any]:
         "targets": TARGETS,
         "padding": _padding(config, len(rows)),
         "padding_targets": PADDING_TARGETS,
+        "index": _index(folder, open_rows(root, "prepared")[:]),
+        "index_targets": INDEX_TARGETS,
     }
 
 
@@ -114,7 +138,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
         limit = result["padding_targets"][name]
         verdict = "holds" if ours <= limit else "MISSED"
         padding.add_row(name, f"{ours:.1%}", f"{reference:.1%}", f"{limit:.0%}", verdict)
-    return [cost, ratios, padding]
+    index = Table("index", "measured", "at most", "", title=f"{result['index']['rows']:,} rows")
+    for name, limit in result["index_targets"].items():
+        value = result["index"][name]
+        index.add_row(name, f"{value:.3g}", f"{limit:.3g}", "holds" if value <= limit else "MISSED")
+    return [cost, ratios, padding, index]
 
 
 class _Epoch:
@@ -168,6 +196,18 @@ def _padding(config: Config, rows: int) -> dict[str, tuple[float, float]]:
         "windows": (1 - heard / windows, padded(counts)),
         "text": (1 - sum(b.num_text_tokens for b in batches) / positions, padded(lengths)),
     }
+
+
+def _index(folder: Path, rows: Sequence[Row]) -> dict[str, float]:
+    """A long index of rows like these, opened by a process of its own."""
+    repeated = [rows[i % len(rows)] for i in range(BATCH_ROWS)]
+    batch = record_batch(repeated, [1] * BATCH_ROWS)
+    path = folder / "long.arrow"
+    write_index(path, itertools.repeat(batch, INDEX_ROWS // BATCH_ROWS))
+    command = [sys.executable, "-c", _READ_INDEX, str(path)]
+    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    path.unlink()
+    return found
 
 
 def _write_sources(folder: Path) -> list[Row]:

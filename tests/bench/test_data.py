@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from megatron_af.bench import data
+from megatron_af.data.shards import BATCH_ROWS
 from tools.bench import main
 
 
 def test_the_bench_measures_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "SECONDS", [2.0, 3.5, 5.0, 6.0, 7.5, 9.0, 24.0, 41.0])
+    monkeypatch.setattr(data, "INDEX_ROWS", 100 * BATCH_ROWS)
     out = tmp_path / "bench.json"
     assert main(["data", "--json", str(out)]) == 0
     result = json.loads(out.read_text())
@@ -19,6 +21,8 @@ def test_the_bench_measures_every_path(tmp_path: Path, monkeypatch: pytest.Monke
     assert cost["unprepared"] < cost["reference"]
     ours, reference = result["padding"]["windows"]
     assert ours == 0 and reference > 0.5
+    index = result["index"]
+    assert index["rows"] == 100 * BATCH_ROWS and index["open, seconds"] < 2 and index["resident, MB"] < 200
     assert result["clips"] == 8 and result["commit"]
 
 
