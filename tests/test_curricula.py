@@ -28,10 +28,8 @@ def af2() -> Config:
 
 
 @pytest.fixture(scope="module")
-def af1(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    top = tmp_path_factory.mktemp("af1") / "af1.yaml"
-    top.write_text("include: [data/af1.yaml, curriculum/af1.yaml]\nname: af1\nlaunch: {processes_per_node: 8}\n")
-    return load_config(top)
+def af1() -> Config:
+    return load_config(CONFIGS / "af1.yaml")
 
 
 def trains(stage: StageConfig) -> set[str]:
@@ -69,6 +67,13 @@ def test_af2_long_stages_take_fewer_samples_of_one_budget(af2: Config) -> None:
     assert samples == [1024, 512, 256]
 
 
+def test_af1_hears_as_clapcap_does(af1: Config) -> None:
+    front, encoder = af1.model.front_end, af1.model.encoder
+    assert (front.sample_rate, front.window_seconds, front.overlap_seconds) == (44_100, 7.0, 5.25)
+    assert (encoder.tokens_per_window, encoder.feature_dim) == (1, 1024)
+    assert af1.model.transform.positions == "sinusoidal" and af1.data.text_style == "af1"
+
+
 def test_af1_follows_the_public_configurations(af1: Config) -> None:
     pretrain, foundation, four_shot, chat = af1.curriculum.values()
     assert trains(pretrain) == {"transform", "xattn", "rows"}
@@ -82,6 +87,14 @@ def test_af1_follows_the_public_configurations(af1: Config) -> None:
     assert (foundation.entry, chat.entry) == ({"all": "pretrain"}, {"all": "four_shot"})
     assert {af1.data.datasets[name].task_prefix_probability for name in foundation.blend} == {1.0}
     assert af1.data.datasets["OpenAQA-AQA"].task_prefix_probability == 0.0
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_tool_of_a_step_exists(file: Path) -> None:
+    config = load_config(file)
+    tools = [step.run[0] for step in config.all_steps().values()]
+    assert {"tools/promote.py"} <= set(tools)
+    assert [tool for tool in tools if not (CONFIGS.parent / tool).is_file()] == []
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "gates").glob("*.yaml")), ids=lambda file: file.name)

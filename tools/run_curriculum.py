@@ -8,7 +8,7 @@
 
 A stage is trained again only if its configuration, its data or the checkpoint it starts from changed; its old result
 is then kept beside it as NAME.replaced. Exit codes: 0 done, 1 a stage failed (run it again to resume), 2 the
-configuration cannot run, 4 a stage did not pass its exit gate.
+configuration cannot run, or data or a checkpoint is not there, 4 a stage did not pass its exit gate.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def main() -> int:
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:
-            for step in plan(config, arguments.start, arguments.only):
-                print(step)
-        else:
-            run_curriculum(config, start=arguments.start, only=arguments.only)
+            steps = plan(config, arguments.start, arguments.only)
+            print(*steps, sep="\n")
+            return 2 if any(step.action == "blocked" for step in steps) else 0
+        run_curriculum(config, start=arguments.start, only=arguments.only)
     except (ConfigError, FileNotFoundError, KeyError) as error:
         print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
         return 2

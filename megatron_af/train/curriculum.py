@@ -53,7 +53,7 @@ class Step:
     """What is to be done about a stage, and why."""
 
     stage: str
-    action: Literal["skip", "train", "resume"]
+    action: Literal["skip", "train", "resume", "blocked"]
     why: str
     inputs: dict[str, str] = field(default_factory=dict)
 
@@ -97,15 +97,25 @@ def chosen_stages(config: Config, start: str = "", only: str = "") -> list[str]:
 
 
 def plan(config: Config, start: str = "", only: str = "") -> list[Step]:
-    """What :func:`run_curriculum` would do now."""
+    """What :func:`run_curriculum` would do now; stages that lack data or a checkpoint are ``blocked``.
+
+    Raises ``ConfigError`` for an unknown stage, or a configuration that cannot run.
+    """
+    _check(config)
     steps: list[Step] = []
     for stage in chosen_stages(config, start, only):
-        training = {step.stage for step in steps if step.action != "skip"}
-        parents = sorted(training & set(config.curriculum[stage].entry.values()))
+        origins = set(config.curriculum[stage].entry.values())
+        parents = [step for step in steps if step.action != "skip" and step.stage in origins]
         if parents:
-            steps.append(Step(stage=stage, action="train", why=f"after {', '.join(parents)}"))
-        else:
+            blocked = any(parent.action == "blocked" for parent in parents)
+            why = f"after {', '.join(parent.stage for parent in parents)}"
+            steps.append(Step(stage=stage, action="blocked" if blocked else "train", why=why))
+            continue
+        try:
             steps.append(decide(config, stage))
+        except (FileNotFoundError, KeyError) as missing:
+            why = missing.args[0] if isinstance(missing, KeyError) else missing
+            steps.append(Step(stage=stage, action="blocked", why=str(why)))
     return steps
 
 
@@ -140,9 +150,7 @@ def run_curriculum(
         ExitGateFailed: a stage is not good enough for the next one.
     """
     stages = chosen_stages(config, start, only)
-    problems = check(config, config.launch.nodes * config.launch.processes_per_node)
-    if problems:
-        raise ConfigError(f"{config.name} cannot run", problems)
+    _check(config)
     config = replace(config, tracking=replace(config.tracking, alone=False), stage="")
     root = Path(config.output) / config.name
     root.mkdir(parents=True, exist_ok=True)
@@ -153,6 +161,12 @@ def run_curriculum(
             train_stage(config, stage, launch, watch)
             metrics = measure_stage(config, stage, launch, watch, tracking.spool)
             hold_against_gate(config, stage, metrics)
+
+
+def _check(config: Config) -> None:
+    problems = check(config, config.launch.nodes * config.launch.processes_per_node)
+    if problems:
+        raise ConfigError(f"{config.name} cannot run", problems)
 
 
 def stage_command(config: Config, tool: str, stage: str) -> list[str]:

@@ -32,3 +32,5 @@ Path(folder / "result.json").write_text(json.dumps({"step": 2.0, "loss": 0.5}))
 if config.curriculum[stage].evaluation:
     scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
     Path(folder / "hearing.json").write_text(json.dumps(dict.fromkeys(config.curriculum[stage].evaluation, scores)))
+    (folder / "pictures").mkdir(exist_ok=True)
+    (folder / "pictures" / "attention-text-1.png").write_bytes(b"")

@@ -11,6 +11,8 @@ from megatron_af.config import BoundsConfig, Config, ConfigError, DataConfig, Da
 from megatron_af.train import curriculum
 from megatron_af.train.curriculum import ExitGateFailed, StageFailed, StageRecord, plan, run_curriculum
 from megatron_af.train.layout import latest
+from megatron_af.train.tracking.runs import stage_spool
+from megatron_af.train.tracking.spool import read_spool
 from megatron_af.train.tracking.store import open_client
 
 STANDIN = Path(__file__).with_name("standin_stage.py")
@@ -151,6 +153,10 @@ def test_an_unknown_stage_and_a_missing_parent_stop_before_anything_runs(config:
     with pytest.raises(FileNotFoundError, match=r"run stage=lm first"):
         run(config, only="align")
     assert not config.stage_folder("align").exists()
+    (blocked,) = plan(config, only="align")
+    assert blocked.action == "blocked" and "run stage=lm first" in blocked.why
+    with pytest.raises(ConfigError, match=r"curriculum\.lm\.steps = 0: must be at least 1"):
+        plan(with_stage(config, "lm", steps=0))
 
 
 def test_a_stage_trained_by_hand_is_taken_on(config: Config) -> None:
@@ -180,6 +186,12 @@ def test_the_curriculum_and_its_evaluation_are_in_mlflow(config: Config, store: 
         tracking=TrackingConfig(uri=store, system_metrics_seconds=0, linger_seconds=60),
     )
     run(tracked, only="lm")
+    inputs = StageRecord.load(tracked.stage_folder("lm")).inputs  # type: ignore[union-attr]
+    spooled = [record for record, _ in read_spool(stage_spool(tracked, "lm", inputs))]
+    assert [(r["kind"], r.get("name") or r.get("to")) for r in spooled[1:]] == [
+        ("table", "evaluation/text.json"),
+        ("artifact", "pictures"),
+    ]
     client = open_client(store)
     (parent,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
     assert parent.info.run_name == "demo" and parent.info.status == "FINISHED"
