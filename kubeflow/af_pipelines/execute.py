@@ -260,8 +260,8 @@ def _log(path: Path) -> Iterator[Say]:
     with path.open("a", buffering=1) as file:
 
         def say(line: str) -> None:
+            file.write(line + "\n")  # first: whoever reads the other may have gone
             print(line, flush=True)
-            file.write(line + "\n")
 
         yield say
 

@@ -171,8 +171,8 @@ def explain(error: client.ApiException, cluster: ClusterConfig) -> str:
         return f"the quota {where} is used up ({message}): free or raise it, or ask for less in the cluster file"
     if error.status == 403:
         return (
-            f"the account is not allowed to do this ({message}): apply kubeflow/manifests/base/rbac.yaml {where}, "
-            f"or use the service account {cluster.service_account!r}"
+            f"the account is not allowed to do this ({message}): apply kubeflow/manifests/base/namespaced/rbac.yaml "
+            f"{where}, or use the service account {cluster.service_account!r}"
         )
     if error.status == 404 and "namespace" in lower:
         return f"there is no namespace {cluster.namespace!r} ({message}): create it, or correct `namespace`"

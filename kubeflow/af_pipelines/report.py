@@ -19,6 +19,7 @@ def write_report(folder: RunFolder, launch: Launch, steps: Sequence[StepSpec], s
             *(f"{spec.name}: {records[spec.name].error}\n" for spec in steps if _failed(records.get(spec.name))),
         ]
     )
+    folder.path.mkdir(parents=True, exist_ok=True)  # where not even the first step's pod could start
     (folder.path / "report.md").write_text(text)
     return text
 

@@ -104,6 +104,7 @@ def test_cancel_stops_everything_and_says_so(checkout: Checkout) -> None:
     checkout.behave("align", NOTE_PID_AND_HANG)
     running = checkout.start("run")
     pids = wait_for_pids(checkout, 2)
+    following = checkout.start("logs", "--follow")
     _, output = checkout.run("status")
     assert "running here" in output
     code, output = checkout.run("run")
@@ -112,6 +113,9 @@ def test_cancel_stops_everything_and_says_so(checkout: Checkout) -> None:
     assert (code, "is cancelled" in output) == (0, True)
     output, _ = running.communicate(timeout=30)
     assert running.returncode == 143
+    output, _ = following.communicate(timeout=60)
+    assert following.returncode == 0, "it ends with the run"
+    assert "[clap] done in" in output and "[align] cancelled: " in output
     assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
     assert states(checkout) == {"prepare": "done", "clap": "done", "align": "cancelled"}
     assert "cancelled" in (checkout.folder / "report.md").read_text().splitlines()[0]

@@ -212,7 +212,7 @@ def test_server_that_stays_away_leaves_the_job_to_the_retry(cluster: FakeCluster
     ("status", "message", "words"),
     [
         (401, "Unauthorized", "its token has expired or is wrong (Unauthorized): log in again"),
-        (403, 'User "x" cannot create resource "trainjobs"', "apply kubeflow/manifests/base/rbac.yaml"),
+        (403, 'User "x" cannot create resource "trainjobs"', "apply kubeflow/manifests/base/namespaced/rbac.yaml"),
         (403, "exceeded quota: gpus, requested: 16, limited: 8", "the quota in namespace megatron-af is used up"),
         (404, 'namespaces "megatron-af" not found', "there is no namespace 'megatron-af'"),
         (404, "404 page not found", "does not know TrainJobs (404 page not found): install Kubeflow Trainer"),
@@ -243,9 +243,7 @@ def test_refusals_name_cause_and_next_step(
         ("CreateContainerConfigError", "container cannot start (CreateContainerConfigError: secret not found)"),
     ],
 )
-def test_pods_that_can_never_start_end_the_job(
-    cluster: FakeCluster, launch: Launcher, reason: str, words: str
-) -> None:
+def test_pods_that_can_never_start_end_the_job(cluster: FakeCluster, launch: Launcher, reason: str, words: str) -> None:
     waiting = {"waiting": {"reason": reason, "message": "secret not found"}}
     cluster.on_get(0, lambda job: cluster.run_pods(job, phase="Pending", state=waiting))
     with pytest.raises(StepFailed) as failure:

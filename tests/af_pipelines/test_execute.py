@@ -1,0 +1,82 @@
+"""The exit handler: what seems to run has failed, the MLflow run is ended, jobs are deleted, a report is written."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from af_pipelines.cluster import ClusterConfig
+from af_pipelines.execute import Arguments, finish, to_json
+from af_pipelines.job import Job
+from af_pipelines.manifest import trainjob_manifest
+from af_pipelines.records import RUNNING, Launch, RunFolder, StepRecord
+from megatron_af.config import Config, StageConfig
+from megatron_af.train.tracking import runs
+from tests.af_pipelines.fake_cluster import FakeCluster
+
+LAUNCH = Launch(run="20260101-000000-ab12")
+
+
+class Ended:
+    """Stands in for the curriculum's MLflow run; what a run does with its end is tested in tests/train/tracking."""
+
+    said: tuple[str, str]
+
+    def end(self, status: str, reason: str) -> None:
+        self.said = (status, reason)
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+
+@pytest.fixture
+def tracked(monkeypatch: pytest.MonkeyPatch) -> Ended:
+    ended = Ended()
+    monkeypatch.setattr(runs, "start_curriculum_run", lambda config: ended)
+    return ended
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    with FakeCluster() as fake:
+        (tmp_path / "kubeconfig").write_text(fake.kubeconfig())
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield fake
+
+
+def arguments(tmp_path: Path, launch: Launch = LAUNCH) -> Arguments:
+    config = Config(name="toy", output=str(tmp_path / "runs"), curriculum={"align": StageConfig()})
+    return Arguments(config=to_json(config), cluster=to_json(ClusterConfig()), launch=launch)
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("SUCCEEDED", "FINISHED"), ("FAILED", "FAILED"), ("CANCELLED", "KILLED"), ("CANCELED", "KILLED")],
+)
+def test_the_curriculums_run_is_ended(tmp_path: Path, tracked: Ended, state: str, status: str) -> None:
+    report = finish(arguments(tmp_path), state, launcher="local")
+    assert tracked.said == (status, f"pipeline {state.lower()}")
+    assert report.startswith(f"# curriculum {LAUNCH.run}: {state.lower()}")
+    finish(arguments(tmp_path, Launch(run="r", pipeline="promote")), "FAILED", launcher="local")
+    assert tracked.said[0] == status, "a promotion says nothing about the training"
+
+
+def test_a_step_whose_process_is_gone_has_failed(tmp_path: Path, tracked: Ended) -> None:
+    folder = RunFolder(arguments(tmp_path).read_config())
+    folder.write_step(StepRecord(step="align", state=RUNNING, launch=LAUNCH, reads="", started=time.time()))
+    report = finish(arguments(tmp_path), "FAILED", launcher="local")
+    assert "align: its process ended without a word: out of memory, evicted, or a lost node" in report
+    assert report == (folder.path / "report.md").read_text()
+
+
+def test_no_training_job_outlives_its_pipeline(tmp_path: Path, tracked: Ended, cluster: FakeCluster) -> None:
+    for step, run in (("align", LAUNCH), ("tune", LAUNCH), ("align", Launch(run="another"))):
+        body = trainjob_manifest(Job(name=step, argv=("x",)), ClusterConfig(), run)
+        cluster.jobs[body["metadata"]["name"]] = body
+        if step == "tune":
+            cluster.finish(body)
+    finish(arguments(tmp_path), "FAILED", launcher="trainjob")
+    left = [(job["metadata"]["labels"]["megatron-af/step"], job["metadata"]["labels"]["megatron-af/run"])
+            for job in cluster.jobs.values()]  # fmt: skip
+    assert sorted(left) == [("align", "another"), ("tune", LAUNCH.run)], "the other run's, and what has ended"
