@@ -27,7 +27,7 @@ from megatron_af.train.layout import resolve_entry, source_of
 from megatron_af.train.lineage import checkpoint_digest, dataset_index
 
 EXACT_UP_TO = 200_000
-"""Pieces; as many queries as pieces then take a minute or so on a server's processors."""
+"""Pieces. A search among that many of 512 dimensions takes one core 2.5 ms."""
 CELLS_LOOKED_THROUGH = 1 / 16
 SPARE = 51
 """Neighbours asked for beyond those wanted: pieces of one recording often lie together (AF1: 51)."""

@@ -53,8 +53,10 @@ def dataset_index(config: Config, dataset: str) -> Path:
     try:
         return root.fetch(manifest if manifest.endswith(".jsonl") else f"{manifest}/{INDEX}")
     except FileNotFoundError:
+        made = config.data.datasets[dataset].neighbours
+        how = "make it (tools/build_retrieval.py interleave)" if made else "prepare the data"
         raise FileNotFoundError(
-            f"data.datasets.{dataset}.manifest: there is no {root}/{manifest}; prepare the data, or correct the path"
+            f"data.datasets.{dataset}.manifest: there is no {root}/{manifest}; {how}, or correct the path"
         ) from None
 
 
