@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_af.config import Config, StageConfig
-from megatron_af.data.batch import IGNORED, AudioKeys, StepBatch
+from megatron_af.data.batch import IGNORED, AudioKeys, StepBatch, TextRows
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.encode_ahead import EncodeAhead
 from megatron_af.parallel.groups import Groups
@@ -94,8 +94,9 @@ class AnswerObjective:
         """Gradients of one optimizer step; a collective.
 
         Returns:
-            ``loss`` and ``loss/<data set>`` (mean over supervised tokens of the global batch) and ``tokens``
-            (how many those are), equal on all ranks.
+            ``loss`` and ``loss/<data set>`` (mean over supervised tokens of the global batch), ``tokens`` and
+            ``tokens/<data set>`` (how many those are), and ``sample_loss/<data set>`` (mean over samples of each
+            one's own mean, in which long answers count no more than short ones), equal on all ranks.
         """
         for module in (*self._chunks, self._front):
             module.zero_grad_buffer()
@@ -116,7 +117,7 @@ class AnswerObjective:
     def _run(self, batch: StepBatch, *, forward_only: bool) -> dict[str, float]:
         self._front.train(not forward_only)
         keys = self._ahead.forward(batch)
-        totals = torch.zeros(len(self._datasets), 2, device=self._device, dtype=torch.float64)
+        totals = torch.zeros(len(self._datasets), 4, device=self._device, dtype=torch.float64)
         step = partial(self._forward_step, batch=batch, keys=keys, totals=totals)
         iterators = [iter(range(len(batch.rows))) for _ in self._chunks]
         get_forward_backward_func()(
@@ -132,11 +133,13 @@ class AnswerObjective:
         if parallel_state.get_tensor_model_parallel_rank() != 0:
             totals.zero_()
         dist.all_reduce(totals)
-        loss, count = totals.sum(0).tolist()
+        loss, count, *_ = totals.sum(0).tolist()
         record = {"loss": loss / max(count, 1.0), "tokens": count}
-        for name, (dataset_loss, dataset_count) in zip(self._datasets, totals.tolist(), strict=True):
-            if dataset_count:
-                record[f"loss/{name}"] = dataset_loss / dataset_count
+        for name, (total, tokens, sample_means, samples) in zip(self._datasets, totals.tolist(), strict=True):
+            if tokens:
+                record[f"loss/{name}"] = total / tokens
+                record[f"tokens/{name}"] = tokens
+                record[f"sample_loss/{name}"] = sample_means / samples
         return record
 
     def _forward_step(
@@ -154,13 +157,23 @@ class AnswerObjective:
 
         def loss_of(token_losses_N: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             dataset_N = rows.dataset_BS[rows.labels_BS != IGNORED].long().to(self._device)
+            share_N = sample_shares(rows).to(self._device)
             losses_N = token_losses_N.detach().double()
-            totals[:, 0].index_add_(0, dataset_N, losses_N)
-            totals[:, 1].index_add_(0, dataset_N, torch.ones_like(losses_N))
+            sums_N4 = torch.stack([losses_N, torch.ones_like(losses_N), losses_N * share_N, share_N], dim=1)
+            totals.index_add_(0, dataset_N, sums_N4)
             count = torch.tensor(token_losses_N.numel(), dtype=torch.int, device=self._device)
             return token_losses_N.sum(), count, {}
 
         return output, loss_of
+
+
+def sample_shares(rows: TextRows) -> Tensor:
+    """1 / the number of its sample's supervised tokens, for each supervised token of a micro-batch: float64 [N]."""
+    length = rows.ids_BS.shape[1]
+    sample_BS = rows.segment_BS.long() + length * torch.arange(len(rows.ids_BS))[:, None]
+    sample_N = sample_BS[rows.labels_BS != IGNORED]
+    _, place_N, count = torch.unique_consecutive(sample_N, return_inverse=True, return_counts=True)
+    return 1.0 / count[place_N].double()
 
 
 def wrap_front(

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from megatron_af.train.trainer import Trainer
 
 Record = dict[str, float]
-"""Numbers of one step: ``step``, ``loss``, ``loss/<data set>``, ``grad_norm``, ``learning_rate``, ``tokens``,
-``tokens_per_second``, ``audio_seconds_per_second``, ``mfu``, ``data_wait``, ``memory_bytes``, ``eta_seconds``,
-``gate_attn/<layer>``, ``gate_ffn/<layer>``."""
+"""Numbers of one step: ``step``, ``loss``, ``loss/<data set>``, ``sample_loss/<data set>``, ``tokens``,
+``tokens/<data set>``, ``grad_norm``, ``learning_rate``, ``tokens_per_second``, ``audio_seconds_per_second``, ``mfu``,
+``data_wait``, ``memory_bytes``, ``eta_seconds``, ``gate_attn/<layer>``, ``gate_ffn/<layer>``."""
 
 
 class Callback:

@@ -56,6 +56,25 @@ def test_mel_matches_the_reference(front_end: FrontEndConfig, seconds: tuple[flo
         assert (got - expected).abs().max() < 0.1
 
 
+@pytest.mark.parametrize(
+    ("front_end", "most", "seconds", "windows"),
+    [(AF2, 30, (291.0,), (30,)), (AF1, 16, (33.25, 20.0, 40.0), (16, 9, 16))],
+    ids=["af2-5-minutes", "af1-75%-overlap"],
+)
+def test_the_papers_longest_clips(
+    front_end: FrontEndConfig, most: int, seconds: tuple[float, ...], windows: tuple[int, ...]
+) -> None:
+    """30 windows of 10 s; 16 windows of 7 s that overlap by 5.25 s. No window beyond the sound, none missing."""
+    waves = [broadband(s, front_end.sample_rate, i) for i, s in enumerate(seconds)]
+    assert tuple(front_end.num_windows(len(wave), most) for wave in waves) == windows
+    mel_WFM = pipeline(front_end).run([Pcm(wave) for wave in waves], windows)
+    for got, wave, n in zip(mel_WFM.split(list(windows)), waves, windows, strict=True):
+        expected = reference_mel(wave, front_end, n)
+        used = expected > -70
+        error = (got - expected).abs()[used]
+        assert (error > 1.5e-3).float().mean() < 1e-4 and error.max() < 0.02
+
+
 def test_flac_is_decoded_in_the_graph_and_mixes_with_pcm() -> None:
     waves = [broadband(s, 16_000, i) for i, s in enumerate((3.0, 12.0, 7.0))]
     pcm = [np.round(w * 32768).clip(-32768, 32767).astype(np.float32) / 32768 for w in waves]

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_af.data.batch import IGNORED, TextRows
 from megatron_af.data.packing import pack
 from megatron_af.data.stream import Stream
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
-from megatron_af.train.answer import AnswerObjective
+from megatron_af.train.answer import AnswerObjective, sample_shares
 from megatron_af.train.trainable import select
 from tests import tiny
 from tests.data.toy import CPU, FRONT_END, toy_config
@@ -49,6 +50,18 @@ def test_rows_are_even_in_tokens_and_windows() -> None:
         tokens_padding.append(1 - sum(tokens) / (len(rows) * max(tokens)))
         windows_padding.append(1 - sum(windows) / (len(rows) * max(windows)))
     assert sum(tokens_padding) / 20 < 0.05 and sum(windows_padding) / 20 < 0.2
+
+
+def test_tokens_share_their_samples_weight() -> None:
+    labels = [[5, 5, IGNORED, 5, 5, 5, IGNORED], [IGNORED, 5, 5, 5, 5, IGNORED, IGNORED]]
+    segments = [[0, 0, 0, 1, 1, 1, -1], [1, 1, 2, 2, 2, 2, -1]]
+    zeros = torch.zeros(2, 7, dtype=torch.int32)
+    rows = TextRows(
+        ids_BS=zeros.long(), labels_BS=torch.tensor(labels), segment_BS=torch.tensor(segments, dtype=torch.int32),
+        first_audio_BS=zeros, last_audio_BS=zeros, dataset_BS=zeros, clips=((), ()),
+    )  # fmt: skip
+    expected = [1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3, 1, 1 / 3, 1 / 3, 1 / 3]
+    assert sample_shares(rows).tolist() == pytest.approx(expected)
 
 
 def _gradients(rank: int, world_size: int, folder: Path, pack_tokens: int) -> dict[str, Any]:
@@ -89,6 +102,8 @@ def test_packed_rows_give_the_loss_and_gradients_of_unpacked_ones(tmp_path: Path
         packed["tokens"] == alone["tokens"] and packed["tokens"] / positions[1] > 0.85 > packed["tokens"] / positions[0]
     )
     assert packed["record"] == pytest.approx(alone["record"], rel=1e-6)
+    assert packed["record"]["tokens/a"] + packed["record"]["tokens/b"] == packed["record"]["tokens"]
+    assert {"sample_loss/a", "sample_loss/b", "loss/a", "loss/b"} <= packed["record"].keys()
     assert packed["gradients"].keys() == alone["gradients"].keys() and any(
         value.abs().max() > 0 for value in alone["gradients"].values()
     )
