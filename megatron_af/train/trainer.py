@@ -38,6 +38,8 @@ from megatron_af.train.trainable import global_counts, select, table
 FRONT_PARTS = ("encoder", "transform", "rows", "clap")
 """Parts that every rank holds whole."""
 
+RETURN_MEMORY_STEPS = 20
+
 
 class Objective(Protocol):
     """What a stage minimises; owns gradient buffers and optimizer."""
@@ -146,6 +148,8 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_step(self, record)
             self._checkpoints.poll()
+            if self.step % RETURN_MEMORY_STEPS == 0:
+                self.device.return_freed_memory()
             if every and self.step % every == 0:
                 self.save()
                 saved_step = self.step

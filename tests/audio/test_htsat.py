@@ -99,6 +99,17 @@ def test_frozen_encoder_stays_in_evaluation_mode():
     assert not any(m.training for m in encoder.modules())
 
 
+def test_spec_augment_is_drawn_anew_in_training_only():
+    encoder = build(EncoderConfig(**{**vars(DEMO), "drop_path": 0.0, "spec_augment": True})).train()
+    windows = mel(2)
+    plain = build(EncoderConfig(**{**vars(DEMO), "drop_path": 0.0})).eval()(windows)
+    assert not torch.equal(encoder(windows), encoder(windows))
+    torch.testing.assert_close(encoder.eval()(windows), plain)
+    for parameter in encoder.train().parameters():
+        parameter.requires_grad_(False)
+    torch.testing.assert_close(encoder(windows), plain)
+
+
 def test_drop_path_leaves_whole_windows_out_and_keeps_the_mean():
     torch.manual_seed(0)
     drop = DropPath(0.25)

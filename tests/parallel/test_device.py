@@ -20,6 +20,22 @@ def test_choices_follow_from_the_device():
     assert current_device().is_gpu == torch.cuda.is_available()
 
 
+@pytest.mark.skipif(not hasattr(device_module._C_LIBRARY, "malloc_trim"), reason="a C library without malloc_trim")
+def test_freed_memory_goes_back_to_the_system():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def holes() -> list[torch.Tensor]:
+        """Half of 256 MiB of small tensors: the other half is free and stays resident."""
+        return [torch.ones(1 << 12) for _ in range(1 << 14)][::2]
+
+    kept = holes()
+    before = resident()
+    Device(torch.device("cpu")).return_freed_memory()
+    assert before - resident() > 64 << 20
+    assert all(tensor.sum() == 1 << 12 for tensor in kept[::1000])
+
+
 def literals_by_function(module: str) -> dict[str, list[object]]:
     """Qualified name -> device literals of every function in the module's source as installed."""
     found: dict[str, list[object]] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_af.audio.augment import draw_mix_up, mix
 from megatron_af.config import ContrastiveConfig
 from megatron_af.config_file import load_config
 from megatron_af.data.batch import Captions, StepBatch, assign_clips
@@ -183,6 +184,40 @@ def _other_losses(rank: int, world_size: int) -> None:
 
 def test_plain_and_mixed_losses_run():
     run_distributed(_other_losses, 1)
+
+
+def _mixed_by_hand(rank: int, world_size: int) -> None:
+    """Ragged captions of six mixed clips: each loss is that of the mixture with both captions, by their shares."""
+    groups = process_groups.initialize(config().parallel, 0)
+    whole = config(ContrastiveConfig(mix_up=0.5))
+    model = build_clap(whole, toy_tokenizer(), current_device())
+    select(model.named_parameters(), ("*",), ("encoder.bn0.*",))
+    objective = ContrastiveObjective(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
+    front = model.front.train()
+    step = batch(dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, one_window=True)
+    torch.manual_seed(7)
+    losses = objective._losses(step)
+    torch.manual_seed(7)
+    partner, share = draw_mix_up(len(SAMPLES), 0.5, torch.device("cpu"))
+    audio = front.embed_audio(mix(step.mel_WFM, partner, share), [1] * len(SAMPLES))
+
+    def scores(texts: tuple[str, ...], i: int) -> torch.Tensor:
+        if not texts:
+            return torch.zeros(0)
+        return (front.scale * front.embed_text(*front.clap.text.tokenize(texts)) @ audio[i]).exp()
+
+    everyone = tuple(text for sample in SAMPLES for text in sample.positives)
+    for i, (other, own_share) in enumerate(zip(partner.tolist(), share.tolist(), strict=True)):
+        expected = 0.0
+        for sample, weight in ((SAMPLES[i], own_share), (SAMPLES[other], 1 - own_share)):
+            denominator = scores(everyone, i).sum() + scores(sample.negatives, i).sum()
+            expected -= weight * torch.log(scores(sample.positives, i).sum() / denominator)
+        torch.testing.assert_close(losses[i], expected, rtol=1e-5, atol=1e-5)
+    assert len(set(partner.tolist())) == len(SAMPLES) and share.min() < 0.95
+
+
+def test_mixed_loss_counts_both_captions_by_their_shares():
+    run_distributed(_mixed_by_hand, 1)
 
 
 @pytest.fixture(scope="module")
