@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from af_pipelines.cluster import ClusterConfig
-from af_pipelines.execute import Arguments, finish, to_json
+from af_pipelines.cluster import ClusterConfig, Placement
+from af_pipelines.execute import Arguments, _Place, finish, to_json
 from af_pipelines.job import Job
 from af_pipelines.manifest import trainjob_manifest
 from af_pipelines.records import RUNNING, Launch, RunFolder, StepRecord
-from megatron_af.config import Config, StageConfig
+from af_pipelines.steps import pipeline_steps
+from megatron_af.config import Config, RetrievalConfig, StageConfig
 from megatron_af.train.tracking import runs
 from tests.af_pipelines.fake_cluster import FakeCluster
 
@@ -80,3 +81,16 @@ def test_no_training_job_outlives_its_pipeline(tmp_path: Path, tracked: Ended, c
     left = [(job["metadata"]["labels"]["megatron-af/step"], job["metadata"]["labels"]["megatron-af/run"])
             for job in cluster.jobs.values()]  # fmt: skip
     assert sorted(left) == [("align", "another"), ("tune", LAUNCH.run)], "the other run's, and what has ended"
+
+
+def test_a_distributed_command_gets_what_a_stage_gets() -> None:
+    settings = ClusterConfig(stages=Placement(nodes=2, processes=8), others=Placement(processes=3))
+    stages = {"clap": StageConfig(objective="contrastive")}
+    config = Config(name="toy", curriculum=stages, retrieval=RetrievalConfig(stage="clap"))
+    sizes = {}
+    for spec in pipeline_steps(config, "curriculum"):
+        job = _Place(spec, config, settings, LAUNCH, "local", "c.yaml", print).job(spec, spec.name, ())
+        body = trainjob_manifest(job, settings, LAUNCH)["spec"]["trainer"]
+        sizes[spec.name] = (job.nodes, job.processes, body["numNodes"], body["numProcPerNode"])
+    assert sizes["clap"] == sizes["retrieval"] == (2, 8, 2, 8)
+    assert sizes["prepare"][:2] == (1, 1)
