@@ -53,7 +53,7 @@ class RequestRows:
         if history and examples:
             raise BadRequest(f"{where}: expected history or examples, got both; ask about one conversation at a time")
         asked = Question(prompt=prompt, output="")
-        clips = () if _absent(audio) else (self._clip(audio, f"{where}: audio"),)
+        clips = () if is_absent(audio) else (self._clip(audio, f"{where}: audio"),)
         if history:
             turns = [
                 Question(prompt=_text(turn, "user", at), output=_text(turn, "assistant", at))
@@ -112,7 +112,7 @@ def _content(audio: Any, where: str) -> bytes:
 
 def _records(request: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
     value: Any = request.get(key)
-    if _absent(value):
+    if is_absent(value):
         return []
     records = value.tolist() if hasattr(value, "tolist") else value  # a table's cell holds an array
     if not isinstance(records, list | tuple) or not all(isinstance(record, Mapping) for record in records):
@@ -127,6 +127,6 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _absent(value: Any) -> bool:
+def is_absent(value: Any) -> bool:
     """None, or the NaN that a table holds where a column has no value."""
     return value is None or (isinstance(value, float) and value != value)

@@ -1,7 +1,7 @@
 """The MLflow model: what ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` run.
 
     model = mlflow.pyfunc.load_model("models:/demo@champion")
-    model.predict([{"audio": "dog.wav", "prompt": "what is it?"}])
+    model.predict([{"audio": "dog.wav", "prompt": "what is it?"}], params={"few_shot": 4})
     mlflow models serve -m models:/demo@champion --env-manager local --port 5001
 
 MLflow keeps this file and the address and digest of a release (``registry/release.py``), not the weights.
@@ -32,7 +32,13 @@ SIGNATURE = ModelSignature(
         ]
     ),
     outputs=Schema([ColSpec(DataType.string)]),
-    params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, 64)]),
+    params=ParamSchema(
+        [
+            ParamSpec("max_new_tokens", DataType.integer, 64),
+            ParamSpec("few_shot", DataType.integer, 0),
+            ParamSpec("few_shot_from", DataType.string, ""),
+        ]
+    ),
 )
 
 
@@ -55,7 +61,13 @@ class AudioFlamingoModel(PythonModel):
         for record in model_input.to_dict("records"):
             content = record.pop("audio_bytes", None)
             requests.append({**record, "audio": content} if isinstance(content, bytes) else record)
-        return self._answerer.answer(requests, max_new_tokens=int((params or {}).get("max_new_tokens", 64)))
+        given = params or {}
+        return self._answerer.answer(
+            requests,
+            max_new_tokens=int(given.get("max_new_tokens", 64)),
+            few_shot=int(given.get("few_shot", 0)),
+            few_shot_from=str(given.get("few_shot_from", "")),
+        )
 
 
 mlflow.models.set_model(AudioFlamingoModel())

@@ -49,11 +49,19 @@ def initialize(parallel: ParallelConfig, seed: int) -> Groups:
         parallel: layout; its product must divide the world size (checked by ``validate`` before any group).
         seed: start of megatron-core's tensor-parallel random streams.
     """
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
-    )
+    if parallel_state.model_parallel_is_initialized():
+        # A second model in this process: what answers, and what finds its examples.
+        present = (
+            parallel_state.get_tensor_model_parallel_world_size(),
+            parallel_state.get_pipeline_model_parallel_world_size(),
+        )
+        assert present == (parallel.tensor, parallel.pipeline), "models of one process share their layout"
+    else:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        )
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     world = dist.group.WORLD
     # new_group is a collective: every rank makes every rank's solitary group, in the same order.

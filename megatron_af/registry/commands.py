@@ -10,6 +10,7 @@
 import base64
 import getpass
 import io
+import json
 import os
 import tempfile
 from importlib.metadata import version as package_version
@@ -26,6 +27,8 @@ from megatron_af.registry.gates import read_gates
 from megatron_af.registry.load_test import load_test
 from megatron_af.registry.release import make_release
 from megatron_af.registry.releases import CANDIDATE, Releases, Report
+from megatron_af.train.curriculum import StageRecord
+from megatron_af.train.lineage import stage_inputs
 from megatron_af.train.tracking.delivery import Delivery
 from megatron_af.train.tracking.runs import tracking_uri
 from megatron_af.train.tracking.store import experiment_id, open_client
@@ -52,8 +55,9 @@ def register(config: Config, stage: str = "", digest: str = "") -> str:
     release = make_release(config, stage, digest)
     releases = _releases(config)
     run_id = _stage_run(config, stage, releases.client)
-    run_tags = releases.client.get_run(run_id).data.tags
-    tags = {key: value for key, value in run_tags.items() if key.startswith("digest.")}
+    lineage = _lineage(config, stage)
+    tags = {f"digest.{name}": digest for name, digest in lineage[stage].items()}
+    tags |= {f"lineage.{name}": json.dumps(inputs) for name, inputs in lineage.items() if name != stage}
     tags |= {"stage": stage, "curriculum": ", ".join(config.curriculum), "config_digest": digest_value(config)}
     digests = {str(release): recorded_digest(release)}
     known = releases.registered(digests, config.stage_folder(stage))
@@ -97,6 +101,19 @@ def show(config: Config) -> str:
 def _releases(config: Config) -> Releases:
     who = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     return Releases(open_client(tracking_uri(config)), config.registry.model or config.name, who)
+
+
+def _lineage(config: Config, stage: str) -> dict[str, dict[str, str]]:
+    """Inputs (``train/lineage.py``) of a stage, and of every stage that its weights go back to."""
+    found: dict[str, dict[str, str]] = {}
+    ahead = [stage]
+    while ahead:
+        name = ahead.pop(0)
+        record = StageRecord.load(config.stage_folder(name))
+        found[name] = record.inputs if record else stage_inputs(config, name)
+        origins = config.curriculum[name].entry.values()
+        ahead += [origin for origin in dict.fromkeys(origins) if origin in config.curriculum and origin not in found]
+    return found
 
 
 def _stage_run(config: Config, stage: str, client: MlflowClient) -> str:

@@ -164,7 +164,7 @@ def _compare(name: str, gate: GateConfig, candidate: Results, champion: Results 
         f"{gate.score}: {differences.mean():+.4g} against the champion over {len(ids)} samples, with "
         f"{gate.confidence:.0%} confidence at least {bound:+.4g}"
     )
-    if bound < -gate.margin:
+    if not bound >= -gate.margin:  # nor is a score that is no number
         finding += f", expected at least {-gate.margin:+g}: short by {-gate.margin - bound:.4g}"
     return Verdict(gate=name, passed=bool(bound >= -gate.margin), finding=finding)
 

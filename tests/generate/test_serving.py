@@ -1,4 +1,4 @@
-"""The MLflow model of a release answers like the release itself, whatever form the audio has."""
+"""The MLflow model of a release answers like the release itself, whatever form the audio has, and finds examples."""
 
 import base64
 import dataclasses
@@ -11,15 +11,20 @@ import soundfile
 import tokenizers
 from tokenizers.models import WordLevel
 
-from megatron_af.config import Config, DataConfig
+from megatron_af.config import Config, DataConfig, RetrievalConfig, StageConfig
+from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.digest import recorded_digest
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.registry.release import make_release
+from megatron_af.retrieval.build import Builder
+from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
+from megatron_af.train.contrastive import build_clap
 from megatron_af.train.layout import Resume
-from tests import tiny
+from tests import contrastive_run, tiny
+from tests.data.toy import write_manifest
 from tests.distributed import run_distributed
 
 SERVING = Path(__file__).parents[2] / "megatron_af/generate/serving.py"
@@ -30,20 +35,53 @@ def config(folder: Path) -> Config:
     base = tokenizers.Tokenizer(WordLevel(words, unk_token="w0"))
     base.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     base.save(str(folder / "tokenizer.json"))
-    data = DataConfig(root=str(folder), tokenizer=str(folder / "tokenizer.json"))
-    return dataclasses.replace(tiny.config(), output=str(folder / "runs"), data=data)
+    train = write_manifest(
+        folder,
+        "train",
+        [
+            Row(
+                id=name,
+                clips=(Clip(path=tone(folder, hertz, 2).name, duration=2.0),),
+                questions=(Question(prompt="w4 w5", output=answer),),
+            )
+            for name, hertz, answer in (("low", 150, "w6"), ("high", 950, "w7 w8"))
+        ],
+    )
+    data = DataConfig(root=str(folder), tokenizer=str(folder / "tokenizer.json"), datasets={"train": train})
+    base = tiny.config()
+    clap = StageConfig(objective="contrastive", blend={"train": 1.0}, max_windows=1)
+    return dataclasses.replace(
+        base,
+        output=str(folder / "runs"),
+        data=data,
+        model=dataclasses.replace(base.model, clap=contrastive_run.CLAP),
+        curriculum={"clap": clap, **base.curriculum},
+        retrieval=RetrievalConfig(stage="clap", datasets=("train",)),
+    )
 
 
 def save(rank: int, world_size: int, run: Config) -> None:
     groups = process_groups.initialize(run.parallel, run.seed)
     model = build(run, tiny.VOCABULARY, current_device())
     tiny.fill(model)
-    checkpoints = Checkpoints(run.stage_folder("stage") / "checkpoints", keep=1)
-    checkpoints.save(model, None, groups, Resume(stage="stage", step=1, samples=1, seed=0, world_size=1), {})
+    resume = Resume(stage="stage", step=1, samples=1, seed=0, world_size=1)
+    Checkpoints(run.stage_folder("stage") / "checkpoints", keep=1).save(model, None, groups, resume, {})
+    clap = build_clap(run, Tokenizer.load(run.data.tokenizer), current_device())
+    Checkpoints(run.stage_folder("clap") / "checkpoints", keep=1).save(
+        clap, None, groups, resume, {}, ("encoder", "clap")
+    )
+    with Builder(run, print) as builder:
+        builder.index("train")
 
 
 def serve(
-    rank: int, world_size: int, release: str, batches: list[list[dict[str, Any]]], digest: str, scratch: str
+    rank: int,
+    world_size: int,
+    release: str,
+    batches: list[list[dict[str, Any]]],
+    digest: str,
+    scratch: str,
+    few_shot: list[list[dict[str, Any]]],
 ) -> Any:
     # In the process that serves: the file is a model for MLflow as soon as it is imported.
     import mlflow
@@ -59,7 +97,13 @@ def serve(
         signature=SIGNATURE,
     )
     model = mlflow.pyfunc.load_model(str(folder))
-    return [list(model.predict(batch, params={"max_new_tokens": 4})) for batch in batches]
+    answers = [list(model.predict(batch, params={"max_new_tokens": 4})) for batch in batches]
+    for batch in few_shot:
+        try:
+            answers.append(list(model.predict(batch, params={"max_new_tokens": 4, "few_shot": 1})))
+        except Exception as error:
+            answers.append([str(error)])
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +140,29 @@ def test_every_form_of_audio_gets_the_same_answer_and_a_batch_the_answers_of_its
         {**prompt, "audio_bytes": low.read_bytes()},
     ]
     batches = [[each] for each in (*singles, *forms)] + [singles[:2]]
-    (answers,) = run_distributed(serve, 1, str(release), batches, recorded_digest(release), str(tmp_path), timeout=240)
+    indexed = tone(tmp_path, 950, 2)
+    shown: dict[str, Any] = {
+        **prompt,
+        "audio": str(indexed),
+        "examples": [{"audio": str(indexed), "prompt": "w4 w5", "answer": "w7 w8"}],
+    }
+    other = {"audio": str(tone(tmp_path, 150, 2)), "prompt": "w4 w5", "answer": "w6"}
+    few_shot = [[{**prompt, "audio": str(indexed)}], [prompt], [singles[3]]]
+    batches.append([shown, {**shown, "examples": [other]}])
+    (answers,) = run_distributed(
+        serve, 1, str(release), batches, recorded_digest(release), str(tmp_path), few_shot, timeout=240
+    )
     path, *others = (answer[0] for answer in answers[:5])
     assert [answer[0] for answer in answers[5:8]] == [path] * 3
     assert all(isinstance(answer, str) for answer in (path, *others))
     assert answers[8] == [path, others[0]]
     assert len({path, *others}) > 1, "what comes before the question, and the audio, make a difference"
+    (by_hand, farther), (found,), (no_audio,), (both,) = answers[9:]
+    assert found == by_hand != farther, "the training row that sounds most alike was found and shown"
+    assert "request 0: audio: expected a recording to find examples for" in no_audio
+    assert "request 0: expected few_shot or history, got both" in both
 
 
 def test_a_release_that_changed_is_not_served(release: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="DigestMismatch"):
-        run_distributed(serve, 1, str(release), [], "sha256:0000", str(tmp_path), timeout=120)
+        run_distributed(serve, 1, str(release), [], "sha256:0000", str(tmp_path), [], timeout=120)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, DataConfig, RegistryConfig, StageConfig, TrackingConfig
+from megatron_af.config import Config, DataConfig, DatasetConfig, RegistryConfig, StageConfig, TrackingConfig
 from megatron_af.config_file import to_yaml
+from megatron_af.digest import digest_file, recorded_digest
 from megatron_af.registry import commands
-from megatron_af.train.layout import LATEST, MANIFEST
+from megatron_af.train.layout import LATEST, MANIFEST, latest
 from megatron_af.train.tracking.store import open_client
 
 type Promote = Callable[..., int]
@@ -29,23 +30,34 @@ def config(tmp_path: Path, store: str) -> Config:
     config = Config(
         name="demo",
         output=str(tmp_path / "runs"),
-        data=DataConfig(root=str(tmp_path)),
-        curriculum={"align": StageConfig(), "long": StageConfig()},
+        data=DataConfig(root=str(tmp_path), datasets={"scenes": DatasetConfig(manifest="scenes.jsonl")}),
+        curriculum={
+            "pretrain": StageConfig(),
+            "align": StageConfig(blend={"scenes": 1.0}),
+            "long": StageConfig(entry={"all": "align"}),
+        },
         tracking=TrackingConfig(uri=store),
         registry=RegistryConfig(gates=str(gates)),
     )
+    (tmp_path / "scenes.jsonl").write_text("{}\n")
+    write_checkpoint(config, "align", "align")
     train(config, "first", gap=30)
     return config
 
 
-def train(config: Config, weights: str, gap: int) -> None:
-    """What training and evaluation leave in the last stage's folder."""
-    folder = config.stage_folder("long")
+def write_checkpoint(config: Config, stage: str, weights: str) -> None:
+    folder = config.stage_folder(stage)
     checkpoint = folder / "checkpoints" / f"step_{len(list(folder.rglob('step_*'))):08d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / MANIFEST).write_text(json.dumps({"resume": {"step": 1}, "parts": {"lm": "."}}))
     (checkpoint / "weights").write_text(weights)
     (checkpoint.parent / LATEST).write_text(checkpoint.name)
+
+
+def train(config: Config, weights: str, gap: int) -> None:
+    """What training and evaluation leave in the last stage's folder."""
+    folder = config.stage_folder("long")
+    write_checkpoint(config, "long", weights)
     scores = {"overall": {"audio": 30 + gap, "exchanged": 30}}
     (folder / "hearing.json").write_text(json.dumps({"test": scores}))
     lines = [json.dumps({"id": str(i), "right": int(i % 100 < 30 + gap)}) for i in range(100)]
@@ -98,11 +110,13 @@ def test_a_release_from_registration_to_rollback(
     assert [line.split()[:2] for line in lines[1:]] == [["3", "–"], ["2", "–"], ["1", "champion"]]
 
 
-def test_a_version_carries_its_model_and_lineage(promote: Promote, config: Config) -> None:
+def test_a_version_carries_its_model_and_lineage(promote: Promote, config: Config, tmp_path: Path) -> None:
     promote("register")
     client = open_client(config.tracking.uri)
     version = client.get_model_version_by_alias("demo", "candidate")
     assert version.tags["stage"] == "long" and version.tags["config_digest"].startswith("sha256:")
+    assert version.tags["digest.parent/all"] == recorded_digest(latest(config.stage_folder("align") / "checkpoints"))
+    assert json.loads(version.tags["lineage.align"])["data/scenes"] == digest_file(tmp_path / "scenes.jsonl")
     model = Path(client.download_artifacts(version.run_id, "model"))
     (mlmodel,) = model.rglob("MLmodel")
     assert "max_new_tokens" in mlmodel.read_text() and "digest: sha256:" in mlmodel.read_text()
@@ -114,7 +128,7 @@ def test_a_version_carries_its_model_and_lineage(promote: Promote, config: Confi
     [
         (("gate",), 2, "there is no registered model demo; register a version first"),
         (("register", "--stage", "lang"), 2, "no stage 'lang'; did you mean long?"),
-        (("register", "--stage", "align"), 2, "stage align has no checkpoint"),
+        (("register", "--stage", "pretrain"), 2, "stage pretrain has no checkpoint"),
         (("register", "--digest", "sha256:0"), 2, "expected digest sha256:0"),
         (("gate", "registry.gates="), 2, "registry.gates: expected a file of promotion gates"),
     ],
