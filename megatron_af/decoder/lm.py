@@ -11,6 +11,7 @@ V vocabulary.
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,10 +103,16 @@ class AudioLM(GPTModel):
         """
         return self._decode(rows, audio, added_rows_NH, self._losses)
 
-    def logits(self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor) -> Tensor:
+    def logits(
+        self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor, *, position_B: Tensor | None = None
+    ) -> Tensor:
         """Float32 logits [B, S, V] of every position on the last stage (V = table rows and added tokens, on
-        every tensor-parallel rank); elsewhere the hidden states [S, B, H]."""
-        return self._decode(rows, audio, added_rows_NH, self._all_logits)
+        every tensor-parallel rank); elsewhere the hidden states [S, B, H].
+
+        Args:
+            position_B: one position of each row; the output layer runs on these alone and gives [B, V].
+        """
+        return self._decode(rows, audio, added_rows_NH, partial(self._logits, position_B=position_B))
 
     def _decode(self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor, head: Callable[..., Tensor]) -> Tensor:
         dtype, device = self.config.params_dtype, current_device().torch
@@ -149,13 +156,19 @@ class AudioLM(GPTModel):
         )
         return losses_T
 
-    def _all_logits(self, *, hidden_states: Tensor, context: tuple[TextRows, Tensor], **_: Any) -> Tensor:
+    def _logits(
+        self, *, hidden_states: Tensor, context: tuple[TextRows, Tensor], position_B: Tensor | None, **_: Any
+    ) -> Tensor:
         rows, added_rows_NH = context
-        hidden_TH = self._tensor_region(hidden_states)
+        batch = rows.ids_BS.shape[0]
+        position_T = None if position_B is None else position_B * batch + torch.arange(batch, device=position_B.device)
+        hidden_TH = self._tensor_region(
+            hidden_states, None if position_T is None else position_T.to(hidden_states.device)
+        )
         logits_TV = token_logits(self.table, hidden_TH, self._output_weight(), added_rows_NH)
         logits_TV = tensor_parallel.gather_from_tensor_model_parallel_region(logits_TV, group=self.tp_group)
         logits_TV = logits_TV[:, : self.table.num_tokens].float()
-        return logits_TV.unflatten(0, (-1, rows.ids_BS.shape[0])).transpose(0, 1)
+        return logits_TV if position_T is not None else logits_TV.unflatten(0, (-1, batch)).transpose(0, 1)
 
     def _tensor_region(self, hidden_SBH: Tensor, position_T: Tensor | None = None) -> Tensor:
         """Hidden states [T, H] of some positions (None: all) where each tensor-parallel rank uses its part of

@@ -3,21 +3,34 @@
     answers = greedy_answers(model, batch, tokenizer, max_new_tokens=4)
 
 ``batch`` comes from ``evaluation_batches(..., prompts=True)``: one text row per question, ending where the answer
-begins. For answers of a few words; longer ones want a cache of keys and values.
+begins. For answers of a few words; longer ones want a cache of keys and values. A row that has answered leaves the
+batch, so that one long answer does not make all others wait.
 
 Shapes: S text positions, B rows, L audio tokens of a row, T packed audio tokens, D audio width, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from megatron_af.data.batch import AudioKeys, StepBatch, TextRows
 from megatron_af.model import AudioFlamingo, AudioFront
 from megatron_af.parallel.encode_ahead import key_layout
 from megatron_af.text.tokenizer import Tokenizer
+
+LENGTH_MULTIPLE = 8
+"""Rows are cut to a multiple of it: aligned for the kernels, and of few shapes."""
+PADDING = {
+    "labels_BS": -100,
+    "segment_BS": -1,
+    "dataset_BS": 0,
+    "first_audio_BS": 0,
+    "last_audio_BS": -1,
+}
 
 
 @torch.no_grad()
@@ -28,22 +41,25 @@ def greedy_answers(model: AudioFlamingo, batch: StepBatch, tokenizer: Tokenizer,
     front.eval()
     (decoder,) = model.chunks
     decoder.eval()
-    (rows,) = batch.rows
-    keys = audio_keys(front, batch, rows)
-    length_B = (rows.segment_BS >= 0).sum(1)
-    row_B = torch.arange(len(length_B))
-    rows = _longer(rows, max_new_tokens, tokenizer.pad_id)
-    done_B = torch.zeros(len(length_B), dtype=torch.bool)
-    written: list[list[int]] = [[] for _ in row_B]
+    (prompts,) = batch.rows
+    keys = audio_keys(front, batch, prompts)
+    length_B = (prompts.segment_BS >= 0).sum(1)
+    rows = _longer(prompts, max_new_tokens, tokenizer.pad_id)
+    written: list[list[int]] = [[] for _ in prompts.clips]
+    going_B = torch.arange(len(written))
     for _ in range(max_new_tokens):
-        logits_BV = decoder.logits(rows, keys, front.added_rows)[row_B, length_B - 1]
+        longest = -(-int(length_B.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        logits_BV = decoder.logits(_cut(rows, longest), keys, front.added_rows, position_B=length_B - 1)
         token_B = logits_BV.argmax(-1).cpu()
-        done_B |= (token_B == tokenizer.end_of_chunk_id) | (token_B == tokenizer.eos_id)
-        if bool(done_B.all()):
+        more_B = (token_B != tokenizer.end_of_chunk_id) & (token_B != tokenizer.eos_id)
+        if not bool(more_B.any()):
             break
-        for row, token in enumerate(token_B.tolist()):
-            if not done_B[row]:
-                written[row].append(token)
+        if not bool(more_B.all()):
+            rows, keys = _select(rows, keys, more_B)
+            token_B, length_B, going_B = token_B[more_B], length_B[more_B], going_B[more_B]
+        for row, token in zip(going_B.tolist(), token_B.tolist(), strict=True):
+            written[row].append(token)
+        row_B = torch.arange(len(going_B))
         rows.ids_BS[row_B, length_B] = token_B
         for field in (rows.segment_BS, rows.first_audio_BS, rows.last_audio_BS):
             field[row_B, length_B] = field[row_B, length_B - 1]
@@ -64,15 +80,24 @@ def audio_keys(front: AudioFront, batch: StepBatch, rows: TextRows) -> AudioKeys
 
 
 def _longer(rows: TextRows, new: int, pad_id: int) -> TextRows:
-    """The same rows with room for ``new`` more positions, rounded up to a multiple of 8."""
-    room = -(-(rows.ids_BS.shape[1] + new) // 8) * 8 - rows.ids_BS.shape[1]
-    fill = {
-        "ids_BS": pad_id,
-        "labels_BS": -100,
-        "segment_BS": -1,
-        "dataset_BS": 0,
-        "first_audio_BS": 0,
-        "last_audio_BS": -1,
-    }
-    longer: dict[str, Any] = {name: F.pad(getattr(rows, name), (0, room), value=value) for name, value in fill.items()}
-    return dataclasses.replace(rows, **longer)
+    """The same rows with room for ``new`` more positions and for being cut to a whole multiple."""
+    return _each(rows, lambda name, x_BS: F.pad(x_BS, (0, new + LENGTH_MULTIPLE), value=PADDING.get(name, pad_id)))
+
+
+def _cut(rows: TextRows, length: int) -> TextRows:
+    return _each(rows, lambda name, x_BS: x_BS[:, :length])
+
+
+def _select(rows: TextRows, keys: AudioKeys, kept_B: Tensor) -> tuple[TextRows, AudioKeys]:
+    chosen = kept_B.nonzero().squeeze(1)
+    clips = tuple(rows.clips[row] for row in chosen.tolist())
+    rows = dataclasses.replace(_each(rows, lambda name, x_BS: x_BS[chosen]), clips=clips)
+    on_device = chosen.to(keys.tokens_LBD.device)
+    tokens_LBD = keys.tokens_LBD.index_select(1, on_device)
+    return rows, AudioKeys(tokens_LBD=tokens_LBD, audio_of_BL=keys.audio_of_BL[chosen.to(keys.audio_of_BL.device)])
+
+
+def _each(rows: TextRows, change: Callable[[str, Tensor], Tensor]) -> TextRows:
+    """The rows with every tensor changed."""
+    changed: dict[str, Any] = {name: change(name, getattr(rows, name)) for name in ("ids_BS", *PADDING)}
+    return dataclasses.replace(rows, **changed)
