@@ -198,6 +198,7 @@ def _audio_flamingo(root: DataRoot, origin: ImportConfig) -> Iterator[_Maker]:
 def _interleaved(root: DataRoot, origin: ImportConfig, content: dict[str, Any], task: str) -> Iterator[_Maker]:
     """AF1's few-shot lists: the sample itself stands last, behind its neighbours out of the training split."""
     path = PurePosixPath(origin.path)
+    template = "interleaved_random" if path.name.startswith("interleaved_random") else "interleaved"
     split_path = path.with_name(re.sub(r"^interleaved_(knn|random)-", "", path.name))
     split = _json(root, str(split_path))
     train = _json(root, str(split_path.with_name(re.sub(r"(val|test)\.json$", "train.json", split_path.name))))
@@ -212,7 +213,7 @@ def _interleaved(root: DataRoot, origin: ImportConfig, content: dict[str, Any], 
         query = split["data"][str(item["generation_index_in_split"])]
         clips = [_reference_clip(examples, shot) for shot in shots] + [_reference_clip(own, query)]
         pairs = [Question(prompt=x["prompt"], output=x["output"]) for x in (*shots, query)]
-        return Row(id=key, clips=tuple(clips), questions=tuple(pairs), task=task, template="interleaved")
+        return Row(id=key, clips=tuple(clips), questions=tuple(pairs), task=task, template=template)
 
     for key, item in content["interleaved_data"].items():
         yield _checked(make, str(key), item)

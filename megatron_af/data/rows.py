@@ -11,7 +11,8 @@ A line is an object::
 
 ``clips`` may be empty (text only). ``template`` says how the questions become text. ``single``: every
 question is asked on its own about all clips; ``interleaved``: question i belongs to clip i, earlier pairs are
-examples for the later ones; ``dialogue``: the questions are the turns of one conversation about the clips.
+examples for the later ones, similar ones or, as ``interleaved_random``, any; ``dialogue``: the questions are the turns
+of one conversation about the clips.
 """
 
 import copy
@@ -25,7 +26,7 @@ from typing import Any, overload
 
 import numpy as np
 
-TEMPLATES = ("single", "interleaved", "dialogue")
+TEMPLATES = ("single", "interleaved", "interleaved_random", "dialogue")
 
 
 class RowError(ValueError):
@@ -109,7 +110,7 @@ def parse_row(value: object, where: str) -> Row:
     )
     if row.template not in TEMPLATES:
         raise RowError(f"{where}: template is one of {', '.join(TEMPLATES)}; got {row.template!r}")
-    if row.template == "interleaved" and len(row.clips) != len(row.questions):
+    if row.template.startswith("interleaved") and len(row.clips) != len(row.questions):
         raise RowError(
             f"{where}: an interleaved row has one clip for every question; got {len(row.clips)} clips and "
             f"{len(row.questions)} questions"

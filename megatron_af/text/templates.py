@@ -12,6 +12,7 @@ added by OPT's tokenizer; perhaps a prefix; a suffix behind every prompt but a d
 
     {bos}{bos}The task is {task}. <audio>{prompt}\\nAnswer:<SEP>{output}<|endofchunk|>{eos}
     {bos}{bos}Here are similar examples. The task is …. (<audio>{prompt}\\nAnswer:<SEP>{output}<|endofchunk|>)*{eos}
+    {bos}{bos}Here are random examples. …
     {bos}{bos}The task is dialog. <audio>(user: {user} \\nassistant: <SEP>{answer}<|endofchunk|>{eos}\\n)*
 
 Interleaved rows and dialogues of the AF2 style are AF1's without begin-of-sequence tokens and suffix: AF2's release
@@ -78,7 +79,7 @@ def render(
     """
     if row.template == "single":
         parts = [_single(row, question, tokenizer, style, task_prefix) for question in questions]
-    elif row.template == "interleaved":
+    elif row.template.startswith("interleaved"):
         parts = [_interleaved(row, questions, tokenizer, style, task_prefix)]
     else:
         parts = [_dialogue(row, questions, tokenizer, style)]
@@ -106,7 +107,7 @@ def render_prompt(
         pieces = _single(row, question, tokenizer, style, task_prefix)
     else:
         until = row.questions[: row.questions.index(question) + 1]
-        if row.template == "interleaved":
+        if row.template.startswith("interleaved"):
             pieces = _interleaved(row, until, tokenizer, style, task_prefix)
         else:
             pieces = _dialogue(row, until, tokenizer, style)
@@ -132,7 +133,8 @@ def _single(row: Row, question: Question, tokenizer: Tokenizer, style: TextStyle
 def _interleaved(
     row: Row, questions: Sequence[Question], tokenizer: Tokenizer, style: TextStyle, prefix: bool
 ) -> list[_Piece]:
-    pieces: list[_Piece] = [*_begin(tokenizer, style), _Text("Here are similar examples. ")]
+    how = "random" if row.template == "interleaved_random" else "similar"
+    pieces: list[_Piece] = [*_begin(tokenizer, style), _Text(f"Here are {how} examples. ")]
     pieces.append(_Text(_task(row) if prefix else ""))
     for question in questions:
         pieces += [tokenizer.audio_id, *_pair(question, tokenizer, style)]

@@ -66,6 +66,9 @@ def test_audio_flamingo_interleaved_and_dialogue(tmp_path: Path) -> None:
     (row,), _ = run(tmp_path, ImportConfig(format="audio_flamingo", path="interleaved_knn-val.json", audio="audio"))
     assert row.template == "interleaved" and [q.output for q in row.questions] == ["train 2", "train 0", "val 1"]
     assert [c.path for c in row.clips] == ["audio/train/train2.wav", "audio/train/train0.wav", "audio/val/val1.wav"]
+    (tmp_path / "interleaved_knn-val.json").rename(tmp_path / "interleaved_random-val.json")
+    (row,), _ = run(tmp_path, ImportConfig(format="audio_flamingo", path="interleaved_random-val.json", audio="audio"))
+    assert row.template == "interleaved_random" and len(row.clips) == 3
     turns = [{"user": "What?", "assistant": "Rain."}, {"user": "More?", "assistant": "No."}]
     dump(tmp_path / "d.json", {"split_path": "train", "data": {"7": {"name": "train0.wav", "dialogue": turns}}})
     (row,), _ = run(tmp_path, ImportConfig(format="audio_flamingo", path="d.json", audio="audio"))

@@ -1,6 +1,7 @@
 """Audio Flamingo 2's single template, its labels, and cutting."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,8 @@ def test_interleaved_and_dialogue_templates_of_audio_flamingo_2() -> None:
         "Here are similar examples. <audio>what 0?<SEP>out 0<|endofchunk|><audio>what 1?<SEP>out 1<|endofchunk|>"
         "<audio>what 2?<SEP>out 2<|endofchunk|><|endoftext|>"
     )
+    (ids,) = render(replace(r, template="interleaved_random"), r.questions, TOKENIZER, 512)
+    assert text_of(ids).startswith("Here are random examples. <audio>what 0?<SEP>out 0<|endofchunk|><audio>what 1?")
     r = dialogue_row()
     (ids,) = render(r, r.questions, TOKENIZER, 512)
     assert text_of(ids) == (
