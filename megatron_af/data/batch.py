@@ -58,6 +58,8 @@ class Captions:
     start: float = 0.0
     """Seconds from the beginning of the clip: the part of it that the texts describe."""
     end: float = math.inf
+    dataset: int = 0
+    """Index in ``sorted(stage.blend)``."""
 
 
 @dataclass(frozen=True, kw_only=True)

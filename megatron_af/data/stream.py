@@ -79,7 +79,7 @@ class BatchMaker:
                 captions
                 for sample, ids in zip(samples, heard, strict=True)
                 if not sample.segments
-                for captions in _captions(sample.row, ids[0])
+                for captions in _captions(sample.row, ids[0], sample.dataset)
             ),
             clip_windows=windows,
             owners=owners,
@@ -113,12 +113,13 @@ class BatchMaker:
         return [self.cache.key(self.loader.digest(clip), clip.start, clip.duration, windows(clip)) for clip in clips]
 
 
-def _captions(row: Row, clip: int) -> Iterator[Captions]:
+def _captions(row: Row, clip: int, dataset: int) -> Iterator[Captions]:
     """What is said of the clip, and of its spans."""
     if row.captions:
-        yield Captions(clip=clip, positives=row.captions, negatives=row.negatives)
+        yield Captions(clip=clip, positives=row.captions, negatives=row.negatives, dataset=dataset)
     for span in row.spans:
-        yield Captions(clip=clip, positives=span.captions, negatives=span.negatives, start=span.start, end=span.end)
+        texts = {"positives": span.captions, "negatives": span.negatives}
+        yield Captions(clip=clip, **texts, start=span.start, end=span.end, dataset=dataset)
 
 
 def _packed_row(samples: Sequence[Sample], heard: Sequence[tuple[int, ...]]) -> PackedRow:

@@ -53,6 +53,7 @@ class ContrastiveObjective:
         self._model, self._groups, self._device = model.front, groups, device
         self._settings, self._text_micro_batch = stage.contrastive, config.model.clap.text_micro_batch
         self._world = groups.front.dp
+        self._datasets = sorted(stage.blend)
         layout = copy.copy(transformer_config(config, current_device()))
         self._ddp = wrap_front(model.front, layout, config.parallel.distributed_optimizer, groups)
         self.optimizer: AudioFlamingoOptimizer = build_optimizer(
@@ -63,39 +64,51 @@ class ContrastiveObjective:
         """Gradients of one optimizer step; a collective.
 
         Returns:
-            ``loss`` (mean over the samples of the global batch), ``samples`` and ``temperature``.
+            ``loss`` and ``loss/<data set>`` (mean over the samples of the global batch), ``samples`` and
+            ``temperature``.
         """
         self._ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         self._model.train()
         losses_B = self._losses(batch)
         torch.autograd.backward([losses_B.sum()])
-        loss, count = self._total(losses_B)
+        record = self._record(losses_B, batch)
         self._ddp.finish_grad_sync()
-        self._ddp.scale_gradients(1 / count)
-        return {"loss": loss, "samples": count, "temperature": 1 / self._model.scale.item()}
+        self._ddp.scale_gradients(1 / record["samples"])
+        return {**record, "temperature": 1 / self._model.scale.item()}
 
     @torch.no_grad()
     def evaluate(self, batch: StepBatch) -> dict[str, float]:
-        """The same loss in evaluation mode, without gradients; a collective."""
+        """The same losses in evaluation mode, without gradients; a collective."""
         self._model.eval()
-        loss, count = self._total(self._losses(batch))
-        return {"loss": loss, "samples": count}
+        return self._record(self._losses(batch), batch)
 
     def sync_parameters(self) -> None:
         """Nothing is gathered lazily here."""
 
-    def _total(self, losses_B: Tensor) -> tuple[float, float]:
-        total = torch.stack([losses_B.detach().sum().double(), losses_B.new_tensor(len(losses_B)).double()])
-        dist.all_reduce(total)
-        loss, count = total.tolist()
-        return loss / count, count
+    def _record(self, losses_B: Tensor, batch: StepBatch) -> dict[str, float]:
+        dataset_B = torch.tensor([sample.dataset for sample in self._own(batch)], device=losses_B.device).long()
+        totals = losses_B.new_zeros(len(self._datasets), 2, dtype=torch.float64)
+        totals[:, 0].index_add_(0, dataset_B, losses_B.detach().double())
+        totals[:, 1].index_add_(0, dataset_B, torch.ones_like(losses_B, dtype=torch.float64))
+        dist.all_reduce(totals)
+        loss, count = totals.sum(0).tolist()
+        by_dataset = zip(self._datasets, totals.tolist(), strict=True)
+        return {
+            "loss": loss / count,
+            "samples": count,
+            **{f"loss/{name}": part_loss / part for name, (part_loss, part) in by_dataset if part},
+        }
+
+    def _own(self, batch: StepBatch) -> list[Captions]:
+        """The samples whose clips this rank owns."""
+        own_clips = batch.owners[self._groups.model_rank]
+        return [sample for sample in batch.captions if sample.clip in own_clips]
 
     def _losses(self, batch: StepBatch) -> Tensor:
         """Losses of the samples whose clips this rank owns, [B]."""
-        own_clips = batch.owners[self._groups.model_rank]
+        own_clips, samples = batch.owners[self._groups.model_rank], self._own(batch)
         place = {clip: i for i, clip in enumerate(own_clips)}
-        samples = [sample for sample in batch.captions if sample.clip in place]
         mel_WFM = batch.mel_WFM
         if mel_WFM is None:  # this rank owns no clip: it only takes part in the collectives
             front_end = self._model.front_end

@@ -114,8 +114,8 @@ def plan(config: Config, start: str = "", only: str = "") -> list[Step]:
         try:
             steps.append(decide(config, stage))
         except (FileNotFoundError, KeyError) as missing:
-            why = missing.args[0] if isinstance(missing, KeyError) else missing
-            steps.append(Step(stage=stage, action="blocked", why=str(why)))
+            reason = missing.args[0] if isinstance(missing, KeyError) else missing
+            steps.append(Step(stage=stage, action="blocked", why=str(reason)))
     return steps
 
 

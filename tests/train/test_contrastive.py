@@ -33,6 +33,7 @@ SAMPLES = [
         clip=i,
         positives=tuple(f"a {word} {n}" for n in range(1 + i % 3)),
         negatives=tuple(f"no {word} {n}" for n in range(i % 2)),
+        dataset=i % 2,
     )
     for i, word in enumerate(WORDS)
 ]
@@ -197,6 +198,9 @@ def _mixed_by_hand(rank: int, world_size: int) -> None:
     step = batch(dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, one_window=True)
     torch.manual_seed(7)
     losses = objective._losses(step)
+    record = objective._record(losses, step)
+    assert record["loss/a"] == pytest.approx(losses[::2].mean().item())
+    assert record["loss/b"] == pytest.approx(losses[1::2].mean().item())
     torch.manual_seed(7)
     partner, share = draw_mix_up(len(SAMPLES), 0.5, torch.device("cpu"))
     audio = front.embed_audio(mix(step.mel_WFM, partner, share), [1] * len(SAMPLES))
