@@ -473,6 +473,8 @@ class ScenesConfig:
     """Synthesise the sources without asking any package archive."""
     variants: int = 12
     """Augmented versions of each training recording."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of sound that scenes are mixed of; empty: all there are."""
     texts: int = 0
     """Text-only rows: transcripts of scenes that nobody hears, with questions about them."""
     sets: dict[str, SceneSet] = field(default_factory=dict)

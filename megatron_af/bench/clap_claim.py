@@ -29,7 +29,7 @@ from rich.table import Table
 
 from megatron_af.config import Config
 from megatron_af.config_file import load_config, to_yaml
-from megatron_af.data.caption_rules import hard_negatives, paraphrases
+from megatron_af.data.caption_rules import CHANGES, hard_negatives, paraphrases
 from megatron_af.data.questions import Event
 from megatron_af.data.rows import Manifest, Row, to_json
 from megatron_af.data.scenes import prepare_scenes, word_tokenizer
@@ -115,12 +115,18 @@ def table(result: dict[str, Any]) -> Table:
     return grid
 
 
-def claim_row(row: Row, seed: int, *, plain: float) -> Row | None:
-    """The scene's row with rule-based captions and typed negatives; None where nothing could be exchanged."""
+def claim_row(row: Row, seed: int, *, tested: bool) -> Row | None:
+    """The scene's row with rule-based captions and typed negatives; None where nothing could be exchanged.
+
+    Args:
+        tested: captions to choose from are plain ones, so that form gives nothing away, and there are negatives of
+            every kind. In training one of ``POSITIVES`` is plain, and as many of the negatives.
+    """
     events = [Event(**event) for event in row.meta["events"]]
     rng = random.Random(f"{seed} {row.id}")
-    negatives = hard_negatives(events, rng, NEGATIVES_OF_A_KIND, plain=plain)
-    if len({kind for kind, _ in negatives}) < 2:
+    negatives = hard_negatives(events, rng, NEGATIVES_OF_A_KIND, plain=1.0 if tested else 1 / POSITIVES)
+    kinds = [kind for kind, _ in negatives]
+    if not set(kinds).issuperset(CHANGES if tested else ()) or not negatives:
         return None
     return replace(
         row,
@@ -128,7 +134,7 @@ def claim_row(row: Row, seed: int, *, plain: float) -> Row | None:
         spans=(),
         captions=paraphrases(events, rng, POSITIVES),
         negatives=tuple(text for _, text in negatives),
-        meta={**row.meta, "negative_kinds": [kind for kind, _ in negatives]},
+        meta={**row.meta, "negative_kinds": kinds},
     )
 
 
@@ -144,9 +150,7 @@ def _prepare(config: Config) -> None:
         prepare_scenes(config.scenes, config.seed, root, progress)
     written: dict[str, list[Row]] = {}
     for name, source in ((TRAIN, "train"), (TEST, "test")):
-        # Tested captions are plain and their rivals too: form gives nothing away.
-        plain = 1 / POSITIVES if name == TRAIN else 1.0
-        rows = (claim_row(row, config.seed, plain=plain) for row in Manifest(root / f"{source}.jsonl"))
+        rows = (claim_row(row, config.seed, tested=name == TEST) for row in Manifest(root / f"{source}.jsonl"))
         written[name] = [row for row in rows if row is not None]
     texts = (text for kept in written.values() for row in kept for text in row.captions + row.negatives)
     word_tokenizer(texts).save(config.data.tokenizer)

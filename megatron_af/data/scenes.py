@@ -24,7 +24,7 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 
-from megatron_af.config import ScenesConfig, SceneSet
+from megatron_af.config import ConfigError, ScenesConfig, SceneSet
 from megatron_af.data.questions import NUMBERS, Event, Scene, ask, captions, listing, negatives, spans, transcript
 from megatron_af.data.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
 from megatron_af.data.rows import Clip, Question, Row, to_json
@@ -42,11 +42,18 @@ GAP_SECONDS = 0.4
 
 
 def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progress) -> Recordings:
-    """Write every set's scenes and manifest, the text-only manifest and the tokenizer; returns the recordings used."""
+    """Write every set's scenes and manifest, the text-only manifest and the tokenizer; returns the recordings used.
+
+    Raises:
+        ConfigError: ``scenes.kinds`` names a kind that there is no recording of.
+    """
     task = progress.add_task("recordings", total=1)
     recordings = fetch_recordings(root / "recordings", offline=config.offline)
     progress.update(task, completed=1)
-    parts = split(recordings.items, seed)
+    known = {item.kind for item in recordings.items}
+    if missing := set(config.kinds) - known:
+        raise ConfigError("no such sounds", [f"scenes.kinds: {min(missing)} is none of {', '.join(sorted(known))}"])
+    parts = split([item for item in recordings.items if item.kind in (config.kinds or known)], seed)
     kinds = sorted(parts["train"])
     jobs = [
         partial(_render, s, config.variants, seed, root, parts[s.part], name, chunk)

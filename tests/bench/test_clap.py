@@ -38,7 +38,7 @@ def test_the_restated_front_end_is_the_reference():
 
 def test_rows_have_typed_negatives_and_tested_ones_only_plain_captions():
     row = Row(id="s", clips=(Clip(path="a", duration=10.0),), captions=("old",), meta={"events": EVENTS})
-    tested = claim_row(row, 0, plain=1.0)
+    tested = claim_row(row, 0, tested=True)
     assert tested is not None
     assert tested.captions[0] == "loud short bell then quiet long dog"
     assert len(tested.captions) == 4
@@ -46,7 +46,9 @@ def test_rows_have_typed_negatives_and_tested_ones_only_plain_captions():
     assert all(" then " in text for text in tested.negatives)
     assert not set(tested.captions) & set(tested.negatives)
     alone = Row(id="t", captions=("x",), meta={"events": EVENTS[:1]})
-    assert claim_row(alone, 0, plain=1.0) is None
+    assert claim_row(alone, 0, tested=True) is None  # nothing to exchange it with
+    trained = claim_row(alone, 0, tested=False)
+    assert trained is not None and set(trained.meta["negative_kinds"]) == {"attribute"}
 
 
 def report(composition: float) -> dict:
