@@ -2,7 +2,7 @@
 
     python tools/prepare_data.py import  --config FILE [--dataset NAME] [key=value ...]
     python tools/prepare_data.py prepare --config FILE [--dataset NAME] [key=value ...]
-    python tools/prepare_data.py stats   --config FILE [--dataset NAME] [key=value ...]
+    python tools/prepare_data.py stats   --config FILE [--dataset NAME] [--html FILE] [key=value ...]
     python tools/prepare_data.py inspect --config FILE --dataset NAME [--samples N] [--html FILE] [key=value ...]
 
 ``import`` reads ``data.datasets.NAME.origin`` (somebody's manifest, table, label folder, tars) and writes its rows to
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("--dataset", default="", help="a name in data.datasets; default: all that apply")
     parser.add_argument("--samples", type=int, default=4, help="rows that inspect shows")
-    parser.add_argument("--html", default="", help="page that inspect writes; default: NAME.html")
+    parser.add_argument("--html", default="", help="page to write; inspect's default: NAME.html")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(arguments)
     try:
@@ -105,8 +105,10 @@ def main(arguments: list[str]) -> int:
             return import_rows(config, names)
         if options.command == "prepare":
             return prepare_recordings(config, names)
+        if options.html and len(names) > 1:
+            raise ValueError(f"--html is the page of one data set; choose by --dataset {' or '.join(names)}")
         if options.command == "stats":
-            return show(config, names)
+            return show(config, names, html=options.html)
         return show(config, names[:1], options.samples, options.html or f"{names[0]}.html")
     except (ConfigError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

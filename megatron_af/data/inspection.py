@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from rich.panel import Panel
 from rich.text import Text
@@ -33,6 +34,7 @@ from megatron_af.parallel.device import Device
 from megatron_af.text.templates import STYLES, answer_labels, render
 from megatron_af.text.tokenizer import Tokenizer
 
+SILENT_DB = -99.9
 _BARS = " ▁▂▃▄▅▆▇█"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -164,9 +166,11 @@ def _overview(statistics: Statistics) -> str:
         right.hist([s.tokens, s.supervised], bins=40, color=["#b0b0b0", "#5a9a5a"], label=["all", "supervised"])
         right.legend()
     right.set(title="segments of text", xlabel="tokens")
+    for axes in (left, right):
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     common = "".join(f"<tr><td>{html.escape(answer[:80])}<td>{count:,}" for answer, count in s.answers.most_common(10))
     return (
-        f"<p>{s.rows:,} rows, {s.hours:,.1f} hours of audio, {s.text_only:,} rows of text only.</p>"
+        f"<p>{s.rows:,} rows, {s.hours:,.3g} hours of audio, {s.text_only:,} of text only.</p>"
         f'<img alt="lengths" src="{_picture(figure)}"><h3>Commonest answers</h3><table>{common}</table>'
     )
 
@@ -185,7 +189,9 @@ def _draw(clip: HeardClip, front_end: FrontEndConfig) -> Figure:
         )
     upper.set(xlim=(0, ((windows - 1) * front_end.stride_samples + front_end.window_samples) / rate), xlabel="seconds")
     mel_MF = clip.mel_WFM.flatten(0, 1).T.numpy()
-    lower.imshow(mel_MF, origin="lower", aspect="auto", interpolation="nearest", vmin=np.quantile(mel_MF, 0.05))
+    heard = mel_MF[mel_MF > SILENT_DB]  # the padding of the last window would take half of the colours
+    lowest = np.quantile(heard, 0.02) if heard.size else SILENT_DB
+    lower.imshow(mel_MF, origin="lower", aspect="auto", interpolation="nearest", vmin=lowest)
     for window in range(1, windows):
         lower.axvline(window * front_end.window_frames, color="w", lw=0.8)
     lower.set(xlabel="frames, window after window", ylabel="mel bins")

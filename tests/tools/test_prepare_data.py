@@ -42,6 +42,8 @@ def test_import_prepare_stats_inspect(config: Path, tmp_path: Path, capsys: pyte
     assert main(["stats", "--config", str(config)]) == 0
     assert "a: 6 rows" in capsys.readouterr().out
     page = tmp_path / "a.html"
+    assert main(["stats", "--config", str(config), "--html", str(page)]) == 0
+    assert page.read_text().count("data:image/png") == 1 and "<audio" not in page.read_text()
     assert main(["inspect", "--config", str(config), "--dataset", "a", "--samples", "2", "--html", str(page)]) == 0
     assert page.read_text().count("<audio") == 2
 
