@@ -223,7 +223,7 @@ class PrepareConfig:
     workers: int = 0
     """Processes; 0: one per core."""
     max_bad_fraction: float = 0.05
-    """Preparation fails when a larger part of the rows cannot be used."""
+    """Import and preparation fail when a larger part of the rows cannot be used; what they wrote stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
