@@ -248,6 +248,27 @@ def test_too_many_replacements_stop_the_run(tmp_path: Path) -> None:
     s.close()
 
 
+@pytest.mark.parametrize(("allowed", "stops"), [(0.01, True), (0.9, False)])
+def test_the_threshold_decides_whether_replacements_stop_a_run(tmp_path: Path, allowed: float, stops: bool) -> None:
+    """Two of twelve rows cannot be read; eight replacements are never too many."""
+    config = toy_config(tmp_path)
+    config = replace(config, data=replace(config.data, max_replaced_fraction=allowed))
+    for row in list(Manifest(tmp_path / "data/a.jsonl"))[:2]:
+        (tmp_path / "data" / row.clips[0].path).unlink()
+    s, steps = stream(config), 0
+    try:
+        for steps in range(40):  # 320 samples, about 23 of them bad
+            s.batch(steps)
+    except TooManyReplacements as error:
+        assert stops and "data.max_replaced_fraction allows 1.0%" in str(error) and "replaced.jsonl" in str(error)
+        assert "9 of " in str(error)
+    else:
+        assert not stops
+    s.close()
+    report = [json.loads(line) for line in (tmp_path / "runs/toy/tune/replaced.jsonl").read_text().splitlines()]
+    assert {(entry["dataset"], entry["row"]) for entry in report} == {("a", 0), ("a", 1)}
+
+
 def test_unknown_data_sets_and_uneven_batches_are_refused(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     stage = replace(config.curriculum["tune"], blend={"c": 1.0})
