@@ -10,6 +10,7 @@ is what a JobSet does; an agent that restarts its own workers cannot bring the o
 import collections
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ RUN_PID = "AF_PIPELINES_RUN_PID"
 POLL_SECONDS = 0.1
 PEER_GRACE_SECONDS = 3.0
 """How long the other nodes may take to notice a failure by themselves; what they print then helps nobody."""
+PORTS = (20_000, 32_000)
 STOP_GRACE_SECONDS = 15.0
 """From SIGTERM to SIGKILL."""
 
@@ -163,7 +165,12 @@ def _alive(pid: int) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody uses, below those that the kernel gives to outgoing connections.
+
+    It takes seconds until torchrun listens there: one of the others would by then be someone's now and then.
+    """
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port

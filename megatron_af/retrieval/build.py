@@ -29,7 +29,7 @@ from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.clap_embedder import ClapEmbedder
 from megatron_af.retrieval.catalogue import read_catalogue
-from megatron_af.retrieval.index import NeighbourIndex, StaleIndex, encoder_digest, index_folder, index_inputs
+from megatron_af.retrieval.index import NeighbourIndex, encoder_digest, index_folder, index_inputs, why_stale
 from megatron_af.retrieval.interleave import interleaved_rows
 from megatron_af.retrieval.vectors import VectorStore
 
@@ -66,7 +66,7 @@ class Builder:
 
     def index(self, dataset: str) -> NeighbourIndex | None:
         """Bring the index of a data set up to date; on rank 0 it is returned."""
-        if self._on_first(lambda: self._is_up_to_date(dataset)):
+        if self._on_first(lambda: not why_stale(self._config, dataset)):
             if not self._first:
                 return None
             index = NeighbourIndex.open(self._config, dataset)
@@ -112,13 +112,6 @@ class Builder:
         report = {"rows": written, "too few neighbours": total - written, "similarity_deciles": deciles(similarities)}
         self._root.write(f"{dataset.manifest}.report", (json.dumps(report, indent=1) + "\n").encode())
         self._progress(f"{name}: {written:,} rows with {examples} examples each in {self._root}/{dataset.manifest}")
-
-    def _is_up_to_date(self, dataset: str) -> bool:
-        try:
-            NeighbourIndex.open(self._config, dataset)
-        except StaleIndex:
-            return False
-        return True
 
     def _missing(self, dataset: str) -> list[tuple[int, str]]:
         """Row number and key of each piece that was never embedded."""

@@ -87,13 +87,10 @@ class NeighbourIndex:
         Raises:
             StaleIndex: there is none, or something changed since; the message names it and the command to run.
         """
+        if why := why_stale(config, dataset):
+            raise StaleIndex(f"{why}; run tools/build_retrieval.py index")
         folder = index_folder(config, dataset)
-        command = "run tools/build_retrieval.py index"
-        if not (folder / "index.json").is_file():
-            raise StaleIndex(f"{dataset} has no index in {folder}; {command}")
         about = json.loads((folder / "index.json").read_text())
-        if changed := _differences(about["inputs"], index_inputs(config, dataset)):
-            raise StaleIndex(f"the index of {dataset} was built before {', '.join(changed)} changed; {command}")
         with np.load(folder / "catalogue.npz") as arrays:
             catalogue = Catalogue(
                 row_N=arrays["row_N"],
@@ -158,6 +155,16 @@ def index_folder(config: Config, dataset: str) -> Path:
     return Path(config.output) / config.name / "retrieval" / dataset
 
 
+def why_stale(config: Config, dataset: str) -> str:
+    """Why the index of a data set must not be read; empty where it may. Raises ``FileNotFoundError``."""
+    file = index_folder(config, dataset) / "index.json"
+    if not file.is_file():
+        return f"{dataset} has no index in {file.parent}"
+    built_of, now = json.loads(file.read_text())["inputs"], index_inputs(config, dataset)
+    changed = sorted(name for name in built_of | now if built_of.get(name) != now.get(name))
+    return f"the index of {dataset} was built before {', '.join(changed)} changed" if changed else ""
+
+
 def encoder_digest(config: Config) -> str:
     """Digest of all that an embedding follows from, besides the sound."""
     stage = config.retrieval.stage
@@ -175,7 +182,3 @@ def index_inputs(config: Config, dataset: str) -> dict[str, str]:
         if name in config.data.datasets:
             inputs[f"held out/{name}"] = digest_file(dataset_index(config, name))
     return inputs
-
-
-def _differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    return sorted(name for name in old | new if old.get(name) != new.get(name))

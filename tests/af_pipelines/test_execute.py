@@ -89,7 +89,7 @@ def test_a_distributed_command_gets_what_a_stage_gets() -> None:
     config = Config(name="toy", curriculum=stages, retrieval=RetrievalConfig(stage="clap"))
     sizes = {}
     for spec in pipeline_steps(config, "curriculum"):
-        job = _Place(spec, config, settings, LAUNCH, "local", "c.yaml", print).job(spec, spec.name, ())
+        job = _Place(spec, config, settings, LAUNCH, "local", "c.yaml", print).job(spec, spec.name, ("tool.py",))
         body = trainjob_manifest(job, settings, LAUNCH)["spec"]["trainer"]
         sizes[spec.name] = (job.nodes, job.processes, body["numNodes"], body["numProcPerNode"])
     assert sizes["clap"] == sizes["retrieval"] == (2, 8, 2, 8)

@@ -110,7 +110,9 @@ def test_the_configuration_is_checked(tmp_path: Path) -> None:
         "data.datasets.b.neighbours.examples = 0: must be at least 1",
         "data.datasets.c.manifest = prepared/c: neighbours are written as JSONL; end it so",
     ]
-    assert [problem for problem in problems if "neighbours" in problem or "retrieval" in problem] == expected
+    assert sorted(problem for problem in problems if "neighbours" in problem or "retrieval" in problem) == sorted(
+        expected
+    )
 
 
 def test_interleaved_rows_become_training_batches(tmp_path: Path) -> None:
