@@ -35,7 +35,8 @@ class ClipLoader:
         self._pipeline = MelPipeline(
             self.front_end, device=device.dali, device_id=device.dali_id, threads=config.data.workers
         )
-        self._readers = ThreadPoolExecutor(config.data.workers, thread_name_prefix="clips")
+        workers = config.data.workers
+        self._readers = ThreadPoolExecutor(workers, thread_name_prefix="clips") if workers > 1 else None
         self._digest_of_file = lru_cache(maxsize=1 << 20)(self._file_digest)
         self._problem_of_header = lru_cache(maxsize=1 << 16)(self._header_problem)
 
@@ -87,7 +88,7 @@ class ClipLoader:
             except (AudioError, StorageError) as error:
                 return str(error)
 
-        found = list(self._readers.map(sound, clips))
+        found = list(self._readers.map(sound, clips) if self._readers else map(sound, clips))
         bad = {index: problem for index, problem in enumerate(found) if isinstance(problem, str)}
         silence = Pcm(np.zeros(0, np.float32))
         return [silence if isinstance(sound, str) else sound for sound in found], bad
