@@ -8,9 +8,11 @@ Order and strings of the added tokens: AF2 ``src/factory.py``. AF1 adds no pad t
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 AUDIO, END_OF_CHUNK, PAD, SEPARATOR = "<audio>", "<|endofchunk|>", "<|PAD_TOKEN|>", "<SEP>"
 ADDED_TOKENS = (AUDIO, END_OF_CHUNK, PAD, SEPARATOR)
@@ -62,27 +64,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> "Tokenizer":
-        """Loads from a folder with ``tokenizer.json``, that file itself, or a hub name.
+        """Loads from a folder with ``tokenizer.json`` (OPT: ``vocab.json``, ``merges.txt``), that file, or a hub name.
 
         Raises:
             FileNotFoundError: ``source`` is neither, and cannot be fetched from the hub.
         """
         path = Path(source)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            try:
-                return cls(tokenizers.Tokenizer.from_pretrained(str(source)))
-            except Exception as error:
-                raise FileNotFoundError(
-                    f"data.tokenizer={str(source)!r} is no folder with tokenizer.json, no such file, and no "
-                    f"hub name that can be reached ({type(error).__name__})"
-                ) from error
-        eos = ""
-        settings = file.with_name("tokenizer_config.json")
-        if settings.is_file():
-            value = json.loads(settings.read_text(encoding="utf-8")).get("eos_token") or ""
-            eos = value["content"] if isinstance(value, dict) else value
-        return cls(tokenizers.Tokenizer.from_file(str(file)), eos=eos)
+        if path.is_file():
+            return cls(tokenizers.Tokenizer.from_file(str(path)), eos=_stated_eos(path.parent))
+        folder = path if path.is_dir() else _fetch(str(source))
+        if (folder / "tokenizer.json").is_file():
+            return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), eos=_stated_eos(folder))
+        return cls(_opt_tokenizer(folder), eos=_stated_eos(folder))
 
     @property
     def num_added(self) -> int:
@@ -116,3 +109,43 @@ class Tokenizer:
                 pieces.append(name)
         flush()
         return "".join(pieces)
+
+
+def _fetch(name: str) -> Path:
+    """Folder of a hub repository's tokenizer files; which of them there are depends on the model."""
+    from transformers.utils import cached_file
+
+    try:
+        if name.endswith(".json"):
+            raise OSError("a file, not a hub name")
+        folder = Path(cached_file(name, "tokenizer_config.json")).parent
+    except OSError as error:
+        raise FileNotFoundError(
+            f"data.tokenizer={name!r} is no folder with tokenizer.json, no such file, and no hub name that can be "
+            f"reached ({type(error).__name__})"
+        ) from error
+    for file in ("tokenizer.json", "vocab.json", "merges.txt"):
+        with suppress(OSError):
+            cached_file(name, file)
+    return folder
+
+
+def _stated_eos(folder: Path) -> str:
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return ""
+    value = json.loads(settings.read_text(encoding="utf-8")).get("eos_token") or ""
+    return str(value["content"]) if isinstance(value, dict) else str(value)
+
+
+def _opt_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """OPT's repositories hold GPT-2's two files and no ``tokenizer.json``."""
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocabulary.is_file() and merges.is_file()):
+        raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt (data.tokenizer)")
+    base = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    if base.token_to_id(OPT_PAD) is None or base.token_to_id(OPT_BEGIN) is None:
+        raise FileNotFoundError(f"{folder} holds no tokenizer.json, and its vocab.json is not OPT's (data.tokenizer)")
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.decoder = decoders.ByteLevel()
+    return base

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import models
+from tokenizers import models, pre_tokenizers
 
 from megatron_af.text.tokenizer import ADDED_TOKENS, Tokenizer
 from tests.text.toy_tokenizer import toy_base, toy_tokenizer
@@ -53,6 +53,37 @@ def test_exported_tokenizer_keeps_its_ids(tmp_path: Path) -> None:
     assert tokenizer.separator_id not in tokenizer.encode("a<SEP>b")
 
 
+def write_opt(folder: Path) -> None:
+    """Files as OPT's repositories have them, with 50,265 entries, the special ones first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "ra", "in", "rain", "<|endoftext|>"]
+    words += [f"madeupword{i:05d}" for i in range(50_265 - len(words))]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nr a\ni n\nra in\n")
+    eos = {"__type": "AddedToken", "content": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "tokenizer_class": "GPT2Tokenizer"}))
+
+
+def test_opts_two_files_load_with_the_ids_of_audio_flamingo_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_opt(tmp_path)
+
+    def hub(name: str, file: str) -> str:
+        if not (tmp_path / file).is_file():
+            raise OSError(f"{name} does not appear to have a file named {file}")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("transformers.utils.cached_file", hub)
+    for source in (tmp_path, "facebook/opt-iml-max-1.3b"):
+        tokenizer = Tokenizer.load(source)
+        assert tokenizer.added == {"<audio>": 50_265, "<|endofchunk|>": 50_266, "<SEP>": 50_267}
+        assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, len(tokenizer)) == (2, 2, 1, 50_268)
+        ids = tokenizer.encode("rain </s>")
+        assert tokenizer.decode(ids) == "rain </s>" and 2 not in ids and len(ids) == 6
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"vocab.json and merges.txt \(data.tokenizer\)"):
+        Tokenizer.load(tmp_path)
+
+
 def test_unusable_tokenizers_say_why(tmp_path: Path) -> None:
     base = toy_base()
     base.add_special_tokens(["<audio>"])
@@ -66,3 +97,5 @@ def test_unusable_tokenizers_say_why(tmp_path: Path) -> None:
         Tokenizer(base)
     with pytest.raises(FileNotFoundError, match=r"data\.tokenizer"):
         Tokenizer.load(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match=r"data\.tokenizer"):
+        Tokenizer.load("missing/tokenizer.json")  # no name of a hub repository, however alike
