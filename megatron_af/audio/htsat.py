@@ -251,8 +251,7 @@ class HTSAT(nn.Module):
         rows = IMAGE_SIDE // config.patch_size
         self.absolute_pos_embed: Tensor | None = None
         if config.absolute_positions:
-            self.absolute_pos_embed = nn.Parameter(torch.empty(1, rows, rows, config.embed_dim))
-            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+            self.absolute_pos_embed = nn.Parameter(_time_and_frequency(rows, self.folds, config.embed_dim))
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         layers = []
         for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
@@ -315,6 +314,20 @@ class HTSAT(nn.Module):
         else:
             out = block(x_WRRD)
         return out
+
+
+def _time_and_frequency(rows: int, folds: int, dim: int) -> Tensor:
+    """First position embedding, (1, R, R, D): sines and cosines, half for the time and half for the frequency that a
+    patch of the folded image stands for (as He et al. 2022 for rows and columns). Learnt from noise, as Swin does, a
+    small encoder's tokens hardly know where in the window they are, and nothing behind it tells the decoder.
+    """
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(rows), indexing="ij")
+    halves = []
+    for position, positions in ((row // (rows // folds) * rows + column, folds * rows), (row % (rows // folds), 8)):
+        rates = torch.logspace(0, -1, -(-dim // 4), base=positions)
+        angle_RRD = position[:, :, None] * rates
+        halves.append(torch.cat([angle_RRD.sin(), angle_RRD.cos()], dim=-1)[..., : dim // 2])
+    return F.pad(torch.cat(halves, dim=-1), (0, dim % 2))[None]
 
 
 def _init_linear(module: nn.Module) -> None:
