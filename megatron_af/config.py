@@ -2,7 +2,8 @@
 
 A run is one top file (``configs/demo.yaml``, ``configs/af2_3b.yaml``) that includes section files
 (``configs/model/…``, ``configs/curriculum/…``) and may be changed from the command line by
-``a.b.c=value``. Units stand in the names; a docstring under a field says what it is for.
+``a.b.c=value``. Units stand in the names, the type says what numbers may be there (``ranges.py``), and a docstring
+under a field what it is for.
 
     config = load_config("configs/demo.yaml", ["stage=align", "parallel.tensor=2"])     # config_file.py
     validate(config, world_size=2)                                                      # validation.py
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from megatron_af.ranges import BelowOne, Count, Fraction, NotNegative, Positive, Seed, Whole
 
 
 class ConfigError(ValueError):
@@ -35,19 +38,19 @@ PARTS = ("encoder", "transform", "rows", "xattn", "lm", "clap")
 class FrontEndConfig:
     """From waveform to log-mel windows (defaults: AF-CLAP; ``facts``: AF2 src/factory.py)."""
 
-    sample_rate: int = 16_000
+    sample_rate: Count = 16_000
     """Hz of the audio the model hears; other rates are resampled before the windows are cut."""
-    window_seconds: float = 10.0
-    overlap_seconds: float = 0.0
+    window_seconds: Positive = 10.0
+    overlap_seconds: NotNegative = 0.0
     """Overlap of consecutive windows; AF2 0, AF1 5.25 of 7 s."""
-    fft_size: int = 1024
-    hop_samples: int = 160
-    mel_bins: int = 64
-    min_hz: float = 50.0
-    max_hz: float = 8_000.0
+    fft_size: Count = 1024
+    hop_samples: Count = 160
+    mel_bins: Count = 64
+    min_hz: NotNegative = 50.0
+    max_hz: Positive = 8_000.0
     mel_scale: Literal["htk", "slaney"] = "htk"
     """``htk`` without area normalisation (AF-CLAP), or ``slaney`` with it (LAION-CLAP, ClapCap)."""
-    mel_sample_rate: int = 0
+    mel_sample_rate: Whole = 0
     """Hz of the audio that the mel filters are drawn for; 0: ``sample_rate``. ClapCap draws them for 32 kHz and hears
     44.1 (msclap/models/config.py), so all its bands lie higher than ``min_hz`` and ``max_hz`` say."""
 
@@ -74,20 +77,20 @@ class FrontEndConfig:
 class EncoderConfig:
     """HTS-AT. Defaults are the released AF-CLAP encoder ("large", 278,770,007 parameters)."""
 
-    embed_dim: int = 256
-    depths: tuple[int, ...] = (2, 2, 12, 2)
-    heads: tuple[int, ...] = (4, 8, 16, 32)
-    patch_size: int = 4
-    window_size: int = 8
+    embed_dim: Count = 256
+    depths: tuple[Count, ...] = (2, 2, 12, 2)
+    heads: tuple[Count, ...] = (4, 8, 16, 32)
+    patch_size: Count = 4
+    window_size: Count = 8
     """Side of the attention window, in patches."""
-    mlp_ratio: int = 4
+    mlp_ratio: Count = 4
     absolute_positions: bool = False
     """Add a learnt vector to every patch (HTS-AT's and Swin's ``ape``, off in AF-CLAP): without it no feature knows
     where in its window it stands, which small models hardly learn from relative positions."""
-    drop_path: float = 0.1
+    drop_path: BelowOne = 0.1
     fusion: bool = True
     """Carry AF-CLAP's feature-fusion weights; a window of at most 10 s never goes through them."""
-    classes: int = 527
+    classes: Whole = 527
     """Outputs of the token-semantic head, part of the released weights and unused here; 0 leaves it out."""
     stft_weights: bool = True
     """Carry the STFT and mel matrices that the released weights count among their parameters; DALI makes the mel."""
@@ -98,7 +101,7 @@ class EncoderConfig:
     vector: Literal["", "mlp", "residual"] = ""
     """One vector per window, the projected mean of its tokens: through two layers (``mlp``, LAION-CLAP) or with a
     residual and a norm (``residual``, ClapCap). Empty: the tokens themselves (AF-CLAP)."""
-    vector_dim: int = 512
+    vector_dim: Count = 512
     """Width of that vector; 1024 in ClapCap."""
 
     @property
@@ -120,12 +123,12 @@ class EncoderConfig:
 class TransformConfig:
     """Audio transformation layers between encoder and decoder (AF2 src/helpers.py; AF1 by ``positions``)."""
 
-    layers: int = 3
-    heads: int = 8
-    ffn: int = 2048
+    layers: Whole = 3
+    heads: Count = 8
+    ffn: Count = 2048
     positions: Literal["rope", "sinusoidal"] = "rope"
     """``rope`` (AF2) or ``sinusoidal`` (AF1)."""
-    rope_base: float = 4096.0
+    rope_base: Positive = 4096.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +136,18 @@ class LMConfig:
     """The language model. Defaults are Qwen2.5-3B."""
 
     family: Literal["qwen2"] = "qwen2"
-    hidden: int = 2048
-    layers: int = 36
-    heads: int = 16
-    kv_heads: int = 2
-    ffn: int = 11_008
-    vocab: int = 151_936
+    hidden: Count = 2048
+    layers: Count = 36
+    heads: Count = 16
+    kv_heads: Count = 2
+    ffn: Count = 11_008
+    vocab: Count = 151_936
     """Rows of the embedding table, before added tokens and padding."""
     tied: bool = True
     """Output layer shares the embedding table."""
-    rope_base: float = 1e6
-    norm_eps: float = 1e-6
-    max_positions: int = 32_768
+    rope_base: Positive = 1e6
+    norm_eps: Positive = 1e-6
+    max_positions: Count = 32_768
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +156,9 @@ class CrossAttentionConfig:
 
     interval: int = 1
     """A block stands before LM layer i (from 0) where (i + 1) % interval == 0."""
-    heads: int = 8
-    head_dim: int = 64
-    ffn_multiplier: int = 4
+    heads: Count = 8
+    head_dim: Count = 64
+    ffn_multiplier: Count = 4
     immediate: bool = False
     """Text sees only the latest audio before it (Flamingo) instead of all audio so far (Audio Flamingo)."""
 
@@ -167,18 +170,18 @@ class ClapConfig:
     text_tower: str = "google/flan-t5-large"
     """Folder or hub name of any Hugging Face text encoder, with its tokenizer; empty: a fresh BERT of the sizes
     below, over ``data.tokenizer``."""
-    text_hidden: int = 256
-    text_layers: int = 4
-    text_heads: int = 4
-    text_max_tokens: int = 77
+    text_hidden: Count = 256
+    text_layers: Count = 4
+    text_heads: Count = 4
+    text_max_tokens: Count = 77
     """Tokens of a caption; longer ones are cut."""
     text_recompute: bool = False
     """Recompute the text tower's activations in the backward pass, layer by layer."""
-    text_micro_batch: int = 0
+    text_micro_batch: Whole = 0
     """Captions that go through the text tower at a time, and again in the backward pass: its memory no longer grows
     with positives and hard negatives. 0: all at once."""
-    joint_dim: int = 512
-    temperature: float = 0.07
+    joint_dim: Count = 512
+    temperature: Positive = 0.07
     learn_temperature: bool = False
     """Start from ``temperature`` and learn it, never below 0.01 (as CLIP does)."""
 
@@ -197,9 +200,9 @@ class ModelConfig:
 class ParallelConfig:
     """How the model lies on the ranks; data parallel is what remains of the world."""
 
-    tensor: int = 1
-    pipeline: int = 1
-    virtual_pipeline: int = 1
+    tensor: Count = 1
+    pipeline: Count = 1
+    virtual_pipeline: Count = 1
     """Model chunks per pipeline stage (interleaved schedule when above 1)."""
     sequence: bool = False
     """Sequence parallelism inside the tensor-parallel group."""
@@ -217,12 +220,12 @@ class PrepareConfig:
 
     channels: Literal["mix", "first"] = "mix"
     """Average the channels, or take the first (what the reference does but for mp3)."""
-    max_seconds: float = 0.0
+    max_seconds: NotNegative = 0.0
     """Longer clips are cut; 0: to what the stage with the most windows can use."""
-    rows_per_shard: int = 512
-    workers: int = 0
+    rows_per_shard: Count = 512
+    workers: Whole = 0
     """Processes; 0: one per core."""
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: Fraction = 0.05
     """Import and preparation fail when a larger part of the rows cannot be used; what they wrote stays."""
 
 
@@ -253,7 +256,7 @@ class NeighboursConfig:
 
     of: str
     """Data set of ``data.datasets``, a training split."""
-    examples: int = 7
+    examples: Count = 7
     """Neighbours before the row itself (AF1: 7, or 3)."""
 
 
@@ -268,7 +271,7 @@ class DatasetConfig:
     """What ``tools/prepare_data.py import`` turns into ``source``."""
     neighbours: NeighboursConfig | None = None
     """What ``tools/build_retrieval.py interleave`` writes to the JSONL ``manifest``."""
-    task_prefix_probability: float = 0.0
+    task_prefix_probability: Fraction = 0.0
     """Part of the samples that begin with ``The task is …`` (AF1: 0.5 in most of pre-training, 1 in fine-tuning)."""
 
 
@@ -282,29 +285,29 @@ class DataConfig:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     text_style: Literal["af1", "af2"] = "af2"
     """Which paper's templates write the text (``megatron_af.text.templates``)."""
-    workers: int = 1
+    workers: Count = 1
     """Threads that read recordings, and that DALI decodes with, per rank."""
     feature_cache: str = ""
     """Folder for encoder features of stages with a frozen encoder; empty: encode every step."""
-    max_replaced_fraction: float = 0.01
+    max_replaced_fraction: Fraction = 0.01
     """A run stops when a larger part of its samples had to be replaced because they could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    learning_rate: float = 1e-4
-    gate_learning_rate_scale: float = 1.0
+    learning_rate: Positive = 1e-4
+    gate_learning_rate_scale: NotNegative = 1.0
     """Factor on the learning rate of the tanh gates; short runs need the gates to open sooner."""
-    encoder_learning_rate_scale: float = 1.0
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 1.0
+    encoder_learning_rate_scale: NotNegative = 1.0
+    weight_decay: NotNegative = 0.1
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
+    eps: Positive = 1e-8
+    clip_norm: NotNegative = 1.0
     schedule: Literal["constant", "cosine"] = "constant"
     """``constant`` or ``cosine``, both after a linear warm-up."""
-    warmup_steps: int = 0
-    min_learning_rate: float = 0.0
+    warmup_steps: Whole = 0
+    min_learning_rate: NotNegative = 0.0
     """Where the cosine schedule ends."""
 
 
@@ -321,7 +324,7 @@ class ContrastiveConfig:
     loss: Literal["af_clap", "clip"] = "af_clap"
     """``af_clap``: all positives and the sample's own hard negatives; ``clip``: the plain symmetric loss on one
     positive per sample, another one each step."""
-    mix_up: float = 0.0
+    mix_up: NotNegative = 0.0
     """Parameter of the Beta distribution that mixes the audio of two samples, whose captions then both count (HTS-AT
     uses 0.5); 0: none. Needs one window per clip."""
 
@@ -341,21 +344,21 @@ class StageConfig:
     """Exceptions to ``trainable``."""
     blend: dict[str, float] = field(default_factory=dict)
     """Data set -> weight, in passes over it per epoch."""
-    max_windows: int = 3
+    max_windows: Count = 3
     """Audio windows per clip; longer clips are cut."""
-    max_text_tokens: int = 512
-    global_batch_samples: int = 8
-    batch_tokens: int = 0
+    max_text_tokens: Count = 512
+    global_batch_samples: Count = 8
+    batch_tokens: Whole = 0
     """Budget of a global batch in audio and text tokens, counting every sample at its longest; above 0 it takes the
     place of ``global_batch_samples``, so a stage of longer clips takes fewer samples per step of the same cost."""
-    micro_batch_samples: int = 8
+    micro_batch_samples: Count = 8
     """Text rows of a micro-batch: samples, or packed rows under ``pack_tokens``."""
-    pack_tokens: int = 0
+    pack_tokens: Whole = 0
     """Fill text rows with several samples up to this many tokens; 0: one sample per row."""
-    questions_per_sample: int = 1
+    questions_per_sample: Count = 1
     """Question-answer pairs drawn from a row; they share its clips and are packed into one text row."""
-    steps: int = 100
-    passes: float = 0.0
+    steps: Count = 100
+    passes: NotNegative = 0.0
     """Length in passes over the blend (its weights times its rows); above 0 it takes the place of ``steps``."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """Of stages with ``objective: contrastive``."""
@@ -369,19 +372,27 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    every_steps: int = 0
+    every_steps: Whole = 0
     """0: only at the end of the stage."""
-    keep: int = 2
+    keep: Whole = 2
     """Newest checkpoints kept per stage; the last one of a stage always stays."""
     asynchronous: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How the answers of a stage are measured (``tools/evaluate_hearing.py``)."""
+
+    max_answer_tokens: Count = 32
+    """Longer answers are cut; a batch is only as slow as its longest answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
     """How many processes torchrun starts for a stage."""
 
-    nodes: int = 1
-    processes_per_node: int = 1
+    nodes: Count = 1
+    processes_per_node: Count = 1
     """One per GPU, or what the CPU's cores allow."""
 
 
@@ -396,9 +407,9 @@ class TrackingConfig:
     """Empty: the run's name."""
     alone: bool = True
     """A stage run on its own ends the parent run, too; a curriculum or pipeline turns this off and ends it itself."""
-    system_metrics_seconds: float = 10.0
+    system_metrics_seconds: NotNegative = 10.0
     """Between two samples of processor, memory, disk, network and GPU; 0: none."""
-    linger_seconds: float = 60.0
+    linger_seconds: NotNegative = 60.0
     """How long delivery goes on after a job has ended; what is left is sent by the next run, or by hand."""
 
 
@@ -455,13 +466,13 @@ class SceneSet:
 
     part: Literal["train", "development", "test"]
     """Which part of the recordings its scenes are mixed from."""
-    scenes: int
-    min_seconds: float = 10.0
+    scenes: Count
+    min_seconds: Positive = 10.0
     """Length of a scene, drawn between this and ``max_seconds``."""
-    max_seconds: float = 10.0
-    min_events: int = 2
-    max_events: int = 5
-    questions: int = 12
+    max_seconds: Positive = 10.0
+    min_events: Count = 2
+    max_events: Count = 5
+    questions: Whole = 12
     """Questions written per scene; training scenes are listed and described as well."""
 
 
@@ -471,11 +482,11 @@ class ScenesConfig:
 
     offline: bool = False
     """Synthesise the sources without asking any package archive."""
-    variants: int = 12
+    variants: Whole = 12
     """Augmented versions of each training recording."""
     kinds: tuple[str, ...] = ()
     """Kinds of sound that scenes are mixed of; empty: all there are."""
-    texts: int = 0
+    texts: Whole = 0
     """Text-only rows: transcripts of scenes that nobody hears, with questions about them."""
     sets: dict[str, SceneSet] = field(default_factory=dict)
 
@@ -485,7 +496,7 @@ class Config:
     """One run. ``stage`` picks what `tools/pretrain_af.py` trains out of ``curriculum``."""
 
     name: str
-    seed: int = 0
+    seed: Seed = 0
     output: str = "runs"
     """Everything a run writes lies in ``output/name``."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -498,12 +509,13 @@ class Config:
     steps: dict[str, StepConfig] = field(default_factory=release_steps)
     """Step name -> what the pipeline does before, between and after the stages."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    log_every_steps: int = 10
+    log_every_steps: Count = 10
 
     def all_steps(self) -> dict[str, StepConfig]:
         """``steps`` and, where something is indexed, ``retrieval``: after the stage whose embedding decides, before

@@ -1,6 +1,7 @@
 """From YAML files and command-line overrides to a :class:`~megatron_af.config.Config`, and back.
 
     config = load_config("configs/demo.yaml", ["stage=align", "parallel.tensor=2"])
+    config, unread = read_config("configs/demo.yaml", overrides)    # for a check that tells all problems at once
     text = to_yaml(config)      # the resolved run; loads to an equal Config
     text = describe()           # every key with type, default and meaning, for a tool's --help
 
@@ -13,10 +14,11 @@ of the environment.
 import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from functools import cache, reduce
 from pathlib import Path
@@ -45,8 +47,43 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return read_values(Config, Path(path), overrides)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """What a file says that could not be used, beside the configuration made of the rest."""
+
+    problems: tuple[str, ...] = ()
+    keys: frozenset[str] = frozenset()
+    """Keys that have their defaults for want of a usable value."""
+
+    def and_also(self, problems: Iterable[str]) -> list[str]:
+        """Own problems, then those of the rest that do not merely follow from them."""
+        return [*self.problems, *unexplained(problems, self.keys)]
+
+
+def unexplained(problems: Iterable[str], keys: Iterable[str]) -> list[str]:
+    """Those that name none of the keys (or anything below them), whose problems have been told already."""
+    told = [re.compile(rf"(?<![\w.]){re.escape(key)}(?!\w)") for key in keys]
+    return [problem for problem in problems if not any(key.search(problem) for key in told)]
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, Unread]:
+    """:func:`load_config` for who goes on to check what could be read, and then reports all problems at once.
+
+    Raises:
+        ConfigError: files that are missing or no YAML; there is nothing to go on with.
+    """
+    return _read_tree(Config, Path(path), overrides)
+
+
 def read_values[Schema](schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
-    """The same for the file of any tree of dataclasses."""
+    """:func:`load_config` for the file of any tree of dataclasses."""
+    values, unread = _read_tree(schema, path, overrides)
+    if unread.problems:
+        raise ConfigError(f"{path} cannot be used", unread.problems)
+    return values
+
+
+def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str]) -> tuple[Schema, Unread]:
     problems: list[str] = []
     layers = [*_read(path, (), problems), (COMMAND_LINE, _parse(overrides, problems))]
     if problems:
@@ -63,11 +100,10 @@ def read_values[Schema](schema: type[Schema], path: Path, overrides: Sequence[st
     except OmegaConfBaseException as error:
         problems.append(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
         tree = merged
-    values = _Reader(first_source, last_source, problems).read(schema, tree, "")
-    if problems:
-        raise ConfigError(f"{path} cannot be used", problems)
+    reader = _Reader(first_source, last_source, problems)
+    values = reader.read(schema, tree, "")
     assert isinstance(values, schema)
-    return values
+    return values, Unread(problems=tuple(problems), keys=frozenset(reader.unread))
 
 
 def to_yaml(config: Config) -> str:
@@ -175,18 +211,23 @@ class _Reader:
         self._first_source = first_source
         self._last_source = last_source
         self._problems = problems
+        self.unread: set[str] = set()
+        """Keys that were not read, and those that were perhaps meant by unknown ones."""
 
-    def _report(self, key: str, message: str) -> None:
+    def _report(self, key: str, message: str) -> Any:
+        self.unread.add(key)
         place = key
         while place and place not in self._last_source:
             place = place.rpartition(".")[0]
         self._problems.append(f"{key} ({self._last_source[place]}): {message}" if place else f"{key}: {message}")
+        return MISSING
 
     def read(self, kind: Any, value: Any, key: str) -> Any:
-        """``value`` as ``kind``; reports and returns None where it is not one."""
+        """``value`` as ``kind``; reports and returns MISSING where it is not one."""
         origin, options = get_origin(kind), get_args(kind)
         if isinstance(value, str) and "${" in value:
-            return None  # what it stands for was not found, which has been reported
+            self.unread.add(key)  # what it stands for was not found, which has been reported
+            return MISSING
         if value == "???":
             return self._report(key, f"is required; set {key} to {_expected(kind)}")
         if origin in (Union, types.UnionType):
@@ -195,14 +236,15 @@ class _Reader:
         if origin is Literal:
             if value not in options:
                 known = [str(option) for option in options]
-                self._report(key, f"expected {' or '.join(known)}, got {_show(value)}")
+                return self._report(key, f"expected {' or '.join(known)}, got {_show(value)}")
             return value
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):
             return self._read_section(kind, value, key)
         if origin is dict and isinstance(value, dict):
             return self._read_mapping(options[1], value, key)
         if origin is tuple and isinstance(value, list | tuple):  # a default is still a tuple
-            return tuple(self.read(options[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+            items = (self.read(options[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+            return tuple(item for item in items if item is not MISSING)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if kind is str and value is None:
@@ -220,12 +262,16 @@ class _Reader:
             if name in hints:
                 values[name] = self.read(hints[name], inner, f"{prefix}{name}")
             else:
-                self._report(f"{prefix}{name}", f"unknown key{_suggest_key(str(name), list(hints), prefix)}")
+                meant, hint = _suggest_key(str(name), list(hints), prefix)
+                self._report(f"{prefix}{name}", f"unknown key{hint}")
+                self.unread.update(meant)
         for field in dataclasses.fields(kind):
-            if _is_required(field) and field.name not in value:
-                self._report(f"{prefix}{field.name}", f"is required; set it to {_expected(hints[field.name])}")
-                values[field.name] = None
-        return kind(**values)
+            if _is_required(field):
+                if field.name not in value:
+                    self._report(f"{prefix}{field.name}", f"is required; set it to {_expected(hints[field.name])}")
+                if values.get(field.name, MISSING) is MISSING:
+                    values[field.name] = _placeholder(hints[field.name])
+        return kind(**{name: inner for name, inner in values.items() if inner is not MISSING})
 
     def _read_mapping(self, kind: Any, value: dict[Any, Any], key: str) -> dict[str, Any]:
         entries = {}
@@ -239,19 +285,23 @@ class _Reader:
             if not isinstance(name, str):
                 self._report(entry, f"expected text as the key, got {_show(name)}; put it in quotes")
                 continue
-            entries[name] = self.read(kind, inner, entry)
+            if (item := self.read(kind, inner, entry)) is not MISSING:
+                entries[name] = item
         return entries
 
 
-def _suggest_key(name: str, siblings: list[str], prefix: str) -> str:
-    """A close name in the same section, or else the same name in another one."""
-    close = get_close_matches(name, siblings, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {prefix}{close[0]}?"
-    elsewhere = [key for key, *_ in _schema(Config, "") if key.rsplit(".", 1)[-1] == name]
-    if elsewhere:
-        return f"; did you mean {' or '.join(elsewhere)}?"
-    return f"; known here: {', '.join(siblings)}"
+def _suggest_key(name: str, siblings: list[str], prefix: str) -> tuple[list[str], str]:
+    """A close name in the same section, or else the same name in another one: the keys, and the words."""
+    close = [f"{prefix}{match}" for match in get_close_matches(name, siblings, n=1, cutoff=0.6)]
+    meant = close or [key for key, *_ in _schema(Config, "") if key.rsplit(".", 1)[-1] == name]
+    if meant:
+        return meant, f"; did you mean {' or '.join(meant)}?"
+    return [], f"; known here: {', '.join(siblings)}"
+
+
+def _placeholder(kind: Any) -> Any:
+    """Stands for a required value that is missing, so that the rest can be checked."""
+    return get_args(kind)[0] if get_origin(kind) is Literal else {int: 1, float: 1.0, bool: False}.get(kind, "missing")
 
 
 def _schema(kind: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:

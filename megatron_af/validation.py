@@ -1,116 +1,109 @@
 """Can this configuration run? Checked before any process group, file or model is made.
 
-    validate(config, world_size)            # raises ConfigError with every problem, each with its key and a fix
-    problems = check(config, world_size)    # the same without looking at files: for a dry run
+validate(config, world_size)            # raises ConfigError with every problem, each with its key and a fix
+validate_evaluation(config)             # the same for measuring a stage that has been trained
+problems = check(config, world_size)    # without looking at files: for a dry run
 """
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
 
 from megatron_af.config import PARTS, Config, ConfigError, StageConfig
-from megatron_af.config_file import suggestion
-from megatron_af.data.shards import INDEX
-from megatron_af.data.storage import DataRoot
+from megatron_af.config_file import Unread, suggestion, unexplained
+from megatron_af.evaluate.results import metric_patterns
+from megatron_af.model_check import divides, divisors, listed, model_problems
+from megatron_af.presence import missing_for_evaluation, missing_for_training
+from megatron_af.ranges import keep_in_range
 
-MEL_FRAMES, MEL_BINS = 1024, 64
-"""HTS-AT folds this many frames by bins into its square image."""
+LONGEST_CLIP_SECONDS = 3600
+"""A clip is encoded whole, and the transformation layers attend over all of its tokens at once."""
+READ = Unread()
 
 
-def validate(config: Config, world_size: int) -> None:
+def validate(config: Config, world_size: int, unread: Unread = READ) -> None:
     """Stop a run that cannot work.
+
+    Args:
+        unread: what :func:`~megatron_af.config_file.read_config` could not use, to be told in the same message.
 
     Raises:
         ConfigError: with every problem of the configuration, of ``config.stage`` and of the files it needs.
     """
-    problems = check(config, world_size)
-    stage = config.curriculum.get(config.stage)
-    if stage is None:
-        problems.insert(0, _unknown_stage(config))
-    else:
-        problems += _missing_files(config, stage)
-    if problems:
+    problems = _with_files(config, check(config, world_size), missing_for_training)
+    if problems := unread.and_also(problems):
         raise ConfigError(f"{config.name} cannot run on {_count(world_size, 'process')}", problems)
+
+
+def validate_evaluation(config: Config, objective: str, unread: Unread = READ) -> None:
+    """Stop an evaluation of ``config.stage`` that cannot work; what only training needs may be absent.
+
+    Args:
+        objective: of the stages that this evaluation measures.
+
+    Raises:
+        ConfigError: with every problem of the model, the evaluation sets and the stage's checkpoint.
+    """
+    usable, out_of_range = keep_in_range(config)
+    found = list(model_problems(usable.model))
+    if stage := usable.curriculum.get(config.stage):
+        prefix = f"curriculum.{config.stage}"
+        found += _measured(usable, prefix, stage)
+        if stage.objective != objective:
+            found.append(f"stage = {config.stage}: its objective is {stage.objective}; name one with {objective}")
+        if not stage.evaluation:
+            found.append(f"{prefix}.evaluation is empty: name the data sets of data.datasets to measure it on")
+    kept = {key: problem for key, problem in out_of_range.items() if not key.startswith("parallel.")}
+    problems = [*_of_stages(kept, config.stage), *unexplained(found, out_of_range)]
+    if problems := unread.and_also(_with_files(config, problems, missing_for_evaluation)):
+        raise ConfigError(f"stage {config.stage} of {config.name} cannot be measured", problems)
 
 
 def check(config: Config, world_size: int) -> list[str]:
     """Problems of the model, its layout and its stages (of ``config.stage``, or of all when none is named)."""
-    problems = [*_model(config), *_layout(config, world_size), *_references(config)]
+    config, out_of_range = keep_in_range(config)
+    found = [*model_problems(config.model), *_layout(config, world_size), *_references(config)]
     if re.search(r"[/\\]|^\.*$", config.name):
-        problems.append(f"name = '{config.name}': names a folder in {config.output}; use letters, digits, - and _")
+        found.append(f"name = '{config.name}': names a folder in {config.output}; use letters, digits, - and _")
     stages = config.curriculum if not config.stage else {config.stage: config.curriculum.get(config.stage)}
     for name, stage in stages.items():
         if stage is not None:
-            problems += _stage(config, name, stage, world_size)
-    return problems
+            found += _stage(config, name, stage, world_size)
+    return [*_of_stages(out_of_range, config.stage), *unexplained(found, out_of_range)]
 
 
-def _model(config: Config) -> Iterator[str]:
-    model, lm = config.model, config.model.lm
-    front, encoder, xattn = model.front_end, model.encoder, model.cross_attention
-    yield from _divides("model.lm.heads", lm.heads, "model.lm.hidden", lm.hidden)
-    yield from _divides("model.lm.kv_heads", lm.kv_heads, "model.lm.heads", lm.heads)
-    yield from _divides("model.transform.heads", model.transform.heads, "the encoder's width", encoder.feature_dim)
-    if not 1 <= xattn.interval <= lm.layers:
-        yield (
-            f"model.cross_attention.interval = {xattn.interval}: a gated block stands before every n-th of the "
-            f"{lm.layers} layers (model.lm.layers); set it to 1 … {lm.layers}"
-        )
-    if len(encoder.depths) != len(encoder.heads):
-        yield (
-            f"model.encoder.heads has {len(encoder.heads)} stages and model.encoder.depths has "
-            f"{len(encoder.depths)}: give both the same length"
-        )
-    for stage, heads in enumerate(encoder.heads):
-        width = encoder.embed_dim * 2**stage
-        yield from _divides(f"model.encoder.heads[{stage}]", heads, f"the width of encoder stage {stage}", width)
-    if encoder.tokens_per_window < 1:
-        yield (
-            f"model.encoder.patch_size = {encoder.patch_size} with {len(encoder.depths)} stages leaves no token of a "
-            "window: use smaller patches or fewer model.encoder.depths"
-        )
-    if front.mel_bins != MEL_BINS:
-        yield f"model.front_end.mel_bins = {front.mel_bins}: HTS-AT's image holds {MEL_BINS}; set it to {MEL_BINS}"
-    if not 0 <= front.overlap_seconds < front.window_seconds:
-        yield (
-            f"model.front_end.overlap_seconds = {front.overlap_seconds}: must be at least 0 and below "
-            f"window_seconds = {front.window_seconds}"
-        )
-    elif front.window_frames > MEL_FRAMES:
-        yield (
-            f"model.front_end.window_seconds = {front.window_seconds} makes {front.window_frames} mel frames; "
-            f"HTS-AT takes {MEL_FRAMES}: shorten the window or raise model.front_end.hop_samples = {front.hop_samples}"
-        )
-    mel_rate = front.mel_sample_rate or front.sample_rate
-    if not 0 <= front.min_hz < front.max_hz <= mel_rate / 2:
-        yield (
-            f"model.front_end.min_hz = {front.min_hz}, max_hz = {front.max_hz}: need 0 <= min_hz < max_hz <= "
-            f"{mel_rate / 2} (half of {'mel_sample_rate' if front.mel_sample_rate else 'sample_rate'})"
-        )
+def _of_stages(out_of_range: dict[str, str], stage: str) -> Iterator[str]:
+    """Without the problems of stages that are not asked for."""
+    for key, problem in out_of_range.items():
+        if not stage or not key.startswith("curriculum.") or key.startswith(f"curriculum.{stage}."):
+            yield problem
+
+
+def _with_files(config: Config, problems: list[str], missing: Callable[[Config], Iterable[str]]) -> list[str]:
+    if config.stage in config.curriculum:
+        return [*problems, *missing(config)]
+    return [_unknown_stage(config), *problems]
 
 
 def _layout(config: Config, world_size: int) -> Iterator[str]:
     parallel, lm, xattn = config.parallel, config.model.lm, config.model.cross_attention
-    for key in ("tensor", "pipeline", "virtual_pipeline"):
-        if getattr(parallel, key) < 1:
-            yield f"parallel.{key} = {getattr(parallel, key)}: must be at least 1"
     sharded = {
         "model.lm.heads": lm.heads,
         "model.lm.kv_heads": lm.kv_heads,
         "model.lm.ffn": lm.ffn,
         "model.cross_attention.heads": xattn.heads,
     }
-    refusing = [f"{key} = {value}" for key, value in sharded.items() if value % max(1, parallel.tensor)]
+    refusing = [f"{key} = {value}" for key, value in sharded.items() if value % parallel.tensor]
     if refusing:
-        fits = _list(_divisors(math.gcd(*sharded.values())))
+        fits = listed(divisors(math.gcd(*sharded.values())))
         yield f"parallel.tensor = {parallel.tensor} does not divide {', '.join(refusing)}: set it to one of {fits}"
     chunks = parallel.pipeline * parallel.virtual_pipeline
-    if chunks > 0 and lm.layers % chunks:
+    if lm.layers % chunks:
         yield (
             f"parallel.pipeline = {parallel.pipeline} x parallel.virtual_pipeline = {parallel.virtual_pipeline} does "
-            f"not divide model.lm.layers = {lm.layers}: set their product to one of {_list(_divisors(lm.layers))}"
+            f"not divide model.lm.layers = {lm.layers}: set their product to one of {listed(divisors(lm.layers))}"
         )
     if parallel.virtual_pipeline > 1 and parallel.pipeline < 2:
         yield (
@@ -120,7 +113,7 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
     if parallel.sequence and parallel.tensor < 2:
         yield "parallel.sequence shards over the tensor-parallel group: set it to false or parallel.tensor above 1"
     model_ranks = parallel.tensor * parallel.pipeline
-    if model_ranks > 0 and world_size % model_ranks:
+    if world_size % model_ranks:
         yield (
             f"parallel.tensor = {parallel.tensor} x parallel.pipeline = {parallel.pipeline} does not divide "
             f"{_count(world_size, 'process')}: start a multiple of {model_ranks} (torchrun --nproc_per_node)"
@@ -130,10 +123,15 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
 def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> Iterator[str]:
     prefix = f"curriculum.{name}"
     yield from _batch(config, prefix, stage, world_size)
-    counts = ("max_windows", "max_text_tokens", "micro_batch_samples", "global_batch_samples", "questions_per_sample")
-    for key in (*counts, "steps"):
-        if getattr(stage, key) < 1:
-            yield f"{prefix}.{key} = {getattr(stage, key)}: must be at least 1"
+    front = config.model.front_end
+    seconds = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
+    if seconds > LONGEST_CLIP_SECONDS:
+        yield (
+            f"{prefix}.max_windows = {stage.max_windows}: clips of {seconds:.0f} s; a clip is encoded whole, and at "
+            f"most {LONGEST_CLIP_SECONDS} s long"
+        )
+    if not stage.trainable:
+        yield f"{prefix}.trainable is empty: name what learns, such as 'lm.*.xattn.*' or '*'"
     families = _parameter_families(config)
     for key in ("trainable", "frozen"):
         for pattern in getattr(stage, key):
@@ -152,7 +150,7 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
     for dataset, weight in stage.blend.items():
         if dataset not in config.data.datasets:
             yield f"{prefix}.blend.{dataset}: not in data.datasets{suggestion(dataset, list(config.data.datasets))}"
-        if not weight > 0:
+        if weight <= 0:
             yield f"{prefix}.blend.{dataset} = {weight}: must be above 0; remove it to leave the data set out"
     if stage.objective == "contrastive":
         yield from _contrastive(config, prefix, stage)
@@ -163,38 +161,41 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
             f"model.lm.max_positions = {positions}"
         )
     optimizer = stage.optimizer
-    if not optimizer.learning_rate > 0:
-        yield f"{prefix}.optimizer.learning_rate = {optimizer.learning_rate}: must be above 0"
-    if not 0 <= optimizer.min_learning_rate <= optimizer.learning_rate:
+    if optimizer.min_learning_rate > optimizer.learning_rate:
         yield (
-            f"{prefix}.optimizer.min_learning_rate = {optimizer.min_learning_rate}: must lie between 0 and "
-            f"learning_rate = {optimizer.learning_rate}"
+            f"{prefix}.optimizer.min_learning_rate = {optimizer.min_learning_rate}: must not exceed "
+            f"{prefix}.optimizer.learning_rate = {optimizer.learning_rate}"
         )
-    for key in ("beta1", "beta2"):
-        if not 0 <= getattr(optimizer, key) < 1:
-            yield f"{prefix}.optimizer.{key} = {getattr(optimizer, key)}: must be at least 0 and below 1"
+    yield from _measured(config, prefix, stage)
+
+
+def _measured(config: Config, prefix: str, stage: StageConfig) -> Iterator[str]:
+    """Evaluation sets and exit gate."""
+    for name in stage.evaluation:
+        if name not in config.data.datasets:
+            yield f"{prefix}.evaluation: '{name}' is not in data.datasets{suggestion(name, list(config.data.datasets))}"
+    known = metric_patterns(stage)
+    for name, bounds in stage.exit_gate.items():
+        if not any(fnmatchcase(name, pattern) for pattern in known):
+            yield f"{prefix}.exit_gate.{name}: nobody logs it{suggestion(name, known)}"
+        if bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
+            yield f"{prefix}.exit_gate.{name}: nothing lies between min = {bounds.min} and max = {bounds.max}"
 
 
 def _contrastive(config: Config, prefix: str, stage: StageConfig) -> Iterator[str]:
     clap = config.model.clap
     if stage.global_batch_samples == 1:
         yield f"{prefix}.global_batch_samples = 1: a contrastive loss compares samples; use 2 or more"
-    if stage.contrastive.mix_up < 0:
-        yield f"{prefix}.contrastive.mix_up = {stage.contrastive.mix_up}: must be 0 (none) or above"
     if stage.contrastive.mix_up > 0 and stage.max_windows > 1:
         yield f"{prefix}.contrastive.mix_up mixes single windows: set {prefix}.max_windows to 1 or mix_up to 0"
     if not clap.text_tower:
-        yield from _divides("model.clap.text_heads", clap.text_heads, "model.clap.text_hidden", clap.text_hidden)
-    if not clap.temperature > 0:
-        yield f"model.clap.temperature = {clap.temperature}: must be above 0"
+        yield from divides("model.clap.text_heads", clap.text_heads, "model.clap.text_hidden", clap.text_hidden)
     encoder = config.model.encoder
     if encoder.vector and encoder.vector_dim != clap.joint_dim:
         yield (
             f"model.encoder.vector_dim = {encoder.vector_dim}, model.clap.joint_dim = {clap.joint_dim}: an encoder "
             "that gives vectors gives those of the joint space; set both alike"
         )
-    if clap.text_micro_batch < 0:
-        yield f"model.clap.text_micro_batch = {clap.text_micro_batch}: must be 0 (all captions at once) or above"
 
 
 def _parameter_families(config: Config) -> list[str]:
@@ -213,9 +214,9 @@ def _parameter_families(config: Config) -> list[str]:
 
 
 def _batch(config: Config, prefix: str, stage: StageConfig, world_size: int) -> Iterator[str]:
-    unit = config.step_unit(stage, world_size) if min(config.parallel.tensor, config.parallel.pipeline) > 0 else 0
+    unit = config.step_unit(stage, world_size)
     if unit < 1:
-        return  # too few processes for one copy of the model, or no samples: reported elsewhere
+        return  # too few processes for one copy of the model: reported elsewhere
     why = "data-parallel ranks x micro_batch_samples"
     if config.parallel.virtual_pipeline > 1:
         why += " x parallel.pipeline, for the interleaved schedule"
@@ -269,66 +270,13 @@ def retrieval_problems(config: Config) -> Iterator[str]:
     for key, settings in datasets.items():
         if settings.neighbours and not settings.manifest.endswith(".jsonl"):
             yield f"data.datasets.{key}.manifest = {settings.manifest}: neighbours are written as JSONL; end it so"
-        if settings.neighbours and settings.neighbours.examples < 1:
-            yield f"data.datasets.{key}.neighbours.examples = {settings.neighbours.examples}: must be at least 1"
 
 
 def _unknown_stage(config: Config) -> str:
     names = list(config.curriculum)
     if not config.stage:
-        return f"stage is not set: add stage=NAME with one of {_list(names)}"
+        return f"stage is not set: add stage=NAME with one of {listed(names)}"
     return f"stage = {config.stage}: not in curriculum{suggestion(config.stage, names)}"
-
-
-def _missing_files(config: Config, stage: StageConfig) -> Iterator[str]:
-    root = DataRoot(config.data.root)
-    if "://" not in config.data.root and not Path(config.data.root).is_dir():
-        yield f"data.root = {root}: no such folder; prepare the data (tools/prepare_data.py) or name where it lies"
-    else:
-        for name in filter(config.data.datasets.__contains__, stage.blend):
-            manifest = config.data.datasets[name].manifest
-            key = f"data.datasets.{name}.manifest = {manifest}"
-            try:
-                if not root.exists(manifest if manifest.endswith(".jsonl") else f"{manifest}/{INDEX}"):
-                    made = config.data.datasets[name].neighbours
-                    how = "make it (tools/build_retrieval.py interleave)" if made else "prepare the data"
-                    yield f"{key}: not in {root}; {how} or correct the path"
-            except (OSError, ValueError) as error:
-                yield f"{key}: {error}"
-    tokenizer = config.data.tokenizer
-    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", tokenizer) and not tokenizer.endswith(".json")
-    if not tokenizer:
-        yield "data.tokenizer is not set: name a folder, a tokenizer.json or a hub name such as Qwen/Qwen2.5-3B"
-    elif not Path(tokenizer).exists() and not is_hub_name:
-        yield f"data.tokenizer = {tokenizer}: does not exist; name a folder, a tokenizer.json or a hub name"
-    for part, origin in stage.entry.items():
-        key = f"curriculum.{config.stage}.entry.{part}"
-        if origin in config.curriculum:
-            folder = config.stage_folder(origin)
-            if not (folder / "checkpoints" / "latest").exists():
-                yield f"{key} = {origin}: stage {origin} has no checkpoint in {folder}; run stage={origin} first"
-        elif not Path(origin).exists():
-            yield (
-                f"{key} = {origin}: neither a stage nor an existing checkpoint"
-                f"{suggestion(origin, list(config.curriculum))}"
-            )
-
-
-def _divides(divisor_key: str, divisor: int, key: str, value: int) -> Iterator[str]:
-    if divisor < 1:
-        yield f"{divisor_key} = {divisor}: must be at least 1"
-    elif value % divisor:
-        fits = _list(_divisors(value))
-        yield f"{divisor_key} = {divisor} does not divide {key} = {value}: set {divisor_key} to one of {fits}"
-
-
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
-
-
-def _list(values: Sequence[object], most: int = 12) -> str:
-    shown = ", ".join(map(str, values[:most])) or "(none)"
-    return shown + (", …" if len(values) > most else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,17 +12,17 @@ import dataclasses
 import json
 import os
 import sys
-from pathlib import Path
 
 import torch.distributed as dist
 from rich.console import Console
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import load_config
-from megatron_af.data.rows import Manifest
+from megatron_af.config_file import read_config
+from megatron_af.data.shards import open_rows
+from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.hearing import ask_all, summarise, table
 from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.validation import validate
+from megatron_af.validation import validate_evaluation
 
 DRAWN = 4
 """Answers of each data set that are drawn."""
@@ -34,10 +34,11 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_args()
     try:
-        config = load_config(arguments.config, arguments.overrides)
-        validate(config, int(os.environ.get("WORLD_SIZE", "1")))
+        config, unread = read_config(arguments.config, arguments.overrides)
+        validate_evaluation(config, "answer", unread)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
         return 2
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
@@ -50,7 +51,7 @@ def main() -> int:
     folder, summaries, lines = config.stage_folder(config.stage), {}, []
     listener = Listener(config)
     for name in config.curriculum[config.stage].evaluation:
-        rows = list(Manifest(Path(config.data.root) / config.data.datasets[name].manifest))
+        rows = list(open_rows(DataRoot(config.data.root), config.data.datasets[name].manifest))
         asked = ask_all(listener, rows)
         summaries[name] = summarise(asked)
         for number, question in enumerate(asked):

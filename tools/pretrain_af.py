@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch.distributed as dist
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import describe, load_config
+from megatron_af.config_file import describe, read_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import validate
 
@@ -32,11 +32,11 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
     arguments = parser.parse_args()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config, unread = read_config(arguments.config, arguments.overrides)
         if objective and not config.stage:
             fitting = [name for name, stage in config.curriculum.items() if stage.objective == objective]
             config = replace(config, stage=fitting[0] if fitting else "")
-        validate(config, world_size)
+        validate(config, world_size, unread)
     except ConfigError as error:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)

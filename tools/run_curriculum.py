@@ -15,8 +15,9 @@ import argparse
 import sys
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import load_config
+from megatron_af.config_file import read_config
 from megatron_af.train.curriculum import ExitGateFailed, StageFailed, plan, run_curriculum
+from megatron_af.validation import check
 
 
 def main() -> int:
@@ -28,7 +29,10 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config, unread = read_config(arguments.config, arguments.overrides)
+        if unread.problems:
+            found = check(config, config.launch.nodes * config.launch.processes_per_node)
+            raise ConfigError(f"{config.name} cannot run", unread.and_also(found))
         if arguments.dry_run:
             steps = plan(config, arguments.start, arguments.only)
             print(*steps, sep="\n")

@@ -86,7 +86,16 @@ def _another(index: int, total: int, rng: random.Random) -> int:
 
 
 def ask_all(answer: Callable[[Sequence[Row]], list[str]], rows: Sequence[Row]) -> list[Asked]:
-    """``answer`` gives one answer per question, rows first, then questions."""
+    """``answer`` gives one answer per question, rows first, then questions.
+
+    Raises:
+        ValueError: for rows without a clip or a question, and for no rows.
+    """
+    if not rows:
+        raise ValueError("an evaluation of hearing needs rows, got none; check the evaluation set's manifest")
+    for row in rows:
+        if not row.clips or not row.questions:
+            raise ValueError(f"row {row.id}: an evaluation of hearing needs a clip and a question")
     swapped = exchange(rows)
     heard = answer(rows)
     # Exchanged questions about one clip are asked together: the clip is encoded once.

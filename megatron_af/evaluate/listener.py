@@ -32,12 +32,12 @@ PARTS = ("encoder", "transform", "rows", "xattn", "lm")
 class Listener:
     """Every rank holds the whole model, whatever layout it was trained in."""
 
-    def __init__(self, config: Config, *, max_new_tokens: int = 6) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = replace(config, parallel=ParallelConfig())
         self.stage = config.curriculum[config.stage]
         if self.stage.objective != "answer":
             raise ConfigError("nothing to ask", [f"stage = {config.stage}: its objective gives no answers"])
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = config.evaluation.max_answer_tokens
         self.device = current_device()
         self.tokenizer = Tokenizer.load(config.data.tokenizer)
         self.groups = process_groups.initialize(self.config.parallel, config.seed)

@@ -12,10 +12,46 @@ metric ``test/overall/audio``; ``clap-test.json`` the same for one data set. ``a
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from megatron_af.config import StageConfig
+
 HEARING, CLAP, SAMPLES = "hearing.json", "clap-*.json", "answers.jsonl"
+STEP_METRICS = (
+    *("step", "loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "audio_seconds_per_second"),
+    *("flops_per_second", "mfu", "data_wait", "memory_bytes", "eta_seconds"),
+)
+"""What a stage of any objective logs of its steps."""
+OBJECTIVE_METRICS = {
+    "answer": ("tokens", "gate_attn/*", "gate_ffn/*"),
+    "contrastive": ("samples", "temperature"),
+}
+SET_METRICS = {
+    "answer": (
+        *(f"{questions}/{score}" for questions in ("overall", "skills/*") for score in ("audio", "exchanged")),
+        *(f"{questions}/{score}" for questions in ("overall", "skills/*") for score in ("majority", "n")),
+        "overall/gap",
+    ),
+    "contrastive": (
+        "rows",
+        *(f"retrieval/{way}_r{k}" for way in ("text_to_audio", "audio_to_text") for k in (1, 5, 10)),
+        *(f"paraphrase/{queries}_r{k}" for queries in ("original", "paraphrased", "kept") for k in (1, 10)),
+        "composition/*",
+        "composition, other audio/*",
+        "zero_shot/accuracy",
+        "zero_shot/mean_class_accuracy",
+    ),
+}
+"""What is measured on each evaluation set (``hearing.py``, ``clap.py``)."""
+
+
+def metric_patterns(stage: StageConfig) -> list[str]:
+    """Names (fnmatch) that a stage's exit gate can know: of its last steps, and of its evaluation."""
+    by_set = [f"loss/{escape(dataset)}" for dataset in stage.blend]
+    measured = [f"{escape(name)}/{metric}" for name in stage.evaluation for metric in SET_METRICS[stage.objective]]
+    return [*STEP_METRICS, *OBJECTIVE_METRICS[stage.objective], *by_set, *measured]
 
 
 class BadResults(ValueError):

@@ -1,7 +1,9 @@
 """Exchanged audio is another sample's, and the summary's numbers are those counted by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from megatron_af.data.rows import Clip, Question, Row
@@ -39,6 +41,12 @@ def test_every_question_is_asked_about_both_clips() -> None:
     summary = summarise(asked)
     assert summary["overall"]["gap"] == 100
     assert summary["skills"]["first?"] == {"audio": 100.0, "exchanged": 0.0, "majority": 33.3, "n": 3}
+
+
+@pytest.mark.parametrize("rows", [[], [replace(ROWS[0], clips=())], [replace(ROWS[0], questions=())]])
+def test_what_cannot_be_asked_is_refused(rows: list[Row]) -> None:
+    with pytest.raises(ValueError, match="an evaluation of hearing needs"):
+        ask_all(lambda rows: [], rows)
 
 
 def test_numbers_by_hand() -> None:
