@@ -159,8 +159,7 @@ KILLED = """
 import multiprocessing, os, pickle, signal, sys
 
 if __name__ == "__main__":
-    from megatron_af.data.clips import ClipLoader
-from megatron_af.data.prepare import prepare
+    from megatron_af.data.prepare import prepare
 
     def die(line):
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
