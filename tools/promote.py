@@ -9,7 +9,8 @@
 `register` makes the newest checkpoint of a stage (the last one) a version and the candidate; `gate` holds a version
 (the candidate) against `registry.gates`; `promote` does so again and moves the aliases candidate -> champion ->
 previous-champion; `rollback` moves them back. Exit codes: 0 done, 1 try again (somebody else is promoting, the server
-is away), 2 no use in trying again (unknown version, changed checkpoint, unusable gates), 42 refused by a gate.
+is away), 2 no use in trying again (unknown version, changed checkpoint, unusable gates, a user who may not), 42 refused
+by a gate.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from megatron_af.config_file import load_config
 from megatron_af.digest import DigestMismatch
 from megatron_af.evaluate.results import BadResults
 from megatron_af.registry import commands
-from megatron_af.registry.moves import MoveRefused
+from megatron_af.registry.moves import MoveForbidden, MoveRefused
 from megatron_af.registry.releases import CANDIDATE, PromotionRefused, UnknownVersion
 from megatron_af.train.layout import CheckpointError
 
@@ -49,9 +50,12 @@ def main() -> int:
     except (ConfigError, UnknownVersion, DigestMismatch, BadResults, CheckpointError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (MoveRefused, MlflowException) as error:
+    except MoveRefused as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, MoveForbidden) else 1
+    except MlflowException as error:
+        print(error, file=sys.stderr)
+        return 2 if error.error_code == "PERMISSION_DENIED" else 1
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,10 @@ class MoveRefused(RuntimeError):
     """The move was not made, and nothing is changed."""
 
 
+class MoveForbidden(MoveRefused):
+    """The registry does not let this user move aliases; trying again is no use."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Move:
     """What changes. Carrying it out twice changes nothing more."""
@@ -113,7 +117,7 @@ def _apply(client: MlflowClient, move: Move) -> None:
 
 def _refusal(move: Move, error: MlflowException) -> Exception:
     if error.error_code == "PERMISSION_DENIED":
-        return MoveRefused(
+        return MoveForbidden(
             f"{move.what}: the registry does not let {move.who} change {move.model}; nothing is changed. "
             "Ask for EDIT permission on the model, or set MLFLOW_TRACKING_USERNAME and _PASSWORD to a user who has it"
         )

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, RegistryConfig, StageConfig, TrackingConfig
 from megatron_af.config_file import to_yaml
@@ -153,3 +156,15 @@ def test_a_model_that_does_not_answer_is_refused(
     monkeypatch.setattr(commands, "load_test", lambda uri, source: (0.0, "DigestMismatch: weights"))
     assert promote("gate") == 42
     assert "REFUSED  answers: the exported model does not answer: DigestMismatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "code"), [("PERMISSION_DENIED", 2), ("INTERNAL_ERROR", 1)])
+def test_a_registry_that_refuses_is_one_message(
+    promote: Promote, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: str, code: int
+) -> None:
+    def refuse(*arguments: object, **more: object) -> None:
+        raise MlflowException("eve may not", error_code=ErrorCode.Value(error))
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", refuse)
+    assert promote("register") == code
+    assert capsys.readouterr().err.strip() == "eve may not"

@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import ErrorCode
 from megatron_af.digest import DigestMismatch, record_digest
 from megatron_af.registry import moves
 from megatron_af.registry.gates import GateConfig, Gates
-from megatron_af.registry.moves import Move, MoveRefused, aliases, carry_out
+from megatron_af.registry.moves import Move, MoveForbidden, MoveRefused, aliases, carry_out
 from megatron_af.registry.releases import PromotionRefused, Releases, UnknownVersion
 from megatron_af.train.tracking.store import experiment_id, open_client
 
@@ -228,7 +228,7 @@ def test_a_registry_that_refuses_the_user_is_left_as_it_was(shop: Shop) -> None:
     report = shop.releases.gate(shop.register("two", 70), GATES, no_load_test)
     before = shop.aliases()
     reader = Releases(Interrupted(shop.client, 0, "PERMISSION_DENIED"), MODEL, who="eve")
-    with pytest.raises(MoveRefused, match="does not let eve change audio-flamingo; nothing is changed"):
+    with pytest.raises(MoveForbidden, match="does not let eve change audio-flamingo; nothing is changed"):
         reader.promote(report, why="please")
     assert shop.aliases() == before
     shop.releases.promote(report, why="allowed")
