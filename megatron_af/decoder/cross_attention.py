@@ -38,6 +38,31 @@ def derived(config: TransformerConfig, **changes: Any) -> TransformerConfig:
     return config
 
 
+class _SharedCopy(torch.autograd.Function):
+    """Forward: the copy. Backward: its gradient as that of the tokens it is a copy of."""
+
+    @staticmethod
+    def forward(ctx: Any, audio_LBD: Tensor, copy_LBD: Tensor) -> Tensor:
+        return copy_LBD.view_as(copy_LBD)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_LBD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient_LBD.float(), None
+
+
+def rounded(audio_LBD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Audio tokens in the precision of the layers, for one of them.
+
+    Every layer rounds the float32 tokens for itself, so that autograd sums the layers' gradients in float32. Where the
+    tokens carry a ``rounded_copy``, the layers share it instead of keeping one each until the backward pass.
+    """
+    copy: Tensor | None = getattr(audio_LBD, "rounded_copy", None)
+    if audio_LBD.dtype == dtype or copy is None:
+        return audio_LBD.to(dtype)
+    shared: Tensor = _SharedCopy.apply(audio_LBD, copy)  # type: ignore[no-untyped-call]
+    return shared
+
+
 class AudioCrossAttention(MegatronModule):
     """Text attends to audio: queries from the hidden states, keys and values from the audio tokens.
 
@@ -80,6 +105,7 @@ class AudioCrossAttention(MegatronModule):
                 keys and values of the rest are zero. None: every position sees every token.
         """
         query_SBND = self.linear_q(x_SBH)[0].unflatten(-1, (-1, self.head_dim))
+        audio_LBD = rounded(audio_LBD, self.config.params_dtype)
         key_value_LBN2K = self.linear_kv(audio_LBD)[0].unflatten(-1, (-1, 2 * self.head_dim))
         if mask_B1SL is not None:
             zero_keys = mask_B1SL.shape[-1] - audio_LBD.shape[0]

@@ -118,12 +118,15 @@ class AudioLM(GPTModel):
         dtype, device = self.config.params_dtype, current_device().torch
         added_rows_NH = added_rows_NH.to(dtype)
         masks = Masks.of(rows, audio, dtype, device)
+        audio_LBD = audio.tokens_LBD.view_as(audio.tokens_LBD)  # so that the copy lasts no longer than the graph
+        if audio_LBD.dtype != dtype:
+            audio_LBD.rounded_copy = audio_LBD.detach().to(dtype)  # type: ignore[attr-defined]
         output: Tensor = super().forward(
             input_ids=None,
             position_ids=None,
             attention_mask=masks.attention_B1SS,
             decoder_input=self._embed(rows.ids_BS.to(device), added_rows_NH) if self.pre_process else None,
-            extra_block_kwargs={"context": audio.tokens_LBD.to(dtype), "context_mask": masks.audio_B1SL},
+            extra_block_kwargs={"context": audio_LBD, "context_mask": masks.audio_B1SL},
             output_processor=head,
             output_processor_context=(rows, added_rows_NH),
         )

@@ -17,18 +17,24 @@ Shapes: T packed audio tokens, L audio tokens of a row (padded), B rows, D audio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from megatron_af.data.batch import AudioKeys, StepBatch, owned_windows
 from megatron_af.parallel.groups import Groups
 
 if TYPE_CHECKING:
     from megatron_af.data.feature_cache import FeatureCache
+
+WINDOWS_AT_ONCE = 128
+"""Windows that the encoder takes in one call; of more than that only the inputs of each call are kept, and its
+activations are recomputed: a step of many long clips needs the memory of this many windows."""
 
 
 class Front(Protocol):
@@ -65,12 +71,14 @@ class EncodeAhead:
         self._audio_trains = any(p.requires_grad for n, p in self._front.named_parameters() if n != "added_rows")
         self._rows_train = self._front.added_rows.requires_grad
         self._own_TD: Tensor | None = None
-        self._leaves: list[AudioKeys] = []
-        self._indices: list[Tensor] = []
+        self._gradient_TD: Tensor | None = None
         self.added_rows_NH = self._front.added_rows.detach()
 
     def forward(self, batch: StepBatch) -> list[AudioKeys]:
-        """Encode this rank's clips and gather the step's tokens; one ``AudioKeys`` per micro-batch."""
+        """Encode this rank's clips and gather the step's tokens; one ``AudioKeys`` per micro-batch.
+
+        Gradients of tokens and of added rows are summed over micro-batches in float32, whatever the precision.
+        """
         tokens_per_window = self._front.tokens_per_window
         group, size = self._groups.model, self._groups.model_size
         own_windows = [batch.clip_windows[clip] for clip in batch.owners[self._groups.model_rank]]
@@ -96,24 +104,27 @@ class EncodeAhead:
         else:
             all_TD = mine_TD
 
-        self._leaves, self._indices = [], []
+        audio_trains = self._audio_trains and torch.is_grad_enabled()
+        self._gradient_TD = torch.zeros_like(all_TD, dtype=torch.float32) if audio_trains else None
+        micro_batches = []
         for rows in batch.rows:
             index_BL, audio_of_BL = key_layout(rows.clips, batch.clip_windows, start_of_clip, tokens_per_window)
             index_LB = index_BL.t().to(self._device)
-            tokens_LBD = all_TD[index_LB]
-            tokens_LBD.requires_grad_(self._audio_trains and torch.is_grad_enabled())
-            self._indices.append(index_LB)
-            self._leaves.append(AudioKeys(tokens_LBD=tokens_LBD, audio_of_BL=audio_of_BL))
-        self.added_rows_NH = self._front.added_rows.detach().clone()
+            tokens_LBD = all_TD[index_LB].float()
+            if self._gradient_TD is not None:
+                tokens_LBD.requires_grad_()
+                tokens_LBD.register_post_accumulate_grad_hook(partial(_hand_over, self._gradient_TD, index_LB))
+            micro_batches.append(AudioKeys(tokens_LBD=tokens_LBD, audio_of_BL=audio_of_BL))
+        self.added_rows_NH = self._front.added_rows.detach().clone().float()
         self.added_rows_NH.requires_grad_(self._rows_train and torch.is_grad_enabled())
-        return self._leaves
+        return micro_batches
 
     def _features(self, batch: StepBatch, own_windows: list[int]) -> Tensor:
         """Encoder features of the clips this rank owns: from the feature cache where it has them, else encoded."""
         front = self._front
         if batch.mel_WFM is None and batch.features_WLD is None:  # this rank owns no clip of the step
             return torch.zeros(0, front.tokens_per_window, front.feature_dim, device=self._device, dtype=self._dtype)
-        encoded_WLD = None if batch.mel_WFM is None else front.encode(batch.mel_WFM)
+        encoded_WLD = None if batch.mel_WFM is None else self._encode(batch.mel_WFM)
         if encoded_WLD is not None and self._cache is not None:
             new = [i for i, hit in enumerate(batch.cached) if not hit]
             windows = [own_windows[i] for i in new]
@@ -129,6 +140,12 @@ class EncodeAhead:
         order_W = torch.where(from_cache_W, from_cache_W.cumsum(0) - 1, len(cached_WLD) + (~from_cache_W).cumsum(0) - 1)
         return torch.cat([cached_WLD, encoded_WLD])[order_W]
 
+    def _encode(self, mel_WFM: Tensor) -> Tensor:
+        parts = mel_WFM.split(WINDOWS_AT_ONCE)
+        if len(parts) == 1:
+            return self._front.encode(mel_WFM)
+        return torch.cat([checkpoint(self._front.encode, part, use_reentrant=False) for part in parts])
+
     def backward(self) -> None:
         """Hand the leaves' gradients to the owners and finish the backward pass of the audio side."""
         outputs: list[Tensor] = []
@@ -137,12 +154,8 @@ class EncodeAhead:
             assert self._own_TD is not None
             size = self._groups.model_size
             # Gradients of several stages and tensor ranks are summed, so they travel in float32.
-            all_TD = torch.zeros(size * self._share, self._own_TD.shape[1], device=self._device)
-            for keys, index_LB in zip(self._leaves, self._indices, strict=True):
-                # A stage without a cross-attention block leaves no gradient.
-                if keys.tokens_LBD.grad is not None:
-                    # Padding keys point at token 0 with a gradient of exactly zero.
-                    all_TD.index_add_(0, index_LB.flatten(), keys.tokens_LBD.grad.flatten(0, 1).float())
+            all_TD = self._gradient_TD
+            assert all_TD is not None
             if size > 1:
                 mine_TD = torch.empty(self._share, all_TD.shape[1], device=self._device)
                 dist.reduce_scatter_tensor(mine_TD, all_TD, group=self._groups.model)
@@ -153,16 +166,24 @@ class EncodeAhead:
                 gradients.append(mine_TD[: self._own_TD.shape[0]].to(self._own_TD.dtype))
         if self._rows_train:
             rows_grad = self.added_rows_NH.grad
-            outputs.append(self._front.added_rows * 1)  # a non-leaf, so that the DDP hooks of the rows fire
+            outputs.append(self._front.added_rows.float() * 1)  # a non-leaf, so that the DDP hooks of the rows fire
             gradients.append(torch.zeros_like(self.added_rows_NH) if rows_grad is None else rows_grad)
         if outputs:
             torch.autograd.backward(outputs, gradients)
-        self._own_TD, self._leaves, self._indices = None, [], []
+        self._own_TD, self._gradient_TD = None, None
 
     def finish(self, num_tokens: Tensor) -> None:
         """Sum the audio side's gradients over the world and divide by the global count of supervised tokens."""
         self._ddp.finish_grad_sync()
         self._ddp.scale_gradients(1.0 / torch.clamp(num_tokens, min=1))
+
+
+def _hand_over(gradient_TD: Tensor, index_LB: Tensor, tokens_LBD: Tensor) -> None:
+    """Add the gradient that a micro-batch's tokens just got to that of the step's, and free it."""
+    assert tokens_LBD.grad is not None
+    # Padding keys point at token 0 with a gradient of exactly zero.
+    gradient_TD.index_add_(0, index_LB.flatten(), tokens_LBD.grad.flatten(0, 1).float())
+    tokens_LBD.grad = None
 
 
 def key_layout(

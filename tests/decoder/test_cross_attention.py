@@ -1,9 +1,11 @@
 """The gated block against a plain statement of Audio Flamingo 2's, and when it is left out."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_af.decoder.cross_attention import rounded
 from megatron_af.decoder.masks import audio_mask
 from megatron_af.parallel.global_state import load_global
 from tests.decoder.toy import (
@@ -62,6 +64,20 @@ def block_equals_its_statement(rank: int, world_size: int) -> None:
 
 def test_block_equals_its_statement():
     run_distributed(block_equals_its_statement, 1)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_layers_sum_the_gradients_of_the_audio_in_float32(shared: bool):
+    """1 + 256 * 2^-9 = 1.5, but in bf16 1 + 2^-9 is 1 again and again."""
+    tokens = torch.ones(3, 1, 4, requires_grad=True)
+    audio = tokens.view_as(tokens)
+    if shared:
+        audio.rounded_copy = audio.detach().bfloat16()
+    layers = [rounded(audio, torch.bfloat16) for _ in range(257)]
+    assert len({layer.data_ptr() for layer in layers}) == (1 if shared else 257)
+    sizes = [1.0, *[2.0**-9] * 256]
+    torch.autograd.backward([layer.sum() * size for layer, size in zip(layers, sizes, strict=True)])
+    assert torch.equal(tokens.grad, torch.full_like(tokens, 1.5))
 
 
 def identity_blocks_are_left_out(rank: int, world_size: int) -> None:
