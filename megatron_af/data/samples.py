@@ -52,10 +52,13 @@ class SampleSource:
     """Samples of a stage by step and slot; the same on every rank.
 
     Args:
-        report: where replacements are written; None: nowhere (another rank of the group reports the same ones).
+        report: where replacements are written.
+        speaks: write down exchanged rows, too; one rank of a model-parallel group does, since all exchange the same.
     """
 
-    def __init__(self, config: Config, stage: StageConfig, loader: ClipLoader, report: Path | None) -> None:
+    def __init__(
+        self, config: Config, stage: StageConfig, loader: ClipLoader, report: Path, *, speaks: bool = True
+    ) -> None:
         root = DataRoot(config.data.root)
         unknown = [name for name in stage.blend if name not in config.data.datasets]
         if unknown:
@@ -65,7 +68,7 @@ class SampleSource:
         self._sampler = BlendSampler(
             {name: len(rows) for name, rows in self._rows.items()}, stage.blend, f"{config.seed}/{config.stage}"
         )
-        self._stage, self._loader, self._report = stage, loader, report
+        self._stage, self._loader, self._report, self._speaks = stage, loader, report, speaks
         self._style = STYLES[config.data.text_style]
         self._prefixes = {name: config.data.datasets[name].task_prefix_probability for name in stage.blend}
         self._allowed = config.data.max_replaced_fraction
@@ -85,14 +88,14 @@ class SampleSource:
             try:
                 return self._sample(draw, index)
             except (RowError, AudioError) as error:
-                self.report(step, draw.dataset, index, str(error))
+                self.report(step, draw.dataset, index, str(error), write=self._speaks)
                 index = self._sampler.replacement(draw, attempt)
         raise TooManyReplacements(f"data set {draw.dataset}: {ATTEMPTS} rows in a row cannot be used, see the report")
 
-    def report(self, step: int, dataset: str, row: int | str, problem: str) -> None:
+    def report(self, step: int, dataset: str, row: int | str, problem: str, *, write: bool = True) -> None:
         """Counts a replacement, writes it down once, and stops the run when there are too many."""
         self._replaced += 1
-        if self._report is not None and (dataset, row) not in self._seen_bad:
+        if write and (dataset, row) not in self._seen_bad:
             self._seen_bad.add((dataset, row))
             self._report.parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps({"step": step, "dataset": dataset, "row": row, "problem": problem}) + "\n"
@@ -105,7 +108,7 @@ class SampleSource:
             raise TooManyReplacements(
                 f"{self._replaced} of {self._drawn} samples could not be used (last: {dataset}, row {row}: {problem}); "
                 f"data.max_replaced_fraction allows {self._allowed:.1%}. Run tools/prepare_data.py, which leaves bad "
-                f"audio out{f'; all of them stand in {self._report}' if self._report else ''}"
+                f"audio out; all of them stand in {self._report}"
             )
 
     def dataset_name(self, index: int) -> str:

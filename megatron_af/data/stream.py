@@ -166,7 +166,7 @@ class Stream:
         self._micro_batch = stage.micro_batch_samples
         loader = ClipLoader(config, max_windows=stage.max_windows, device=device)
         report = config.stage_folder(config.stage) / "replaced.jsonl"
-        self._source = SampleSource(config, stage, loader, report)
+        self._source = SampleSource(config, stage, loader, report, speaks=mp_rank == 0)
         self.cache: FeatureCache | None = None
         """Encoder features shared by ranks and runs; None when the encoder trains or no folder is set."""
         if config.data.feature_cache and encoder_digest:
