@@ -12,6 +12,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -57,17 +58,22 @@ class AudioFlamingoModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
+        from megatron_af.generate.requests import BadRequest
+
         requests = []
         for record in model_input.to_dict("records"):
             content = record.pop("audio_bytes", None)
             requests.append({**record, "audio": content} if isinstance(content, bytes) else record)
         given = params or {}
-        return self._answerer.answer(
-            requests,
-            max_new_tokens=int(given.get("max_new_tokens", 64)),
-            few_shot=int(given.get("few_shot", 0)),
-            few_shot_from=str(given.get("few_shot_from", "")),
-        )
+        try:
+            return self._answerer.answer(
+                requests,
+                max_new_tokens=int(given.get("max_new_tokens", 64)),
+                few_shot=int(given.get("few_shot", 0)),
+                few_shot_from=str(given.get("few_shot_from", "")),
+            )
+        except BadRequest as error:  # MLflow's server hides the message of any exception but its own
+            raise MlflowException.invalid_parameter_value(str(error)) from error
 
 
 mlflow.models.set_model(AudioFlamingoModel())
