@@ -120,6 +120,14 @@ def test_tables_of_clotho_audiocaps_musiccaps(tmp_path: Path) -> None:
         "missing": 1
     }
     assert (row.questions[0].prompt, row.task) == ("describe the music.", "music captioning")
+    said = [{"audiocap_id": i, "youtube_id": "-x y", "start_time": 30, "caption": f"rain {i}"} for i in range(2)]
+    table(tmp_path / "audiocaps.csv", said)  # cut out of the video already: start_time is no place in the file
+    write_tone(tmp_path / "ac/-x y.wav", 10.0, 2)
+    columns = {"audio": "{youtube_id}.wav", "id": "audiocap_id", "caption": "caption"}
+    rows, _ = run(tmp_path, ImportConfig(format="csv", path="audiocaps.csv", audio="ac", columns=columns))
+    assert [(r.id, r.captions, r.clips[0].start, r.clips[0].duration) for r in rows] == [
+        ("0", ("rain 0",), 0.0, 10.0), ("1", ("rain 1",), 0.0, 10.0),
+    ]  # fmt: skip
     with pytest.raises(ValueError, match=r"origin.columns must name audio.*the table has"):
         run(tmp_path, ImportConfig(format="csv", path="music.csv", columns={"audio": "file"}))
 
