@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def _prepare(config: Config) -> None:
     """Scenes, their rows as this comparison captions them, and a tokenizer of all its words, unless the same settings
     have made them."""
     root = Path(config.data.root)
-    marker, wanted = root / "claim.json", to_yaml(replace(Config(name="", seed=config.seed), scenes=config.scenes))
+    marker, wanted = root / "claim.json", json.dumps({"seed": config.seed, **asdict(config.scenes)})
     if marker.exists() and marker.read_text() == wanted:
         return
     root.mkdir(parents=True, exist_ok=True)
