@@ -98,5 +98,15 @@ def test_every_tool_of_a_step_exists(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "gates").glob("*.yaml")), ids=lambda file: file.name)
-def test_gates_can_be_used(file: Path) -> None:
+def test_gates_can_be_read(file: Path) -> None:
     assert read_gates(str(file)).gates
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_gates_ask_for_what_the_last_stage_measures(file: Path) -> None:
+    config = load_config(file)
+    if not config.registry.gates:
+        pytest.skip("this run is not promoted")
+    asked = {name.split("/")[0] for gate in read_gates(config.registry.gates).gates.values()
+             for name in (gate.metric, gate.over) if name}  # fmt: skip
+    assert asked <= set(list(config.curriculum.values())[-1].evaluation)
