@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +147,10 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
             root.remove(_part(plan, group, kind))
     for folder in ("", "/shards", "/parts"):
         root.sweep(plan.output + folder)
+    made = {PurePosixPath(_shard(plan, group)).name for group in groups}
+    for old in root.names(f"{plan.output}/shards"):
+        if old.endswith(".tar") and old not in made:  # of an earlier, longer manifest
+            root.remove(f"{plan.output}/shards/{old}")
     return summary
 
 
@@ -185,7 +189,7 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
     """Prepares the rows of one shard, unless it is there already; returns how many, and how many were left out."""
     root = DataRoot(plan.root)
     loaded = list(_load_rows(manifest, group * plan.rows_per_shard))
-    shard_path = f"{plan.output}/shards/{group:06d}.tar"
+    shard_path = _shard(plan, group)
     inputs = _group_digest(plan, root, loaded)
     if _is_done(root, plan, group, inputs, shard_path):
         return len(loaded), len(json.loads(root.read(_part(plan, group, "json")))["bad"])
@@ -299,6 +303,10 @@ def _is_done(root: DataRoot, plan: Recipe, group: int, inputs: str, shard_path: 
 def _indexed(root: DataRoot, plan: Recipe, groups: range) -> Iterator[pa.RecordBatch]:
     for group in groups:
         yield from pa.ipc.open_stream(root.read(_part(plan, group, "arrow")))
+
+
+def _shard(plan: Recipe, group: int) -> str:
+    return f"{plan.output}/shards/{group:06d}.tar"
 
 
 def _part(plan: Recipe, group: int, kind: str) -> str:

@@ -107,6 +107,17 @@ class DataRoot:
         with self.writing(path) as file:
             file.write(data)
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder; none where there is no folder."""
+        try:
+            if (local := self.local(folder)) is not None:
+                return sorted(path.name for path in local.iterdir())
+            assert self._remote is not None
+            found = self._remote.ls(self._address(folder), detail=False)
+            return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+        except FileNotFoundError:
+            return []
+
     def sweep(self, folder: str) -> None:
         """Removes what killed writers left in a folder on a disk; nobody may be writing there."""
         if (local := self.local(folder)) is not None:

@@ -214,6 +214,9 @@ def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     write_manifest(folder, "a", [*rows[:-1], replace(rows[-1], id="changed")])
     run(c)
     assert open_rows(DataRoot(str(folder)), "prepared/a")[5].id == "changed"
+    write_manifest(folder, "a", rows[:3])
+    assert run(c).kept == 3
+    assert [p.name for p in (folder / "prepared/a/shards").iterdir()] == ["000000.tar"]
 
 
 def test_clips_are_cut_to_what_the_longest_stage_uses(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, kind: str) -> None:
         root.read("a/b.bin", 8, 5)
     with pytest.raises(FileNotFoundError):
         root.fetch("a/c.bin")
+    assert root.names("a") == ["b.bin"] and root.names("nowhere") == []
     root.remove("a/b.bin")
     root.remove("a/b.bin")
     assert not root.exists("a/b.bin")
