@@ -17,6 +17,8 @@ from tests.text.toy_tokenizer import toy_base
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
+LOGGED = {"loss", "loss/noise", "grad_norm", "learning_rate", "tokens_per_second", "audio_seconds_per_second", "mfu"}
+LOGGED |= {"data_wait", "memory_bytes", *(f"gate_{kind}/{layer}" for kind in ("attn", "ffn") for layer in range(2))}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,12 @@ def test_run_killed_by_a_signal_resumes_as_if_it_had_not_stopped(run_folder: Pat
 
 
 def test_next_stage_starts_from_the_previous_one_and_copies_no_frozen_weights(run_folder: Path) -> None:
-    train(run_folder, "name=chain")
+    away = ["tracking.enabled=true", "tracking.uri=http://127.0.0.1:9", "tracking.linger_seconds=0"]
+    train(run_folder, "name=chain", *away)
+    (spool,) = (run_folder / "runs/chain/align/tracking").rglob("spool.jsonl")
+    metrics = [record for record in map(json.loads, spool.open()) if record["kind"] == "metrics"]
+    assert [record["step"] for record in metrics] == list(range(1, STEPS + 1))
+    assert metrics[-1]["values"].keys() >= LOGGED
     log = train(run_folder, "name=chain", "stage=tune")
     assert len(losses(log)) == STEPS
     manifest = json.loads(next((run_folder / "runs/chain/tune").rglob("checkpoint.json")).read_text())
