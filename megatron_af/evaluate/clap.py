@@ -104,7 +104,7 @@ def paraphrase_robustness(audio_NJ: Tensor, caption_NJ: Tensor, paraphrases: Seq
     similarity_TN = torch.cat([paraphrases[n] for n in having]) @ audio_NJ.t()
     own_T1 = similarity_TN.gather(1, truth[:, None])
     place_T = (similarity_TN > own_T1).sum(1) + ((similarity_TN == own_T1).sum(1) - 1) / 2
-    report = {}
+    report: dict[str, float] = {}
     for k in (1, 10):
         original, told_again = (100 * (place < k).float().mean().item() for place in (original_N, place_T))
         kept = 100 * told_again / original if original else 0.0

@@ -120,4 +120,3 @@ def test_sizes_that_do_not_fit_name_their_keys():
     assert "model.encoder.vector_dim = 8, model.clap.joint_dim = 16" in problems(clap=wide)
     front = FrontEndConfig(mel_sample_rate=12_000)
     assert "6000.0 (half of mel_sample_rate)" in problems(front_end=front)
-    assert "text_micro_batch = -1" in problems(clap=ClapConfig(**{**vars(CLAP), "text_micro_batch": -1}))
