@@ -46,7 +46,7 @@ class _SharedCopy(torch.autograd.Function):
         return copy_LBD.view_as(copy_LBD)
 
     @staticmethod
-    def backward(ctx: Any, gradient_LBD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_LBD: Tensor) -> tuple[Tensor, None]:
         return gradient_LBD.float(), None
 
 

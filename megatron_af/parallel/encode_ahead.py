@@ -113,7 +113,8 @@ class EncodeAhead:
             tokens_LBD = all_TD[index_LB].float()
             if self._gradient_TD is not None:
                 tokens_LBD.requires_grad_()
-                tokens_LBD.register_post_accumulate_grad_hook(partial(_hand_over, self._gradient_TD, index_LB))
+                hand_over = partial(_hand_over, self._gradient_TD, index_LB)
+                tokens_LBD.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
             micro_batches.append(AudioKeys(tokens_LBD=tokens_LBD, audio_of_BL=audio_of_BL))
         self.added_rows_NH = self._front.added_rows.detach().clone().float()
         self.added_rows_NH.requires_grad_(self._rows_train and torch.is_grad_enabled())
@@ -141,7 +142,7 @@ class EncodeAhead:
         return torch.cat([cached_WLD, encoded_WLD])[order_W]
 
     def _encode(self, mel_WFM: Tensor) -> Tensor:
-        parts = mel_WFM.split(WINDOWS_AT_ONCE)
+        parts = torch.split(mel_WFM, WINDOWS_AT_ONCE)
         if len(parts) == 1:
             return self._front.encode(mel_WFM)
         return torch.cat([checkpoint(self._front.encode, part, use_reentrant=False) for part in parts])
