@@ -375,7 +375,8 @@ class CheckpointConfig:
     every_steps: Whole = 0
     """0: only at the end of the stage."""
     keep: Whole = 2
-    """Newest checkpoints kept per stage; the last one of a stage always stays."""
+    """Newest checkpoints kept per stage; the last one of a stage always stays, and so does one that a later stage or
+    another run below ``output`` reads its frozen parts from. 0: all."""
     asynchronous: bool = False
 
 

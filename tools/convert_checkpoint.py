@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import load_config
+from megatron_af.config_file import load_config, to_yaml
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import check
 
@@ -52,11 +52,11 @@ def convert(config: Config, source: Path, target: Path) -> Path:
     resume: Resume = {
         "stage": f"converted from {source.name}",
         "step": 0,
+        "skipped": 0,
         "samples": 0,
-        "seed": config.seed,
         "world_size": dist.get_world_size(),
     }
-    written = Checkpoints(target, keep=1).save(model, None, groups, resume, {}, CONVERTED)
+    written = Checkpoints(target, keep=1).save(model, None, groups, resume, {}, CONVERTED, to_yaml(config))
     process_groups.destroy()
     return written
 

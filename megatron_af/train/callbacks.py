@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Record = dict[str, float]
 """Numbers of one step: ``step``, ``loss``, ``loss/<data set>``, ``sample_loss/<data set>``, ``tokens``,
 ``tokens/<data set>``, ``grad_norm``, ``learning_rate``, ``tokens_per_second``, ``audio_seconds_per_second``, ``mfu``,
-``data_wait``, ``memory_bytes``, ``eta_seconds``, ``gate_attn/<layer>``, ``gate_ffn/<layer>``."""
+``data_wait``, ``memory_bytes``, ``eta_seconds``, ``gate_attn/<layer>``, ``gate_ffn/<layer>``; once there are any,
+``skipped`` (steps without an update so far)."""
 
 
 class Callback:
@@ -29,7 +30,8 @@ class Callback:
 
     def on_step(self, trainer: "Trainer", record: Record) -> None: ...
 
-    def on_checkpoint(self, trainer: "Trainer", path: Path) -> None: ...
+    def on_checkpoint(self, trainer: "Trainer", path: Path) -> None:
+        """A checkpoint can be read at ``path``; with asynchronous saving, that is some steps after it was taken."""
 
     def on_end(self, trainer: "Trainer", reason: str) -> None:
         """``reason``: ``done``, ``stopped`` (by a signal) or ``failed``."""
@@ -50,7 +52,7 @@ class LogLine(Callback):
 
 def format_line(record: Record, steps: int) -> str:
     """``step 120/5000 2.4% | loss … | grad … | lr … | tok/s … | audio-s/s … | mfu … | data-wait … | mem … | eta …``"""
-    step = int(record["step"])
+    step, skipped = int(record["step"]), int(record.get("skipped", 0))
 
     def number(key: str, form: str) -> str:
         value = record.get(key, math.nan)
@@ -59,6 +61,7 @@ def format_line(record: Record, steps: int) -> str:
     return " | ".join(
         [
             f"step {step}/{steps} {100 * step / steps:.1f}%",
+            *([f"skipped {skipped}"] if skipped else []),
             f"loss {number('loss', '.4f')}",
             f"grad {number('grad_norm', '.3f')}",
             f"lr {number('learning_rate', '.2e')}",
@@ -82,13 +85,16 @@ def duration(seconds: float) -> str:
 
 
 class StopOnSignal(Callback):
-    """SIGTERM and SIGUSR1 (preemption) end the run after the step under way, with a checkpoint."""
+    """SIGTERM, SIGINT and SIGUSR1 (preemption) end the run after the step under way, with a checkpoint.
+
+    No matter how often they come: a terminal and a launcher may both pass the same one on.
+    """
 
     def on_start(self, trainer: "Trainer") -> None:
         def stop(signum: int, frame: Any) -> None:
             trainer.request_stop()
 
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, stop)
 
 

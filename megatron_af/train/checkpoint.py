@@ -4,11 +4,12 @@
       latest                    name of the newest complete checkpoint (replaced atomically)
       step_00000300/
         checkpoint.json         manifest: resume state, and where each part's weights are
+        config.yaml             the resolved configuration it was trained with
         …                       trained weights and optimizer state, sharded
 
 A part of the model that a stage does not train is not copied into its checkpoints: the manifest points at the
-checkpoint that already holds it. A checkpoint is written beside its place and renamed when it is complete, so a
-run that dies while it saves leaves the previous one as it was.
+checkpoint that already holds it, which is not pruned as long as one does. A checkpoint is written beside its place
+and renamed when it is complete, so a run that dies at any moment leaves the previous one as it was.
 """
 
 import json
@@ -31,18 +32,38 @@ from megatron_af.config import PARTS
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
-from megatron_af.train.layout import LATEST, MANIFEST, CheckpointError, Resume, read_resume, source_of
+from megatron_af.train.layout import (
+    LATEST,
+    MANIFEST,
+    REPLACED,
+    SETTINGS,
+    CheckpointError,
+    Resume,
+    read_resume,
+    referenced,
+    replaced,
+    source_of,
+)
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
 from megatron_af.train.trainable import part_of
 
 
 class Checkpoints:
-    """The checkpoints of one stage."""
+    """The checkpoints of one stage.
 
-    def __init__(self, folder: Path, keep: int, asynchronous: bool = False) -> None:
+    Args:
+        folder: ``output/name/stage/checkpoints``.
+        keep: how many newest ones stay; 0: all.
+        announce: called on every rank with the place of each checkpoint once it can be read.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, asynchronous: bool = False, announce: Callable[[Path], None] = lambda path: None
+    ) -> None:
         self._folder = folder
         self._keep = keep
         self._queue = AsyncCallsQueue() if asynchronous else None
+        self._announce = announce
 
     def save(
         self,
@@ -52,26 +73,30 @@ class Checkpoints:
         resume: Resume,
         sources: Mapping[str, Path],
         parts: Sequence[str] = PARTS,
+        settings: str = "",
     ) -> Path:
         """Write the checkpoint of ``resume['step']``; a collective.
 
         Args:
             sources: parts whose weights are not written because the checkpoint named here already holds them.
             parts: what the checkpoint offers; asking it for another part is an error.
+            settings: resolved configuration as YAML.
 
         Returns:
             Where the checkpoint is (with asynchronous saving: will be, after :meth:`wait`).
         """
+        self.wait()
         final = self._folder / f"step_{resume['step']:08d}"
         partial = final.with_suffix(".partial")
         if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in self._folder.glob("step_*.partial"):  # of a run that died
+                shutil.rmtree(left)
             partial.mkdir(parents=True)
-        dist.barrier()
+        sources = _still_there(sources)
         own = set(parts) - set(sources)
         state, weights = _model_state(model, groups, lambda name: part_of(name) in own)
         if optimizer is not None:
-            state["optimizer"] = optimizer.sharded_state(weights, resume["step"], is_loading=False)
+            state["optimizer"] = optimizer.sharded_state(weights, _updates(resume), is_loading=False)
         manifest = {
             "resume": resume,
             "parts": {
@@ -82,19 +107,22 @@ class Checkpoints:
 
         def publish() -> None:
             if dist.get_rank() == 0:
+                if settings:
+                    (partial / SETTINGS).write_text(settings)
                 _write_atomically(partial / MANIFEST, json.dumps(manifest, indent=2))
                 if final.exists():
-                    shutil.rmtree(final)
-                partial.replace(final)
+                    shutil.rmtree(replaced(final), ignore_errors=True)
+                    final.rename(replaced(final))
+                partial.rename(final)
                 _write_atomically(self._folder / LATEST, final.name)
-                self._prune(final.name)
+                self._prune(final)
+            dist.barrier()
+            self._announce(final)
 
         if self._queue is None:
             dist_checkpointing.save(state, str(partial))
             publish()
-            dist.barrier()
         else:
-            self.wait()
             request = dist_checkpointing.save(state, str(partial), async_sharded_save=True, async_strategy="mcore")
             request.add_finalize_fn(publish)
             self._queue.schedule_async_request(request)
@@ -115,11 +143,30 @@ class Checkpoints:
             self.wait()
             self._queue.close()
 
-    def _prune(self, newest: str) -> None:
-        complete = sorted(p for p in self._folder.glob("step_*") if (p / MANIFEST).exists())
-        for old in complete[: -self._keep] if self._keep > 0 else []:
-            if old.name != newest:
-                shutil.rmtree(old)
+    def abort(self) -> None:
+        """End without the other ranks, which may be gone: the checkpoint under way is given up."""
+        if self._queue is not None:
+            for call in self._queue.async_calls:
+                call.async_caller.close(abort=True)
+            self._queue.async_calls.clear()
+
+    def _prune(self, newest: Path) -> None:
+        for left in self._folder.glob(f"step_*{REPLACED}"):
+            shutil.rmtree(left)
+        complete = sorted(p for p in self._folder.glob("step_" + 8 * "[0-9]") if (p / MANIFEST).exists())
+        old = [p for p in complete[: -self._keep] if p != newest] if self._keep > 0 else []
+        # Later stages, of this run or another one, read their frozen parts from here.
+        needed = referenced(self._folder.resolve().parents[2]) if old else set()
+        for checkpoint in old:
+            if checkpoint.resolve() not in needed:
+                shutil.rmtree(checkpoint)
+
+
+def _still_there(sources: Mapping[str, Path]) -> Mapping[str, Path]:
+    """The sources that exist, as rank 0 sees it; a part whose checkpoint was deleted meanwhile is written anew."""
+    found = [{part: path for part, path in sources.items() if (path / MANIFEST).exists()}]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def load_parts(model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: Iterable[str]) -> dict[str, Path]:
@@ -144,11 +191,16 @@ def load_optimizer(
 ) -> None:
     """Load the optimizer's state for the parts that are not in ``sources``; a collective."""
     frozen = set(sources)
-    step = read_resume(checkpoint)["step"]
+    updates = _updates(read_resume(checkpoint))
     _, weights = _model_state(model, groups, lambda name: part_of(name) not in frozen)
-    state = {"optimizer": optimizer.sharded_state(weights, step, is_loading=True)}
+    state = {"optimizer": optimizer.sharded_state(weights, updates, is_loading=True)}
     loaded = _load(state, checkpoint)
-    optimizer.load_sharded_state(loaded.get("optimizer", {}), step)
+    optimizer.load_sharded_state(loaded.get("optimizer", {}), updates)
+
+
+def _updates(resume: Resume) -> int:
+    """Steps that the optimizer made."""
+    return resume["step"] - resume["skipped"]
 
 
 def _load_from(model: AudioFlamingo, groups: Groups, source: Path, parts: set[str]) -> None:

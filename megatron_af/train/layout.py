@@ -4,10 +4,11 @@ runs/demo/                     ``config.output/config.name``
   align/                       a stage
     checkpoints/
       latest                   name of the newest complete checkpoint
-      step_00000300/checkpoint.json
+      step_00000300/checkpoint.json, config.yaml
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,6 +16,10 @@ from megatron_af.config import Config
 
 MANIFEST = "checkpoint.json"
 LATEST = "latest"
+SETTINGS = "config.yaml"
+"""In a checkpoint: the resolved configuration that it was written with."""
+REPLACED = ".replaced"
+"""Behind the name of a checkpoint while another one of the same step takes its place."""
 RESULT = "result.json"
 """In a stage's folder: its last numbers (``result.py``)."""
 
@@ -31,10 +36,11 @@ class Resume(TypedDict):
 
     stage: str
     step: int
-    """Optimizer steps done."""
+    """Steps done."""
+    skipped: int
+    """Of these, how many changed no weight because their gradient was not finite."""
     samples: int
-    """Samples seen."""
-    seed: int
+    """Samples seen: no resume may change how many make a step (``contract.py``)."""
     world_size: int
     """For the record: any other size may resume."""
 
@@ -58,12 +64,28 @@ def latest(folder: Path) -> Path | None:
     if not pointer.exists():
         return None
     checkpoint = folder / pointer.read_text().strip()
-    if not (checkpoint / MANIFEST).exists():
-        raise CheckpointError(
-            f"{pointer} points at {checkpoint}, which holds no {MANIFEST}; "
-            f"write the name of a complete checkpoint into {pointer} or delete it to start over"
-        )
-    return checkpoint
+    for complete in (checkpoint, replaced(checkpoint)):  # the latter: a run died between two renames
+        if (complete / MANIFEST).exists():
+            return complete
+    raise CheckpointError(
+        f"{pointer} points at {checkpoint}, which holds no {MANIFEST}; "
+        f"write the name of a complete checkpoint into {pointer} or delete it to start over"
+    )
+
+
+def replaced(checkpoint: Path) -> Path:
+    """Where a checkpoint waits while another one of the same step takes its place."""
+    return checkpoint.with_name(checkpoint.name + REPLACED)
+
+
+def referenced(output: Path) -> set[Path]:
+    """Checkpoints whose weights the checkpoints of any run in ``output`` point at (resolved)."""
+    found = set()
+    for manifest in output.glob(f"*/*/checkpoints/*/{MANIFEST}"):
+        with suppress(FileNotFoundError, CheckpointError):  # its run has just pruned it
+            parts = _read_manifest(manifest.parent)["parts"].values()
+            found |= {(manifest.parent / part).resolve() for part in parts if part != "."}
+    return found
 
 
 def read_resume(checkpoint: Path) -> Resume:

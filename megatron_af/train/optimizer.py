@@ -1,7 +1,7 @@
 """One optimizer over the decoder and the audio side: one global gradient norm, one schedule, ZeRO-1 or not.
 
-    optimizer = build_optimizer(config.parallel, stage.optimizer, config.precision, chunks, fronts, groups)
-    success, grad_norm = optimizer.step_checked()
+    optimizer = build_optimizer(config.parallel, stage.optimizer, config.precision, chunks, front, groups)
+    grad_norm = optimizer.step_checked()
 
 The state of an optimizer is saved in one form, whatever sharded it: for each trainable parameter
 ``optimizer.exp_avg.<name>``, ``optimizer.exp_avg_sq.<name>`` and, in bf16, the float32 ``optimizer.master.<name>``;
@@ -208,8 +208,7 @@ def build_optimizer(
         members += get_megatron_optimizer(config, models, _overrides(optimizer)).chained_optimizers
     if front is not None:
         front_optimizer = get_megatron_optimizer(
-            # The audio side reduces its gradients in one piece after the schedule: nothing to overlap with.
-            config,
+            config,  # what overlaps is up to each model's own DDP configuration: here nothing does
             [front],
             _overrides(optimizer),
             use_gloo_process_groups=False,

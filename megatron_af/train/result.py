@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ class StageResult(Callback):
         if trainer.rank == 0 and reason == "done" and self._last:
             means = {}
             for name in self._last[-1]:
-                values = [record[name] for record in self._last if name in record]
-                means[name] = sum(values) / len(values)
-            (trainer.folder / RESULT).write_text(json.dumps(means | {"step": self._last[-1]["step"]}, indent=1))
+                values = [record[name] for record in self._last if math.isfinite(record.get(name, math.nan))]
+                if values:  # a step that was skipped has a loss that is none
+                    means[name] = sum(values) / len(values)
+            counters = {name: self._last[-1][name] for name in ("step", "skipped") if name in self._last[-1]}
+            (trainer.folder / RESULT).write_text(json.dumps(means | counters, indent=1))

@@ -8,6 +8,7 @@ configuration must have been validated.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Protocol, Self
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from rich.markup import escape
 
 from megatron_af.config import PARTS, Config, StageConfig
+from megatron_af.config_file import to_yaml
 from megatron_af.data.batch import StepBatch
 from megatron_af.data.feature_cache import encoder_digest
 from megatron_af.data.stream import Stream
@@ -29,6 +32,7 @@ from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.answer import AnswerObjective
 from megatron_af.train.callbacks import Callback, Meter, Record
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
+from megatron_af.train.contract import check_resume
 from megatron_af.train.contrastive import ContrastiveObjective, build_clap
 from megatron_af.train.flops import peak_flops, step_flops
 from megatron_af.train.layout import Resume, latest, read_resume, resolve_entry
@@ -37,6 +41,9 @@ from megatron_af.train.trainable import global_counts, select, table
 
 FRONT_PARTS = ("encoder", "transform", "rows", "clap")
 """Parts that every rank holds whole."""
+
+MAX_SKIPPED_IN_A_ROW = 5
+"""A few bad samples spoil a step or two; more in a row come from weights or settings that no next step mends."""
 
 RETURN_MEMORY_STEPS = 20
 
@@ -55,14 +62,21 @@ class Trainer:
     """One stage of a curriculum, from its entry weights (or its newest checkpoint) to its last step."""
 
     def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
+        """Raises ``ConfigError`` when the newest checkpoint is of a run with other settings (``contract.py``)."""
         self.config = config
         self.stage: StageConfig = config.curriculum[config.stage]
         self.callbacks = list(callbacks)
         self.device = current_device()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        resume_from = latest(config.stage_folder(config.stage) / "checkpoints")
+        if resume_from is not None:
+            check_resume(config, resume_from)
         self.groups = process_groups.initialize(config.parallel, config.seed)
         self.folder = config.stage_folder(config.stage)
         self.step = 0
+        self.skipped = 0
+        """Steps whose gradient was not finite: they changed no weight."""
+        self._skipped_in_a_row = 0
         self._stop = torch.zeros(1, device=self.device.torch)
 
         tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -75,9 +89,8 @@ class Trainer:
         counts = select(self.model.named_parameters(), self.stage.trainable, self.stage.frozen)
         self.counts = global_counts(counts, self.groups.model, FRONT_PARTS)
         self._checkpoints = Checkpoints(
-            self.folder / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous
+            self.folder / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous, self._announce
         )
-        resume_from = latest(self.folder / "checkpoints")
         self._parts = [part for part in PARTS if self.counts[part].trainable + self.counts[part].frozen]
         self._sources = self._load_weights(resume_from)
         self._stream = Stream(
@@ -102,7 +115,8 @@ class Trainer:
         self._schedule = build_schedule(self.stage.optimizer, self.stage.steps, self._objective.optimizer)
         if resume_from is not None:
             load_optimizer(self.model, self._objective.optimizer, self.groups, resume_from, self._sources)
-            self.step = read_resume(resume_from)["step"]
+            resume = read_resume(resume_from)
+            self.step, self.skipped = resume["step"], resume["skipped"]
             self._schedule.num_steps = self.step
 
     def __enter__(self) -> Self:
@@ -112,6 +126,7 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
+            self._checkpoints.abort()
             for callback in self.callbacks:
                 callback.on_end(self, "failed")
         self._stream.close()
@@ -128,7 +143,7 @@ class Trainer:
             ``done``, or ``stopped`` when a stop was requested.
 
         Raises:
-            NonFiniteGradient: on all ranks; the weights are those of the last good step.
+            NonFiniteGradient: on all ranks, after ``MAX_SKIPPED_IN_A_ROW`` steps without a finite gradient.
         """
         if self.rank == 0:
             Console().print(table(self.counts, self.config.stage))
@@ -167,44 +182,60 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of the present step; a collective."""
         self._objective.sync_parameters()
-        path = self._checkpoints.save(
+        return self._checkpoints.save(
             self.model,
             self._objective.optimizer,
             self.groups,
             Resume(
                 stage=self.config.stage,
                 step=self.step,
+                skipped=self.skipped,
                 samples=self.step * self.stage.global_batch_samples,
-                seed=self.config.seed,
                 world_size=self.world_size,
             ),
             self._sources,
             self._parts,
+            to_yaml(self.config),
         )
+
+    def _announce(self, checkpoint: Path) -> None:
         for callback in self.callbacks:
-            callback.on_checkpoint(self, path)
-        return path
+            callback.on_checkpoint(self, checkpoint)
 
     def _train_step(self, batch: StepBatch) -> Record:
         # Random numbers (drop-path, SpecAugment) depend on nothing but this, so a resumed run draws the same.
         torch.manual_seed(_step_seed(self.config.seed, self.step, self.rank))
         losses = self._objective.forward_backward(batch)
         self._schedule.step(1)
+        self.step += 1
         try:
             grad_norm = self._objective.optimizer.step_checked()
-        except NonFiniteGradient as error:
-            raise NonFiniteGradient(
-                f"stage {self.config.stage}, step {self.step + 1}: {error}. Loss {losses['loss']}; samples of rank "
-                f"{self.rank}: {', '.join(batch.sample_ids[:8])}. Lower optimizer.learning_rate or mend these samples"
-            ) from None
-        self.step += 1
+            self._skipped_in_a_row = 0
+        except NonFiniteGradient as error:  # on all ranks alike
+            grad_norm = math.nan
+            self._skip(batch, losses["loss"], error)
         return {
             "step": float(self.step),
             **losses,
             "grad_norm": grad_norm,
             "learning_rate": self._schedule.get_lr({}),
+            **({"skipped": float(self.skipped)} if self.skipped else {}),
             **self._gates(),
         }
+
+    def _skip(self, batch: StepBatch, loss: float, error: NonFiniteGradient) -> None:
+        """Leave the step's update out. A gradient is a function of the step, so a restart would only meet it again."""
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        what = f"stage {self.config.stage}, step {self.step}: {error}. Loss {loss}; samples of rank {self.rank}: "
+        what += ", ".join(batch.sample_ids[:8])
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteGradient(
+                f"{what}. It is step {self._skipped_in_a_row} of its kind in a row: mend these samples, or begin anew "
+                "with a lower optimizer.learning_rate and another name="
+            ) from None
+        if self.rank == 0:
+            Console(soft_wrap=True).print(f"[bold yellow]skipped[/] {escape(what)}")
 
     def _measure(self, meter: Meter, batch: StepBatch, waited: float, peak: float) -> Record:
         copies = self.groups.data_size

@@ -1,9 +1,14 @@
 """The log line and the meter behind it."""
 
+import os
+import signal
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from megatron_af.train import callbacks
-from megatron_af.train.callbacks import Meter, duration, format_line
+from megatron_af.train.callbacks import Meter, StopOnSignal, duration, format_line
 
 
 def test_log_line_shows_everything_in_one_line() -> None:
@@ -23,6 +28,26 @@ def test_log_line_shows_everything_in_one_line() -> None:
         "step 120/5000 2.4% | loss 1.2346 | grad 0.500 | lr 1.00e-04 | tok/s 12,346 | audio-s/s 88.2 | mfu 41.2% | "
         "data-wait 0.4% | mem 3.00 GiB | eta 1:02:05"
     )
+
+
+def test_log_line_counts_the_steps_that_were_skipped() -> None:
+    line = format_line({"step": 4.0, "loss": float("nan"), "skipped": 2.0}, 8)
+    assert line.startswith("step 4/8 50.0% | skipped 2 | loss – |")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_asks_to_stop_however_often_it_comes(number: signal.Signals) -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    asked: list[int] = []
+    trainer: Any = SimpleNamespace(request_stop=lambda: asked.append(1))
+    try:
+        StopOnSignal().on_start(trainer)
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert asked == [1, 1]
 
 
 def test_unknown_numbers_are_dashes() -> None:

@@ -2,23 +2,28 @@
 
 import dataclasses
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_af.config import PARTS
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.train import checkpoint
 from megatron_af.train.answer import AnswerObjective
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
 from megatron_af.train.layout import CheckpointError, Resume, latest, read_resume
 from megatron_af.train.optimizer import build_schedule
 from megatron_af.train.trainable import select
 from tests import tiny
-from tests.distributed import run_distributed
+from tests.distributed import RankError, run_distributed
 
 SAVED_AT = 3
 
@@ -80,7 +85,7 @@ def run(
         numbers.append(objective.optimizer.step_checked())
         checkpoints.poll()
         if not resume and step + 1 == SAVED_AT:
-            state = Resume(stage="stage", step=SAVED_AT, samples=24, seed=0, world_size=world_size)
+            state = Resume(stage="stage", step=SAVED_AT, skipped=0, samples=24, world_size=world_size)
             checkpoints.save(model, objective.optimizer, groups, state, {})
     checkpoints.close()
     process_groups.destroy()
@@ -145,6 +150,113 @@ def test_asynchronous_save_holds_the_state_of_its_step(tmp_path: Path) -> None:
     )[0]
     resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=3, resume=True, timeout=180)[0]
     assert resumed == through[2 * SAVED_AT :]
+
+
+def filled(value: float) -> tuple[Any, process_groups.Groups]:
+    """A tiny model with every weight at ``value``."""
+    config = tiny.config()
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, tiny.VOCABULARY, current_device())
+    with torch.no_grad():
+        for _, parameter in model.named_parameters():
+            parameter.fill_(value)
+    return model, groups
+
+
+def save(folder: Path, value: float, step: int, asynchronous: bool = False, sources: Any = None) -> Checkpoints:
+    model, groups = filled(value)
+    checkpoints = Checkpoints(folder, keep=1, asynchronous=asynchronous)
+    resume = Resume(stage="stage", step=step, skipped=0, samples=step, world_size=1)
+    checkpoints.save(model, None, groups, resume, sources or {})
+    return checkpoints
+
+
+def save_and_die(rank: int, world_size: int, folder: Path, value: float, step: int, at: int | str) -> None:
+    """Die just before the ``at``-th change of a file or folder of :class:`Checkpoints`, or in the middle of a save."""
+    calls = iter(range(100))
+
+    def dying(change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == at:
+                os._exit(9)
+            return change(*args, **kwargs)
+
+        return call
+
+    if at == "data is written":
+        FileSystemWriterAsync.finish = lambda *_: os._exit(9)  # type: ignore[method-assign]
+    elif at == "the writer works":
+        save(folder, value, step, asynchronous=True)
+        os._exit(9)
+    else:
+        checkpoint._write_atomically = dying(checkpoint._write_atomically)
+        Path.rename = dying(Path.rename)  # type: ignore[method-assign]
+        checkpoint.shutil = type("shutil", (), {"rmtree": staticmethod(dying(shutil.rmtree))})  # type: ignore[attr-defined]
+    save(folder, value, step).close()
+
+
+def load(rank: int, world_size: int, folder: Path) -> tuple[int, set[float]]:
+    """Step and values of the weights of the newest checkpoint."""
+    model, groups = filled(-1.0)
+    newest = latest(folder)
+    assert newest is not None
+    load_parts(model, groups, newest, PARTS)
+    values = {value for _, parameter in model.named_parameters() for value in parameter.unique().tolist()}
+    return read_resume(newest)["step"], values
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a further step", "the same step again"])
+def test_death_at_any_moment_leaves_a_whole_checkpoint(again: bool, tmp_path: Path) -> None:
+    """The previous one, or once it is in place the new one; and the next save works."""
+    run_distributed(save_and_die, 1, tmp_path, 1.0, 1, at="never")
+    whole, value = {(1, 1.0)}, 2.0
+    for at in ("data is written", "the writer works", *range(12)):
+        step = 1 if again else int(value)
+        whole.add((step, value))
+        try:
+            run_distributed(save_and_die, 1, tmp_path, value, step, at=at)
+        except RankError as death:
+            assert "ended with code 9" in str(death)
+        else:
+            break
+        found_step, values = run_distributed(load, 1, tmp_path)[0]
+        assert len(values) == 1 and (found_step, *values) in whole, (at, found_step, values)
+        value += 1
+    assert value >= 7, "not every boundary was met"
+    assert run_distributed(load, 1, tmp_path)[0] == (step, {value})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", f"step_{step:08d}"]
+
+
+def lose_a_source(rank: int, world_size: int, folder: Path) -> None:
+    save(folder / "lm", 3.0, 1).close()
+    sources = {"lm": folder / "lm" / "step_00000001"}
+    save(folder / "kept", 5.0, 1, sources=sources).close()
+    shutil.rmtree(folder / "lm")
+    save(folder / "lost", 5.0, 1, sources=sources).close()
+
+
+def test_a_frozen_part_whose_checkpoint_is_gone_is_written_anew(tmp_path: Path) -> None:
+    run_distributed(lose_a_source, 1, tmp_path)
+    parts = [
+        json.loads((tmp_path / name / "step_00000001/checkpoint.json").read_text())["parts"]["lm"]
+        for name in ("kept", "lost")
+    ]
+    assert parts == ["../../lm/step_00000001", "."]
+    assert run_distributed(load, 1, tmp_path / "lost")[0] == (1, {5.0})
+
+
+def test_pruning_spares_what_a_later_stage_or_another_run_reads_from(tmp_path: Path) -> None:
+    def write(where: str, **parts: str) -> Path:
+        folder = tmp_path / where
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.json").write_text(json.dumps({"resume": {}, "parts": parts}))
+        return folder
+
+    lm = [write(f"demo/lm/checkpoints/step_{step:08d}", lm=".") for step in range(1, 6)]
+    write("demo/align/checkpoints/step_00000003", lm="../../../lm/checkpoints/step_00000001", xattn=".")
+    write("other/tune/checkpoints/step_00000003", lm="../../../../demo/lm/checkpoints/step_00000003", xattn=".")
+    Checkpoints(tmp_path / "demo/lm/checkpoints", keep=1)._prune(lm[-1])
+    assert [path.exists() for path in lm] == [True, False, True, False, True]
 
 
 def test_half_written_checkpoint_is_never_the_latest(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Every layout computes what one process computes: loss, every gradient, and the weights after several steps.
 
-Issue by issue of distributed training, the reference is the same model in one process. Float32, relative to the
-largest value of each gradient.
+In float32; errors are relative to the largest value of each gradient.
 """
 
 from typing import Any
@@ -41,8 +40,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "everything trains": {"trainable": tiny.ALL},
     "frozen LM": {"trainable": tiny.FROZEN_LM},
-    # The second pipeline stage holds no block, the first holds none either with interval 4 of 4 layers and PP2:
-    # one of them has nothing to train at all.
+    # The one block stands before the last of the four layers: the first pipeline stage has nothing to train.
     "stage without trainables": {"trainable": ("lm.*.xattn.*",), "interval": 4},
     "untied": {"trainable": tiny.ALL, "tied": False},
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from megatron_af.config import Config
 from megatron_af.train.callbacks import Callback, Record
+from megatron_af.train.layout import read_resume
 from megatron_af.train.tracking.runs import TrackedRun, start_stage_run
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class MLflowTracking(Callback):
 
     def on_checkpoint(self, trainer: "Trainer", path: Path) -> None:
         if self._run is not None:
-            self._run.spool.append("checkpoint", step=trainer.step, path=str(path.absolute()))
+            self._run.spool.append("checkpoint", step=read_resume(path)["step"], path=str(path.absolute()))
 
     def on_end(self, trainer: "Trainer", reason: str) -> None:
         if self._run is not None:
