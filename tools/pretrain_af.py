@@ -2,21 +2,30 @@
 
     torchrun --nproc_per_node 2 tools/pretrain_af.py --config configs/demo.yaml stage=align [key=value …]
 
-The stage starts from the weights its ``entry`` names, or goes on from its newest checkpoint if it has one.
-Exit codes: 0 done, 2 the configuration cannot run, 3 stopped by a signal after writing a checkpoint.
+The stage starts from the weights its ``entry`` names, or goes on from its newest checkpoint if it has one. SIGTERM,
+SIGINT and SIGUSR1 end it after the step under way, with a checkpoint; torchrun kills after 30 s, unless it is given
+``--shutdown-timeout``, or is ``python -m megatron_af.train.torchrun``.
+
+Exit codes of each process: 0 done, 2 the configuration cannot run, or not from the checkpoint that is there, 3 stopped
+by a signal. Plain torchrun makes 1 of them all; ``python -m megatron_af.train.torchrun`` hands them on, with 128 + the
+signal's number where the launcher itself was asked to stop.
 """
 
 import argparse
 import os
 import sys
+import time
 from dataclasses import replace
 
 import torch.distributed as dist
 
-from megatron_af.config import ConfigError
+from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import describe, read_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import validate
+
+PATIENCE_SECONDS = 60
+"""For a node's first process to say why it ends; the launcher ends the others as soon as it has."""
 
 
 def main(description: str | None = __doc__, objective: str = "") -> int:
@@ -37,11 +46,16 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
             fitting = [name for name, stage in config.curriculum.items() if stage.objective == objective]
             config = replace(config, stage=fitting[0] if fitting else "")
         validate(config, world_size, unread)
+        return 0 if train(config, world_size) == "done" else 3
     except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(error, file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(PATIENCE_SECONDS)
+        print(error, file=sys.stderr, flush=True)
         return 2
 
+
+def train(config: Config, world_size: int) -> str:
+    """Train ``config.stage`` on this process and its peers: ``done`` or ``stopped``."""
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.train.budget import resolve_sizes
@@ -59,7 +73,7 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
     with Trainer(config, callbacks) as trainer:
         reason = trainer.train()
     dist.destroy_process_group()
-    return 0 if reason == "done" else 3
+    return reason
 
 
 if __name__ == "__main__":

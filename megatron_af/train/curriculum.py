@@ -11,6 +11,7 @@ anew. On a cluster the same stages are steps of a pipeline (``kubeflow/af_pipeli
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,8 +31,8 @@ from megatron_af.train.tracking.spool import Spool, metric_name
 from megatron_af.validation import check
 
 TOOLS = Path(__file__).parents[2] / "tools"
-STOPPED = 3
-"""Exit code of a stage that was asked to stop and wrote a checkpoint."""
+STOPPED = (3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a stage that was asked to stop, and wrote a checkpoint if it had begun."""
 
 type Watch = Callable[[str, str], None]
 """Called with a stage and each line that its processes print."""
@@ -171,7 +172,8 @@ def _check(config: Config) -> None:
 
 def stage_command(config: Config, tool: str, stage: str) -> list[str]:
     """The command that runs a tool on a stage with the configuration in ``output/name/config.yaml``."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.launch.processes_per_node}"]
+    processes = f"--nproc_per_node={config.launch.processes_per_node}"
+    torchrun = ["-m", "megatron_af.train.torchrun", "--standalone", processes]
     resolved = Path(config.output) / config.name / "config.yaml"
     return [sys.executable, *torchrun, str(TOOLS / tool), "--config", str(resolved), f"stage={stage}"]
 
@@ -205,6 +207,7 @@ def run_command(command: Sequence[str], log: Path, watch: Callable[[str], None])
                 watch(line)
         except BaseException:
             process.terminate()
+            file.writelines(process.stdout)  # to the end: who cannot print any more writes no checkpoint either
             raise
     return process.returncode
 
@@ -232,7 +235,7 @@ def train_stage(config: Config, stage: str, launch: Launch, watch: Watch) -> Non
     seconds = time.monotonic() - started + (record.seconds if record else 0.0)
     if code:
         StageRecord(inputs=step.inputs, seconds=seconds).save(folder)
-        how = "was stopped" if code == STOPPED else f"failed with exit code {code}"
+        how = "was stopped" if code in STOPPED else f"failed with exit code {code}"
         raise StageFailed(
             f"stage {stage} {how}; the same command resumes it. The end of {folder / 'log.txt'}:\n{''.join(tail)}"
         )

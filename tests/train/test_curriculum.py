@@ -141,6 +141,23 @@ def test_a_stopped_stage_says_so(config: Config, monkeypatch: pytest.MonkeyPatch
         run(config)
 
 
+def test_an_interrupted_command_is_heard_to_its_end(tmp_path: Path) -> None:
+    """A stage that is asked to stop still prints; into a closed pipe it would die before its checkpoint."""
+    script = tmp_path / "tool.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def stop(*_):\n    print('x' * 200_000, flush=True)\n    print('checkpoint written')\n    sys.exit(3)\n"
+        "signal.signal(signal.SIGTERM, stop)\nprint('ready', flush=True)\ntime.sleep(120)\n"
+    )
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        curriculum.run_command([sys.executable, str(script)], tmp_path / "log.txt", interrupt)
+    assert (tmp_path / "log.txt").read_text().endswith("x\ncheckpoint written\n")
+
+
 def test_from_and_only(config: Config) -> None:
     assert run(config, only="lm") == ["lm"]
     assert run(config, start="align") == ["align", "tune"]

@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,7 +19,7 @@ import yaml
 from tests.text.toy_tokenizer import toy_base
 
 ROOT = Path(__file__).parents[2]
-STEPS = 6
+STEPS = 20
 LOGGED = {"loss", "loss/noise", "grad_norm", "learning_rate", "tokens_per_second", "audio_seconds_per_second", "mfu"}
 LOGGED |= {"data_wait", "memory_bytes", *(f"gate_{kind}/{layer}" for kind in ("attn", "ffn") for layer in range(2))}
 
@@ -84,7 +87,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", "megatron_af.train.torchrun", "--standalone", "--nproc_per_node", "2"]
     return [*launch, str(ROOT / "tools" / "pretrain_af.py"), "--config", str(folder / "tiny.yaml"), *overrides]
 
 
@@ -106,28 +109,48 @@ def losses(log: str) -> dict[int, tuple[str, str]]:
     return {int(step): (loss, norm) for step, loss, norm in lines}
 
 
-def test_run_killed_by_a_signal_resumes_as_if_it_had_not_stopped(run_folder: Path) -> None:
-    through = train(run_folder, "name=through")
-    assert "what trains" in through and set(losses(through)) == set(range(1, STEPS + 1))
+@pytest.fixture(scope="module")
+def through(run_folder: Path) -> dict[int, tuple[str, str]]:
+    log = train(run_folder, "name=through")
+    assert "what trains" in log and set(losses(log)) == set(range(1, STEPS + 1))
+    return losses(log)
 
-    process = subprocess.Popen(
-        command(run_folder, "name=killed", "checkpoint.every_steps=2"),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 3/"):
-            launcher = psutil.Process(process.pid)
-            for victim in [launcher, *launcher.children(recursive=True)]:  # at once and with no warning
-                victim.kill()
-            break
-    process.wait(timeout=60)
+
+def signalled(folder: Path, step: int, send: Callable[[psutil.Process], None], *overrides: str) -> tuple[int, str]:
+    """Exit code and output of a run to whose launcher something is done after a step."""
+    with subprocess.Popen(
+        command(folder, *overrides), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(f"step {step}/"):
+                send(psutil.Process(process.pid))
+        return process.wait(timeout=60), "".join(lines)
+
+
+def test_run_killed_without_warning_resumes_as_if_it_had_not_stopped(run_folder: Path, through: Any) -> None:
+    def kill(launcher: psutil.Process) -> None:
+        for victim in [launcher, *launcher.children(recursive=True)]:
+            victim.kill()
+
+    signalled(run_folder, 3, kill, "name=killed", "checkpoint.every_steps=2")
     resumed = losses(train(run_folder, "name=killed"))
-    assert min(resumed) == 3, "the checkpoint of step 2 was not used"
-    assert {step: losses(through)[step] for step in resumed} == resumed
+    assert 1 < min(resumed) <= STEPS, "no checkpoint was used"
+    assert {step: through[step] for step in resumed} == resumed
+
+
+def test_run_asked_to_stop_writes_its_step_and_resumes_behind_it(run_folder: Path, through: Any) -> None:
+    code, log = signalled(run_folder, 3, lambda launcher: launcher.send_signal(signal.SIGTERM), "name=stopped")
+    assert code == 128 + signal.SIGTERM, log[-3000:]
+    first = losses(log)
+    assert 3 <= max(first) < STEPS
+    newest = (run_folder / "runs/stopped/align/checkpoints/latest").read_text()
+    assert newest == f"step_{max(first):08d}"
+    resumed = losses(train(run_folder, "name=stopped"))
+    assert min(resumed) == max(first) + 1
+    assert first | resumed == through
 
 
 def test_next_stage_starts_from_the_previous_one_and_copies_no_frozen_weights(run_folder: Path) -> None:
@@ -146,11 +169,10 @@ def test_next_stage_starts_from_the_previous_one_and_copies_no_frozen_weights(ru
 
 def test_impossible_configuration_stops_with_one_message(run_folder: Path) -> None:
     overrides = ["parallel.tensor=3", "model.cross_attention.interval=0", "data.tokenizer=nowhere.json"]
-    tool = [sys.executable, str(ROOT / "tools" / "pretrain_af.py"), "--config", str(run_folder / "tiny.yaml")]
     done = subprocess.run(
-        [*tool, *overrides], env=environment(), capture_output=True, text=True, timeout=120, check=False
+        command(run_folder, *overrides), env=environment(), capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 2
     for key in ("parallel.tensor", "model.cross_attention.interval", "data.tokenizer"):
-        assert key in done.stderr
+        assert done.stderr.count(key) == 1, "one process of a node tells it"
     assert "Traceback" not in done.stderr
