@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from megatron_af.config import ConfigError
-from megatron_af.evaluate.demo import StepFailed, prepare_demo, run_demo
+from megatron_af.evaluate.demo import prepare_only, run_demo
+from megatron_af.train.curriculum import StageFailed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -28,9 +29,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_args()
     try:
-        run = prepare_demo if arguments.prepare else run_demo
+        run = prepare_only if arguments.prepare else run_demo
         run(arguments.config, arguments.overrides)
-    except (ConfigError, StepFailed) as error:
+    except (ConfigError, StageFailed) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
