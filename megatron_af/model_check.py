@@ -44,9 +44,15 @@ def _encoder(model: ModelConfig) -> Iterator[str]:
             f"model.encoder.heads has {len(encoder.heads)} stages and model.encoder.depths has "
             f"{len(encoder.depths)}: give both the same length"
         )
+
+    def times(stage: int) -> str:
+        return f"model.encoder.embed_dim x {2**stage}"
+
     for stage, heads in enumerate(encoder.heads):
         dim = encoder.embed_dim * 2**stage
-        yield from divides(f"model.encoder.heads[{stage}]", heads, f"the width of encoder stage {stage}", dim)
+        yield from divides(
+            f"model.encoder.heads[{stage}]", heads, f"the width of encoder stage {stage}, {times(stage)}", dim
+        )
     if encoder.fusion and encoder.embed_dim < 4:
         yield f"model.encoder.embed_dim = {encoder.embed_dim}: feature fusion needs 4; raise it or set fusion to false"
     if IMAGE_SIDE % encoder.patch_size:
@@ -55,11 +61,14 @@ def _encoder(model: ModelConfig) -> Iterator[str]:
         yield from _grid(model)
     if not width:
         return
-    yield from divides("model.transform.heads", transform.heads, "the encoder's width", width)
+    source = "model.encoder.vector_dim" if encoder.vector else times(len(encoder.depths) - 1)
+    yield from divides("model.transform.heads", transform.heads, f"the encoder's width, {source}", width)
     turned = transform.heads if transform.positions == "rope" else 1
     if transform.layers and width % turned == 0 and width // turned % 2:
-        each = f"transform.heads = {transform.heads} are {width // turned} wide" if turned > 1 else f"width is {width}"
-        yield f"model.transform.positions = {transform.positions} needs an even width: model.{each}, of the encoder's"
+        yield (
+            f"model.transform.positions = {transform.positions} needs an even width, got {width // turned}: "
+            f"{source} / {turned}{' (model.transform.heads)' if turned > 1 else ''}"
+        )
 
 
 def _grid(model: ModelConfig) -> Iterator[str]:
@@ -97,11 +106,12 @@ def _front_end(model: ModelConfig) -> Iterator[str]:
             f"model.front_end.window_seconds = {front.window_seconds} makes {front.window_frames} mel frames; "
             f"HTS-AT takes {MEL_FRAMES}: shorten the window or raise model.front_end.hop_samples = {front.hop_samples}"
         )
+    which = "mel_sample_rate" if front.mel_sample_rate else "sample_rate"
     mel_rate = front.mel_sample_rate or front.sample_rate
     if not front.min_hz < front.max_hz <= mel_rate / 2:
         yield (
             f"model.front_end.min_hz = {front.min_hz}, max_hz = {front.max_hz}: need min_hz < max_hz <= "
-            f"{mel_rate / 2} (half of {'mel_sample_rate' if front.mel_sample_rate else 'sample_rate'})"
+            f"{mel_rate / 2} (half of {which}), with model.front_end.{which} = {mel_rate}"
         )
 
 

@@ -26,7 +26,7 @@ class Range:
         if math.isfinite(value) and value >= self.min and value <= self.max and self.above < value < self.below:
             return ""
         sides = (("at least", self.min), ("above", self.above), ("at most", self.max), ("below", self.below))
-        limits = [f"{word} {side:.15g}" for word, side in sides if math.isfinite(side)]
+        limits = [f"{word} {side}" for word, side in sides if math.isfinite(side)]
         return f"must be {' and '.join(limits) or 'a finite number'}"
 
     @property

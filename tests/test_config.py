@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import describe, load_config, read_values, to_yaml
+from megatron_af.config_file import describe, load_config, read_config, read_values, to_yaml
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -108,9 +108,7 @@ def test_resolved_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
         ("{curriculum: {align: {}}}", "curriculum.algn.steps=3", "not in curriculum; did you mean align?"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place_and_fix(
-    tmp_path: Path, text: str, override: str, expected: str
-) -> None:
+def test_what_is_wrong_is_named_with_its_place_and_fix(tmp_path: Path, text: str, override: str, expected: str) -> None:
     top = write(tmp_path, top=text.replace("{", "{name: x, ", 1) if text != "{}" else "{name: x}")
     (problem,) = problems_of(top, *filter(None, [override]))
     assert expected in problem.replace(str(tmp_path), "…")
@@ -122,6 +120,23 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     places = ["stage: ", "name: is required", f"seed ({tmp_path}/a.yaml)", "parallel.tensr", "log_every_steps (command"]
     assert len(problems) == len(places)
     assert all(problem.startswith(place) for problem, place in zip(problems, places, strict=True))
+
+
+def test_what_could_be_read_goes_on_to_be_checked(tmp_path: Path) -> None:
+    top = write(
+        tmp_path,
+        top="{seed: x, output: out, precison: bf16, stage: '${nix}', model: {lm: {hiden: 63, heads: five}},"
+        " data: {root: '${output}/d', datasets: {a: {}}}, curriculum: {s: {trainable: [lm.*, 3], blend: {a: b}}}}",
+    )
+    config, unread = read_config(top)
+    assert (config.seed, config.output, config.model.lm.heads) == (0, "out", Config(name="x").model.lm.heads)
+    assert config.curriculum["s"].trainable == ("lm.*",) and config.curriculum["s"].blend == {}
+    assert len(unread.problems) == 9
+    guessed = {"precision", "model.lm.hidden"}
+    assert guessed | {"name", "seed", "stage", "model.lm.heads", "data.datasets.a.manifest"} <= unread.keys
+    told = ["model.lm.heads = 16 does not divide model.lm.hidden = 2048", "data.datasets.a.manifest = x: not there"]
+    new = ["model.lm.kv_heads = 3", "model.lm.hidden_too = 3", "data.datasets.ab.manifest = x"]
+    assert unread.and_also([*told, *new]) == [*unread.problems, *new]
 
 
 def test_a_missing_top_file_is_one_plain_problem(tmp_path: Path) -> None:

@@ -241,7 +241,6 @@ class HTSAT(nn.Module):
 
     def __init__(self, front_end: FrontEndConfig, config: EncoderConfig) -> None:
         super().__init__()
-        _check(front_end, config)
         self.dim = config.feature_dim
         self.recompute = config.recompute
         self.folds = IMAGE_SIDE // front_end.mel_bins
@@ -335,28 +334,3 @@ def _init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _check(front_end: FrontEndConfig, config: EncoderConfig) -> None:
-    """Sizes HTS-AT cannot be built with."""
-    if IMAGE_SIDE % front_end.mel_bins:
-        raise ValueError(f"model.front_end.mel_bins must divide {IMAGE_SIDE}, got {front_end.mel_bins}")
-    most = IMAGE_SIDE * (IMAGE_SIDE // front_end.mel_bins)
-    if front_end.window_frames > most:
-        raise ValueError(
-            f"a window has {front_end.window_frames} mel frames, HTS-AT takes at most {most} at "
-            f"{front_end.mel_bins} bins: lower model.front_end.window_seconds or raise hop_samples"
-        )
-    rows = IMAGE_SIDE // config.patch_size
-    for i, heads in enumerate(config.heads):
-        if (config.embed_dim * 2**i) % heads:
-            raise ValueError(
-                f"model.encoder.heads[{i}] = {heads} does not divide {config.embed_dim * 2**i}, "
-                f"the width of that stage (embed_dim x 2^{i})"
-            )
-        if rows > config.window_size and rows % config.window_size:
-            raise ValueError(
-                f"stage {i} of the encoder has a grid of {rows} patches, no multiple of "
-                f"model.encoder.window_size {config.window_size}"
-            )
-        rows //= 2

@@ -118,17 +118,3 @@ def test_drop_path_leaves_whole_windows_out_and_keeps_the_mean():
     assert (out == out[:, :1]).all()
     assert out.mean().item() == pytest.approx(1.0, abs=0.03)
     assert torch.equal(drop.eval()(torch.ones(8, 3)), torch.ones(8, 3))
-
-
-@pytest.mark.parametrize(
-    ("front_end", "encoder", "key"),
-    [
-        (FrontEndConfig(mel_bins=60), DEMO, "mel_bins"),
-        (FrontEndConfig(window_seconds=20), DEMO, "window_seconds"),
-        (FRONT_END, EncoderConfig(embed_dim=96, heads=(5, 8, 16, 32)), r"heads\[0\]"),
-        (FRONT_END, EncoderConfig(window_size=7), "window_size"),
-    ],
-)
-def test_impossible_sizes_name_their_key(front_end, encoder, key):
-    with pytest.raises(ValueError, match=key):
-        HTSAT(front_end, encoder)
