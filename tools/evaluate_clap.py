@@ -17,7 +17,7 @@ from rich.console import Console
 
 from megatron_af.config import ConfigError
 from megatron_af.config_file import load_config
-from megatron_af.data.rows import Manifest
+from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.parallel.device import current_device, make_megatron_portable
 
 
@@ -41,9 +41,9 @@ def main() -> int:
         if arguments.rows not in config.data.datasets:
             known = ", ".join(config.data.datasets)
             raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
-        rows = Manifest(Path(config.data.root) / config.data.datasets[arguments.rows].manifest)
+        rows = evaluation_rows(config, arguments.rows)
         embedder = ClapEmbedder(config)
-        report = evaluate_clap(embedder, list(rows))
+        report = evaluate_clap(embedder, rows)
         embedder.close()
     except ConfigError as error:
         if dist.get_rank() == 0:

@@ -18,9 +18,7 @@ from rich.console import Console
 
 from megatron_af.config import ConfigError
 from megatron_af.config_file import read_config
-from megatron_af.data.shards import open_rows
-from megatron_af.data.storage import DataRoot
-from megatron_af.evaluate.hearing import ask_all, summarise, table
+from megatron_af.evaluate.hearing import ask_all, evaluation_rows, summarise, table
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import validate_evaluation
 
@@ -51,7 +49,7 @@ def main() -> int:
     folder, summaries, lines = config.stage_folder(config.stage), {}, []
     listener = Listener(config)
     for name in config.curriculum[config.stage].evaluation:
-        rows = list(open_rows(DataRoot(config.data.root), config.data.datasets[name].manifest))
+        rows = evaluation_rows(config, name)
         asked = ask_all(listener, rows)
         summaries[name] = summarise(asked)
         for number, question in enumerate(asked):

@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from megatron_af.config import Config
 from megatron_af.data.rows import Row
+from megatron_af.data.shards import open_rows
+from megatron_af.data.storage import DataRoot
 
 RESAMPLES = 2_000
 
@@ -55,6 +58,11 @@ class Score:
     @property
     def gap(self) -> float:
         return self.audio - self.exchanged
+
+
+def evaluation_rows(config: Config, dataset: str) -> list[Row]:
+    """All rows of a data set of ``data.datasets``, wherever it lies: JSONL or prepared, on a disk or in a store."""
+    return list(open_rows(DataRoot(config.data.root), config.data.datasets[dataset].manifest))
 
 
 def exchange(rows: Sequence[Row], seed: int = 0) -> list[Row]:

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from megatron_af.data.rows import Clip, Question, Row
-from megatron_af.evaluate.hearing import Asked, ask_all, exchange, summarise, table
+from megatron_af.config import Config, DataConfig, DatasetConfig
+from megatron_af.data.rows import Clip, Question, Row, to_json
+from megatron_af.data.shards import record_batch, write_index
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.hearing import Asked, ask_all, evaluation_rows, exchange, summarise, table
 
 
 def row(number: int, *prompts: str) -> Row:
@@ -41,6 +45,18 @@ def test_every_question_is_asked_about_both_clips() -> None:
     summary = summarise(asked)
     assert summary["overall"]["gap"] == 100
     assert summary["skills"]["first?"] == {"audio": 100.0, "exchanged": 0.0, "majority": 33.3, "n": 3}
+
+
+@pytest.mark.parametrize("manifest", ["a.jsonl", "prepared/a"])
+def test_rows_are_read_wherever_training_reads_them(tmp_path: Path, manifest: str) -> None:
+    root = f"{tmp_path}/store"
+    store = DataRoot(root)
+    store.write("a.jsonl", "".join(f"{to_json(row)}\n" for row in ROWS).encode())
+    write_index(tmp_path / "index", [record_batch(ROWS, [1] * len(ROWS))])
+    store.write("prepared/a/index.arrow", (tmp_path / "index").read_bytes())
+    for place in (root, f"file://{root}"):
+        data = DataConfig(root=place, datasets={"a": DatasetConfig(manifest=manifest)})
+        assert evaluation_rows(Config(name="x", data=data), "a") == ROWS
 
 
 @pytest.mark.parametrize("rows", [[], [replace(ROWS[0], clips=())], [replace(ROWS[0], questions=())]])
