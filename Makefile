@@ -47,7 +47,7 @@ types: .venv/ready
 		echo "or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
 		exit 1; \
 	fi; \
-	echo "Setting up .venv with $$("$$found" --version): about 3 GB of packages, some minutes the first time."; \
+	echo "Setting up .venv with $$("$$found" --version): about 7 GB on disk, some minutes the first time."; \
 	[ "$$found" = .venv/bin/python ] || "$$found" -m venv --clear .venv
 	$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c requirements.lock -e '.[kubeflow,dev]'
 	@touch $@

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_structure import tracked
+
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
@@ -100,12 +102,11 @@ def test_files_that_are_named_exist(doc: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_tree_names_what_is_there() -> None:
+def test_the_tree_names_what_is_there_and_every_folder() -> None:
     (tree,) = re.findall(r"```\n(configs/.*?)```", README, flags=re.DOTALL)
-    missing = []
-    for line in tree.splitlines():
-        name = line.split()[0]
-        folder = ROOT / "megatron_af" if line.startswith("  ") else ROOT
-        if not (folder / name).exists():
-            missing.append(name)
-    assert missing == []
+    named = {("megatron_af/" if line.startswith("  ") else "") + line.split()[0] for line in tree.splitlines()}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    folders = {path.relative_to(ROOT).parts[:-1] for path in tracked()}
+    outer = {f"{parts[0]}/" for parts in folders if parts and not parts[0].startswith(".")}
+    inner = {f"megatron_af/{parts[1]}/" for parts in folders if parts[:1] == ("megatron_af",) and len(parts) > 1}
+    assert (outer | inner) - named == set()
