@@ -140,7 +140,7 @@ def _named_rows(
         try:
             row = rows[number]
             clips, paths = row.clips, sources.get(row.id, [])
-            if row.template == "interleaved":
+            if row.template.startswith("interleaved"):
                 clips, paths = clips[-1:], paths[-1:]
             for clip in clips:
                 if not clip.length and (file := root.local(clip.path)):
