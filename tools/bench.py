@@ -19,7 +19,7 @@ from rich.console import Console
 
 SUBJECTS = {
     "clap": "contrastive loss as the batch grows, and windows through mel and encoder",
-    "clap-claim": "AF-CLAP's loss against the plain one on order, attributes and paraphrases (half an hour)",
+    "clap-claim": "AF-CLAP's loss against the plain one on order, attributes and paraphrases (20 minutes)",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
 }
 """Subject -> what it measures; ``megatron_af.bench.SUBJECT`` has ``measure(folder)`` and ``tables(result)``."""
