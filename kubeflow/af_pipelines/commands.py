@@ -24,7 +24,8 @@ from megatron_af.config_file import load_config
 
 CLUSTER_KEY = "cluster."
 FOLLOW_SECONDS = 0.5
-STOP_SECONDS = 60.0
+STOP_SECONDS = 180.0
+"""A cancelled run writes a checkpoint and tells MLflow."""
 
 
 def compile_(options: argparse.Namespace) -> int:

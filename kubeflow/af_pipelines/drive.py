@@ -21,7 +21,7 @@ import psutil
 
 from af_pipelines.execute import Arguments, finish
 from af_pipelines.job import Cancelled, cancellable, python_env
-from af_pipelines.local import RUN_PID
+from af_pipelines.local import RUN_PID, STOP_GRACE_SECONDS
 from af_pipelines.records import RunFolder, RunRecord
 
 STEP_LINE = re.compile(r"^\s*(\[[\w.-]+( \d+)?\] |\| |# )")
@@ -52,6 +52,7 @@ def drive(folder: RunFolder, record: RunRecord, pipeline: Path) -> str:
                     launcher="local",
                 )
         except Cancelled:
+            _wait_for_steps()
             finish(arguments, "CANCELLED", launcher="local")
             return "CANCELLED"
         except RuntimeError as error:  # "Inner task failed: …"; the step has printed the reason
@@ -66,11 +67,24 @@ def _stop_steps() -> None:
 
     This comes before anything is raised: kfp's way out waits for the process.
     """
-    here = os.getsid(0)
+    for child in _steps():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(signal.SIGTERM)
+
+
+def _wait_for_steps() -> None:
+    """A step ends when its nodes have: until then nothing is cancelled. kfp does not always wait for it."""
+    psutil.wait_procs(_steps(), timeout=2 * STOP_GRACE_SECONDS)
+
+
+def _steps() -> list[psutil.Process]:
+    """The processes that run steps; their nodes are in sessions of their own."""
+    found = []
     for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getsid(child.pid) == here:
-                child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(child.pid) == os.getsid(0):
+                found.append(child)
+    return found
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,8 +20,11 @@ import threading
 import time
 from collections.abc import Callable
 
+import psutil
+
 from af_pipelines.job import GIVE_UP, ROOT, Cancelled, Job, StepFailed, cancellable, describe_exit, python_env
 from af_pipelines.logs import last_error
+from megatron_af.train.tracking.runs import SENDER
 
 RUN_PID = "AF_PIPELINES_RUN_PID"
 """Environment variable with the process that drives the pipeline; a step does not outlive it."""
@@ -28,15 +32,17 @@ POLL_SECONDS = 0.1
 PEER_GRACE_SECONDS = 3.0
 """How long the other nodes may take to notice a failure by themselves; what they print then helps nobody."""
 PORTS = (20_000, 32_000)
-STOP_GRACE_SECONDS = 15.0
-"""From SIGTERM to SIGKILL."""
+STOP_GRACE_SECONDS = 30.0
+"""From SIGTERM to SIGKILL: time for the step under way and a checkpoint."""
+MARK = "AF_PIPELINES_JOB"
+"""Environment variable by which a job's processes are found: torchrun gives each worker a session of its own."""
 
 
 class Node:
     """One node's process group, its output handed on line by line to ``read``."""
 
-    def __init__(self, job: Job, rank: int, port: int, read: Callable[[int, str], None]) -> None:
-        env = {"OMP_NUM_THREADS": "1", **python_env(), **job.env}
+    def __init__(self, job: Job, rank: int, port: int, mark: str, read: Callable[[int, str], None]) -> None:
+        env = {"OMP_NUM_THREADS": "1", **python_env(), **job.env, MARK: mark}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             env.pop(name, None)  # of a job this one was started from
         if job.distributed:
@@ -109,12 +115,12 @@ def launch_local(job: Job, say: Callable[[str], None]) -> int:
 
 def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> list[tuple[int, int]]:
     """One try: (rank, exit code) of the nodes that failed by themselves, in the order they ended; empty: it is done."""
-    port = _free_port()
+    port, mark = _free_port(), secrets.token_hex(16)
     nodes: list[Node] = []
     ended: list[Node] = []
     driver = int(os.environ.get(RUN_PID, "0"))
     try:
-        nodes += [Node(job, rank, port, read) for rank in range(job.nodes)]
+        nodes += [Node(job, rank, port, mark, read) for rank in range(job.nodes)]
         give_peers_until = float("inf")
         while len(ended) < len(nodes):
             time.sleep(POLL_SECONDS)
@@ -135,12 +141,12 @@ def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> li
             if driver and not _alive(driver):
                 raise Cancelled("the process that drives the pipeline has gone")
     finally:
-        _stop(nodes)
+        _stop(nodes, mark)
     return [(node.rank, node.process.returncode) for node in ended if node.process.returncode]
 
 
-def _stop(nodes: list[Node]) -> None:
-    """End every process group: SIGTERM, time to write a checkpoint, SIGKILL."""
+def _stop(nodes: list[Node], mark: str) -> None:
+    """End every node and all that it started: SIGTERM, time to write a checkpoint, SIGKILL."""
     running = [node for node in nodes if node.process.poll() is None]
     for node in running:
         node.signal(signal.SIGTERM)
@@ -150,8 +156,23 @@ def _stop(nodes: list[Node]) -> None:
             node.process.wait(timeout=max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             node.signal(signal.SIGKILL)
+    left = _marked(mark)
+    psutil.wait_procs(left, timeout=max(0.0, until - time.monotonic()))
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     for node in nodes:
         node.close()
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """Processes of a job that live, whoever their parent is by now; what only reports on one may outlive it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == mark and SENDER not in process.cmdline():
+                found.append(process)
+    return found
 
 
 def _alive(pid: int) -> bool:

@@ -79,7 +79,7 @@ def test_cancel_stops_children_that_ignore_sigterm(tmp_path: Path) -> None:
         "import os, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "print(os.getpid(), flush=True)\n"
-        "if len(sys.argv) < 2: subprocess.Popen([sys.executable, __file__, 'child'])\n"
+        "if len(sys.argv) < 2: subprocess.Popen([sys.executable, __file__, 'child'], start_new_session=True)\n"
         "time.sleep(60)\n",
     )
     with pytest.raises(Cancelled, match="SIGTERM"):
