@@ -20,12 +20,7 @@ from megatron_af.config import ConfigError
 from megatron_af.config_file import load_config
 from megatron_af.digest import DigestMismatch
 from megatron_af.evaluate.results import BadResults
-from megatron_af.registry import commands
-from megatron_af.registry.moves import MoveForbidden, MoveRefused
-from megatron_af.registry.releases import CANDIDATE, PromotionRefused, UnknownVersion
 from megatron_af.train.layout import CheckpointError
-
-from mlflow.exceptions import MlflowException  # isort: skip  (after commands, which set its environment)
 
 REFUSED_BY_GATE = 42
 
@@ -36,12 +31,18 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="top YAML file of the run")
     parser.add_argument("--stage", default="", help="register: stage to take the checkpoint of")
     parser.add_argument("--digest", default="", help="register: digest that the checkpoint has to have")
-    parser.add_argument("--version", default=CANDIDATE, help="gate, promote: number or alias")
+    parser.add_argument("--version", default="candidate", help="gate, promote: number or alias")
     parser.add_argument("--why", default="", help="promote, rollback: reason, kept with the version")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
     if arguments.command == "rollback" and not arguments.why:
         parser.error("rollback: expected --why, which is kept with the version")
+    # Imported only now: --help need not wait for MLflow, whose environment the first of them sets.
+    from megatron_af.registry.moves import MoveForbidden, MoveRefused
+    from megatron_af.registry.releases import PromotionRefused, UnknownVersion
+
+    from mlflow.exceptions import MlflowException  # isort: skip
+
     try:
         return run(arguments)
     except PromotionRefused as error:
@@ -59,6 +60,8 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from megatron_af.registry import commands
+
     config = load_config(arguments.config, arguments.overrides)
     if arguments.command == "register":
         version = commands.register(config, arguments.stage, arguments.digest)

@@ -11,8 +11,10 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+import megatron_af.train.tracking.store  # noqa: F401  (before mlflow: it sets its environment)
+
+from mlflow import MlflowClient  # isort: skip
+from mlflow.exceptions import MlflowException  # isort: skip
 
 LEASE_SECONDS = 60.0
 """A move takes a few requests; after this time its author is taken to be gone."""
