@@ -28,6 +28,8 @@ OBJECTIVE_METRICS = {
     "answer": ("tokens", "gate_attn/*", "gate_ffn/*"),
     "contrastive": ("samples", "temperature"),
 }
+SET_LOSSES = {"answer": ("loss", "sample_loss", "tokens"), "contrastive": ("loss",)}
+"""The same of each data set of the blend."""
 SET_METRICS = {
     "answer": (
         *(f"{questions}/{score}" for questions in ("overall", "skills/*") for score in ("audio", "exchanged")),
@@ -49,7 +51,8 @@ SET_METRICS = {
 
 def metric_patterns(stage: StageConfig) -> list[str]:
     """Names (fnmatch) that a stage's exit gate can know: of its last steps, and of its evaluation."""
-    by_set = [f"loss/{escape(dataset)}" for dataset in stage.blend]
+    kinds = SET_LOSSES[stage.objective]
+    by_set = [f"{kind}/{escape(dataset)}" for dataset in stage.blend for kind in kinds]
     measured = [f"{escape(name)}/{metric}" for name in stage.evaluation for metric in SET_METRICS[stage.objective]]
     return [*STEP_METRICS, *OBJECTIVE_METRICS[stage.objective], *by_set, *measured]
 

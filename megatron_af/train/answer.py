@@ -101,21 +101,7 @@ class AnswerObjective:
         for module in (*self._chunks, self._front):
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
-        return self._run(batch, forward_only=False)
-
-    @torch.no_grad()
-    def evaluate(self, batch: StepBatch) -> dict[str, float]:
-        """The same losses without gradients; a collective."""
-        return self._run(batch, forward_only=True)
-
-    def sync_parameters(self) -> None:
-        """Under overlapped ZeRO-1, gather the parameters that a next forward pass would gather."""
-        if self._gathers_lazily:
-            for chunk in self._chunks:
-                chunk.start_param_sync(force_sync=True)
-
-    def _run(self, batch: StepBatch, *, forward_only: bool) -> dict[str, float]:
-        self._front.train(not forward_only)
+        self._front.train()
         keys = self._ahead.forward(batch)
         totals = torch.zeros(len(self._datasets), 4, device=self._device, dtype=torch.float64)
         step = partial(self._forward_step, batch=batch, keys=keys, totals=totals)
@@ -127,7 +113,7 @@ class AnswerObjective:
             num_microbatches=len(batch.rows),
             seq_length=batch.rows[0].ids_BS.shape[1],
             micro_batch_size=batch.rows[0].ids_BS.shape[0],
-            forward_only=forward_only,
+            forward_only=False,
         )
         # Only the last pipeline stage has losses, and its tensor ranks all have the same.
         if parallel_state.get_tensor_model_parallel_rank() != 0:
@@ -141,6 +127,12 @@ class AnswerObjective:
                 record[f"tokens/{name}"] = tokens
                 record[f"sample_loss/{name}"] = sample_means / samples
         return record
+
+    def sync_parameters(self) -> None:
+        """Under overlapped ZeRO-1, gather the parameters that a next forward pass would gather."""
+        if self._gathers_lazily:
+            for chunk in self._chunks:
+                chunk.start_param_sync(force_sync=True)
 
     def _forward_step(
         self,

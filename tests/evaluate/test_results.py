@@ -48,6 +48,9 @@ def test_samples_have_scores_and_groups(tmp_path: Path) -> None:
     assert results.score_names() == ["cider", "correct"]
 
 
+FOR_SETS = {f"{kind}/{dataset}" for kind in ("sample_loss", "tokens") for dataset in ("a", "b[c]")}
+
+
 def test_exit_gates_know_what_is_measured() -> None:
     """The names are written down once more, for checks that must not wait for torch."""
     stage = StageConfig(blend={"a": 1.0, "b[c]": 1.0}, evaluation=("test",))
@@ -66,7 +69,7 @@ def test_exit_gates_know_what_is_measured() -> None:
         rates = meter.measure(tokens=1, audio_seconds=1, wait_seconds=0, flops=1, left=1)
     steps = dict.fromkeys((*rates, "step", "loss", "grad_norm", "learning_rate", "mfu", "loss/a", "loss/b[c]"), 1.0)
     for objective, summary, more in (
-        ("answer", summarise(asked), {"tokens", "gate_attn/0", "gate_ffn/12"}),
+        ("answer", summarise(asked), {"tokens", "gate_attn/0", "gate_ffn/12", *FOR_SETS}),
         ("contrastive", clap, {"samples", "temperature"}),
     ):
         known = metric_patterns(replace(stage, objective=objective))
