@@ -70,7 +70,8 @@ def _fit(hint: Any, value: Any, key: str, problems: dict[str, str]) -> Any:
 
 
 def _fit_section(section: Any, key: str, problems: dict[str, str]) -> Any:
-    hints, prefix = _hints(type(section)), f"{key}." if key else ""
+    kind: Any = type(section)
+    hints, prefix = _hints(kind), f"{key}." if key else ""
     return replace(
         section,
         **{

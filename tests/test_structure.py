@@ -132,7 +132,8 @@ def test_every_module_says_what_it_is() -> None:
 
 def test_tools_stay_thin() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items() if name.startswith("tools.")}
-    assert {name: length for name, length in lengths.items() if length > 150} == {}
+    most = {"tools.prepare_data": 120}  # four subcommands
+    assert {name: length for name, length in lengths.items() if length >= most.get(name, 100)} == {}
 
 
 TOP_FILES = sorted((ROOT / "configs").glob("*.yaml"))
