@@ -35,10 +35,11 @@ def drive(folder: RunFolder, record: RunRecord, pipeline: Path) -> str:
 
     arguments = Arguments(config=record.config, cluster=record.cluster, launch=record.launch)
     os.environ.update(python_env() | {RUN_PID: str(os.getpid())})
+    stopped: list[psutil.Process] = []
     with _only_step_lines(folder.log("kfp")), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that mean nothing on this machine
         try:
-            with cancellable(_stop_steps):
+            with cancellable(lambda: stopped.extend(_stop_steps())):
                 local.init(
                     local.SubprocessRunner(use_venv=False),
                     pipeline_root=str(folder.path / "kfp"),
@@ -52,7 +53,8 @@ def drive(folder: RunFolder, record: RunRecord, pipeline: Path) -> str:
                     launcher="local",
                 )
         except Cancelled:
-            _wait_for_steps()
+            # A step ends when its nodes have: until then nothing is cancelled. kfp does not wait for it.
+            psutil.wait_procs(stopped, timeout=2 * STOP_GRACE_SECONDS)
             finish(arguments, "CANCELLED", launcher="local")
             return "CANCELLED"
         except RuntimeError as error:  # "Inner task failed: …"; the step has printed the reason
@@ -62,29 +64,20 @@ def drive(folder: RunFolder, record: RunRecord, pipeline: Path) -> str:
     return "SUCCEEDED"
 
 
-def _stop_steps() -> None:
-    """Ask the running step's process to stop: it stops its nodes, which are in sessions of their own.
+def _stop_steps() -> list[psutil.Process]:
+    """Ask the running step's processes to stop, and return them: they stop their nodes, in sessions of their own.
 
-    This comes before anything is raised: kfp's way out waits for the process.
+    This comes before anything is raised: a shell between kfp and the step ends first and leaves no trace of it.
     """
-    for child in _steps():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.send_signal(signal.SIGTERM)
-
-
-def _wait_for_steps() -> None:
-    """A step ends when its nodes have: until then nothing is cancelled. kfp does not always wait for it."""
-    psutil.wait_procs(_steps(), timeout=2 * STOP_GRACE_SECONDS)
-
-
-def _steps() -> list[psutil.Process]:
-    """The processes that run steps; their nodes are in sessions of their own."""
-    found = []
+    steps = []
     for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getsid(child.pid) == os.getsid(0):
-                found.append(child)
-    return found
+                steps.append(child)
+    for step in steps:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            step.send_signal(signal.SIGTERM)
+    return steps
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ def test_a_crashed_stage_is_restarted(checkout: Checkout) -> None:
 
 
 def test_cancel_stops_everything_and_says_so(checkout: Checkout) -> None:
-    slow = "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(3), os._exit(3)))\n"
+    slow = "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(8), os._exit(3)))\n"
     checkout.behave("align", slow + NOTE_PID_AND_HANG)
     running = checkout.start("run")
     pids = wait_for_pids(checkout, 2)
