@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import soundfile
 from rich.console import Console
 from rich.progress import Progress
 
-from megatron_af.config import ScenesConfig, SceneSet
+from megatron_af.config import ConfigError, ScenesConfig, SceneSet
 from megatron_af.data.recordings import SAMPLE_RATE, Recordings, fetch_recordings, load
 from megatron_af.data.rows import Manifest
 from megatron_af.data.scenes import Bank, augment, mix, prepare_scenes, split
@@ -48,6 +49,18 @@ def test_synthesised_sources_are_enough(root: Path) -> None:
         x = load(root / "recordings", item)
         assert abs(len(x) / SAMPLE_RATE - item.seconds) < 1e-3
         assert 0.1 < np.abs(x).max() <= 1
+
+
+def test_scenes_of_some_kinds_hold_no_others(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "recordings").symlink_to(root / "recordings")
+    kinds = tuple(sorted({item.kind for item in fetch_recordings(root / "recordings").items}))[:8]
+    config = replace(CONFIG, kinds=kinds, texts=0, sets={"few": SceneSet(part="test", scenes=8, max_events=3)})
+    with Progress(console=Console(file=io.StringIO())) as progress:
+        prepare_scenes(config, 0, tmp_path, progress)
+        heard = {event["kind"] for row in Manifest(tmp_path / "few.jsonl") for event in row.meta["events"]}
+        assert heard and heard <= set(kinds)
+        with pytest.raises(ConfigError, match=r"scenes\.kinds: thunder is none of"):
+            prepare_scenes(replace(config, kinds=("thunder",)), 0, tmp_path, progress)
 
 
 def test_parts_share_no_recording(root: Path) -> None:
