@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_af.parallel.global_state import Placement, fill, placements
 
+
 def initialize(chunk: GPTModel, seed: int) -> None:
     """Give every weight of one model chunk its first value; parameters on the meta device have none."""
     layers, hidden = chunk.config.num_layers, chunk.config.hidden_size
