@@ -29,8 +29,9 @@ from megatron_af.train.tracking.runs import SENDER
 RUN_PID = "AF_PIPELINES_RUN_PID"
 """Environment variable with the process that drives the pipeline; a step does not outlive it."""
 POLL_SECONDS = 0.1
-PEER_GRACE_SECONDS = 3.0
-"""How long the other nodes may take to notice a failure by themselves; what they print then helps nobody."""
+PEER_GRACE_SECONDS = 10.0
+"""How long the other nodes may take to end by themselves: the one that failed first may be the last to end, when its
+launcher first stops the workers beside the one that died."""
 PORTS = (20_000, 32_000)
 STOP_GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL: time for the step under way and a checkpoint."""
@@ -102,8 +103,7 @@ def launch_local(job: Job, say: Callable[[str], None]) -> int:
             codes = _run_once(job, deadline, read)
             if not codes:
                 return restarts
-            # A node that gave up may not be the first to end: its peers lose their connections at the same moment.
-            rank, code = next(((rank, code) for rank, code in codes if code in GIVE_UP), codes[0])
+            rank, code = _cause(codes)
             reason = last_error(tail) or "it printed no error"
             where = f"node {rank} {describe_exit(code)}" if job.nodes > 1 else describe_exit(code)
             if code in GIVE_UP:
@@ -111,6 +111,16 @@ def launch_local(job: Job, say: Callable[[str], None]) -> int:
             if restarts < job.max_restarts:
                 say(f"[{job.name}] restart {restarts + 1} of {job.max_restarts}: {where}: {reason}")
         raise StepFailed(f"{job.name}: {where}, after {job.max_restarts} restarts: {reason}")
+
+
+def _cause(codes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The (rank, exit code) that explains the others: a node that gave up or was killed need not be the first to end,
+    and its peers fail because they lose their connections to it."""
+
+    def rank_of(code: int) -> int:
+        return 0 if code in GIVE_UP else 1 if code < 0 or code > 128 else 2
+
+    return min(codes, key=lambda ended: rank_of(ended[1]))
 
 
 def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import pytest
 
 from af_pipelines import local
 from af_pipelines.job import Cancelled, Job, StepFailed, describe_exit
-from af_pipelines.local import launch_local
+from af_pipelines.local import _cause, launch_local
 
 STANDIN = str(Path(__file__).parent / "standin_train.py")
 
@@ -112,6 +112,12 @@ def test_exit_code_of_a_worker_passes_through_torchrun(tmp_path: Path) -> None:
     argv = (STANDIN, str(tmp_path), "--crash-at", "1", "--exit", "42")
     with pytest.raises(StepFailed, match="align: node 1 exit code 42, which no restart mends: row 17 has no audio"):
         launch_local(Job(name="align", argv=argv, nodes=2, processes=1), said.append)
+
+
+def test_the_cause_is_told_from_its_consequences() -> None:
+    assert _cause([(0, 1), (1, 1)]) == (0, 1)
+    assert _cause([(0, 1), (1, 137), (2, 1)]) == _cause([(0, 1), (1, 137), (2, 139)]) == (1, 137)
+    assert _cause([(0, 1), (1, -9), (2, 42)]) == (2, 42)
 
 
 def test_describe_exit() -> None:
