@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from megatron_af.config import PARTS, Config
+from megatron_af.config import PARTS, Config, DatasetConfig
 from megatron_af.config_file import suggestion
-from megatron_af.data.shards import INDEX
+from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.train.layout import MANIFEST, CheckpointError, latest, source_of
 
@@ -52,6 +52,11 @@ def missing_for_evaluation(config: Config) -> Iterator[str]:
         yield f"stage = {config.stage}: has no checkpoint in {folder.parent}; train it first"
 
 
+def how_to_make(dataset: DatasetConfig) -> str:
+    """What a data set that is not there asks for."""
+    return "make it (tools/build_retrieval.py interleave)" if dataset.neighbours else "prepare the data"
+
+
 def _data(config: Config, names: Iterable[str]) -> Iterator[str]:
     try:
         root = DataRoot(config.data.root)
@@ -65,10 +70,8 @@ def _data(config: Config, names: Iterable[str]) -> Iterator[str]:
         manifest = config.data.datasets[name].manifest
         key = f"data.datasets.{name}.manifest = {manifest}"
         try:
-            if not root.exists(manifest if manifest.endswith(".jsonl") else f"{manifest}/{INDEX}"):
-                made = config.data.datasets[name].neighbours
-                how = "make it (tools/build_retrieval.py interleave)" if made else "prepare the data"
-                yield f"{key}: not in {root}; {how} or correct the path"
+            if not root.exists(rows_file(manifest)):
+                yield f"{key}: not in {root}; {how_to_make(config.data.datasets[name])} or correct the path"
         except (OSError, ValueError) as error:
             yield f"{key}: {error}"
 

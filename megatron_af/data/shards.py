@@ -119,6 +119,11 @@ class PreparedRows(Sequence[Row]):
         return row_from_record(self._batch[1].slice(place, 1).to_pylist()[0])
 
 
+def rows_file(manifest: str) -> str:
+    """The file with the rows of a manifest: itself, or the index of a prepared data set."""
+    return manifest if manifest.endswith(".jsonl") else f"{manifest}/{INDEX}"
+
+
 def open_rows(root: DataRoot, manifest: str) -> Sequence[Row]:
     """The rows of a manifest: a JSON Lines file, or the folder of a prepared data set.
 
@@ -126,9 +131,8 @@ def open_rows(root: DataRoot, manifest: str) -> Sequence[Row]:
         FileNotFoundError: there is neither.
     """
     try:
-        if manifest.endswith(".jsonl"):
-            return Manifest(root.fetch(manifest))
-        return PreparedRows(root.fetch(f"{manifest}/{INDEX}"))
+        file = root.fetch(rows_file(manifest))
+        return Manifest(file) if manifest.endswith(".jsonl") else PreparedRows(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{root}/{manifest} is neither a manifest (.jsonl) nor a prepared data set (a folder with {INDEX}): "

@@ -21,12 +21,12 @@ from megatron_af.evaluate.greedy import audio_keys, greedy_answers
 from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.presence import MODEL_PARTS
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import load_parts
 from megatron_af.train.layout import resolve_entry
 
 BATCH_ROWS = 16
-PARTS = ("encoder", "transform", "rows", "xattn", "lm")
 
 
 class Listener:
@@ -43,7 +43,7 @@ class Listener:
         self.groups = process_groups.initialize(self.config.parallel, config.seed)
         vocabulary = Vocabulary(first_added_id=self.tokenizer.first_added_id, num_added=self.tokenizer.num_added)
         self.model = build(self.config, vocabulary, self.device)
-        load_parts(self.model, self.groups, resolve_entry(config, config.stage), PARTS)
+        load_parts(self.model, self.groups, resolve_entry(config, config.stage), MODEL_PARTS[self.stage.objective])
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         mine = list(range(dist.get_rank(), len(rows), dist.get_world_size()))

@@ -8,9 +8,10 @@ import dataclasses
 from pathlib import Path
 
 from megatron_af.config import Config
-from megatron_af.data.shards import INDEX
+from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.digest import DIGEST_FILE, digest_file, digest_tree, digest_value, record_digest, recorded_digest
+from megatron_af.presence import how_to_make
 from megatron_af.train.layout import resolve_entry
 
 NO_INFLUENCE_ON_WEIGHTS = ("evaluation", "exit_gate")
@@ -51,10 +52,9 @@ def dataset_index(config: Config, dataset: str) -> Path:
         )
     root, manifest = DataRoot(config.data.root), config.data.datasets[dataset].manifest
     try:
-        return root.fetch(manifest if manifest.endswith(".jsonl") else f"{manifest}/{INDEX}")
+        return root.fetch(rows_file(manifest))
     except FileNotFoundError:
-        made = config.data.datasets[dataset].neighbours
-        how = "make it (tools/build_retrieval.py interleave)" if made else "prepare the data"
+        how = how_to_make(config.data.datasets[dataset])
         raise FileNotFoundError(
             f"data.datasets.{dataset}.manifest: there is no {root}/{manifest}; {how}, or correct the path"
         ) from None
