@@ -22,6 +22,7 @@ from megatron_af.data.rows import Row
 from megatron_af.data.stream import evaluation_batches
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.presence import MODEL_PARTS
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import load_parts
 from megatron_af.train.contrastive import build_clap
@@ -45,7 +46,7 @@ class ClapEmbedder:
         self._tokenizer = Tokenizer.load(config.data.tokenizer)
         groups = process_groups.initialize(self.config.parallel, config.seed)
         model = build_clap(self.config, self._tokenizer, self.device)
-        load_parts(model, groups, checkpoint or resolve_entry(config, config.stage), ("encoder", "clap"))
+        load_parts(model, groups, checkpoint or resolve_entry(config, config.stage), MODEL_PARTS["contrastive"])
         self.model = cast(ClapModel, model.front).eval()
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from megatron_af.config import Config
 from megatron_af.digest import digest_file, digest_value
+from megatron_af.presence import MODEL_PARTS
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
 from megatron_af.train.layout import resolve_entry, source_of
 from megatron_af.train.lineage import checkpoint_digest, dataset_index
@@ -169,7 +170,7 @@ def encoder_digest(config: Config) -> str:
     """Digest of all that an embedding follows from, besides the sound."""
     stage = config.retrieval.stage
     checkpoint = resolve_entry(dataclasses.replace(config, stage=stage), stage)
-    weights = [checkpoint_digest(source_of(checkpoint, part)) for part in ("encoder", "clap")]
+    weights = [checkpoint_digest(source_of(checkpoint, part)) for part in MODEL_PARTS["contrastive"]]
     model = config.model
     settings = [model.front_end, model.encoder, model.clap, config.curriculum[stage].max_windows, config.precision]
     return digest_value([FORMAT, weights, settings])
