@@ -18,7 +18,7 @@ from rich.console import Console
 
 from megatron_af.config import ConfigError
 from megatron_af.config_file import read_config
-from megatron_af.evaluate.hearing import ask_all, evaluation_rows, summarise, table
+from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, summarise, table
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.validation import validate_evaluation
 
@@ -47,9 +47,11 @@ def main() -> int:
         os.environ.setdefault(name, value)
     dist.init_process_group(current_device().backend)
     folder, summaries, lines = config.stage_folder(config.stage), {}, []
-    listener = Listener(config)
-    for name in config.curriculum[config.stage].evaluation:
-        rows = evaluation_rows(config, name)
+    sets = {name: evaluation_rows(config, name) for name in config.curriculum[config.stage].evaluation}
+    questions = sum(len(row.questions) for rows in sets.values() for row in rows)
+    line = AskedLine(2 * questions, dist.get_world_size())
+    listener = Listener(config, line if dist.get_rank() == 0 else lambda questions: None)
+    for name, rows in sets.items():
         asked = ask_all(listener, rows)
         summaries[name] = summarise(asked)
         for number, question in enumerate(asked):

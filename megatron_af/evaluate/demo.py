@@ -27,6 +27,7 @@ from megatron_af.evaluate.hearing import table
 from megatron_af.train.curriculum import StageRecord, run_curriculum
 
 STEP = re.compile(r"^step (\d+)/(\d+) .*?\| loss (\S+)")
+ASKED = re.compile(r"^asked (\d+)/(\d+) ")
 
 
 def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -81,8 +82,9 @@ def prepare_demo(config: Config, progress: Progress) -> Recordings:
     """Recordings, scenes and tokenizer, unless they were made by the same settings."""
     root, marker = Path(config.data.root), _marker(config)
     wanted = json.loads(json.dumps({"seed": config.seed, **asdict(config.scenes)}))
-    if not marker.exists() or json.loads(marker.read_text())["settings"] != wanted:
+    if not marker.exists() or json.loads(marker.read_text()).get("settings") != wanted:
         root.mkdir(parents=True, exist_ok=True)
+        marker.unlink(missing_ok=True)  # from here on, what lies there is neither the old nor the new
         started = time.monotonic()
         prepare_scenes(config.scenes, config.seed, root, progress)
         marker.write_text(json.dumps({"settings": wanted, "seconds": time.monotonic() - started}))
@@ -100,18 +102,24 @@ def _progress(console: Console) -> Progress:
 
 
 class _Stages:
-    """A bar for each stage, moved by the lines that its processes print."""
+    """A bar for each stage and each evaluation, moved by the lines that their processes print."""
 
     def __init__(self, config: Config, progress: Progress) -> None:
         self._config, self._progress = config, progress
         self._bars: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, line: str) -> None:
-        if stage not in self._bars:
-            steps = self._config.curriculum[stage].steps
-            self._bars[stage] = self._progress.add_task(f"stage {stage}", total=steps)
-            if line.split()[1:2] == ["skip"]:
-                self._progress.update(self._bars[stage], completed=steps)
+        if asked := ASKED.match(line):
+            self._progress.update(self._bar(f"questions {stage}", int(asked[2])), completed=int(asked[1]))
+            return
+        steps = self._config.curriculum[stage].steps
+        bar = self._bar(f"stage {stage}", steps)
+        if line.split()[1:2] == ["skip"]:
+            self._progress.update(bar, completed=steps)
         if match := STEP.match(line):
-            done, steps, loss = int(match[1]), int(match[2]), match[3]
-            self._progress.update(self._bars[stage], completed=done, description=f"stage {stage} (loss {loss})")
+            self._progress.update(bar, completed=int(match[1]), description=f"stage {stage} (loss {match[3]})")
+
+    def _bar(self, name: str, total: int) -> TaskID:
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=total)
+        return self._bars[name]

@@ -10,6 +10,7 @@ would get.
 """
 
 import random
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +23,11 @@ from megatron_af.config import Config
 from megatron_af.data.rows import Row
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
+from megatron_af.train.callbacks import duration
 
 RESAMPLES = 2_000
+LINE_SECONDS = 5.0
+"""Between two lines about how far the asking is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,29 @@ def ask_all(answer: Callable[[Sequence[Row]], list[str]], rows: Sequence[Row]) -
         )
         for i, (row, question) in enumerate(questions)
     ]
+
+
+class AskedLine:
+    """Prints ``asked 512/7000 7.3% | eta 1:02`` now and then, while questions are being answered.
+
+    Args:
+        total: how often a question will be asked, over all sets, each with its own audio and with another's.
+        ranks: how many processes share them; this one's progress stands for all.
+    """
+
+    def __init__(self, total: int, ranks: int = 1) -> None:
+        self._total, self._ranks = total, ranks
+        self._asked = 0
+        self._begun = self._printed = time.monotonic()
+
+    def __call__(self, questions: int) -> None:
+        self._asked = min(self._total, self._asked + questions * self._ranks)
+        now = time.monotonic()
+        if now - self._printed >= LINE_SECONDS or self._asked == self._total:
+            self._printed = now
+            share = self._asked / self._total
+            eta = duration((now - self._begun) * (1 / share - 1))
+            print(f"asked {self._asked}/{self._total} {share:.1%} | eta {eta}", flush=True)
 
 
 def _by_clip(rows: Sequence[Row]) -> list[Row]:

@@ -5,7 +5,7 @@ answers = listener(rows)                       # one per question, rows first, t
 looks = listener.looks(rows)                   # where the answers to rows of one question and one clip looked
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -30,10 +30,15 @@ BATCH_ROWS = 16
 
 
 class Listener:
-    """Every rank holds the whole model, whatever layout it was trained in."""
+    """Every rank holds the whole model, whatever layout it was trained in.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        watch: told, after each batch, how many questions this rank has answered in it.
+    """
+
+    def __init__(self, config: Config, watch: Callable[[int], None] = lambda questions: None) -> None:
         self.config = replace(config, parallel=ParallelConfig())
+        self.watch = watch
         self.stage = config.curriculum[config.stage]
         if self.stage.objective != "answer":
             raise ConfigError("nothing to ask", [f"stage = {config.stage}: its objective gives no answers"])
@@ -95,8 +100,9 @@ class Listener:
 
     def _answers(self, rows: Sequence[Row]) -> list[str]:
         answers: list[str] = []
-        for _, batch in self._batches(rows, prompts=True):
+        for chunk, batch in self._batches(rows, prompts=True):
             answers += greedy_answers(self.model, batch, self.tokenizer, max_new_tokens=self.max_new_tokens)
+            self.watch(sum(len(row.questions) for row in chunk))
         return answers
 
     def _batches(self, rows: Sequence[Row], *, prompts: bool) -> Iterator[tuple[list[Row], StepBatch]]:

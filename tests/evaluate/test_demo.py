@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.progress import Progress
 
 from megatron_af.config import ScenesConfig
 from megatron_af.config_file import load_config
 from megatron_af.data.questions import SKILLS
-from megatron_af.evaluate.demo import STEP, run_demo
+from megatron_af.evaluate import demo
+from megatron_af.evaluate.demo import ASKED, STEP, run_demo
+from megatron_af.evaluate.hearing import AskedLine
 from megatron_af.train.callbacks import format_line
 from megatron_af.train.curriculum import StageFailed
 
@@ -45,6 +48,29 @@ def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_progress_reads_the_log_line() -> None:
     match = STEP.match(format_line({"step": 30.0, "loss": 1.25}, 400))
     assert match is not None and match.groups() == ("30", "400", "1.2500")
+
+
+def test_progress_reads_how_far_the_questions_are(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = AskedLine(10, ranks=2)
+    asked(3)
+    assert capsys.readouterr().out == "", "not at every batch"
+    asked(3)
+    match = ASKED.match(line := capsys.readouterr().out)
+    assert match is not None and match.groups() == ("10", "10")
+    assert line.endswith("eta 0:00\n")
+
+
+def test_scenes_that_are_made_again_are_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(CONFIG, [f"data.root={tmp_path}"])
+    (tmp_path / "prepared.json").write_text('{"seconds": 1.0}')  # of a version that wrote no settings
+
+    def dies(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "prepare_scenes", dies)
+    with pytest.raises(KeyboardInterrupt), Progress(disable=True) as progress:
+        demo.prepare_demo(config, progress)
+    assert not (tmp_path / "prepared.json").exists()
 
 
 @pytest.mark.parametrize("name", ["demo", "demo_long"])
