@@ -6,7 +6,7 @@ A run is one top file (``configs/demo.yaml``, ``configs/af2_3b.yaml``) that incl
 under a field what it is for.
 
     config = load_config("configs/demo.yaml", ["stage=align", "parallel.tensor=2"])     # config_file.py
-    validate(config, world_size=2)                                                      # validation.py
+    validate(config, world_size=2)                                                      # validation/run.py
 """
 
 from collections.abc import Sequence

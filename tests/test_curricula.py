@@ -9,7 +9,7 @@ from megatron_af.config_file import load_config
 from megatron_af.registry.gates import read_gates
 from megatron_af.train.budget import batch_samples
 from megatron_af.train.trainable import is_trainable
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = {

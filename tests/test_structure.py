@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config_file import load_config
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +20,7 @@ LAYERS = (
     ("megatron_af.config", "megatron_af.config_file", "megatron_af.digest", "megatron_af.ranges"),
     ("dali_pipes",),
     ("megatron_af.text", "megatron_af.data", "megatron_af.parallel"),
-    ("megatron_af.audio", "megatron_af.decoder", "megatron_af.model_check"),
+    ("megatron_af.audio", "megatron_af.decoder", "megatron_af.validation.model"),
     ("megatron_af.model",),
     ("megatron_af.convert",),
     (
@@ -30,7 +30,6 @@ LAYERS = (
         "megatron_af.evaluate",
         "megatron_af.registry",
         "megatron_af.validation",
-        "megatron_af.presence",
     ),
     ("megatron_af.plan", "megatron_af.bench"),
     ("af_pipelines",),

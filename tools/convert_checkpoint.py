@@ -20,7 +20,7 @@ import torch.distributed as dist
 from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import load_config, to_yaml
 from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 
 CONVERTED = ("lm", "rows")
 

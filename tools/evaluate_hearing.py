@@ -20,7 +20,7 @@ from megatron_af.config import ConfigError
 from megatron_af.config_file import read_config
 from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, summarise, table
 from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.validation import validate_evaluation
+from megatron_af.validation.run import validate_evaluation
 
 DRAWN = 4
 """Answers of each data set that are drawn."""

@@ -12,6 +12,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 from megatron_af.config import ConfigError
 from megatron_af.config_file import describe, read_values
 from megatron_af.data.caption_expansion import EndpointError, ExpansionConfig, expand
@@ -26,7 +28,10 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_args()
     try:
-        report = expand(read_values(ExpansionConfig, arguments.config, arguments.overrides))
+        config = read_values(ExpansionConfig, arguments.config, arguments.overrides)
+        with Progress(MofNCompleteColumn(), BarColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
+            bar = progress.add_task("rows")
+            report = expand(config, lambda done, rows: progress.update(bar, completed=done, total=rows))
     except (ConfigError, RowError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2

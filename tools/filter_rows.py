@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from megatron_af.config import ConfigError
 from megatron_af.config_file import load_config
-from megatron_af.data.rows import Manifest, to_json
+from megatron_af.data.rows import to_json
+from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.parallel.device import current_device, make_megatron_portable
 
 
@@ -41,7 +42,7 @@ def main() -> int:
         if arguments.rows not in config.data.datasets:
             known = ", ".join(config.data.datasets)
             raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
-        rows = list(Manifest(Path(config.data.root) / config.data.datasets[arguments.rows].manifest))
+        rows = evaluation_rows(config, arguments.rows)
         embedder = ClapEmbedder(config)
         kept, report = filter_rows(embedder, rows, least=arguments.least)
         embedder.close()

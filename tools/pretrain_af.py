@@ -22,7 +22,7 @@ import torch.distributed as dist
 from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import describe, read_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.validation import validate
+from megatron_af.validation.run import validate
 
 PATIENCE_SECONDS = 60
 """For a node's first process to say why it ends; the launcher ends the others as soon as it has."""

@@ -17,7 +17,7 @@ import sys
 from megatron_af.config import ConfigError
 from megatron_af.config_file import read_config
 from megatron_af.train.curriculum import ExitGateFailed, StageFailed, plan, run_curriculum
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from af_pipelines.steps import measure_step
 from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import read_values
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from megatron_af.config import Config
 from megatron_af.config_file import load_config, to_yaml
 from megatron_af.data.caption_rules import CHANGES, hard_negatives, paraphrases
 from megatron_af.data.questions import Event
-from megatron_af.data.rows import Manifest, Row, to_json
+from megatron_af.data.rows import Manifest, Row, Span, to_json
 from megatron_af.data.scenes import prepare_scenes, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def claim_row(row: Row, seed: int, *, tested: bool) -> Row | None:
     return replace(
         row,
         questions=(),
-        spans=(),
+        spans=() if tested else tuple(Span(start=e.start, end=e.end, captions=(e.kind,)) for e in events),
         captions=paraphrases(events, rng, POSITIVES),
         negatives=tuple(text for _, text in negatives),
         meta={**row.meta, "negative_kinds": kinds},

@@ -9,6 +9,7 @@ reason and its row left out of the output. Finished rows are kept in ``output.pa
 only for the rest.
 """
 
+import http.client
 import json
 import os
 import re
@@ -16,13 +17,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_af.data.rows import Manifest, Row, parse_row, to_json
+from megatron_af.data.rows import Manifest, Row, RowError, parse_row, to_json
 
 INSTRUCTIONS = """\
 You write training captions for a model that hears. For each caption in the list, write {paraphrases} paraphrases and \
@@ -88,24 +89,34 @@ class EndpointError(RuntimeError):
     """The endpoint cannot be used at all; the message says what to change."""
 
 
-def expand(config: ExpansionConfig) -> Report:
+def expand(config: ExpansionConfig, watch: Callable[[int, int], None] = lambda done, rows: None) -> Report:
     """Expand every row of ``config.source``; the output keeps their order.
+
+    Args:
+        watch: told now and then how many rows are done, and of how many.
 
     Raises:
         EndpointError: the server refuses requests or cannot be reached.
-        RowError, FileNotFoundError: of the source.
+        RowError, FileNotFoundError: of the source; two rows of one id, too.
     """
     rows = list(Manifest(Path(config.source)))
+    caption_of: dict[str, str] = {}
+    for row in rows:
+        if row.id in caption_of:
+            raise RowError(f"{config.source}: two rows have the id {row.id!r}; what is done is known by its id")
+        caption_of[row.id] = row.captions[0] if row.captions else ""
     partial = Path(f"{config.output}.partial")
-    done = _read_partial(partial, config)
+    done = _read_partial(partial, config, caption_of)
     writer = _Writer(config, partial, done)
     waiting = [row for row in rows if row.id not in done]
+    watch(len(rows) - len(waiting), len(rows))
     chunks = [waiting[i : i + config.captions_per_request] for i in range(0, len(waiting), config.captions_per_request)]
     with ThreadPoolExecutor(config.concurrency) as pool:
         futures = [pool.submit(writer.expand, chunk) for chunk in chunks]
         try:
-            for future in futures:
+            for future in as_completed(futures):
                 future.result()
+                watch(len(done), len(rows))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -117,8 +128,8 @@ def expand(config: ExpansionConfig) -> Report:
     return Report(rows=len(rows), expanded=len(kept), refused=refused, requests=writer.client.requests)
 
 
-def _read_partial(path: Path, config: ExpansionConfig) -> dict[str, dict[str, Any]]:
-    """Finished rows by id; those of other numbers or another model do not count."""
+def _read_partial(path: Path, config: ExpansionConfig, caption_of: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Finished rows by id; those of other numbers, another model or another caption do not count."""
     done: dict[str, dict[str, Any]] = {}
     if path.exists():
         whole = path.read_bytes()
@@ -126,13 +137,14 @@ def _read_partial(path: Path, config: ExpansionConfig) -> dict[str, dict[str, An
         os.truncate(path, end)  # a line under way when the job was stopped
         for line in whole[:end].decode().splitlines():
             entry = json.loads(line)
-            if entry["asked"] == _asked(config):
+            caption = caption_of.get(entry["id"])
+            if caption is not None and entry["asked"] == _asked(config, caption):
                 done[entry["id"]] = entry
     return done
 
 
-def _asked(config: ExpansionConfig) -> list[Any]:
-    return [config.model, config.paraphrases, config.negatives]
+def _asked(config: ExpansionConfig, caption: str) -> list[Any]:
+    return [config.model, config.paraphrases, config.negatives, caption]
 
 
 class _Writer:
@@ -146,12 +158,12 @@ class _Writer:
     def expand(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if not row.captions:
-                self._put(row.id, {"refused": "the row has no caption"})
+                self._put(row, {"refused": "the row has no caption"})
         left = self._asked_once([row for row in rows if row.captions])
         for _ in range(self._config.attempts - 1):
             left = [pair for row, _ in left for pair in self._asked_once([row])]  # alone, it may do better
         for row, problem in left:
-            self._put(row.id, {"refused": problem})
+            self._put(row, {"refused": problem})
 
     def _asked_once(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
         """One request; returns the rows whose answer cannot be used, and why."""
@@ -161,16 +173,17 @@ class _Writer:
         left = []
         for row, answer in zip(rows, read_reply(self.client.ask(captions), captions, self._config), strict=True):
             if isinstance(answer, Expanded):
-                self._put(row.id, {"row": json.loads(to_json(expanded_row(row, answer)))})
+                self._put(row, {"row": json.loads(to_json(expanded_row(row, answer)))})
             else:
                 left.append((row, answer))
         return left
 
-    def _put(self, row: str, entry: dict[str, Any]) -> None:
+    def _put(self, row: Row, entry: dict[str, Any]) -> None:
+        asked = _asked(self._config, row.captions[0] if row.captions else "")
         with self._lock:
-            self._done[row] = entry
+            self._done[row.id] = entry
             with self._partial.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"id": row, "asked": _asked(self._config), **entry}) + "\n")
+                file.write(json.dumps({"id": row.id, "asked": asked, **entry}) + "\n")
 
 
 def expanded_row(row: Row, found: Expanded) -> Row:
@@ -271,8 +284,9 @@ class Client:
                         f"{config.endpoint} refuses requests for model {config.model} ({problem}); check endpoint, "
                         f"model and the environment's {KEY_VARIABLE}"
                     ) from None
-                pause = float(error.headers.get("Retry-After") or 2**attempt)
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                wished = error.headers.get("Retry-After") or ""
+                pause = float(wished if wished.replace(".", "", 1).isdigit() else 2**attempt)  # it may be a date
+            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:  # away, or gone half-way
                 problem, pause = str(error), float(2**attempt)
             time.sleep(min(pause, LONGEST_WAIT_SECONDS))
         raise EndpointError(

@@ -22,11 +22,11 @@ from megatron_af.data.rows import Row
 from megatron_af.data.stream import evaluation_batches
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
-from megatron_af.presence import MODEL_PARTS
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import load_parts
 from megatron_af.train.contrastive import build_clap
 from megatron_af.train.layout import resolve_entry
+from megatron_af.validation.presence import MODEL_PARTS
 
 BATCH_ROWS, BATCH_TEXTS = 16, 64
 

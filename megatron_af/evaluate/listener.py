@@ -21,10 +21,10 @@ from megatron_af.evaluate.greedy import audio_keys, greedy_answers
 from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
-from megatron_af.presence import MODEL_PARTS
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import load_parts
 from megatron_af.train.layout import resolve_entry
+from megatron_af.validation.presence import MODEL_PARTS
 
 BATCH_ROWS = 16
 

@@ -28,7 +28,7 @@ from megatron_af.train.layout import CheckpointError, latest, read_result
 from megatron_af.train.lineage import checkpoint_digest, stage_inputs
 from megatron_af.train.tracking.runs import TrackedRun, stage_spool, start_curriculum_run
 from megatron_af.train.tracking.spool import Spool, metric_name
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 
 TOOLS = Path(__file__).parents[2] / "tools"
 STOPPED = (3, 128 + signal.SIGINT, 128 + signal.SIGTERM)

@@ -11,8 +11,8 @@ from megatron_af.config import Config
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.digest import DIGEST_FILE, digest_file, digest_tree, digest_value, record_digest, recorded_digest
-from megatron_af.presence import how_to_make
 from megatron_af.train.layout import resolve_entry
+from megatron_af.validation.presence import how_to_make
 
 NO_INFLUENCE_ON_WEIGHTS = ("evaluation", "exit_gate")
 """Fields of a stage that may change without training it again."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_af.data.caption_expansion import EndpointError, Expanded, ExpansionConfig, expand, read_reply
-from megatron_af.data.rows import Clip, Manifest, Row, to_json
+from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 
 Answer = Callable[[list[dict[str, Any]], int], tuple[int, str, dict[str, str]]]
 
@@ -138,6 +138,37 @@ def test_a_stopped_job_asks_only_for_the_rest(tmp_path, start):
     assert sorted(text for asked in again.asked for text in asked) == [f"sound {i} then bell" for i in range(3, 7)]
     assert expand(replace(config, endpoint=again.endpoint)).requests == 0
     assert expand(replace(config, endpoint=again.endpoint, negatives=1)).requests == 3  # other numbers: all over
+
+
+def test_a_caption_that_was_corrected_is_asked_for_again(tmp_path, start):
+    server = start(good)
+    config = job(tmp_path, server)
+    expand(config)
+    source = Path(config.source)
+    source.write_text(source.read_text().replace("sound 3 then", "noise 3 then"))
+    before = len(server.asked)
+    expand(config)
+    assert server.asked[before:] == [["noise 3 then bell"]]
+    assert list(Manifest(Path(config.output)))[3].captions[1] == "one hears noise 3 then bell"
+
+
+def test_two_rows_of_one_id_are_refused(tmp_path, start):
+    config = job(tmp_path, start(good))
+    source = Path(config.source)
+    source.write_text(source.read_text().replace('"r4"', '"r3"'))
+    with pytest.raises(RowError, match="two rows have the id 'r3'"):
+        expand(config)
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(tmp_path, start):
+    def answer(items, number):
+        status, content, _ = good(items, number)
+        return status, content, {"Content-Length": "100000"} if number == 1 else {}
+
+    config = replace(job(tmp_path, start(answer), rows=2), timeout_seconds=1, attempts=2)
+    told = []
+    assert expand(config, lambda done, rows: told.append((done, rows))).expanded == 2
+    assert (told[0], told[-1]) == ((0, 2), (2, 2))
 
 
 def test_a_busy_server_is_waited_for_and_a_dead_one_named(tmp_path, start):

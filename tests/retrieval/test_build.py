@@ -17,7 +17,7 @@ from megatron_af.retrieval.build import Builder
 from megatron_af.retrieval.retriever import Retriever
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.trainer import Trainer
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 from tests.contrastive_run import write_run
 from tests.data.toy import CPU, write_manifest
 from tests.distributed import run_distributed

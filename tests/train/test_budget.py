@@ -7,7 +7,7 @@ import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ParallelConfig, StageConfig
 from megatron_af.train.budget import batch_samples, resolve_sizes, steps_of_passes
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 
 
 @pytest.mark.parametrize(

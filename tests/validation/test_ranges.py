@@ -16,7 +16,7 @@ from megatron_af.config import (
     StageConfig,
 )
 from megatron_af.ranges import keep_in_range
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 from tests import tiny
 
 DATASET = DatasetConfig(manifest="a.jsonl")

@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megatron_af.config import Config, DatasetConfig, ParallelConfig
 from megatron_af.model import AudioFront, build
 from megatron_af.parallel.device import Device, make_megatron_portable
-from megatron_af.validation import check
+from megatron_af.validation.run import check
 from tests import tiny
 from tests.distributed import run_distributed
 

@@ -14,9 +14,9 @@ from functools import cache
 from megatron_af.config import PARTS, Config, ConfigError, StageConfig
 from megatron_af.config_file import Unread, suggestion, unexplained
 from megatron_af.evaluate.results import metric_patterns
-from megatron_af.model_check import divides, divisors, listed, model_problems
-from megatron_af.presence import missing_for_evaluation, missing_for_training
 from megatron_af.ranges import keep_in_range
+from megatron_af.validation.model import divides, divisors, listed, model_problems
+from megatron_af.validation.presence import missing_for_evaluation, missing_for_training
 
 LONGEST_CLIP_SECONDS = 3600
 """A clip is encoded whole, and the transformation layers attend over all of its tokens at once."""

@@ -13,10 +13,10 @@ import pytest
 
 from megatron_af.config import BoundsConfig, Config, ConfigError, DatasetConfig
 from megatron_af.config_file import to_yaml
-from megatron_af.validation import check, validate, validate_evaluation
+from megatron_af.validation.run import check, validate, validate_evaluation
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ONE = BoundsConfig(max=1)
 DATA = {name: DatasetConfig(manifest=f"{name}.jsonl") for name in ("a", "b")}
 
