@@ -25,7 +25,7 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import suggestion, to_yaml
 from megatron_af.evaluate.results import Results, tables
 from megatron_af.train.layout import CheckpointError, latest, read_result
-from megatron_af.train.lineage import checkpoint_digest, stage_inputs
+from megatron_af.train.lineage import checkpoint_digest, evaluation_inputs, stage_inputs
 from megatron_af.train.tracking.runs import TrackedRun, stage_spool, start_curriculum_run
 from megatron_af.train.tracking.spool import Spool, metric_name
 from megatron_af.validation.run import check
@@ -72,7 +72,7 @@ class StageRecord:
     digest: str = ""
     seconds: float = 0.0
     evaluated: str = ""
-    """Digest of the checkpoint that was measured last, and on what."""
+    """Digest of the checkpoint that was measured last, and on what: other questions, and it is measured again."""
 
     @classmethod
     def load(cls, folder: Path) -> "StageRecord | None":
@@ -259,8 +259,8 @@ def measure_stage(config: Config, stage: str, launch: Launch, watch: Watch, pare
     settings, folder = config.curriculum[stage], config.stage_folder(stage)
     record = StageRecord.load(folder)
     assert record is not None, "only a trained stage is measured"
-    measured = f"{record.digest} on {', '.join(settings.evaluation)}"
-    if settings.evaluation and record.evaluated != measured:
+    measured = f"{record.digest} on {evaluation_inputs(config, stage)}" if settings.evaluation else record.evaluated
+    if record.evaluated != measured:
         log = folder / "evaluation.txt"
         for tool, more in _evaluations(config, stage):
             if code := launch(tool, stage, more, log, lambda line: watch(stage, line)):

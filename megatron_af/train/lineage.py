@@ -41,6 +41,13 @@ def stage_inputs(config: Config, stage: str) -> dict[str, str]:
     return inputs
 
 
+def evaluation_inputs(config: Config, stage: str) -> str:
+    """What a stage is measured on and how, in words and as a digest; raises what :func:`dataset_index` raises."""
+    names = config.curriculum[stage].evaluation
+    rows = {name: digest_file(dataset_index(config, name)) for name in names}
+    return f"{', '.join(names)} ({digest_value([rows, config.evaluation])})"
+
+
 def dataset_index(config: Config, dataset: str) -> Path:
     """The file that says all of a data set: its JSONL, or the index of a prepared one, which holds every clip's digest.
 

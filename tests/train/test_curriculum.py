@@ -105,8 +105,14 @@ def test_another_evaluation_is_measured_without_training(config: Config) -> None
     measured = with_stage(config, "tune", evaluation=("text",))
     assert run(measured) == []
     record = StageRecord.load(config.stage_folder("tune"))
-    assert record is not None and record.evaluated.endswith("on text")
-    assert (config.stage_folder("tune") / "hearing.json").exists()
+    assert record is not None and " on text (sha256:" in record.evaluated
+    scores = config.stage_folder("tune") / "hearing.json"
+    assert scores.exists()
+
+    scores.unlink()
+    assert run(measured) == [] and not scores.exists(), "the same questions are not asked twice"
+    run(replace(measured, evaluation=replace(config.evaluation, max_answer_tokens=3)))
+    assert scores.exists()
 
 
 def test_changed_data_trains_again_and_keeps_the_old_result_beside(config: Config, tmp_path: Path) -> None:
