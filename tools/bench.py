@@ -17,9 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from megatron_af.config import ConfigError
+
 SUBJECTS = {
     "clap": "contrastive loss as the batch grows, and windows through mel and encoder",
-    "clap-claim": "AF-CLAP's loss against the plain one on order, attributes and paraphrases (20 minutes)",
+    "clap-claim": "AF-CLAP's loss against the plain one on order, attributes and paraphrases (40 minutes)",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
 }
 """Subject -> what it measures; ``megatron_af.bench.SUBJECT`` has ``measure(folder)`` and ``tables(result)``."""
@@ -35,8 +37,12 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     module = importlib.import_module(f"megatron_af.bench.{options.subject.replace('-', '_')}")
-    with tempfile.TemporaryDirectory() as folder:
-        result = module.measure(Path(folder))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = module.measure(Path(folder))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     Console().print(*module.tables(result))
     if options.json:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

@@ -6,7 +6,8 @@
 For each loss and seed it trains the contrastive stage of the configuration on scenes of real recordings, and measures
 it on held-out scenes of held-out recordings: is the true caption preferred to the same one with two events exchanged
 or with an attribute changed, and what do paraphrased queries cost. The plain loss sees the same captions, one positive
-of each scene per step; hard negatives belong to AF-CLAP's loss. As a control the test is repeated on another scene's
+of each scene per step; hard negatives belong to AF-CLAP's loss. Both also learn from captions of the single events,
+so that they know the sounds that order and attributes are about. As a control the test is repeated on another scene's
 audio: what is above chance there, the texts give away. Every finished run stays on disk, so a run that was stopped goes
 on where it was.
 """
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from megatron_af.config import Config
+from megatron_af.config import Config, ConfigError
 from megatron_af.config_file import load_config, to_yaml
 from megatron_af.data.caption_rules import CHANGES, hard_negatives, paraphrases
 from megatron_af.data.questions import Event
@@ -70,13 +71,18 @@ def run_claim(path: str | Path, overrides: Sequence[str] = (), *, seeds: int = 3
     """Run what is left of the comparison and summarise it.
 
     Raises:
+        ConfigError: the folder holds runs of other settings.
         RuntimeError: a training or an evaluation failed; the message names its log.
     """
     config = load_config(path, overrides)
     folder = Path(config.output) / config.name
     folder.mkdir(parents=True, exist_ok=True)
+    settings, stored = to_yaml(config), folder / "config.yaml"
+    if stored.exists() and stored.read_text() != settings:
+        why = f"{folder} holds runs of other settings: remove or rename it, or name another by output=… or name=…"
+        raise ConfigError("the comparison cannot go on", [why])
     _prepare(config)
-    (folder / "config.yaml").write_text(to_yaml(config))
+    stored.write_text(settings)
     reports: dict[str, list[dict[str, Any]]] = {loss: [] for loss in LOSSES}
     for seed in range(seeds):
         for loss in LOSSES:
@@ -131,10 +137,23 @@ def claim_row(row: Row, seed: int, *, tested: bool) -> Row | None:
     return replace(
         row,
         questions=(),
-        spans=() if tested else tuple(Span(start=e.start, end=e.end, captions=(e.kind,)) for e in events),
+        spans=() if tested else _spans(events),
         captions=paraphrases(events, rng, POSITIVES),
         negatives=tuple(text for _, text in negatives),
         meta={**row.meta, "negative_kinds": kinds},
+    )
+
+
+def _spans(events: Sequence[Event]) -> tuple[Span, ...]:
+    """What each event is, and which one, said in the words of the captions and without hard negatives.
+
+    Without them neither loss learns to hear in so few steps, and there is nothing to compare.
+    """
+    places = ["only"] if len(events) == 1 else ["first", *["next"] * (len(events) - 2), "finally"]
+    return tuple(
+        Span(start=event.start, end=event.end, captions=(caption,))
+        for event, place in zip(events, places, strict=True)
+        for caption in (event.kind, f"{place} {event.kind}")
     )
 
 

@@ -10,8 +10,8 @@ import torch
 
 from megatron_af.audio.clap_loss import af_clap_loss
 from megatron_af.bench.clap import dense_loss, loss_inputs, mel_window_by_window
-from megatron_af.bench.clap_claim import claim_row, summarise, table
-from megatron_af.config import FrontEndConfig
+from megatron_af.bench.clap_claim import claim_row, run_claim, summarise, table
+from megatron_af.config import ConfigError, FrontEndConfig
 from megatron_af.data.rows import Clip, Row
 from tests.audio.mel_reference import log_mel
 
@@ -49,6 +49,16 @@ def test_rows_have_typed_negatives_and_tested_ones_only_plain_captions():
     assert claim_row(alone, 0, tested=True) is None  # nothing to exchange it with
     trained = claim_row(alone, 0, tested=False)
     assert trained is not None and set(trained.meta["negative_kinds"]) == {"attribute"}
+    assert [span.captions for span in trained.spans] == [("bell",), ("only bell",)]
+
+
+def test_both_losses_hear_of_the_single_events_in_training_alone():
+    row = Row(id="s", clips=(Clip(path="a", duration=10.0),), captions=("old",), meta={"events": EVENTS})
+    trained, tested = claim_row(row, 0, tested=False), claim_row(row, 0, tested=True)
+    assert trained is not None and tested is not None
+    said = [(span.start, span.captions[0], span.negatives) for span in trained.spans]
+    assert said == [(0.0, "bell", ()), (0.0, "first bell", ()), (2.0, "dog", ()), (2.0, "finally dog", ())]
+    assert tested.spans == ()
 
 
 def report(composition: float) -> dict:
@@ -81,3 +91,12 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path):
     (tmp_path / "clip_1.json").write_text(json.dumps(report(3.0)))
     config = load_config("configs/clap_claim.yaml")
     assert _measured(config, tmp_path, "clip", 1)["composition"]["all"] == 3.0
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path: Path):
+    folder = tmp_path / "clap_claim"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("curriculum: {clap: {steps: 7}}")
+    with pytest.raises(ConfigError, match="holds runs of other settings"):
+        run_claim("configs/clap_claim.yaml", [f"output={tmp_path}"])
+    assert (folder / "config.yaml").read_text() == "curriculum: {clap: {steps: 7}}"
