@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_af.config import ConfigError
 from megatron_af.evaluate.demo import prepare_only, run_demo
-from megatron_af.train.curriculum import StageFailed
+from megatron_af.train.curriculum import ExitGateFailed, StageFailed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -31,7 +31,7 @@ def main() -> int:
     try:
         run = prepare_only if arguments.prepare else run_demo
         run(arguments.config, arguments.overrides)
-    except (ConfigError, StageFailed) as error:
+    except (ConfigError, StageFailed, ExitGateFailed, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -61,6 +61,7 @@ def main() -> int:
             Console(width=110).print(table(summaries[name], f"{config.name}, stage {config.stage}, {name}"))
             draw(listener.looks(fixed_samples(rows, DRAWN)), folder / "pictures", f"attention-{name}")
     if dist.get_rank() == 0:
+        line.end()
         (folder / "hearing.json").write_text(json.dumps(summaries, indent=1))
         (folder / "answers.jsonl").write_text("\n".join(lines) + "\n")
     listener.close()

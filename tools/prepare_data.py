@@ -69,10 +69,9 @@ def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> 
     from megatron_af.parallel.device import current_device
     from megatron_af.text.tokenizer import Tokenizer
 
-    console, tokenizer = Console(), Tokenizer.load(config.data.tokenizer)
+    console, tokenizer, root = Console(), Tokenizer.load(config.data.tokenizer), DataRoot(config.data.root)
     for name in names:
-        rows = open_rows(DataRoot(config.data.root), config.data.datasets[name].manifest)
-        statistics = measure(rows, config, tokenizer, name=name)
+        statistics = measure(open_rows(root, config.data.datasets[name].manifest), config, tokenizer, name=name)
         console.print(*tables(statistics))
         seen = look(config, name, tokenizer=tokenizer, device=current_device(), count=samples) if samples else []
         console.print(*panels(seen, config.model.front_end))
@@ -93,11 +92,12 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
-        datasets = config.data.datasets
-        if options.dataset and options.dataset not in datasets:
-            raise ValueError(f"--dataset {options.dataset}: data.datasets has {', '.join(datasets) or 'none'}")
+        sets = config.data.datasets
+        if options.dataset and options.dataset not in sets:
+            raise ValueError(f"--dataset {options.dataset}: data.datasets has {', '.join(sets) or 'none'}")
         key = {"import": "origin", "prepare": "source"}.get(options.command, "manifest")
-        names = [options.dataset] if options.dataset else [name for name, d in datasets.items() if getattr(d, key)]
+        named = [name for name, dataset in sets.items() if getattr(dataset, key) and not dataset.neighbours]
+        names = [options.dataset] if options.dataset else named
         if not names:
             print(f"nothing to {options.command}: no data set of {options.config} has {key}")
             return 0

@@ -101,6 +101,8 @@ def _waits(config: Config, measured: dict[str, str]) -> dict[str, tuple[str, ...
         for waited in step.after:
             if waited == STAGES:
                 waits[name] += [*stages, *measured]
+                if name != RETRIEVAL_STEP and RETRIEVAL_STEP in steps and not steps[RETRIEVAL_STEP].before:
+                    waits[name].append(RETRIEVAL_STEP)  # no stage waits for the index, but a release takes it along
             elif waited in waits:
                 waits[name].append(waited)
             else:

@@ -79,7 +79,7 @@ def run_claim(path: str | Path, overrides: Sequence[str] = (), *, seeds: int = 3
     folder.mkdir(parents=True, exist_ok=True)
     settings, stored = to_yaml(config), folder / "config.yaml"
     if stored.exists() and stored.read_text() != settings:
-        why = f"{folder} holds runs of other settings: remove or rename it, or name another by output=… or name=…"
+        why = f"{folder} holds runs of other settings: remove or rename it, or change `name` in {path}"
         raise ConfigError("the comparison cannot go on", [why])
     _prepare(config)
     stored.write_text(settings)
@@ -161,10 +161,12 @@ def _prepare(config: Config) -> None:
     """Scenes, their rows as this comparison captions them, and a tokenizer of all its words, unless the same settings
     have made them."""
     root = Path(config.data.root)
-    marker, wanted = root / "claim.json", json.dumps({"seed": config.seed, **asdict(config.scenes)})
+    captions = {"positives": POSITIVES, "negatives_of_a_kind": NEGATIVES_OF_A_KIND, "single_events": True}
+    marker, wanted = root / "claim.json", json.dumps({"seed": config.seed, **asdict(config.scenes), **captions})
     if marker.exists() and marker.read_text() == wanted:
         return
     root.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)  # from here on, what lies there is neither the old nor the new
     with Progress() as progress:
         prepare_scenes(config.scenes, config.seed, root, progress)
     written: dict[str, list[Row]] = {}

@@ -19,11 +19,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_af.data.rows import Manifest, Row, RowError, parse_row, to_json
+from megatron_af.data.rows import Manifest, Row, RowError, to_json
 
 INSTRUCTIONS = """\
 You write training captions for a model that hears. For each caption in the list, write {paraphrases} paraphrases and \
@@ -121,7 +122,7 @@ def expand(config: ExpansionConfig, watch: Callable[[int, int], None] = lambda d
             pool.shutdown(cancel_futures=True)
             raise
     refused = {row.id: done[row.id]["refused"] for row in rows if "refused" in done[row.id]}
-    kept = [parse_row(done[row.id]["row"], row.id) for row in rows if row.id not in refused]
+    kept = [expanded_row(row, _expanded(done[row.id])) for row in rows if row.id not in refused]
     Path(config.output).write_text("".join(to_json(row) + "\n" for row in kept), encoding="utf-8")
     lines = [json.dumps({"id": row, "reason": reason}) + "\n" for row, reason in refused.items()]
     Path(f"{config.output}.refused").write_text("".join(lines), encoding="utf-8")
@@ -138,9 +139,16 @@ def _read_partial(path: Path, config: ExpansionConfig, caption_of: dict[str, str
         for line in whole[:end].decode().splitlines():
             entry = json.loads(line)
             caption = caption_of.get(entry["id"])
-            if caption is not None and entry["asked"] == _asked(config, caption):
+            usable = "refused" in entry or "paraphrases" in entry
+            if usable and caption is not None and entry["asked"] == _asked(config, caption):
                 done[entry["id"]] = entry
     return done
+
+
+def _expanded(entry: dict[str, Any]) -> Expanded:
+    return Expanded(
+        paraphrases=tuple(entry["paraphrases"]), negatives=tuple((text, change) for text, change in entry["negatives"])
+    )
 
 
 def _asked(config: ExpansionConfig, caption: str) -> list[Any]:
@@ -173,7 +181,7 @@ class _Writer:
         left = []
         for row, answer in zip(rows, read_reply(self.client.ask(captions), captions, self._config), strict=True):
             if isinstance(answer, Expanded):
-                self._put(row, {"row": json.loads(to_json(expanded_row(row, answer)))})
+                self._put(row, asdict(answer))
             else:
                 left.append((row, answer))
         return left
@@ -277,7 +285,9 @@ class Client:
             try:
                 return self._post(body)
             except urllib.error.HTTPError as error:
-                text = error.read().decode(errors="replace")[:200]
+                text = ""
+                with suppress(OSError, http.client.HTTPException):
+                    text = error.read().decode(errors="replace")[:200]
                 problem = f"HTTP {error.code}: {text}"
                 if error.code not in RETRIED_STATUS:
                     raise EndpointError(
@@ -286,7 +296,7 @@ class Client:
                     ) from None
                 wished = error.headers.get("Retry-After") or ""
                 pause = float(wished if wished.replace(".", "", 1).isdigit() else 2**attempt)  # it may be a date
-            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:  # away, or gone half-way
+            except (OSError, http.client.HTTPException) as error:  # away, or gone half-way
                 problem, pause = str(error), float(2**attempt)
             time.sleep(min(pause, LONGEST_WAIT_SECONDS))
         raise EndpointError(
@@ -311,9 +321,9 @@ class Client:
         if key := os.environ.get(KEY_VARIABLE):
             request.add_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=self._config.timeout_seconds) as response:
-            reply = json.loads(response.read())
+            reply = response.read()
         try:
-            content: str = reply["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
+            content: str = json.loads(reply)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError):
             raise EndpointError(f"{self._config.endpoint} does not speak the chat completions protocol") from None
         return content or ""

@@ -141,13 +141,21 @@ class AskedLine:
         self._begun = self._printed = time.monotonic()
 
     def __call__(self, questions: int) -> None:
-        self._asked = min(self._total, self._asked + questions * self._ranks)
-        now = time.monotonic()
-        if now - self._printed >= LINE_SECONDS or self._asked == self._total:
-            self._printed = now
-            share = self._asked / self._total
-            eta = duration((now - self._begun) * (1 / share - 1))
-            print(f"asked {self._asked}/{self._total} {share:.1%} | eta {eta}", flush=True)
+        # Ranks have unequal shares: only end() says that all are asked.
+        self._asked = min(self._total - 1, self._asked + questions * self._ranks)
+        if time.monotonic() - self._printed >= LINE_SECONDS:
+            self._print()
+
+    def end(self) -> None:
+        if self._total:
+            self._asked = self._total
+            self._print()
+
+    def _print(self) -> None:
+        now = self._printed = time.monotonic()
+        share = self._asked / self._total
+        eta = duration((now - self._begun) * (1 / share - 1))
+        print(f"asked {self._asked}/{self._total} {share:.1%} | eta {eta}", flush=True)
 
 
 def _by_clip(rows: Sequence[Row]) -> list[Row]:

@@ -52,7 +52,7 @@ class Listener:
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         mine = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
-        answers = iter(self._answers([rows[i] for i in mine]))
+        answers = iter(self._answers([rows[i] for i in mine], self.watch))
         own = {i: [next(answers) for _ in rows[i].questions] for i in mine}
         shares: list[dict[int, list[str]]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(shares, own)
@@ -98,11 +98,11 @@ class Listener:
         front = self.config.model.front_end
         return windows * (front.window_seconds - front.overlap_seconds) + front.overlap_seconds
 
-    def _answers(self, rows: Sequence[Row]) -> list[str]:
+    def _answers(self, rows: Sequence[Row], watch: Callable[[int], None] = lambda questions: None) -> list[str]:
         answers: list[str] = []
         for chunk, batch in self._batches(rows, prompts=True):
             answers += greedy_answers(self.model, batch, self.tokenizer, max_new_tokens=self.max_new_tokens)
-            self.watch(sum(len(row.questions) for row in chunk))
+            watch(sum(len(row.questions) for row in chunk))
         return answers
 
     def _batches(self, rows: Sequence[Row], *, prompts: bool) -> Iterator[tuple[list[Row], StepBatch]]:

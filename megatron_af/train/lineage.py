@@ -55,7 +55,8 @@ def dataset_index(config: Config, dataset: str) -> Path:
     """
     if dataset not in config.data.datasets:
         raise KeyError(
-            f"a blend names the data set {dataset!r}, which data.datasets lacks; it has {sorted(config.data.datasets)}"
+            f"a blend or an evaluation names the data set {dataset!r}, which data.datasets lacks; "
+            f"it has {sorted(config.data.datasets)}"
         )
     root, manifest = DataRoot(config.data.root), config.data.datasets[dataset].manifest
     try:

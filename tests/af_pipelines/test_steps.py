@@ -1,6 +1,7 @@
 """Steps follow the curriculum: order, waiting, digests, and what is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,9 @@ from megatron_af.config import (
     StepConfig,
     release_steps,
 )
+from megatron_af.config_file import load_config
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 CURRICULUM = {
     "lm": StageConfig(steps=3),
@@ -41,6 +45,13 @@ def test_curriculum_in_order() -> None:
     assert waits["evaluate-tune"] == ("tune",)
     assert waits["register"] == ("lm", "clap", "align", "tune", "evaluate-tune")
     assert (waits["gate"], waits["promote"]) == (("register",), ("gate",))
+
+
+def test_a_release_waits_for_an_index_that_no_stage_needs() -> None:
+    steps = by_name(load_config(DEMO))
+    assert steps["retrieval"].after == ("clap",)
+    assert "retrieval" in steps["register"].after
+    assert list(steps).index("retrieval") < list(steps).index("register")
 
 
 def test_commands() -> None:

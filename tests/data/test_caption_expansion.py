@@ -145,11 +145,14 @@ def test_a_caption_that_was_corrected_is_asked_for_again(tmp_path, start):
     config = job(tmp_path, server)
     expand(config)
     source = Path(config.source)
-    source.write_text(source.read_text().replace("sound 3 then", "noise 3 then"))
+    corrected = source.read_text().replace("sound 3 then", "noise 3 then").replace("a.flac", "b.flac")
+    source.write_text(corrected)
     before = len(server.asked)
     expand(config)
     assert server.asked[before:] == [["noise 3 then bell"]]
-    assert list(Manifest(Path(config.output)))[3].captions[1] == "one hears noise 3 then bell"
+    rows = list(Manifest(Path(config.output)))
+    assert rows[3].captions[1] == "one hears noise 3 then bell"
+    assert {row.clips[0].path for row in rows} == {"b.flac"}, "all but the captions is the source's"
 
 
 def test_two_rows_of_one_id_are_refused(tmp_path, start):

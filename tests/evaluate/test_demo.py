@@ -55,6 +55,8 @@ def test_progress_reads_how_far_the_questions_are(capsys: pytest.CaptureFixture[
     asked(3)
     assert capsys.readouterr().out == "", "not at every batch"
     asked(3)
+    assert capsys.readouterr().out == "", "another rank may not be done"
+    asked.end()
     match = ASKED.match(line := capsys.readouterr().out)
     assert match is not None and match.groups() == ("10", "10")
     assert line.endswith("eta 0:00\n")
