@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_af.config import Config, DataConfig, RegistryConfig, StageConfig, TrackingConfig
+from megatron_af.config import Config, DataConfig, DatasetConfig, RegistryConfig, StageConfig, TrackingConfig
 from megatron_af.evaluate.attention import Look, draw
 from megatron_af.registry import commands
 from megatron_af.train.curriculum import StageRecord, measure_stage
@@ -44,10 +44,11 @@ def tracked(uri: str, folder: Path) -> Config:
     """A curriculum of two stages that was trained, measured, registered and promoted."""
     gates = "gates: {hears: {metric: test/overall/audio, min: 50}, answers: {answer_seconds: 9}}"
     (folder / "gates.yaml").write_text(gates)
+    (folder / "test.jsonl").write_text("{}\n")
     config = Config(
         name="demo",
         output=str(folder / "runs"),
-        data=DataConfig(root=str(folder)),
+        data=DataConfig(root=str(folder), datasets={"test": DatasetConfig(manifest="test.jsonl")}),
         curriculum={"align": StageConfig(), "long": StageConfig(entry={"all": "align"}, evaluation=("test",))},
         tracking=TrackingConfig(uri=uri, system_metrics_seconds=0, alone=False),
         registry=RegistryConfig(gates=str(folder / "gates.yaml")),
