@@ -102,11 +102,12 @@ def test_gates_can_be_read(file: Path) -> None:
     assert read_gates(str(file)).gates
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+PROMOTED = [file for file in sorted(CONFIGS.glob("*.yaml")) if load_config(file).registry.gates]
+
+
+@pytest.mark.parametrize("file", PROMOTED, ids=lambda file: file.stem)
 def test_gates_ask_for_what_the_last_stage_measures(file: Path) -> None:
     config = load_config(file)
-    if not config.registry.gates:
-        pytest.skip("this run is not promoted")
     asked = {name.split("/")[0] for gate in read_gates(config.registry.gates).gates.values()
              for name in (gate.metric, gate.over) if name}  # fmt: skip
     assert asked <= set(list(config.curriculum.values())[-1].evaluation)
