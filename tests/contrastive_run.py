@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_af.config import ClapConfig, Config, ContrastiveConfig
-from megatron_af.config_file import to_yaml
+from megatron_af.config.loading import to_yaml
 from tests import tiny
 from tests.data.toy import toy_config, toy_rows, write_manifest
 

@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture(scope="session")
 def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised, empty sqlite store, made once for all workers of a test run."""
-    from megatron_af.train.tracking.store import file_lock, open_client
+    from megatron_af.tracking.store import file_lock, open_client
 
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mlflow_template"

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import Config, StageConfig
-from megatron_af.config_file import load_config
-from megatron_af.registry.gates import read_gates
-from megatron_af.train.budget import batch_samples
+from megatron_af.config.loading import load_config
+from megatron_af.release.gates import read_gates
+from megatron_af.runs.check import check
+from megatron_af.runs.sizes import batch_samples
 from megatron_af.train.trainable import is_trainable
-from megatron_af.validation.run import check
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = {

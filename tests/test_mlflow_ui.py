@@ -16,15 +16,14 @@ import numpy as np
 import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, RegistryConfig, StageConfig, TrackingConfig
-from megatron_af.evaluate.attention import Look, draw
-from megatron_af.registry import commands
-from megatron_af.train.curriculum import StageRecord, measure_stage
-from megatron_af.train.layout import LATEST, MANIFEST
-from megatron_af.train.lineage import stage_inputs
-from megatron_af.train.tracking import runs as tracking
-from megatron_af.train.tracking.delivery import send_waiting
-from megatron_af.train.tracking.runs import start_curriculum_run, start_stage_run
-from megatron_af.train.tracking.store import open_client
+from megatron_af.inference.attention import Look, draw
+from megatron_af.pipeline.curriculum import StageRecord, measure_stage
+from megatron_af.release import commands
+from megatron_af.runs.identity import stage_inputs
+from megatron_af.runs.paths import LATEST, MANIFEST
+from megatron_af.tracking.delivery import send_waiting
+from megatron_af.tracking.runs import start_curriculum_run, start_stage_run
+from megatron_af.tracking.store import open_client
 from tests.browser import EXECUTABLE, Browser
 from tests.mlflow_store import store, store_template
 
@@ -116,8 +115,8 @@ def pages(uri: str) -> Iterator[str]:
 def test_runs_charts_pictures_and_the_champion_are_there_to_see(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "load_test", lambda uri, source: (0.1, ""))
-    monkeypatch.setattr(tracking, "SENDER", "this")  # ends at once; all is sent from this process
+    monkeypatch.setattr(commands, "try_loading", lambda uri, source: (0.1, ""))
+    monkeypatch.setattr(runs, "SENDER", "this")  # ends at once; all is sent from this process
     config = tracked(store, tmp_path)
     client = open_client(store)
     experiment = client.get_experiment_by_name("demo").experiment_id

@@ -10,30 +10,36 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config_file import load_config
-from megatron_af.validation.run import check
+from megatron_af.config.loading import load_config
+from megatron_af.runs.check import check
 
 ROOT = Path(__file__).parents[1]
 
-# A module may import only what stands in a lower row; modules of one row may import each other.
-LAYERS = (
-    ("megatron_af.config", "megatron_af.config_file", "megatron_af.digest", "megatron_af.ranges"),
-    ("dali_pipes",),
-    ("megatron_af.text", "megatron_af.data", "megatron_af.parallel"),
-    ("megatron_af.audio", "megatron_af.decoder", "megatron_af.validation.model"),
-    ("megatron_af.model",),
-    ("megatron_af.convert",),
-    (
-        "megatron_af.train",
-        "megatron_af.generate",
-        "megatron_af.retrieval",
-        "megatron_af.evaluate",
-        "megatron_af.registry",
-        "megatron_af.validation",
-    ),
-    ("megatron_af.plan", "megatron_af.bench"),
-    ("af_pipelines",),
-    ("tools",),
+# From the ground floor up: a package may import what stands before it, and nothing else.
+ORDER = (
+    "megatron_af.config",
+    "megatron_af.text",
+    "megatron_af.parallel",
+    "dali_pipes",
+    "megatron_af.data",
+    "megatron_af.audio",
+    "megatron_af.decoder",
+    "megatron_af.model",
+    "megatron_af.convert",
+    "megatron_af.runs",
+    "megatron_af.prepare",
+    "megatron_af.train",
+    "megatron_af.tracking",
+    "megatron_af.inference",
+    "megatron_af.retrieval",
+    "megatron_af.evaluate",
+    "megatron_af.pipeline",
+    "megatron_af.serve",
+    "megatron_af.release",
+    "megatron_af.demo",
+    "megatron_af.bench",
+    "af_pipelines",
+    "tools",
 )
 PACKAGES = {"megatron_af": ROOT, "dali_pipes": ROOT, "af_pipelines": ROOT / "kubeflow", "tools": ROOT}
 MODULES = {
@@ -42,9 +48,9 @@ MODULES = {
     for path in sorted((base / package).rglob("*.py"))
 }
 TRACKING = (
-    "megatron_af.train.tracking",
-    "megatron_af.registry",
-    "megatron_af.generate.serving",
+    "megatron_af.tracking",
+    "megatron_af.release",
+    "megatron_af.serve.mlflow_model",
     "af_pipelines",
     "tools",
 )
@@ -60,15 +66,10 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-def layer_of(module: str) -> int:
-    places = [
-        (len(prefix), row)
-        for row, prefixes in enumerate(LAYERS)
-        for prefix in prefixes
-        if module == prefix or module.startswith(prefix + ".")
-    ]
-    assert places, f"{module} has no place in LAYERS; give it one"
-    return max(places)[1]
+def package_of(module: str) -> str:
+    places = [package for package in ORDER if module == package or module.startswith(package + ".")]
+    assert places, f"{module} has no place in ORDER; give it one"
+    return max(places, key=len)
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -83,10 +84,10 @@ def imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "megatron_af"])
 def test_imports_point_one_way(module: str) -> None:
-    own = layer_of(module)
+    own = package_of(module)
     for imported in imports(MODULES[module]):
-        if imported in MODULES and imported not in PACKAGES:
-            assert layer_of(imported) <= own, f"{module} must not import {imported}, which stands above it"
+        if imported in MODULES and imported not in PACKAGES and (package := package_of(imported)) != own:
+            assert ORDER.index(package) < ORDER.index(own), f"{module} must not import {imported}: {package} is above"
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.validation.run import retrieval_problems
+from megatron_af.runs.check import retrieval_problems
 
 
 def build(config: Config, command: str) -> None:

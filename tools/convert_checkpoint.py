@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import load_config, to_yaml
+from megatron_af.config.loading import load_config, to_yaml
 from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.validation.run import check
+from megatron_af.runs.check import check
 
 CONVERTED = ("lm", "rows")
 
@@ -35,9 +35,9 @@ def convert(config: Config, source: Path, target: Path) -> Path:
     from megatron_af.convert.qwen2 import Qwen2Folder, load_qwen2
     from megatron_af.model import Vocabulary, build
     from megatron_af.parallel import groups as process_groups
+    from megatron_af.runs.paths import Resume
     from megatron_af.text.tokenizer import Tokenizer
     from megatron_af.train.checkpoint import Checkpoints
-    from megatron_af.train.layout import Resume
 
     folder = Qwen2Folder(source)
     folder.check(config.model.lm)

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from megatron_af.config import ConfigError
-from megatron_af.evaluate.demo import prepare_only, run_demo
-from megatron_af.train.curriculum import ExitGateFailed, StageFailed
+from megatron_af.demo.run import prepare_only, run_demo
+from megatron_af.pipeline.curriculum import ExitGateFailed, StageFailed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

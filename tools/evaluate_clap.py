@@ -16,7 +16,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.parallel.device import current_device, make_megatron_portable
 
@@ -31,7 +31,7 @@ def main() -> int:
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.evaluate.clap import evaluate_clap, table
-    from megatron_af.evaluate.clap_embedder import ClapEmbedder
+    from megatron_af.inference.embedder import ClapEmbedder
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         os.environ.setdefault(name, value)

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import read_config
+from megatron_af.config.loading import read_config
 from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, summarise, table
 from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.validation.run import validate_evaluation
+from megatron_af.runs.check import validate_evaluation
 
 DRAWN = 4
 """Answers of each data set that are drawn."""
@@ -40,8 +40,8 @@ def main() -> int:
         return 2
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.evaluate.attention import draw, fixed_samples
-    from megatron_af.evaluate.listener import Listener
+    from megatron_af.inference.attention import draw, fixed_samples
+    from megatron_af.inference.listener import Listener
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         os.environ.setdefault(name, value)

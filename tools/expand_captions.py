@@ -15,9 +15,9 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import describe, read_values
-from megatron_af.data.caption_expansion import EndpointError, ExpansionConfig, expand
+from megatron_af.config.loading import describe, read_values
 from megatron_af.data.rows import RowError
+from megatron_af.prepare.caption_expansion import EndpointError, ExpansionConfig, expand
 
 
 def main() -> int:

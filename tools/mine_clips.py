@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_af.config import ClapConfig, ConfigError
-from megatron_af.config_file import describe, read_values
-from megatron_af.data.mining import MiningConfig, Report, cut, select
+from megatron_af.config.loading import describe, read_values
+from megatron_af.prepare.mining import MiningConfig, Report, cut, select
 
 
 def run(step: str, config: MiningConfig) -> Report:

@@ -17,12 +17,12 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 
 
 def import_rows(config: Config, names: list[str]) -> int:
     """Returns the exit status: 1 when more rows are left out than ``data.prepare.max_bad_fraction``."""
-    from megatron_af.data.importers import import_dataset
+    from megatron_af.prepare.importers import import_dataset
 
     status = 0
     for name in names:
@@ -35,7 +35,7 @@ def import_rows(config: Config, names: list[str]) -> int:
 
 def prepare_recordings(config: Config, names: list[str]) -> int:
     """Returns the exit status: 1 when more rows are bad than ``data.prepare.max_bad_fraction``."""
-    from megatron_af.data.prepare import prepare
+    from megatron_af.prepare.sharding import prepare
 
     status = 0
     for name in names:
@@ -62,11 +62,11 @@ def _left_out(config: Config, name: str, reasons: dict[str, int], report: str, f
 
 def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> int:
     """Statistics, and with ``samples`` rows to look at; ``html`` gets a page with pictures and sound."""
-    from megatron_af.data.inspection import look, page, panels
     from megatron_af.data.shards import open_rows
-    from megatron_af.data.statistics import measure, tables
     from megatron_af.data.storage import DataRoot
     from megatron_af.parallel.device import current_device
+    from megatron_af.prepare.inspection import look, page, panels
+    from megatron_af.prepare.statistics import measure, tables
     from megatron_af.text.tokenizer import Tokenizer
 
     console, tokenizer, root = Console(), Tokenizer.load(config.data.tokenizer), DataRoot(config.data.root)

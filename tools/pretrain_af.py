@@ -4,11 +4,11 @@
 
 The stage starts from the weights its ``entry`` names, or goes on from its newest checkpoint if it has one. SIGTERM,
 SIGINT and SIGUSR1 end it after the step under way, with a checkpoint; torchrun kills after 30 s, unless it is given
-``--shutdown-timeout``, or is ``python -m megatron_af.train.torchrun``.
+``--shutdown-timeout``, or is ``python -m megatron_af.pipeline.torchrun``.
 
 Exit codes of each process: 0 done, 2 the configuration cannot run, or not from the checkpoint that is there, 3 stopped
-by a signal. Plain torchrun makes 1 of them all; ``python -m megatron_af.train.torchrun`` hands them on, with 128 + the
-signal's number where the launcher itself was asked to stop.
+by a signal. Plain torchrun makes 1 of them all; ``python -m megatron_af.pipeline.torchrun`` hands them on, with 128 +
+the signal's number where the launcher itself was asked to stop.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from dataclasses import replace
 import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import describe, read_config
+from megatron_af.config.loading import describe, read_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.validation.run import validate
+from megatron_af.runs.check import validate
 
 PATIENCE_SECONDS = 60
 """For a node's first process to say why it ends; the launcher ends the others as soon as it has."""
@@ -58,10 +58,10 @@ def train(config: Config, world_size: int) -> str:
     """Train ``config.stage`` on this process and its peers: ``done`` or ``stopped``."""
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.train.budget import resolve_sizes
+    from megatron_af.runs.sizes import resolve_sizes
+    from megatron_af.tracking.callback import MLflowTracking
     from megatron_af.train.callbacks import LogLine, StopOnSignal
-    from megatron_af.train.result import StageResult
-    from megatron_af.train.tracking.callback import MLflowTracking
+    from megatron_af.train.stage_result import StageResult
     from megatron_af.train.trainer import Trainer
 
     if world_size == 1:

@@ -17,10 +17,10 @@ import argparse
 import sys
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import load_config
-from megatron_af.digest import DigestMismatch
-from megatron_af.evaluate.results import BadResults
-from megatron_af.train.layout import CheckpointError
+from megatron_af.config.loading import load_config
+from megatron_af.runs.digests import DigestMismatch
+from megatron_af.runs.paths import CheckpointError
+from megatron_af.runs.results import BadResults
 
 REFUSED_BY_GATE = 42
 
@@ -38,8 +38,8 @@ def main() -> int:
     if arguments.command == "rollback" and not arguments.why:
         parser.error("rollback: expected --why, which is kept with the version")
     # Imported only now: --help need not wait for MLflow, whose environment the first of them sets.
-    from megatron_af.registry.moves import MoveForbidden, MoveRefused
-    from megatron_af.registry.releases import PromotionRefused, UnknownVersion
+    from megatron_af.release.aliases import MoveForbidden, MoveRefused
+    from megatron_af.release.versions import PromotionRefused, UnknownVersion
 
     from mlflow.exceptions import MlflowException  # isort: skip
 
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from megatron_af.registry import commands
+    from megatron_af.release import commands
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.command == "register":

@@ -15,9 +15,9 @@ import argparse
 import sys
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import read_config
-from megatron_af.train.curriculum import ExitGateFailed, StageFailed, plan, run_curriculum
-from megatron_af.validation.run import check
+from megatron_af.config.loading import read_config
+from megatron_af.pipeline.curriculum import ExitGateFailed, StageFailed, plan, run_curriculum
+from megatron_af.runs.check import check
 
 
 def main() -> int:

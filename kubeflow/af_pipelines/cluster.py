@@ -15,8 +15,8 @@ from pathlib import Path
 
 from af_pipelines.steps import measure_step
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import read_values
-from megatron_af.validation.run import check
+from megatron_af.config.loading import read_values
+from megatron_af.runs.check import check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

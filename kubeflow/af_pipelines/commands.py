@@ -20,7 +20,7 @@ from af_pipelines.records import Launch, RunFolder, RunRecord
 from af_pipelines.report import stamp, table
 from af_pipelines.steps import pipeline_steps
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 
 CLUSTER_KEY = "cluster."
 FOLLOW_SECONDS = 0.5

@@ -4,8 +4,9 @@
     finish(Arguments(…), state="SUCCEEDED")        # the exit handler
 
 A step that is done is not run again, unless what it is made from changed. For a stage that is decided by
-`megatron_af.train.curriculum`, from digests of its data and of the checkpoints it starts from; only where its processes
-run is decided here. Commands are not skipped in a pipeline of their own: who asks for ``promote`` wants it done now.
+`megatron_af.pipeline.curriculum`, from digests of its data and of the checkpoints it starts from; only where its
+processes run is decided here. Commands are not skipped in a pipeline of their own: who asks for ``promote`` wants
+it done now.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from af_pipelines.records import CANCELLED, DONE, FAILED, RUNNING, Launch, RunFo
 from af_pipelines.report import write_report
 from af_pipelines.steps import StepSpec, pipeline_steps
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import read_values
+from megatron_af.config.loading import read_values
 
 Say = Callable[[str], None]
 MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
@@ -116,7 +117,7 @@ def finish(arguments: Arguments, state: str, launcher: str = "auto") -> str:
 
 def _mark_curriculum(config: Config, state: str) -> None:
     """End the curriculum's MLflow run, and send what its stages could not send while they lived."""
-    from megatron_af.train.tracking.runs import start_curriculum_run
+    from megatron_af.tracking.runs import start_curriculum_run
 
     run = start_curriculum_run(config)
     run.end(MLFLOW_STATUS.get(state, "FAILED"), f"pipeline {state.lower()}")
@@ -188,10 +189,10 @@ class _Place:
 
 def _run_stage(spec: StepSpec, config: Config, place: _Place, say: Say) -> None:
     """Train a stage, or measure it, and hold it against its exit gate when its numbers are there."""
-    from megatron_af.train import curriculum
-    from megatron_af.train.layout import CheckpointError
-    from megatron_af.train.tracking.runs import curriculum_spool
-    from megatron_af.train.tracking.spool import Spool
+    from megatron_af.pipeline import curriculum
+    from megatron_af.runs.paths import CheckpointError
+    from megatron_af.tracking.runs import curriculum_spool
+    from megatron_af.tracking.spool import Spool
 
     def watch(stage: str, line: str) -> None:
         if line.startswith(stage):  # the decision; what the processes print was said by their launcher

@@ -24,7 +24,7 @@ import psutil
 
 from af_pipelines.job import GIVE_UP, ROOT, Cancelled, Job, StepFailed, cancellable, describe_exit, python_env
 from af_pipelines.logs import last_error
-from megatron_af.train.tracking.runs import SENDER
+from megatron_af.tracking.runs import SENDER
 
 RUN_PID = "AF_PIPELINES_RUN_PID"
 """Environment variable with the process that drives the pipeline; a step does not outlive it."""

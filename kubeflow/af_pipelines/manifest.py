@@ -14,7 +14,7 @@ from af_pipelines.cluster import ClusterConfig, Placement
 from af_pipelines.job import Job
 from af_pipelines.kube import CONTAINER, GROUP, VERSION, Object
 from af_pipelines.records import Launch
-from megatron_af.digest import digest_value
+from megatron_af.runs.digests import digest_value
 
 MANAGER = "megatron-af/pipelines"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "megatron-af"}

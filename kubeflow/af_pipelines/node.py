@@ -9,7 +9,7 @@ Workers are never restarted one by one: the launcher restarts the whole job, whi
 
 import sys
 
-from megatron_af.train.torchrun import main
+from megatron_af.pipeline.torchrun import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_af.config import Config
-from megatron_af.config_file import to_yaml
+from megatron_af.config.loading import to_yaml
 
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 

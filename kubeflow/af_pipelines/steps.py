@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any, Literal
 
 from megatron_af.config import RETRIEVAL_STEP, Config, ConfigError
-from megatron_af.digest import digest_value
+from megatron_af.runs.digests import digest_value
 
 STAGES = "stages"
 """In ``after``: every stage of the curriculum, trained and measured."""

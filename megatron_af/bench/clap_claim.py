@@ -29,11 +29,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config_file import load_config, to_yaml
-from megatron_af.data.caption_rules import CHANGES, hard_negatives, paraphrases
-from megatron_af.data.questions import Event
+from megatron_af.config.loading import load_config, to_yaml
 from megatron_af.data.rows import Manifest, Row, Span, to_json
-from megatron_af.data.scenes import prepare_scenes, word_tokenizer
+from megatron_af.demo.caption_rules import CHANGES, hard_negatives, paraphrases
+from megatron_af.demo.questions import Event
+from megatron_af.demo.scenes import prepare_scenes, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "clap_claim.yaml"

@@ -47,12 +47,12 @@ from megatron_af.config import (
     StageConfig,
 )
 from megatron_af.data.batch import StepBatch
-from megatron_af.data.prepare import prepare
 from megatron_af.data.rows import Clip, Question, Row, to_json
 from megatron_af.data.shards import BATCH_ROWS, open_rows, record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.data.stream import Stream
 from megatron_af.parallel.device import Device
+from megatron_af.prepare.sharding import prepare
 
 RATE = 44_100
 BATCH = 8

@@ -1,1 +1,1 @@
-"""Data: manifest rows, the stateless sampler, batches, the feature cache, and the demo's scenes."""
+"""What training reads: manifest rows and their text, the stateless sampler, batches, the feature cache."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from megatron_af.data.batch import TextRows
-from megatron_af.text.templates import answer_labels
+from megatron_af.data.templates import answer_labels
 from megatron_af.text.tokenizer import Tokenizer
 
 

@@ -19,7 +19,7 @@ from megatron_af.data.rows import Question, Row, RowError, Span
 from megatron_af.data.sampler import BlendSampler, Draw, keyed_hash
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
-from megatron_af.text.templates import STYLES, render
+from megatron_af.data.templates import STYLES, render
 from megatron_af.text.tokenizer import Tokenizer
 
 ATTEMPTS = 8

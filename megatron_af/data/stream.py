@@ -23,8 +23,8 @@ from megatron_af.data.feature_cache import FeatureCache
 from megatron_af.data.packing import pack
 from megatron_af.data.rows import Clip, Row
 from megatron_af.data.samples import Sample, SampleSource
+from megatron_af.data.templates import STYLES, render, render_prompt
 from megatron_af.parallel.device import Device
-from megatron_af.text.templates import STYLES, render, render_prompt
 from megatron_af.text.tokenizer import Tokenizer
 
 AHEAD = 2

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from megatron_af.data.rows import Row
-from megatron_af.evaluate.clap_embedder import ClapEmbedder
+from megatron_af.inference.embedder import ClapEmbedder
 
 RANKS = (1, 5, 10)
 TEMPLATES = ("{}", "the sound of {}", "this is a sound of {}")

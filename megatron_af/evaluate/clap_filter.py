@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_af.data.mining import deciles
 from megatron_af.data.rows import Row
-from megatron_af.evaluate.clap_embedder import ClapEmbedder
+from megatron_af.inference.embedder import ClapEmbedder
+from megatron_af.prepare.mining import deciles
 
 
 def text_of(row: Row) -> str:

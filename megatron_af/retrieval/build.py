@@ -23,11 +23,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.data.mining import deciles
 from megatron_af.data.rows import Row, to_json
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
-from megatron_af.evaluate.clap_embedder import ClapEmbedder
+from megatron_af.inference.embedder import ClapEmbedder
+from megatron_af.prepare.mining import deciles
 from megatron_af.retrieval.catalogue import read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, encoder_digest, index_folder, index_inputs, why_stale
 from megatron_af.retrieval.interleave import interleaved_rows

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_af.config import Config
-from megatron_af.digest import digest_file, digest_value
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
-from megatron_af.train.layout import resolve_entry, source_of
-from megatron_af.train.lineage import checkpoint_digest, dataset_index
-from megatron_af.validation.presence import MODEL_PARTS
+from megatron_af.runs.digests import digest_file, digest_value
+from megatron_af.runs.identity import checkpoint_digest, dataset_index
+from megatron_af.runs.paths import resolve_entry, source_of
+from megatron_af.runs.presence import MODEL_PARTS
 
 EXACT_UP_TO = 200_000
 """Pieces. A search among that many of 512 dimensions takes one core 2.5 ms."""

@@ -25,8 +25,8 @@ from megatron_af.config import Config
 from megatron_af.data.rows import Clip, Row
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
-from megatron_af.evaluate.clap_embedder import ClapEmbedder
-from megatron_af.generate.requests import RequestRows
+from megatron_af.inference.embedder import ClapEmbedder
+from megatron_af.inference.requests import RequestRows
 from megatron_af.retrieval.index import NeighbourIndex
 from megatron_af.retrieval.interleave import Neighbour, draw_rows, interleave
 
@@ -93,7 +93,7 @@ class Retriever:
         ]
 
     def request(self, audio: Audio, prompt: str, count: int) -> Mapping[str, Any]:
-        """A request (``generate/requests.py``) with ``count`` examples before the question."""
+        """A request (``inference/requests.py``) with ``count`` examples before the question."""
         examples = [
             {"audio": self._wav(n.clip), "prompt": n.prompt, "answer": n.output}
             for n in self.nearest([audio], count)[0][::-1]

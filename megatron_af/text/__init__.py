@@ -1,1 +1,1 @@
-"""Text: tokenizer with Audio Flamingo's special tokens, templates and loss labels."""
+"""The tokenizer, with Audio Flamingo's special tokens."""

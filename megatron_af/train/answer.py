@@ -22,10 +22,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megatron_af.audio.encode_ahead import EncodeAhead
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import IGNORED, AudioKeys, StepBatch, TextRows
 from megatron_af.model import AudioFlamingo
-from megatron_af.parallel.encode_ahead import EncodeAhead
 from megatron_af.parallel.groups import Groups
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, build_optimizer
 

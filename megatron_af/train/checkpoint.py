@@ -32,7 +32,7 @@ from megatron_af.config import PARTS
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
-from megatron_af.train.layout import (
+from megatron_af.runs.paths import (
     LATEST,
     MANIFEST,
     REPLACED,

@@ -21,21 +21,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from megatron_af.config import PARTS, Config, StageConfig
-from megatron_af.config_file import to_yaml
+from megatron_af.config.loading import to_yaml
 from megatron_af.data.batch import StepBatch
 from megatron_af.data.feature_cache import encoder_digest
 from megatron_af.data.stream import Stream
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.runs.paths import Resume, latest, read_resume, resolve_entry
+from megatron_af.runs.resume import check_resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.answer import AnswerObjective
 from megatron_af.train.callbacks import Callback, Meter, Record
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
-from megatron_af.train.contract import check_resume
 from megatron_af.train.contrastive import ContrastiveObjective, build_clap
 from megatron_af.train.flops import peak_flops, step_flops
-from megatron_af.train.layout import Resume, latest, read_resume, resolve_entry
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, NonFiniteGradient, build_schedule
 from megatron_af.train.trainable import global_counts, select, table
 
@@ -62,7 +62,7 @@ class Trainer:
     """One stage of a curriculum, from its entry weights (or its newest checkpoint) to its last step."""
 
     def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
-        """Raises ``ConfigError`` when the newest checkpoint is of a run with other settings (``contract.py``)."""
+        """Raises ``ConfigError`` when the newest checkpoint is of a run with other settings (``runs/resume.py``)."""
         self.config = config
         self.stage: StageConfig = config.curriculum[config.stage]
         self.callbacks = list(callbacks)

@@ -24,7 +24,7 @@ if behaviour.exists():
 """
 TRAINING = TOOL + """
 import json, os
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 config = load_config(sys.argv[2], sys.argv[3:4])
 folder = config.stage_folder(config.stage)
 if os.environ["PET_NODE_RANK"] == "0":
@@ -37,7 +37,7 @@ if os.environ["PET_NODE_RANK"] == "0":
 """
 HEARING = TOOL + """
 import json
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 config = load_config(sys.argv[2], sys.argv[3:4])
 scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
 (config.stage_folder(config.stage) / "hearing.json").write_text(json.dumps({"test": scores}))

@@ -13,7 +13,7 @@ from af_pipelines.cluster import load_cluster
 from af_pipelines.job import Job
 from af_pipelines.manifest import trainjob_manifest
 from af_pipelines.records import RunFolder
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 from tests.af_pipelines.fake_cluster import FakeCluster
 
 CONFIG = """

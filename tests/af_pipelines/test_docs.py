@@ -8,7 +8,7 @@ import pytest
 
 from af_pipelines.__main__ import _parser
 from af_pipelines.cluster import check_placements, load_cluster
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs/kubeflow.md").read_text()

@@ -13,7 +13,7 @@ from af_pipelines.manifest import trainjob_manifest
 from af_pipelines.records import RUNNING, Launch, RunFolder, StepRecord
 from af_pipelines.steps import pipeline_steps
 from megatron_af.config import Config, RetrievalConfig, StageConfig
-from megatron_af.train.tracking import runs
+from megatron_af.tracking import runs
 from tests.af_pipelines.fake_cluster import FakeCluster
 
 LAUNCH = Launch(run="20260101-000000-ab12")

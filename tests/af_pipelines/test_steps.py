@@ -18,7 +18,7 @@ from megatron_af.config import (
     StepConfig,
     release_steps,
 )
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

@@ -12,8 +12,8 @@ from megatron_af.audio.clap import ClapModel
 from megatron_af.audio.htsat import HTSAT
 from megatron_af.audio.projection import ResidualProjection, projection
 from megatron_af.config import ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig, TransformConfig
-from megatron_af.config_file import load_config
-from megatron_af.validation.run import check
+from megatron_af.config.loading import load_config
+from megatron_af.runs.check import check
 from tests import tiny
 from tests.dali_pipes.reference import reference_mel
 from tests.dali_pipes.test_mel import broadband

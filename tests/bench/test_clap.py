@@ -86,7 +86,7 @@ def test_summary_pairs_seeds_and_gives_the_interval_of_the_gain():
 
 def test_a_finished_run_is_not_made_again(tmp_path: Path):
     from megatron_af.bench.clap_claim import _measured
-    from megatron_af.config_file import load_config
+    from megatron_af.config.loading import load_config
 
     (tmp_path / "clip_1.json").write_text(json.dumps(report(3.0)))
     config = load_config("configs/clap_claim.yaml")

@@ -14,8 +14,8 @@ from megatron_af.decoder.lm import AudioLM
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.runs.paths import CheckpointError
 from megatron_af.train.checkpoint import load_parts
-from megatron_af.train.layout import CheckpointError
 from tests.convert.test_qwen2 import write_folder
 from tests.decoder.toy import full_audio, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed

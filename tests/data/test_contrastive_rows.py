@@ -10,7 +10,7 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.data.rows import Row, RowError, Span, parse_row
 from megatron_af.data.samples import TooManyReplacements
 from megatron_af.data.stream import Stream
-from megatron_af.validation.run import check
+from megatron_af.runs.check import check
 from tests.data.toy import CPU, toy_config, toy_rows, write_manifest
 
 STAGE = StageConfig(objective="contrastive", trainable=("encoder.*", "clap.*"), global_batch_samples=8)

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore, _create_fake_pg
 
 from megatron_af.config import Config, ParallelConfig
-from megatron_af.config_file import CONFIGS, load_config
+from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.data.batch import AudioKeys
 from megatron_af.decoder import lm as lm_module
 from megatron_af.decoder import masks as masks_module

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_af.config import ConfigError
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Clip, Manifest, Row
 from megatron_af.evaluate.clap import (
     composition,
@@ -18,7 +18,7 @@ from megatron_af.evaluate.clap import (
     table,
     zero_shot,
 )
-from megatron_af.evaluate.clap_embedder import ClapEmbedder
+from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.train.trainer import Trainer
 from tests.contrastive_run import write_run
 from tests.distributed import run_distributed

@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError, NeighboursConfig
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Manifest
 from megatron_af.data.stream import Stream
 from megatron_af.retrieval import build
 from megatron_af.retrieval.build import Builder
 from megatron_af.retrieval.retriever import Retriever
+from megatron_af.runs.check import check
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.trainer import Trainer
-from megatron_af.validation.run import check
 from tests.contrastive_run import write_run
 from tests.data.toy import CPU, write_manifest
 from tests.distributed import run_distributed

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import Config, ConfigError, StageConfig
-from megatron_af.data.prepare import prepare
 from megatron_af.data.rows import Clip, Manifest, Question, Row
+from megatron_af.prepare.sharding import prepare
 from megatron_af.retrieval.catalogue import read_catalogue
 from tests.data.toy import write_manifest
 from tests.retrieval.toy import retrieval_config, write_rows

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config_file import to_yaml
+from megatron_af.config.loading import to_yaml
 from tests.retrieval.toy import retrieval_config
 from tools import build_retrieval
 

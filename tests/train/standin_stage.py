@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_af.config_file import load_config
-from megatron_af.train.layout import LATEST, MANIFEST, latest, read_resume
+from megatron_af.config.loading import load_config
+from megatron_af.runs.paths import LATEST, MANIFEST, latest, read_resume
 
 _, _, file, override = sys.argv
 config = load_config(file, [override])

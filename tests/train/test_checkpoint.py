@@ -16,10 +16,10 @@ from megatron_af.config import PARTS
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.runs.paths import CheckpointError, Resume, latest, read_resume
 from megatron_af.train import checkpoint
 from megatron_af.train.answer import AnswerObjective
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
-from megatron_af.train.layout import CheckpointError, Resume, latest, read_resume
 from megatron_af.train.optimizer import build_schedule
 from megatron_af.train.trainable import select
 from tests import tiny

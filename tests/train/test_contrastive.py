@@ -13,7 +13,7 @@ import torch
 
 from megatron_af.audio.augment import draw_mix_up, mix
 from megatron_af.config import ContrastiveConfig
-from megatron_af.config_file import load_config
+from megatron_af.config.loading import load_config
 from megatron_af.data.batch import Captions, StepBatch, assign_clips
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device

@@ -14,10 +14,10 @@ import torch
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_af.config import CheckpointConfig, Config, ConfigError, StageConfig
+from megatron_af.runs.paths import latest, read_resume
 from megatron_af.train.callbacks import Callback, Record
-from megatron_af.train.layout import latest, read_resume
 from megatron_af.train.optimizer import NonFiniteGradient
-from megatron_af.train.result import StageResult
+from megatron_af.train.stage_result import StageResult
 from megatron_af.train.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
 from tests import tiny
 from tests.data.toy import toy_config

@@ -87,7 +87,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    launch = [sys.executable, "-m", "megatron_af.train.torchrun", "--standalone", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", "megatron_af.pipeline.torchrun", "--standalone", "--nproc_per_node", "2"]
     return [*launch, str(ROOT / "tools" / "pretrain_af.py"), "--config", str(folder / "tiny.yaml"), *overrides]
 
 

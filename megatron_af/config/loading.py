@@ -1,0 +1,363 @@
+"""From YAML files and command-line overrides to a :class:`~megatron_af.config.Config`, and back.
+
+    config = load_config("configs/demo.yaml", ["stage=align", "parallel.tensor=2"])
+    config, unread = read_config("configs/demo.yaml", overrides)    # for a check that tells all problems at once
+    text = to_yaml(config)      # the resolved run; loads to an equal Config
+    text = describe()           # every key with type, default and meaning, for a tool's --help
+
+A file may name others by ``include: [model/af2_3b.yaml, curriculum/af2.yaml]``, looked for beside it and then in
+``configs/``. They are merged in their order, the file's own keys come over them and the overrides over all; a list
+replaces a list, sections merge key by key. ``${a.b}`` takes the value of another key, ``${oc.env:NAME,default}`` one
+of the environment.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
+from functools import cache, reduce
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from megatron_af.config import Config, ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+COMMAND_LINE = "command line"
+DEFINED_IN_FILES = ("curriculum", "data.datasets", "steps")
+type Tree = dict[Any, Any]
+"""A YAML file: nested mappings, lists and scalars."""
+EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Load a run's top file with its includes and ``a.b.c=value`` overrides.
+
+    Raises:
+        ConfigError: files that are missing or no YAML; unknown keys, wrong types and missing keys, all at once.
+    """
+    return read_values(Config, Path(path), overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """What a file says that could not be used, beside the configuration made of the rest."""
+
+    problems: tuple[str, ...] = ()
+    keys: frozenset[str] = frozenset()
+    """Keys that have their defaults for want of a usable value."""
+
+    def and_also(self, problems: Iterable[str]) -> list[str]:
+        """Own problems, then those of the rest that do not merely follow from them."""
+        return [*self.problems, *unexplained(problems, self.keys)]
+
+
+def unexplained(problems: Iterable[str], keys: Iterable[str]) -> list[str]:
+    """Those that name none of the keys (or anything below them), whose problems have been told already."""
+    told = [re.compile(rf"(?<![\w.]){re.escape(key)}(?!\w)") for key in keys]
+    return [problem for problem in problems if not any(key.search(problem) for key in told)]
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, Unread]:
+    """:func:`load_config` for who goes on to check what could be read, and then reports all problems at once.
+
+    Raises:
+        ConfigError: files that are missing or no YAML; there is nothing to go on with.
+    """
+    return _read_tree(Config, Path(path), overrides)
+
+
+def read_values[Schema](schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
+    """:func:`load_config` for the file of any tree of dataclasses."""
+    values, unread = _read_tree(schema, path, overrides)
+    if unread.problems:
+        raise ConfigError(f"{path} cannot be used", unread.problems)
+    return values
+
+
+def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str]) -> tuple[Schema, Unread]:
+    problems: list[str] = []
+    layers = [*_read(path, (), problems), (COMMAND_LINE, _parse(overrides, problems))]
+    if problems:
+        raise ConfigError(f"{path} cannot be read", problems)
+    first_source: dict[str, str] = {}
+    last_source: dict[str, str] = {}
+    for source, layer in layers:
+        for key in _keys(layer):
+            first_source.setdefault(key, source)
+            last_source[key] = source
+    merged = reduce(_merge, [_defaults(schema), *(layer for _, layer in layers)])
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+    except OmegaConfBaseException as error:
+        problems.append(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
+        tree = merged
+    reader = _Reader(first_source, last_source, problems)
+    values = reader.read(schema, tree, "")
+    assert isinstance(values, schema)
+    return values, Unread(problems=tuple(problems), keys=frozenset(reader.unread))
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML without includes."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """``; did you mean …?`` where something known is close, or else what is known."""
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def describe(schema: type = Config) -> str:
+    """Every key of a configuration with its type, default and docstring, as the end of a tool's ``--help``."""
+    lines = ["configuration keys (in the YAML file, or as key=value):"]
+    for key, kind, default, doc in _schema(schema, ""):
+        value = "(required)" if default is MISSING else f"= {_show(default)}"
+        lines.append(f"  {key}: {_type_name(kind)} {value}")
+        lines += textwrap.wrap(doc, width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tuple[str, Tree]]:
+    """A file's layers, those of its includes first."""
+    if path in parents:
+        problems.append(f"{parents[-1]}: include {path} includes itself; remove it from one of the two")
+        return []
+    try:
+        layer = OmegaConf.load(path)
+    except FileNotFoundError:
+        problems.append(f"{parents[-1]}: include {path.name}: no such file" if parents else f"{path}: no such file")
+        return []
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        problems.append(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}")
+        return []
+    if not isinstance(layer, DictConfig):
+        problems.append(f"{path}: expected keys and values at the top, got a list")
+        return []
+    includes = layer.pop("include", [])
+    if isinstance(includes, str):
+        includes = [includes]
+    layers = []
+    for name in includes:
+        beside = path.parent / name
+        included = beside if beside.exists() else CONFIGS / name
+        if not included.exists():
+            problems.append(f"{path}: include {name}: no such file in {path.parent or '.'} or {CONFIGS.name}/")
+            continue
+        layers += _read(included, (*parents, path), problems)
+    return [*layers, (str(path), _plain(layer))]
+
+
+def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
+    layer = OmegaConf.create()
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            problems.append(f"{override} ({COMMAND_LINE}): expected key=value, for example stage=align")
+            continue
+        try:
+            layer.merge_with_dotlist([override])
+        except (YAMLError, OmegaConfBaseException) as error:
+            problems.append(f"{override} ({COMMAND_LINE}): {' '.join(str(error).split())}")
+    return _plain(layer)
+
+
+def _plain(layer: DictConfig) -> Tree:
+    tree = OmegaConf.to_container(layer, resolve=False)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _defaults(schema: Any) -> Tree:
+    """Defaults of the whole tree, so that a file can change one entry of a section that has some by default."""
+    required = {field.name: "???" for field in dataclasses.fields(schema) if _is_required(field)}
+    return dataclasses.asdict(schema(**required))
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _merge(under: Tree, over: Tree) -> Tree:
+    merged = dict(under)
+    for name, value in over.items():
+        both = isinstance(value, dict) and isinstance(under.get(name), dict)
+        merged[name] = _merge(under[name], value) if both else value
+    return merged
+
+
+def _keys(tree: Tree, prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+class _Reader:
+    """Builds the dataclasses out of plain containers and notes what does not fit."""
+
+    def __init__(self, first_source: Mapping[str, str], last_source: Mapping[str, str], problems: list[str]) -> None:
+        self._first_source = first_source
+        self._last_source = last_source
+        self._problems = problems
+        self.unread: set[str] = set()
+        """Keys that were not read, and those that were perhaps meant by unknown ones."""
+
+    def _report(self, key: str, message: str) -> Any:
+        self.unread.add(key)
+        place = key
+        while place and place not in self._last_source:
+            place = place.rpartition(".")[0]
+        self._problems.append(f"{key} ({self._last_source[place]}): {message}" if place else f"{key}: {message}")
+        return MISSING
+
+    def read(self, kind: Any, value: Any, key: str) -> Any:
+        """``value`` as ``kind``; reports and returns MISSING where it is not one."""
+        origin, options = get_origin(kind), get_args(kind)
+        if isinstance(value, str) and "${" in value:
+            self.unread.add(key)  # what it stands for was not found, which has been reported
+            return MISSING
+        if value == "???":
+            return self._report(key, f"is required; set {key} to {_expected(kind)}")
+        if origin in (Union, types.UnionType):
+            (inner,) = (option for option in options if option is not type(None))
+            return None if value is None else self.read(inner, value, key)
+        if origin is Literal:
+            if value not in options:
+                known = [str(option) for option in options]
+                return self._report(key, f"expected {' or '.join(known)}, got {_show(value)}")
+            return value
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            return self._read_section(kind, value, key)
+        if origin is dict and isinstance(value, dict):
+            return self._read_mapping(options[1], value, key)
+        if origin is tuple and isinstance(value, list | tuple):  # a default is still a tuple
+            items = (self.read(options[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+            return tuple(item for item in items if item is not MISSING)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind is str and value is None:
+            return ""  # "key=" on the command line, or nothing behind the colon
+        if kind in EXPECTED and type(value) is kind:
+            return value
+        hint = f"; write it as [{value}]" if origin is tuple and isinstance(value, str) else ""
+        return self._report(key, f"expected {_expected(kind)}, got {_show(value)}{hint}")
+
+    def _read_section(self, kind: Any, value: dict[Any, Any], key: str) -> Any:
+        prefix = f"{key}." if key else ""
+        hints = get_type_hints(kind)
+        values = {}
+        for name, inner in value.items():
+            if name in hints:
+                values[name] = self.read(hints[name], inner, f"{prefix}{name}")
+            else:
+                meant, hint = _suggest_key(str(name), list(hints), prefix)
+                self._report(f"{prefix}{name}", f"unknown key{hint}")
+                self.unread.update(meant)
+        for field in dataclasses.fields(kind):
+            if _is_required(field):
+                if field.name not in value:
+                    self._report(f"{prefix}{field.name}", f"is required; set it to {_expected(hints[field.name])}")
+                if values.get(field.name, MISSING) is MISSING:
+                    values[field.name] = _placeholder(hints[field.name])
+        return kind(**{name: inner for name, inner in values.items() if inner is not MISSING})
+
+    def _read_mapping(self, kind: Any, value: dict[Any, Any], key: str) -> dict[str, Any]:
+        entries = {}
+        for name, inner in value.items():
+            entry = f"{key}.{name}"
+            # Files define stages and data sets; an override that names a new one is a slip of the pen.
+            if key in DEFINED_IN_FILES and self._first_source.get(entry) == COMMAND_LINE:
+                known = [str(other) for other in value if self._first_source.get(f"{key}.{other}") != COMMAND_LINE]
+                self._report(entry, f"not in {key}{suggestion(str(name), known)}")
+                continue
+            if not isinstance(name, str):
+                self._report(entry, f"expected text as the key, got {_show(name)}; put it in quotes")
+                continue
+            if (item := self.read(kind, inner, entry)) is not MISSING:
+                entries[name] = item
+        return entries
+
+
+def _suggest_key(name: str, siblings: list[str], prefix: str) -> tuple[list[str], str]:
+    """A close name in the same section, or else the same name in another one: the keys, and the words."""
+    close = [f"{prefix}{match}" for match in get_close_matches(name, siblings, n=1, cutoff=0.6)]
+    meant = close or [key for key, *_ in _schema(Config, "") if key.rsplit(".", 1)[-1] == name]
+    if meant:
+        return meant, f"; did you mean {' or '.join(meant)}?"
+    return [], f"; known here: {', '.join(siblings)}"
+
+
+def _placeholder(kind: Any) -> Any:
+    """Stands for a required value that is missing, so that the rest can be checked."""
+    return get_args(kind)[0] if get_origin(kind) is Literal else {int: 1, float: 1.0, bool: False}.get(kind, "missing")
+
+
+def _schema(kind: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
+    """(key, type, default, docstring) of every leaf; ``<name>`` stands for the keys of a mapping."""
+    hints, docs = get_type_hints(kind), _docstrings(kind)
+    for field in dataclasses.fields(kind):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        entry = get_args(hint)[1] if get_origin(hint) is dict else None
+        if dataclasses.is_dataclass(hint):
+            yield from _schema(hint, f"{key}.")
+        elif dataclasses.is_dataclass(entry):
+            yield from _schema(entry, f"{key}.<name>.")
+        else:
+            yield key, hint, default, docs.get(field.name, "")
+
+
+@cache
+def _docstrings(kind: type) -> dict[str, str]:
+    """Texts that stand under the fields of a dataclass; Python itself keeps none of them."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(definition.body, definition.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "a list"
+    return EXPECTED.get(kind, "keys and values")
+
+
+def _type_name(kind: Any) -> str:
+    origin, options = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return f"list of {_type_name(options[0])}"
+    if origin is dict:
+        return f"mapping to {_type_name(options[1])}"
+    if origin is Literal:
+        return " | ".join(str(option) for option in options)
+    if origin in (Union, types.UnionType):
+        return " | ".join("null" if option is type(None) else _type_name(option) for option in options)
+    return str(kind.__name__)
+
+
+def _show(value: Any) -> str:
+    """A value as YAML would write it, shortened."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = f"'{value}'" if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
+    return textwrap.shorten(text, 80, placeholder=" …")

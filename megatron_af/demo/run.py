@@ -1,0 +1,125 @@
+"""The demo: prepare recordings and scenes, train the curriculum, ask the held-out questions, show the table.
+
+    summary = run_demo("configs/demo.yaml")
+
+What is on disk and was made by the same settings is not made again, so a run that was stopped goes on where it was.
+Stages are trained and measured by :func:`megatron_af.pipeline.curriculum.run_curriculum`; this module shows how far
+they are.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_af.config import Config
+from megatron_af.config.loading import load_config
+from megatron_af.demo.recordings import Recordings
+from megatron_af.demo.scenes import prepare_scenes
+from megatron_af.evaluate.hearing import table
+from megatron_af.pipeline.curriculum import StageRecord, run_curriculum
+
+STEP = re.compile(r"^step (\d+)/(\d+) .*?\| loss (\S+)")
+ASKED = re.compile(r"^asked (\d+)/(\d+) ")
+
+
+def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run what is left of the demo; returns, and writes to ``output/name/summary.json``, its numbers.
+
+    Raises:
+        ConfigError: the configuration cannot be read or cannot run.
+        StageFailed: a stage or its evaluation failed.
+    """
+    config = load_config(path, overrides)
+    console, folder = Console(), Path(config.output) / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _progress(console) as progress:
+        recordings = prepare_demo(config, progress)
+        progress.console.print(f"sounds: {recordings.source}")
+        # The stage's processes share the machine's cores; one thread each is for machines that do other work, too.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.launch.processes_per_node))
+        run_curriculum(config, watch=_Stages(config, progress))
+    sets = json.loads((config.stage_folder(list(config.curriculum)[-1]) / "hearing.json").read_text())
+    seconds = {"prepare": json.loads(_marker(config).read_text())["seconds"]}
+    for stage in config.curriculum:
+        record = StageRecord.load(config.stage_folder(stage))
+        seconds[stage] = record.seconds if record else 0.0
+    seconds["training"] = sum(seconds[stage] for stage in config.curriculum)
+    summary = {
+        **next(iter(sets.values())),
+        "sets": sets,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "sources": recordings.source,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    for name, scores in sets.items():
+        console.print(table(scores, f"held-out scenes: {name}"))
+    low, high = summary["overall"]["interval"]
+    console.print(
+        f"The right audio beats exchanged audio by [bold]{summary['overall']['gap']}[/bold] points "
+        f"(95% interval {low} to {high}); training took {seconds['training'] / 60:.1f} minutes, preparation "
+        f"{seconds['prepare']:.0f} s. {folder / 'summary.json'}"
+    )
+    return summary
+
+
+def prepare_only(path: str, overrides: Sequence[str] = ()) -> None:
+    """Only the recordings, scenes and tokenizer, where a pipeline does the rest."""
+    config = load_config(path, overrides)
+    with _progress(Console()) as progress:
+        recordings = prepare_demo(config, progress)
+    print(f"sounds: {recordings.source}")
+
+
+def prepare_demo(config: Config, progress: Progress) -> Recordings:
+    """Recordings, scenes and tokenizer, unless they were made by the same settings."""
+    root, marker = Path(config.data.root), _marker(config)
+    wanted = json.loads(json.dumps({"seed": config.seed, **asdict(config.scenes)}))
+    if not marker.exists() or json.loads(marker.read_text()).get("settings") != wanted:
+        root.mkdir(parents=True, exist_ok=True)
+        marker.unlink(missing_ok=True)  # from here on, what lies there is neither the old nor the new
+        started = time.monotonic()
+        prepare_scenes(config.scenes, config.seed, root, progress)
+        marker.write_text(json.dumps({"settings": wanted, "seconds": time.monotonic() - started}))
+    stored = json.loads((root / "recordings" / "recordings.json").read_text())
+    return Recordings(source=stored["source"], items=())
+
+
+def _marker(config: Config) -> Path:
+    return Path(config.data.root) / "prepared.json"
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console)
+
+
+class _Stages:
+    """A bar for each stage and each evaluation, moved by the lines that their processes print."""
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self._config, self._progress = config, progress
+        self._bars: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, line: str) -> None:
+        if asked := ASKED.match(line):
+            self._progress.update(self._bar(f"questions {stage}", int(asked[2])), completed=int(asked[1]))
+            return
+        steps = self._config.curriculum[stage].steps
+        bar = self._bar(f"stage {stage}", steps)
+        if line.split()[1:2] == ["skip"]:
+            self._progress.update(bar, completed=steps)
+        if match := STEP.match(line):
+            self._progress.update(bar, completed=int(match[1]), description=f"stage {stage} (loss {match[3]})")
+
+    def _bar(self, name: str, total: int) -> TaskID:
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=total)
+        return self._bars[name]

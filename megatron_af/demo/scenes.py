@@ -1,0 +1,271 @@
+"""Scenes for the demo: real recordings, augmented and mixed into recordings whose truth is known.
+
+    prepare_scenes(config.scenes, config.seed, Path(config.data.root), progress)
+
+Recordings are split first (by recording, within each kind), and a scene draws from one part only: no held-out
+scene holds a recording that training heard. Everything is a function of the seed; work is shared by all cores.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from rich.progress import Progress
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+
+from megatron_af.config import ConfigError, ScenesConfig, SceneSet
+from megatron_af.data.rows import Clip, Question, Row, to_json
+from megatron_af.demo.questions import NUMBERS, Event, Scene, ask, captions, listing, negatives, spans, transcript
+from megatron_af.demo.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
+
+PARTS = {"train": 0.65, "development": 0.1, "test": 0.25}
+"""Share of each kind's recordings."""
+SHORT_SECONDS, LONG_SECONDS = (0.4, 0.8), (1.6, 2.6)
+PAUSE_SECONDS = (0.02, 0.1)
+"""Between the hits of one long event."""
+LOUD_DB, QUIET_DB, NOISE_DB = (-14.0, -10.0), (-34.0, -30.0), (-75.0, -60.0)
+"""Level of an event's loudest 100 ms, and of the background noise, in dB of full scale."""
+UNKNOWN = "<unknown>"
+GAP_SECONDS = 0.4
+"""Least silence between two events."""
+
+
+def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progress) -> Recordings:
+    """Write every set's scenes and manifest, the text-only manifest and the tokenizer; returns the recordings used.
+
+    Raises:
+        ConfigError: ``scenes.kinds`` names a kind that there is no recording of.
+    """
+    task = progress.add_task("recordings", total=1)
+    recordings = fetch_recordings(root / "recordings", offline=config.offline)
+    progress.update(task, completed=1)
+    known = {item.kind for item in recordings.items}
+    if missing := set(config.kinds) - known:
+        raise ConfigError("no such sounds", [f"scenes.kinds: {min(missing)} is none of {', '.join(sorted(known))}"])
+    parts = split([item for item in recordings.items if item.kind in (config.kinds or known)], seed)
+    kinds = sorted(parts["train"])
+    jobs = [
+        partial(_render, s, config.variants, seed, root, parts[s.part], name, chunk)
+        for name, s in config.sets.items()
+        for chunk in np.array_split(np.arange(s.scenes), max(1, s.scenes // 250))
+    ]
+    task = progress.add_task("scenes", total=len(jobs))
+    lines: dict[str, list[str]] = {name: [] for name in config.sets}
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
+        for name, rows in pool.imap(_call, jobs):
+            lines[name] += rows
+            progress.advance(task)
+    lines["text"] = [to_json(row) for row in _texts(config, seed, kinds)]
+    for name, rows in lines.items():
+        (root / f"{name}.jsonl").write_text("".join(row + "\n" for row in rows))
+    some = [json.loads(line) for rows in lines.values() for line in rows[:1_000]]
+    told = (part for row in some for part in [row, *row.get("spans", [])])
+    written = (text for part in told for text in part.get("captions", []) + part.get("negatives", []))
+    asked = (text for row in some for q in row["questions"] for text in (q["prompt"], q["output"]))
+    word_tokenizer([*NUMBERS, *kinds, *written, *asked]).save(str(root / "tokenizer.json"))
+    return recordings
+
+
+def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """A word-level tokenizer of all words and punctuation in ``texts``, ending sequences as Qwen2.5's does."""
+    split_words = Whitespace()
+    words = {word for text in texts for word, _ in split_words.pre_tokenize_str(text.lower())}
+    vocabulary = {word: index for index, word in enumerate(["<|endoftext|>", UNKNOWN, *sorted(words)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), split_words
+    return tokenizer
+
+
+def split(items: Sequence[Recording], seed: int) -> dict[str, dict[str, list[Recording]]]:
+    """part -> kind -> recordings; every kind has at least one recording in every part."""
+    parts: dict[str, dict[str, list[Recording]]] = {part: {} for part in PARTS}
+    for kind in sorted({item.kind for item in items}):
+        rest = sorted((item for item in items if item.kind == kind), key=lambda item: item.path)
+        random.Random(f"{seed} {kind}").shuffle(rest)
+        total = len(rest)
+        for part in ("test", "development"):
+            size = max(1, round(total * PARTS[part]))
+            parts[part][kind], rest = rest[:size], rest[size:]
+        parts["train"][kind] = rest
+    return parts
+
+
+def _call(job: partial[tuple[str, list[str]]]) -> tuple[str, list[str]]:
+    return job()
+
+
+def _render(
+    scene_set: SceneSet,
+    variants: int,
+    seed: int,
+    root: Path,
+    recordings: dict[str, list[Recording]],
+    name: str,
+    numbers: NDArray[np.int64],
+) -> tuple[str, list[str]]:
+    training = scene_set.part == "train"
+    kinds = sorted(recordings)
+    rows = []
+    (root / name).mkdir(exist_ok=True)
+    bank = Bank(root / "recordings", recordings, variants=variants if training else 1)
+    for number in numbers.tolist():
+        key = [seed, number, *name.encode()]
+        rng, text_rng = np.random.default_rng(key), random.Random(str(key))
+        waveform, scene = mix(bank, scene_set, rng)
+        path = f"{name}/{number:05d}.flac"
+        soundfile.write(root / path, waveform, SAMPLE_RATE, subtype="PCM_16", compression_level=0.0)
+        questions = ask(scene, kinds, text_rng, scene_set.questions) + (listing(scene, text_rng) if training else [])
+        row = Row(
+            id=f"{name}-{number}",
+            clips=(Clip(path=path, duration=len(waveform) / SAMPLE_RATE),),
+            questions=tuple(questions),
+            captions=captions(scene, text_rng, 2),
+            negatives=negatives(scene, kinds, text_rng, 6),
+            spans=spans(scene, kinds, text_rng),
+            meta={"events": [dataclasses.asdict(event) for event in scene.events]},
+        )
+        rows.append(to_json(row))
+    return name, rows
+
+
+class Bank:
+    """Recordings of one part, augmented when first asked for."""
+
+    def __init__(self, folder: Path, recordings: dict[str, list[Recording]], *, variants: int) -> None:
+        self.folder, self.recordings, self.variants = folder, recordings, variants
+        self.kinds = sorted(recordings)
+        self._loaded: dict[str, Waveform] = {}
+        self._augmented: dict[tuple[str, int], Waveform] = {}
+        self._white = np.random.default_rng(0).standard_normal(1 << 20)
+        spectrum = np.fft.rfft(self._white)
+        pink = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)))
+        self._pink = pink / pink.std()
+
+    def draw(self, kind: str, rng: np.random.Generator) -> Waveform:
+        items = self.recordings[kind]
+        item = items[int(rng.integers(len(items)))]
+        key = item.path, int(rng.integers(self.variants))
+        if key not in self._augmented:
+            if item.path not in self._loaded:
+                self._loaded[item.path] = load(self.folder, item)
+            own = np.random.default_rng([key[1], *item.path.encode()])
+            self._augmented[key] = augment(self._loaded[item.path], own, strong=self.variants > 1)
+        return self._augmented[key]
+
+    def noise(self, size: int, rng: np.random.Generator) -> Waveform:
+        """Background between white and pink."""
+        a, b = rng.integers(len(self._white) - size, size=2)
+        share, gain = rng.uniform(), 10 ** (rng.uniform(*NOISE_DB) / 20)
+        mixed = (1 - share) * self._white[a : a + size] + share * self._pink[b : b + size]
+        return np.asarray(gain * mixed, dtype=np.float32)
+
+
+def augment(x: Waveform, rng: np.random.Generator, *, strong: bool) -> Waveform:
+    """Another take of the same source: pitch and speed, spectral tilt and one resonance; loudest 100 ms at 0 dB."""
+    stretch = np.exp(rng.uniform(-0.35, 0.35) if strong else rng.uniform(-0.03, 0.03))
+    x = x[: round(LONG_SECONDS[1] * stretch * SAMPLE_RATE) + 1]
+    x = np.interp(np.arange(0, len(x) - 1, stretch), np.arange(len(x)), x).astype(np.float32)
+    if strong:
+        spectrum = np.fft.rfft(x, 1 << len(x).bit_length())
+        octave = np.log2(np.linspace(1e-3, 1, len(spectrum)))
+        bump = np.exp(-(((octave - rng.uniform(-6, 0)) / 0.8) ** 2))
+        gain_db = np.clip(rng.normal() * 2 * (octave + 3) + rng.normal() * 4 * bump, -18, 18)
+        x = np.fft.irfft(spectrum * 10 ** (gain_db / 20))[: len(x)].astype(np.float32)
+    return x / np.float32(_level(x))
+
+
+def _level(x: Waveform) -> float:
+    """RMS of the loudest 100 ms: short and long sounds become comparable."""
+    size = SAMPLE_RATE // 10
+    power = np.cumsum(np.concatenate([[0.0], x.astype(np.float64) ** 2]))
+    loudest = (power[size:] - power[:-size]).max() if len(x) > size else power[-1]
+    return float(np.sqrt(loudest / size) + 1e-9)
+
+
+def mix(bank: Bank, scene_set: SceneSet, rng: np.random.Generator) -> tuple[Waveform, Scene]:
+    """One scene: waveform and truth."""
+    while True:
+        seconds = float(rng.uniform(scene_set.min_seconds, scene_set.max_seconds))
+        sequence = _sequence(bank.kinds, int(rng.integers(scene_set.min_events, scene_set.max_events + 1)), rng)
+        drawn = {kind: _shaped(bank.draw(kind, rng), rng) for kind in dict.fromkeys(sequence)}
+        loud = {kind: rng.random() < 0.5 for kind in drawn}
+        loud[sequence[int(rng.integers(len(sequence)))]] = True  # quiet is relative to something
+        sounds = {
+            kind: (x * np.float32(10 ** (rng.uniform(*(LOUD_DB if loud[kind] else QUIET_DB)) / 20)), long)
+            for kind, (x, long) in drawn.items()
+        }
+        free = seconds - sum(len(sounds[kind][0]) / SAMPLE_RATE + GAP_SECONDS for kind in sequence)
+        if free > 0:
+            break
+    gaps = rng.dirichlet(np.ones(len(sequence) + 1)) * free
+    waveform = bank.noise(round(seconds * SAMPLE_RATE), rng)
+    events, at = [], 0.0
+    for gap, kind in zip(gaps, sequence, strict=False):
+        x, long = sounds[kind]
+        begin = round((at + gap) * SAMPLE_RATE)
+        waveform[begin : begin + len(x)] += x
+        start, end = begin / SAMPLE_RATE, (begin + len(x)) / SAMPLE_RATE
+        events.append(Event(kind=kind, start=start, end=end, loud=loud[kind], long=long))
+        at = end + GAP_SECONDS
+    return np.clip(waveform, -1, 1), Scene(seconds=seconds, events=tuple(events))
+
+
+def _sequence(kinds: Sequence[str], number: int, rng: np.random.Generator) -> list[str]:
+    """Kinds in order: half of the time all different, else some return."""
+    different = number if rng.random() < 0.5 else int(rng.integers(1, number + 1))
+    chosen = [kinds[i] for i in rng.choice(len(kinds), different, replace=False)]
+    again = chosen[:1] if rng.random() < 0.5 else chosen
+    sequence = chosen + [again[int(rng.integers(len(again)))] for _ in range(number - different)]
+    return [sequence[i] for i in rng.permutation(number)]
+
+
+def _shaped(x: Waveform, rng: np.random.Generator) -> tuple[Waveform, bool]:
+    """A short or a long event with soft ends, and which of the two it is; what is too short for a long one, a step
+    or a hit, is repeated quickly."""
+    long = rng.random() < 0.5
+    size = round(rng.uniform(*(LONG_SECONDS if long else SHORT_SECONDS)) * SAMPLE_RATE)
+    if long and len(x) < LONG_SECONDS[0] * SAMPLE_RATE:
+        x = np.concatenate([x, np.zeros(round(rng.uniform(*PAUSE_SECONDS) * SAMPLE_RATE), dtype=np.float32)])
+        x = np.tile(x, -(-size // len(x)))
+    x = x[:size].copy()
+    rise, fall = min(len(x) // 8, 80), min(len(x) // 4, 1600)
+    x[:rise] *= np.linspace(0, 1, rise, dtype=np.float32)
+    x[-fall:] *= np.linspace(1, 0, fall, dtype=np.float32)
+    return x, long
+
+
+def _texts(config: ScenesConfig, seed: int, kinds: Sequence[str]) -> Iterator[Row]:
+    """Scenes that are only told: a transcript in front of every question, so that a language model that has
+    never heard anything learns to answer from a description."""
+    for number in range(config.texts):
+        rng, text_rng = np.random.default_rng([seed, number]), random.Random(f"{seed} text {number}")
+        scene = _told(kinds, rng)
+        told = transcript(scene)
+        # A quarter is asked with nothing told: before it hears, the model must know how likely each answer is.
+        before = f"{told}. " if number % 4 else ""
+        questions = [
+            Question(prompt=before + q.prompt, output=q.output, skill=q.skill)
+            for q in [*ask(scene, kinds, text_rng, 6), *listing(scene, text_rng)]
+        ]
+        yield Row(id=f"text-{number}", questions=tuple(questions), task="text")
+
+
+def _told(kinds: Sequence[str], rng: np.random.Generator) -> Scene:
+    sequence = _sequence(kinds, int(rng.integers(1, 6)), rng)
+    loud = {kind: bool(rng.random() < 0.5) for kind in sequence}
+    long = {kind: bool(rng.random() < 0.5) for kind in sequence}
+    times = np.sort(rng.uniform(0, 10, len(sequence))).tolist()
+    events = (Event(kind=k, start=t, end=t, loud=loud[k], long=long[k]) for k, t in zip(sequence, times, strict=True))
+    return Scene(seconds=10.0, events=tuple(events))

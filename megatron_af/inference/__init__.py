@@ -1,0 +1,1 @@
+"""What a trained model says and how it hears: generation, embeddings, attention over a recording."""

@@ -1,0 +1,103 @@
+"""Where an answer looks: attention of its tokens over the audio's time line.
+
+    with recorded(decoder) as layers:            # one tensor per gated block, of each forward pass
+        decoder.logits(rows, keys, added_rows)
+    draw(listener.looks(fixed_samples(rows, 4)), folder, "attention-test")        # listener.py
+
+Shapes: S text positions, B rows, L audio tokens, N heads, K head dim, T answer tokens, D audio width, H hidden.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from megatron_af.audio.htsat import IMAGE_SIDE
+from megatron_af.config import ModelConfig
+from megatron_af.data.rows import Row
+from megatron_af.decoder.cross_attention import AudioCrossAttention
+from megatron_af.tracking.pictures import attention_over_time
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One answer and where each of its tokens looked."""
+
+    prompt: str
+    tokens: tuple[str, ...]
+    weights_TL: Floats
+    """Attention of the position that says each token, mean over blocks and heads; rows sum to 1."""
+    token_seconds_L: Floats
+    """When each audio token's part of the clip begins."""
+    seconds: float
+    """Length of the windows that the model heard."""
+
+
+def attention_weights(
+    module: AudioCrossAttention, x_SBH: Tensor, audio_LBD: Tensor, mask_B1SL: Tensor | None
+) -> Tensor:
+    """What the fused kernel multiplies the values by, [B, N, S, L], null keys of the mask included."""
+    query_SBNK = module.linear_q(x_SBH)[0].unflatten(-1, (-1, module.head_dim))
+    key_LBNK = module.linear_kv(audio_LBD)[0].unflatten(-1, (-1, 2 * module.head_dim))[..., : module.head_dim]
+    if mask_B1SL is not None:
+        key_LBNK = F.pad(key_LBNK, (0, 0, 0, 0, 0, 0, 0, mask_B1SL.shape[-1] - audio_LBD.shape[0]))
+    scores_BNSL = torch.einsum("sbnk,lbnk->bnsl", query_SBNK, key_LBNK).float() * module.head_dim**-0.5
+    if mask_B1SL is not None:
+        scores_BNSL = scores_BNSL + mask_B1SL.float()
+    return scores_BNSL.softmax(-1)
+
+
+@contextmanager
+def recorded(decoder: nn.Module) -> Iterator[list[Tensor]]:
+    """While open, every gated block adds its attention to the list: mean over heads, [B, S, L], on the host."""
+    layers: list[Tensor] = []
+
+    def record(module: AudioCrossAttention, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weights_BNSL = attention_weights(module, *inputs)
+        layers.append(weights_BNSL[..., : inputs[1].shape[0]].mean(1).cpu())
+
+    hooks = [m.register_forward_hook(record) for m in decoder.modules() if isinstance(m, AudioCrossAttention)]
+    try:
+        yield layers
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def token_seconds(model: ModelConfig, windows: int) -> Floats:
+    """When the part of a clip begins that each of its audio tokens was made of, [windows * tokens_per_window].
+
+    HTS-AT gives a window's tokens frequency band by frequency band, each in the order of time (``audio/htsat.py``).
+    """
+    per_window, front = model.encoder.tokens_per_window, model.front_end
+    steps = round(per_window**0.5) * (IMAGE_SIDE // front.mel_bins)  # columns of the grid x folds of time
+    within_window = np.arange(per_window) % steps * (front.window_seconds / steps)
+    starts = np.arange(windows) * (front.window_seconds - front.overlap_seconds)
+    return (starts[:, None] + within_window).reshape(-1)
+
+
+def fixed_samples(rows: Sequence[Row], count: int) -> list[Row]:
+    """The same rows every time: the first ones about one recording, each with its first question."""
+    heard = [row for row in rows if len(row.clips) == 1 and row.questions]
+    return [replace(row, questions=row.questions[:1], template="single") for row in heard[:count]]
+
+
+def draw(looks: Sequence[Look], folder: Path, stem: str) -> None:
+    """Write a picture of each answer, ``STEM-1.png`` and so on, in place of those of an earlier checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{stem}-[0-9]*.png"):
+        old.unlink()
+    for number, look in enumerate(looks, 1):
+        figure = attention_over_time(
+            look.weights_TL, list(look.tokens), look.seconds, title=look.prompt, order=look.token_seconds_L
+        )
+        figure.savefig(folder / f"{stem}-{number}.png")

@@ -1,0 +1,101 @@
+"""A contrastive stage's towers, for anything that compares audio with text.
+
+    embedder = ClapEmbedder(config)               # newest checkpoint of config.stage; a process group exists
+    audio_NJ = embedder.audio(rows)               # one unit vector per row, its first clip
+    text_TJ = embedder.texts(["a dog barks"])     # similarity is their scalar product
+
+Work is shared among the ranks and every rank gets everything. N rows, T texts, J joint dim.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_af.audio.clap import ClapModel
+from megatron_af.config import Config, ConfigError, ParallelConfig
+from megatron_af.data.rows import Row
+from megatron_af.data.stream import evaluation_batches
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.runs.paths import resolve_entry
+from megatron_af.runs.presence import MODEL_PARTS
+from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.contrastive import build_clap
+
+BATCH_ROWS, BATCH_TEXTS = 16, 64
+
+
+class ClapEmbedder:
+    """
+    Raises:
+        ConfigError: ``config.stage`` is no contrastive stage.
+    """
+
+    def __init__(self, config: Config, checkpoint: Path | None = None) -> None:
+        self.config = replace(config, parallel=ParallelConfig())
+        self.stage = config.curriculum[config.stage]
+        if self.stage.objective != "contrastive":
+            raise ConfigError("nothing to compare", [f"stage = {config.stage}: its objective is no contrastive one"])
+        self.device = current_device()
+        self._tokenizer = Tokenizer.load(config.data.tokenizer)
+        groups = process_groups.initialize(self.config.parallel, config.seed)
+        model = build_clap(self.config, self._tokenizer, self.device)
+        load_parts(model, groups, checkpoint or resolve_entry(config, config.stage), MODEL_PARTS["contrastive"])
+        self.model = cast(ClapModel, model.front).eval()
+
+    @torch.no_grad()
+    def audio(self, rows: Sequence[Row]) -> Tensor:
+        """audio_NJ on the host, float32."""
+
+        def embed(mine: Sequence[Row]) -> list[Tensor]:
+            found: list[Tensor] = []
+            batches = evaluation_batches(
+                self.config,
+                # One whole-clip caption per row, so that a batch's captions are its rows.
+                [replace(row, clips=row.clips[:1], questions=(), captions=("-",), spans=()) for row in mine],
+                tokenizer=self._tokenizer,
+                device=self.device,
+                max_windows=self.stage.max_windows,
+                max_text_tokens=self.stage.max_text_tokens,
+                batch_rows=BATCH_ROWS,
+            )
+            for _, batch in batches:
+                assert batch.mel_WFM is not None, "every row to embed has a clip"
+                audio_CJ = self.model.embed_audio(batch.mel_WFM, batch.clip_windows).cpu()
+                found += audio_CJ[[sample.clip for sample in batch.captions]]
+            return found
+
+        return self._shared(rows, embed)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """text_TJ on the host, float32."""
+
+        def embed(mine: Sequence[str]) -> list[Tensor]:
+            found: list[Tensor] = []
+            for begin in range(0, len(mine), BATCH_TEXTS):
+                ids_TS, real_TS = self.model.clap.text.tokenize(mine[begin : begin + BATCH_TEXTS])
+                found += self.model.embed_text(ids_TS.to(self.device.torch), real_TS.to(self.device.torch)).cpu()
+            return found
+
+        return self._shared(texts, embed)
+
+    def _shared[Item](self, items: Sequence[Item], embed: Callable[[Sequence[Item]], list[Tensor]]) -> Tensor:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        own = embed(items[rank::world])
+        shares: list[list[Tensor]] = [[] for _ in range(world)]
+        dist.all_gather_object(shares, own)
+        vectors = torch.empty(len(items), self.model.joint_dim)
+        for start, share in enumerate(shares):
+            if share:
+                vectors[start::world] = torch.stack(share)
+        return vectors
+
+    def close(self) -> None:
+        process_groups.destroy()

@@ -1,0 +1,103 @@
+"""Greedy answers for a batch of prompts, by running the whole text again for every token.
+
+    answers = greedy_answers(model, batch, tokenizer, max_new_tokens=4)
+
+``batch`` comes from ``evaluation_batches(..., prompts=True)``: one text row per question, ending where the answer
+begins. For answers of a few words; longer ones want a cache of keys and values. A row that has answered leaves the
+batch, so that one long answer does not make all others wait.
+
+Shapes: S text positions, B rows, L audio tokens of a row, T packed audio tokens, D audio width, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_af.audio.encode_ahead import key_layout
+from megatron_af.data.batch import AudioKeys, StepBatch, TextRows
+from megatron_af.model import AudioFlamingo, AudioFront
+from megatron_af.text.tokenizer import Tokenizer
+
+LENGTH_MULTIPLE = 8
+"""Rows are cut to a multiple of it: aligned for the kernels, and of few shapes."""
+PADDING = {
+    "labels_BS": -100,
+    "segment_BS": -1,
+    "dataset_BS": 0,
+    "first_audio_BS": 0,
+    "last_audio_BS": -1,
+}
+
+
+@torch.no_grad()
+def greedy_answers(model: AudioFlamingo, batch: StepBatch, tokenizer: Tokenizer, *, max_new_tokens: int) -> list[str]:
+    """The answer to every prompt of ``batch``, in order. The model must lie whole on this rank."""
+    front = model.front
+    assert isinstance(front, AudioFront)
+    front.eval()
+    (decoder,) = model.chunks
+    decoder.eval()
+    (prompts,) = batch.rows
+    keys = audio_keys(front, batch, prompts)
+    length_B = (prompts.segment_BS >= 0).sum(1)
+    rows = _longer(prompts, max_new_tokens, tokenizer.pad_id)
+    written: list[list[int]] = [[] for _ in prompts.clips]
+    going_B = torch.arange(len(written))
+    for _ in range(max_new_tokens):
+        longest = -(-int(length_B.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        logits_BV = decoder.logits(_cut(rows, longest), keys, front.added_rows, position_B=length_B - 1)
+        token_B = logits_BV.argmax(-1).cpu()
+        more_B = (token_B != tokenizer.end_of_chunk_id) & (token_B != tokenizer.eos_id)
+        if not bool(more_B.any()):
+            break
+        if not bool(more_B.all()):
+            rows, keys = _select(rows, keys, more_B)
+            token_B, length_B, going_B = token_B[more_B], length_B[more_B], going_B[more_B]
+        for row, token in zip(going_B.tolist(), token_B.tolist(), strict=True):
+            written[row].append(token)
+        row_B = torch.arange(len(going_B))
+        rows.ids_BS[row_B, length_B] = token_B
+        for field in (rows.segment_BS, rows.first_audio_BS, rows.last_audio_BS):
+            field[row_B, length_B] = field[row_B, length_B - 1]
+        length_B = length_B + 1
+    return [tokenizer.decode(ids).strip() for ids in written]
+
+
+def audio_keys(front: AudioFront, batch: StepBatch, rows: TextRows) -> AudioKeys:
+    """Audio tokens of every row's clips, where one rank owns all clips of the batch."""
+    per_window, windows = front.tokens_per_window, list(batch.clip_windows)
+    starts = (torch.tensor([0, *windows]).cumsum(0) * per_window).tolist()
+    index_BL, audio_of_BL = key_layout(rows.clips, batch.clip_windows, dict(enumerate(starts)), per_window)
+    if batch.mel_WFM is None:
+        tokens_TD = front.added_rows.new_zeros(1, front.encoder.dim)
+    else:
+        tokens_TD = front(front.encode(batch.mel_WFM), windows)
+    return AudioKeys(tokens_LBD=tokens_TD[index_BL.t().to(tokens_TD.device)], audio_of_BL=audio_of_BL)
+
+
+def _longer(rows: TextRows, new: int, pad_id: int) -> TextRows:
+    """The same rows with room for ``new`` more positions and for being cut to a whole multiple."""
+    return _each(rows, lambda name, x_BS: F.pad(x_BS, (0, new + LENGTH_MULTIPLE), value=PADDING.get(name, pad_id)))
+
+
+def _cut(rows: TextRows, length: int) -> TextRows:
+    return _each(rows, lambda name, x_BS: x_BS[:, :length])
+
+
+def _select(rows: TextRows, keys: AudioKeys, kept_B: Tensor) -> tuple[TextRows, AudioKeys]:
+    chosen = kept_B.nonzero().squeeze(1)
+    clips = tuple(rows.clips[row] for row in chosen.tolist())
+    rows = dataclasses.replace(_each(rows, lambda name, x_BS: x_BS[chosen]), clips=clips)
+    on_device = chosen.to(keys.tokens_LBD.device)
+    tokens_LBD = keys.tokens_LBD.index_select(1, on_device)
+    return rows, AudioKeys(tokens_LBD=tokens_LBD, audio_of_BL=keys.audio_of_BL[chosen.to(keys.audio_of_BL.device)])
+
+
+def _each(rows: TextRows, change: Callable[[str, Tensor], Tensor]) -> TextRows:
+    """The rows with every tensor changed."""
+    changed: dict[str, Any] = {name: change(name, getattr(rows, name)) for name in ("ids_BS", *PADDING)}
+    return dataclasses.replace(rows, **changed)

@@ -1,0 +1,1 @@
+"""What runs when: the stages of a curriculum, and the launcher of their processes."""

@@ -1,0 +1,43 @@
+"""torchrun with an exit code that says something: that of the worker which failed first.
+
+    python -m megatron_af.pipeline.torchrun --standalone --nproc_per_node=2 tools/pretrain_af.py --config …
+
+Plain torchrun turns every failure into exit code 1, which hides whether a stage was stopped (3), cannot run (2) or
+broke. Workers are never restarted one by one; when asked to end (SIGTERM, SIGINT) they get the time that a step and a
+checkpoint take, not the 30 s that torchrun grants before it kills.
+"""
+
+import signal
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+SHUTDOWN_SECONDS = 270
+"""For the step under way and its checkpoint; a little less than a pod's grace period (runtime.yaml: 300)."""
+
+
+def exit_code(failure: ChildFailedError) -> int:
+    """The first failed worker's code, signals as 128 + number."""
+    _, first = failure.get_first_failure()
+    return 128 - first.exitcode if first.exitcode < 0 else first.exitcode or 1
+
+
+def main(argv: list[str]) -> int:
+    """Run this node's workers to the end, with torchrun's own arguments (or its PET_ variables).
+
+    Returns:
+        0, the code of the worker that failed first, or 128 + the signal that ended the launcher.
+    """
+    try:
+        run(parse_args(["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", *argv]))  # type: ignore[no-untyped-call]
+    except ChildFailedError as failure:
+        return exit_code(failure)
+    except SignalException as stop:
+        return 128 + signal.Signals(stop.sigval).value
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""Where the files of a run lie, and what a checkpoint says of itself; needs neither torch nor megatron.
+
+runs/demo/                     ``config.output/config.name``
+  align/                       a stage
+    checkpoints/
+      latest                   name of the newest complete checkpoint
+      step_00000300/checkpoint.json, config.yaml
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypedDict
+
+from megatron_af.config import Config
+
+MANIFEST = "checkpoint.json"
+LATEST = "latest"
+SETTINGS = "config.yaml"
+"""In a checkpoint: the resolved configuration that it was written with."""
+REPLACED = ".replaced"
+"""Behind the name of a checkpoint while another one of the same step takes its place."""
+RESULT = "result.json"
+"""In a stage's folder: its last numbers (``train/stage_result.py``)."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, incomplete or does not fit the model."""
+
+
+class Resume(TypedDict):
+    """All that a run needs, besides weights and optimizer state, to go on as if it had never stopped.
+
+    Random numbers are drawn from (seed, step, rank) and the data order from (seed, step), so neither is stored.
+    """
+
+    stage: str
+    step: int
+    """Steps done."""
+    skipped: int
+    """Of these, how many changed no weight because their gradient was not finite."""
+    samples: int
+    """Samples seen: no resume may change how many make a step (``resume.py``)."""
+    world_size: int
+    """For the record: any other size may resume."""
+
+
+def resolve_entry(config: Config, origin: str) -> Path:
+    """The checkpoint that a stage's ``entry`` names: the newest of an earlier stage, or a path."""
+    if origin in config.curriculum:
+        checkpoint = latest(config.stage_folder(origin) / "checkpoints")
+        if checkpoint is None:
+            raise FileNotFoundError(
+                f"stage {config.stage} starts from stage {origin}, which has no checkpoint in "
+                f"{config.stage_folder(origin)}; run stage={origin} first or change curriculum.{config.stage}.entry"
+            )
+        return checkpoint
+    return Path(origin)
+
+
+def latest(folder: Path) -> Path | None:
+    """Newest complete checkpoint of a stage, by its ``latest`` pointer; None when there is none."""
+    pointer = folder / LATEST
+    if not pointer.exists():
+        return None
+    checkpoint = folder / pointer.read_text().strip()
+    for complete in (checkpoint, replaced(checkpoint)):  # the latter: a run died between two renames
+        if (complete / MANIFEST).exists():
+            return complete
+    raise CheckpointError(
+        f"{pointer} points at {checkpoint}, which holds no {MANIFEST}; "
+        f"write the name of a complete checkpoint into {pointer} or delete it to start over"
+    )
+
+
+def replaced(checkpoint: Path) -> Path:
+    """Where a checkpoint waits while another one of the same step takes its place."""
+    return checkpoint.with_name(checkpoint.name + REPLACED)
+
+
+def referenced(output: Path) -> set[Path]:
+    """Checkpoints whose weights the checkpoints of any run in ``output`` point at (resolved)."""
+    found = set()
+    for manifest in output.glob(f"*/*/checkpoints/*/{MANIFEST}"):
+        with suppress(FileNotFoundError, CheckpointError):  # its run has just pruned it
+            parts = _read_manifest(manifest.parent)["parts"].values()
+            found |= {(manifest.parent / part).resolve() for part in parts if part != "."}
+    return found
+
+
+def read_resume(checkpoint: Path) -> Resume:
+    resume: Resume = _read_manifest(checkpoint)["resume"]
+    return resume
+
+
+def source_of(checkpoint: Path, part: str) -> Path:
+    """The checkpoint that holds the weights of a part, as ``checkpoint``'s manifest tells."""
+    parts = _read_manifest(checkpoint)["parts"]
+    if part not in parts:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} holds {', '.join(parts)} but no {part}; take {part} from another one in the "
+            "stage's `entry`"
+        )
+    return (checkpoint / parts[part]).resolve()
+
+
+def read_result(folder: Path) -> dict[str, float]:
+    """The last numbers of a stage; empty where it has not come to its end."""
+    file = folder / RESULT
+    result: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    return result
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / MANIFEST
+    if not path.exists():
+        raise CheckpointError(
+            f"expected a checkpoint folder with {MANIFEST}, got {checkpoint}; check the stage's `entry`"
+        )
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    return manifest

@@ -1,0 +1,137 @@
+"""Is everything there that a stage needs: data, tokenizer, checkpoints? Read before any process group is made.
+
+problems = list(missing_for_training(config))       # of config.stage, which must be one of config.curriculum
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from megatron_af.config import PARTS, Config, DatasetConfig
+from megatron_af.config.loading import suggestion
+from megatron_af.data.shards import rows_file
+from megatron_af.data.storage import DataRoot
+from megatron_af.runs.paths import MANIFEST, CheckpointError, latest, source_of
+
+MODEL_PARTS = {"answer": PARTS[:5], "contrastive": ("encoder", "clap")}
+"""Parts of the model that a stage of an objective has."""
+
+
+def missing_for_training(config: Config) -> Iterator[str]:
+    """Its blend, what it will be measured on, and the weights it starts from or goes on from."""
+    stage = config.curriculum[config.stage]
+    yield from _data(config, [*stage.blend, *stage.evaluation])
+    yield from _texts(config)
+    parts = MODEL_PARTS[stage.objective]
+    own = config.stage_folder(config.stage) / "checkpoints"
+    if _points_somewhere(own):
+        yield from _weights("the stage's own checkpoint", own, parts)
+        return  # it goes on from there
+    named = {part: stage.entry.get(part, stage.entry.get("all")) for part in parts}
+    for key, origin in stage.entry.items():
+        wanted = [part for part in parts if named[part] == origin and key in (part, "all")]
+        where = f"curriculum.{config.stage}.entry.{key} = {origin}"
+        if origin not in config.curriculum:
+            yield from _checkpoint(where, Path(origin), wanted, list(config.curriculum))
+        elif _points_somewhere(folder := config.stage_folder(origin) / "checkpoints"):
+            yield from _weights(where, folder, wanted)
+        else:
+            yield f"{where}: stage {origin} has no checkpoint in {folder.parent}; run stage={origin} first"
+
+
+def missing_for_evaluation(config: Config) -> Iterator[str]:
+    """The sets it is measured on, and its own checkpoint."""
+    stage = config.curriculum[config.stage]
+    yield from _data(config, stage.evaluation)
+    yield from _texts(config)
+    folder = config.stage_folder(config.stage) / "checkpoints"
+    if _points_somewhere(folder):
+        yield from _weights("the stage's checkpoint", folder, MODEL_PARTS[stage.objective])
+    else:
+        yield f"stage = {config.stage}: has no checkpoint in {folder.parent}; train it first"
+
+
+def how_to_make(dataset: DatasetConfig) -> str:
+    """What a data set that is not there asks for."""
+    return "make it (tools/build_retrieval.py interleave)" if dataset.neighbours else "prepare the data"
+
+
+def _data(config: Config, names: Iterable[str]) -> Iterator[str]:
+    try:
+        root = DataRoot(config.data.root)
+    except (OSError, ValueError, ImportError) as error:
+        yield f"data.root = {config.data.root}: {error}"
+        return
+    if "://" not in config.data.root and not Path(config.data.root).is_dir():
+        yield f"data.root = {root}: no such folder; prepare the data (tools/prepare_data.py) or name where it lies"
+        return
+    for name in dict.fromkeys(filter(config.data.datasets.__contains__, names)):
+        manifest = config.data.datasets[name].manifest
+        key = f"data.datasets.{name}.manifest = {manifest}"
+        try:
+            if not root.exists(rows_file(manifest)):
+                yield f"{key}: not in {root}; {how_to_make(config.data.datasets[name])} or correct the path"
+        except (OSError, ValueError) as error:
+            yield f"{key}: {error}"
+
+
+def _texts(config: Config) -> Iterator[str]:
+    """Tokenizer, and a contrastive stage's text tower."""
+    tokenizer, tower = config.data.tokenizer, config.model.clap.text_tower
+    if not tokenizer:
+        yield "data.tokenizer is not set: name a folder, a tokenizer.json or a hub name such as Qwen/Qwen2.5-3B"
+    elif not _is_there(tokenizer):
+        yield f"data.tokenizer = {tokenizer}: does not exist; name a folder, a tokenizer.json or a hub name"
+    if config.curriculum[config.stage].objective == "contrastive" and tower and not _is_there(tower):
+        yield f"model.clap.text_tower = {tower}: does not exist; name a folder or a hub name, or leave it empty"
+
+
+def _is_there(name: str) -> bool:
+    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".json")
+    return Path(name).exists() or bool(is_hub_name)
+
+
+def _checkpoint(where: str, checkpoint: Path, parts: Iterable[str], stages: list[str]) -> Iterator[str]:
+    """What is wrong with a checkpoint that is named by its path."""
+    if not checkpoint.exists():
+        yield f"{where}: neither a stage nor an existing checkpoint{suggestion(str(checkpoint), stages)}"
+    elif not (checkpoint / MANIFEST).is_file():
+        inside = sorted(folder.parent for folder in checkpoint.glob(f"*/{MANIFEST}")) if checkpoint.is_dir() else []
+        hint = f"name the one inside, {inside[-1]}" if inside else "name the folder of one step"
+        yield f"{where}: is no checkpoint (it has no {MANIFEST}); {hint}"
+    else:
+        yield from _unheld(where, checkpoint, parts)
+
+
+def _weights(where: str, folder: Path, parts: Iterable[str]) -> Iterator[str]:
+    """The same for the newest checkpoint of a stage."""
+    try:
+        checkpoint = latest(folder)
+    except CheckpointError as error:
+        yield f"{where}: {error}"
+        return
+    assert checkpoint is not None
+    yield from _unheld(where, checkpoint, parts)
+
+
+def _points_somewhere(folder: Path) -> bool:
+    try:
+        return latest(folder) is not None
+    except CheckpointError:
+        return True
+
+
+def _unheld(where: str, checkpoint: Path, parts: Iterable[str]) -> Iterator[str]:
+    """Parts whose weights neither lie in a checkpoint nor where it says that they do."""
+    for part in parts:
+        try:
+            source = source_of(checkpoint, part)
+        except CheckpointError as error:
+            yield f"{where}: {error}"
+            continue
+        except (json.JSONDecodeError, KeyError, OSError) as error:
+            yield f"{where}: {checkpoint / MANIFEST} cannot be read ({error!r}); write the checkpoint again"
+            return
+        if not (source / MANIFEST).is_file():
+            yield f"{where}: the weights of {part} lie in {source}, which is gone; bring it back or train it again"

@@ -1,0 +1,79 @@
+"""The MLflow model: what ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` run.
+
+    model = mlflow.pyfunc.load_model("models:/demo@champion")
+    model.predict([{"audio": "dog.wav", "prompt": "what is it?"}], params={"few_shot": 4})
+    mlflow models serve -m models:/demo@champion --env-manager local --port 5001
+
+MLflow keeps this file and the address and digest of a release (``runs/bundle.py``), not the weights.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
+
+TURN = Object([Property("user", DataType.string), Property("assistant", DataType.string)])
+EXAMPLE = Object(
+    [Property("audio", DataType.string), Property("prompt", DataType.string), Property("answer", DataType.string)]
+)
+SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(DataType.string, "prompt"),
+            ColSpec(DataType.string, "audio", required=False),
+            ColSpec(DataType.binary, "audio_bytes", required=False),
+            ColSpec(Array(TURN), "history", required=False),
+            ColSpec(Array(EXAMPLE), "examples", required=False),
+        ]
+    ),
+    outputs=Schema([ColSpec(DataType.string)]),
+    params=ParamSchema(
+        [
+            ParamSpec("max_new_tokens", DataType.integer, 64),
+            ParamSpec("few_shot", DataType.integer, 0),
+            ParamSpec("few_shot_from", DataType.string, ""),
+        ]
+    ),
+)
+
+
+class AudioFlamingoModel(PythonModel):
+    """Answers a batch of requests (``inference/requests.py``); ``audio_bytes`` replaces ``audio`` where given."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Raises ``DigestMismatch`` when the release is not the one that was registered."""
+        from megatron_af.runs.digests import verify_digest
+        from megatron_af.serve.answerer import Answerer
+
+        release = Path(mlflow.artifacts.download_artifacts(context.model_config["release"]))
+        verify_digest(release, context.model_config["digest"])
+        self._answerer = Answerer(release)
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[str]:
+        from megatron_af.inference.requests import BadRequest
+
+        requests = []
+        for record in model_input.to_dict("records"):
+            content = record.pop("audio_bytes", None)
+            requests.append({**record, "audio": content} if isinstance(content, bytes) else record)
+        given = params or {}
+        try:
+            return self._answerer.answer(
+                requests,
+                max_new_tokens=int(given.get("max_new_tokens", 64)),
+                few_shot=int(given.get("few_shot", 0)),
+                few_shot_from=str(given.get("few_shot_from", "")),
+            )
+        except BadRequest as error:  # MLflow's server hides the message of any exception but its own
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+
+mlflow.models.set_model(AudioFlamingoModel())

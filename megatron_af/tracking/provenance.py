@@ -1,0 +1,76 @@
+"""Where a run comes from: source revision, package versions, hardware, and its configuration, flat.
+
+    tags = provenance_tags()
+    params = flatten(config)           # {"model.lm.hidden": "2048", …}
+"""
+
+import dataclasses
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "megatron-af", "megatron-core", "torch", "transformer-engine", "nvidia-dali-cuda130", "nvidia-dali-cuda120",
+    "transformers", "mlflow", "numpy",
+)  # fmt: skip
+
+
+def provenance_tags(gpus: str = "") -> dict[str, str]:
+    """Tags of the source, the packages and the machine; ``gpus`` as torch names them, where there are any."""
+    commit, changed = source_revision()
+    return {
+        "mlflow.source.git.commit": commit,
+        "source.uncommitted_changes": changed,
+        "mlflow.source.type": "LOCAL",
+        "packages": ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name))),
+        "python": platform.python_version(),
+        "hardware.cpu": f"{os.cpu_count()} x {_cpu_model()}",
+        "hardware.gpu": gpus,
+        "hardware.host": platform.node(),
+    }
+
+
+def source_revision() -> tuple[str, str]:
+    """The checkout's commit and whether it has changes (``yes`` or ``no``); empty for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    commit = _git(root, "rev-parse", "HEAD")
+    return commit, ("yes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "no") if commit else ""
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """``a.b.c`` -> text for every leaf of a dataclass or mapping; a sequence is one leaf."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if not isinstance(value, dict):
+        return {prefix: ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)}
+    leaves: dict[str, str] = {}
+    for key, inner in value.items():
+        leaves |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()

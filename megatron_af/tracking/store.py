@@ -1,0 +1,72 @@
+"""The MLflow server, or the embedded one: a sqlite file and an artifact folder beside it.
+
+    client = open_client(tracking_uri(config))        # runs.py
+    mlflow ui --backend-store-uri sqlite:///runs/mlflow/mlflow.db        # to look at the embedded one
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Before mlflow is imported anywhere: nothing leaves the machine, and a request that hangs is our business to repeat.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+from megatron_af.tracking.runs import SQLITE  # noqa: E402
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client of the server, or of the sqlite store, which is made if it is not there.
+
+    Three processes that make the tables at once leave a corrupt file, so it happens under a lock.
+    """
+    if not uri.startswith(SQLITE):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    folder = Path(uri.removeprefix(SQLITE)).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / "store.lock"):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)
+    return client
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The experiment of that name, made if it is not there."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=_artifact_location(client.tracking_uri, name)))
+    except MlflowException:
+        # Another job of the same name was faster.
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold ``path`` exclusively; other processes of this host wait. Released when the process ends, however."""
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _artifact_location(uri: str, name: str) -> str | None:
+    if not uri.startswith(SQLITE):
+        return None  # the server's own choice
+    return (Path(uri.removeprefix(SQLITE)).parent / "artifacts" / name.replace("/", "_")).absolute().as_uri()

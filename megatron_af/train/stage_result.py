@@ -1,0 +1,38 @@
+"""The last numbers of a stage, on disk for whoever decides what comes next.
+
+    Trainer(config, [StageResult()])
+    read_result(config.stage_folder("align"))      # runs/paths.py: {"loss": 1.31, "gate_attn/0": 0.2, …}
+"""
+
+import json
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+from megatron_af.runs.paths import RESULT
+from megatron_af.train.callbacks import Callback, Record
+
+if TYPE_CHECKING:
+    from megatron_af.train.trainer import Trainer
+
+AVERAGED_STEPS = 20
+
+
+class StageResult(Callback):
+    """On rank 0, writes the mean of every number over the last steps when the stage is done."""
+
+    def __init__(self) -> None:
+        self._last: deque[Record] = deque(maxlen=AVERAGED_STEPS)
+
+    def on_step(self, trainer: "Trainer", record: Record) -> None:
+        self._last.append(record)
+
+    def on_end(self, trainer: "Trainer", reason: str) -> None:
+        if trainer.rank == 0 and reason == "done" and self._last:
+            means = {}
+            for name in self._last[-1]:
+                values = [record[name] for record in self._last if math.isfinite(record.get(name, math.nan))]
+                if values:  # a step that was skipped has a loss that is none
+                    means[name] = sum(values) / len(values)
+            counters = {name: self._last[-1][name] for name in ("step", "skipped") if name in self._last[-1]}
+            (trainer.folder / RESULT).write_text(json.dumps(means | counters, indent=1))

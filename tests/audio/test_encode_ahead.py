@@ -1,0 +1,114 @@
+"""Sums in float32 whatever the precision, and an encoder that takes any number of windows in the memory of some."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from megatron_af.audio import encode_ahead
+from megatron_af.audio.encode_ahead import EncodeAhead
+from megatron_af.data.batch import StepBatch, TextRows
+
+TOKENS, WIDTH, ADDED, HIDDEN = 2, 4, 3, 4
+
+
+class Front(nn.Module):
+    """One token per frame; drops windows at random, as drop-path does."""
+
+    tokens_per_window = TOKENS
+    feature_dim = WIDTH
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(WIDTH, 64), nn.GELU(), nn.Linear(64, WIDTH)).to(dtype)
+        self.added_rows = nn.Parameter(torch.ones(ADDED, HIDDEN, dtype=dtype))
+
+    def encode(self, mel_WFM: Tensor) -> Tensor:
+        kept_W = torch.rand(len(mel_WFM), 1, 1) > 0.3
+        return self.encoder(mel_WFM.to(self.added_rows.dtype)) * kept_W
+
+    def forward(self, features_WLD: Tensor, windows: list[int]) -> Tensor:
+        return features_WLD.flatten(0, 1)
+
+
+def ahead_of(front: Front) -> EncodeAhead:
+    groups: Any = SimpleNamespace(model=None, model_size=1, model_rank=0)
+    ddp: Any = SimpleNamespace(module=front)
+    return EncodeAhead(ddp, groups, torch.device("cpu"), front.added_rows.dtype)
+
+
+def batch(windows: tuple[int, ...], micro_batches: int) -> StepBatch:
+    """Every micro-batch is one row that hears all the clips."""
+    nothing = torch.zeros(1, 8, dtype=torch.int64)
+    rows = TextRows(
+        ids_BS=nothing, labels_BS=nothing, segment_BS=nothing, first_audio_BS=nothing, last_audio_BS=nothing,
+        dataset_BS=nothing, clips=(tuple(range(len(windows))),),
+    )  # fmt: skip
+    torch.manual_seed(1)
+    return StepBatch(
+        rows=(rows,) * micro_batches, clip_windows=windows, owners=(tuple(range(len(windows))),),
+        mel_WFM=torch.randn(sum(windows), TOKENS, WIDTH), sample_ids=("a",), audio_seconds=1.0, num_text_tokens=8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["added_rows", "tokens"])
+def test_many_small_gradients_are_not_lost_in_bf16(what: str) -> None:
+    """1 + 256 * 2^-9 = 1.5, but in bf16 1 + 2^-9 is 1 again and again."""
+    front = Front(torch.bfloat16)
+    ahead = ahead_of(front)
+    got: list[Tensor] = []
+    (audio,) = ahead.forward(batch((1,), 1))
+    if what == "tokens":
+        assert ahead._own_TD is not None
+        ahead._own_TD.register_hook(got.append)
+    for use in range(257):  # by micro-batches, or by the chunks of an interleaved stage
+        used = ahead.added_rows_NH if what == "added_rows" else audio.tokens_LBD
+        (used.to(torch.bfloat16).sum() * (1.0 if use == 0 else 2.0**-9)).backward()
+    ahead.backward()
+    gradient = front.added_rows.grad if what == "added_rows" else got[0]
+    assert gradient is not None and gradient.dtype == torch.bfloat16
+    assert torch.equal(gradient, torch.full_like(gradient, 1.5))
+
+
+def gradients(windows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, list[Tensor | None], int]:
+    """Tokens, gradients of the encoder, and the most bytes that its graph held."""
+    monkeypatch.setattr(encode_ahead, "WINDOWS_AT_ONCE", windows_at_once)
+    front = Front(torch.float32)
+    held: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ahead = ahead_of(front)
+    torch.manual_seed(2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        (keys,) = ahead.forward(batch((3, 1, 5, 7), 1))
+    tokens = keys.tokens_LBD
+    tokens.square().sum().backward()
+    ahead.backward()
+    return tokens.detach(), [p.grad for p in front.encoder.parameters()], sum(held.values())
+
+
+def test_windows_in_parts_give_the_same_gradients_and_hold_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_tokens, whole, whole_bytes = gradients(16, monkeypatch)
+    for size in (8, 5):
+        tokens, parts, part_bytes = gradients(size, monkeypatch)
+        torch.testing.assert_close(tokens, whole_tokens)
+        for got, expected in zip(parts, whole, strict=True):
+            torch.testing.assert_close(got, expected)
+        assert part_bytes < whole_bytes / 3
+
+
+def test_a_frozen_encoder_is_run_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_ahead, "WINDOWS_AT_ONCE", 5)
+    front = Front(torch.float32)
+    front.requires_grad_(False)
+    ahead = ahead_of(front)
+    sizes: list[int] = []
+    front.encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    (keys,) = ahead.forward(batch((3, 1, 5, 7), 1))
+    assert sizes == [5, 5, 5, 1] and not keys.tokens_LBD.requires_grad

@@ -1,0 +1,170 @@
+"""Loading YAML into the typed tree: what is merged, what is refused, and that all of it is said at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import Config, ConfigError
+from megatron_af.config.loading import describe, load_config, read_config, read_values, to_yaml
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder / "top.yaml"
+
+
+def problems_of(top: Path, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(top, overrides)
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_own_keys_come_over_includes_and_overrides_over_all(tmp_path: Path) -> None:
+    top = write(
+        tmp_path,
+        a="{seed: 1, log_every_steps: 1, output: a, model: {lm: {layers: 8, heads: 4}}}",
+        b="{seed: 2, log_every_steps: 2}",
+        top="{include: [a.yaml, b.yaml], name: x, seed: 3, model: {lm: {layers: 6}}}",
+    )
+    config = load_config(top, ["model.lm.tied=false", "output=c"])
+    assert (config.seed, config.log_every_steps, config.output) == (3, 2, "c")
+    assert (config.model.lm.layers, config.model.lm.heads, config.model.lm.tied) == (6, 4, False)
+
+
+def test_includes_nest_and_are_looked_for_beside_the_file_that_names_them(tmp_path: Path) -> None:
+    write(tmp_path / "sub", middle="{include: [inner.yaml]}", inner="{seed: 7}")
+    assert load_config(write(tmp_path, top="{include: [sub/middle.yaml], name: x}")).seed == 7
+
+
+def test_a_list_replaces_a_list_and_a_section_merges(tmp_path: Path) -> None:
+    top = write(
+        tmp_path,
+        a="{curriculum: {one: {trainable: [a, b], blend: {x: 1}}, two: {steps: 5}}}",
+        top="{include: [a.yaml], name: x, curriculum: {one: {trainable: ['lm.*'], blend: {y: 2.5}}}}",
+    )
+    curriculum = load_config(top).curriculum
+    assert list(curriculum) == ["one", "two"]
+    assert curriculum["one"].trainable == ("lm.*",)
+    assert curriculum["one"].blend == {"x": 1.0, "y": 2.5}
+    assert isinstance(curriculum["one"].blend["x"], float)
+
+
+def test_one_default_step_can_be_changed_alone(tmp_path: Path) -> None:
+    steps = load_config(write(tmp_path, top="{name: x, steps: {gate: {run: [gate.py]}}}")).steps
+    assert steps["gate"].run == ("gate.py",)
+    assert steps["gate"].after == Config(name="x").steps["gate"].after
+    assert list(steps) == list(Config(name="x").steps)
+
+
+def test_interpolation_takes_keys_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AF_DATA", "elsewhere")
+    top = write(tmp_path, top="{name: x, seed: 5, log_every_steps: '${seed}', data: {root: '${oc.env:AF_DATA,d}'}}")
+    config = load_config(top)
+    assert config.log_every_steps == 5
+    assert config.data.root == "elsewhere"
+
+
+def test_resolved_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
+    top = write(
+        tmp_path,
+        top="{name: x, seed: '${log_every_steps}', curriculum: {s: {optimizer: {learning_rate: 3e-5},"
+        " exit_gate: {loss: {max: 2}}, blend: {a: 1}}}, data: {datasets: {a: {manifest: a.jsonl}}}}",
+    )
+    config = load_config(top, ["curriculum.s.optimizer.eps=1e-6", "data.tokenizer="])
+    assert load_config(write(tmp_path / "again", top=to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "expected"),
+    [
+        ("{model: {lm: {hiden: 3}}}", "", "did you mean model.lm.hidden?"),
+        ("{model: {kv_heads: 3}}", "", "did you mean model.lm.kv_heads?"),
+        ("{precison: fp32}", "", "did you mean precision?"),
+        ("{precision: fp16}", "", "expected bf16 or fp32, got 'fp16'"),
+        ("{seed: '1'}", "", "seed (…/top.yaml): expected a whole number, got '1'"),
+        ("{seed: 1.5}", "", "expected a whole number, got 1.5"),
+        ("{seed: true}", "", "expected a whole number, got true"),
+        ("{parallel: {sequence: 1}}", "", "expected true or false, got 1"),
+        ("{output: 3}", "", "expected text, got 3"),
+        ("{launch: null}", "", "launch (…/top.yaml): expected keys and values, got null"),
+        ("{curriculum: {s: {trainable: lm.*}}}", "", "expected a list, got 'lm.*'; write it as [lm.*]"),
+        ("{curriculum: {s: {blend: {a: b}}}}", "", "curriculum.s.blend.a (…/top.yaml): expected a number, got 'b'"),
+        ("{curriculum: {7: {}}}", "", "expected text as the key, got 7; put it in quotes"),
+        ("{data: {datasets: {a: {}}}}", "", "data.datasets.a.manifest (…/top.yaml): is required"),
+        ("{stage: '${nix}'}", "", "nix"),
+        ("{include: [missing.yaml]}", "", "include missing.yaml: no such file"),
+        ("{include: [top.yaml]}", "", "includes itself"),
+        ("[1, 2]", "", "got a list"),
+        ("a: [1", "", "cannot be read as YAML"),
+        ("{}", "seed", "seed (command line): expected key=value"),
+        ("{}", "seed=[1", "seed=[1 (command line): "),
+        ("{}", "seed=one", "seed (command line): expected a whole number, got 'one'"),
+        ("{}", "model.lm.layer=3", "model.lm.layer (command line): unknown key; did you mean model.lm.layers?"),
+        ("{curriculum: {align: {}}}", "curriculum.algn.steps=3", "not in curriculum; did you mean align?"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place_and_fix(tmp_path: Path, text: str, override: str, expected: str) -> None:
+    top = write(tmp_path, top=text.replace("{", "{name: x, ", 1) if text != "{}" else "{name: x}")
+    (problem,) = problems_of(top, *filter(None, [override]))
+    assert expected in problem.replace(str(tmp_path), "…")
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    top = write(tmp_path, a="{seed: x}", top="{include: [a.yaml], parallel: {tensr: 2}, stage: '${nix}'}")
+    problems = problems_of(top, "log_every_steps=often")
+    places = ["stage: ", "name: is required", f"seed ({tmp_path}/a.yaml)", "parallel.tensr", "log_every_steps (command"]
+    assert len(problems) == len(places)
+    assert all(problem.startswith(place) for problem, place in zip(problems, places, strict=True))
+
+
+def test_what_could_be_read_goes_on_to_be_checked(tmp_path: Path) -> None:
+    top = write(
+        tmp_path,
+        top="{seed: x, output: out, precison: bf16, stage: '${nix}', model: {lm: {hiden: 63, heads: five}},"
+        " data: {root: '${output}/d', datasets: {a: {}}}, curriculum: {s: {trainable: [lm.*, 3], blend: {a: b}}}}",
+    )
+    config, unread = read_config(top)
+    assert (config.seed, config.output, config.model.lm.heads) == (0, "out", Config(name="x").model.lm.heads)
+    assert config.curriculum["s"].trainable == ("lm.*",) and config.curriculum["s"].blend == {}
+    assert len(unread.problems) == 9
+    guessed = {"precision", "model.lm.hidden"}
+    assert guessed | {"name", "seed", "stage", "model.lm.heads", "data.datasets.a.manifest"} <= unread.keys
+    told = ["model.lm.heads = 16 does not divide model.lm.hidden = 2048", "data.datasets.a.manifest = x: not there"]
+    new = ["model.lm.kv_heads = 3", "model.lm.hidden_too = 3", "data.datasets.ab.manifest = x"]
+    assert unread.and_also([*told, *new]) == [*unread.problems, *new]
+
+
+def test_a_missing_top_file_is_one_plain_problem(tmp_path: Path) -> None:
+    assert problems_of(tmp_path / "top.yaml") == (f"{tmp_path / 'top.yaml'}: no such file",)
+
+
+def test_help_names_every_key_with_type_default_and_docstring() -> None:
+    text = describe()
+    assert "  name: str (required)" in text
+    assert "  precision: bf16 | fp32 = 'bf16'" in text
+    assert "  curriculum.<name>.trainable: list of str = []" in text
+    assert "Model chunks per pipeline stage (interleaved schedule when above 1)." in text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    claim: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    volumes: tuple[Volume, ...] = ()
+
+
+def test_other_trees_of_dataclasses_load_the_same_way(tmp_path: Path) -> None:
+    top = write(tmp_path, top="{volumes: [{claim: data}]}")
+    assert read_values(Cluster, top).volumes == (Volume(claim="data"),)
+    write(tmp_path, top="{volumes: [{claim: data, readonly: true}]}")
+    with pytest.raises(ConfigError, match=r"did you mean volumes\[0\]\.read_only"):
+        read_values(Cluster, top)

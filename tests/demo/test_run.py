@@ -1,0 +1,85 @@
+"""`make demo` in its two-minute form: the same path from sources to the table, on real processes.
+
+What it learns in these few steps is nothing; `make demo` itself shows that the model hears.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+
+from megatron_af.config import ScenesConfig
+from megatron_af.config.loading import load_config
+from megatron_af.demo import run
+from megatron_af.demo.questions import SKILLS
+from megatron_af.demo.run import ASKED, STEP, run_demo
+from megatron_af.evaluate.hearing import AskedLine
+from megatron_af.pipeline.curriculum import StageFailed
+from megatron_af.train.callbacks import format_line
+
+CONFIG = Path(__file__).parents[2] / "configs" / "demo_test.yaml"
+
+
+@pytest.mark.timeout(1200)
+def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    overrides = [f"output={tmp_path / 'runs'}", f"data.root={tmp_path / 'data'}"]
+    summary = run_demo(str(CONFIG), overrides)
+    folder = tmp_path / "runs" / "demo_test"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert set(summary["skills"]) <= set(SKILLS) and len(summary["skills"]) >= 6
+    for score in [*summary["skills"].values(), summary["overall"]]:
+        assert {"audio", "exchanged", "majority", "n"} <= score.keys()
+    assert "synthesised" in summary["sources"]
+    assert {"prepare", "lm", "clap", "align", "tune", "long", "training"} == summary["seconds"].keys()
+    assert summary["seconds"]["training"] > 5
+    assert "exchanged" in capfd.readouterr().out
+
+    started = time.monotonic()
+    assert run_demo(str(CONFIG), overrides) == summary  # everything is there: nothing runs again
+    assert time.monotonic() - started < 10
+
+    next((tmp_path / "data" / "test").glob("*.flac")).unlink()
+    with pytest.raises(StageFailed, match="evaluation of stage long failed"):
+        run_demo(str(CONFIG), [*overrides, "curriculum.long.evaluation=[test]"])
+
+
+def test_progress_reads_the_log_line() -> None:
+    match = STEP.match(format_line({"step": 30.0, "loss": 1.25}, 400))
+    assert match is not None and match.groups() == ("30", "400", "1.2500")
+
+
+def test_progress_reads_how_far_the_questions_are(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = AskedLine(10, ranks=2)
+    asked(3)
+    assert capsys.readouterr().out == "", "not at every batch"
+    asked(3)
+    assert capsys.readouterr().out == "", "another rank may not be done"
+    asked.end()
+    match = ASKED.match(line := capsys.readouterr().out)
+    assert match is not None and match.groups() == ("10", "10")
+    assert line.endswith("eta 0:00\n")
+
+
+def test_scenes_that_are_made_again_are_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(CONFIG, [f"data.root={tmp_path}"])
+    (tmp_path / "prepared.json").write_text('{"seconds": 1.0}')  # of a version that wrote no settings
+
+    def dies(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "prepare_scenes", dies)
+    with pytest.raises(KeyboardInterrupt), Progress(disable=True) as progress:
+        run.prepare_demo(config, progress)
+    assert not (tmp_path / "prepared.json").exists()
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_long"])
+def test_shipped_demo_is_large_enough(name: str) -> None:
+    config = load_config(CONFIG.with_name(f"{name}.yaml"))
+    assert isinstance(config.scenes, ScenesConfig) and not config.scenes.offline
+    assert config.scenes.sets["train"].scenes >= 2_000
+    assert config.scenes.sets["test"].part == "test"
+    assert list(config.curriculum) == ["lm", "clap", "align", "tune", "long"]
+    assert config.launch.processes_per_node == 2

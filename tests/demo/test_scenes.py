@@ -1,0 +1,128 @@
+"""Mixed scenes hold what their truth says, recordings never cross the split, and all of it follows from the seed."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from rich.console import Console
+from rich.progress import Progress
+
+from megatron_af.config import ConfigError, ScenesConfig, SceneSet
+from megatron_af.data.rows import Manifest
+from megatron_af.demo.recordings import SAMPLE_RATE, Recordings, fetch_recordings, load
+from megatron_af.demo.scenes import Bank, augment, mix, prepare_scenes, split
+from megatron_af.text.tokenizer import Tokenizer
+
+CONFIG = ScenesConfig(
+    offline=True,
+    variants=2,
+    texts=30,
+    sets={
+        "train": SceneSet(part="train", scenes=6),
+        "test": SceneSet(part="test", scenes=4, min_seconds=15, max_seconds=20, max_events=7),
+    },
+)
+
+
+def prepare(root: Path) -> Recordings:
+    with Progress(console=Console(file=io.StringIO())) as progress:
+        return prepare_scenes(CONFIG, 0, root, progress)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("demo")
+    prepare(folder)
+    yield folder
+
+
+def test_synthesised_sources_are_enough(root: Path) -> None:
+    recordings = fetch_recordings(root / "recordings")
+    assert "synthesised" in recordings.source
+    assert len(recordings.items) >= 150
+    assert len({item.kind for item in recordings.items}) >= 12
+    for item in recordings.items[::20]:
+        x = load(root / "recordings", item)
+        assert abs(len(x) / SAMPLE_RATE - item.seconds) < 1e-3
+        assert 0.1 < np.abs(x).max() <= 1
+
+
+def test_scenes_of_some_kinds_hold_no_others(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "recordings").symlink_to(root / "recordings")
+    kinds = tuple(sorted({item.kind for item in fetch_recordings(root / "recordings").items}))[:8]
+    config = replace(CONFIG, kinds=kinds, texts=0, sets={"few": SceneSet(part="test", scenes=8, max_events=3)})
+    with Progress(console=Console(file=io.StringIO())) as progress:
+        prepare_scenes(config, 0, tmp_path, progress)
+        heard = {event["kind"] for row in Manifest(tmp_path / "few.jsonl") for event in row.meta["events"]}
+        assert heard and heard <= set(kinds)
+        with pytest.raises(ConfigError, match=r"scenes\.kinds: thunder is none of"):
+            prepare_scenes(replace(config, kinds=("thunder",)), 0, tmp_path, progress)
+
+
+def test_parts_share_no_recording(root: Path) -> None:
+    items = fetch_recordings(root / "recordings").items
+    parts = split(items, seed=0)
+    paths = {part: {item.path for kind in by_kind.values() for item in kind} for part, by_kind in parts.items()}
+    assert not paths["train"] & paths["test"] and not paths["train"] & paths["development"]
+    assert not paths["test"] & paths["development"]
+    assert set.union(*paths.values()) == {item.path for item in items}
+    assert all(kinds.keys() == parts["train"].keys() for kinds in parts.values())
+    assert split(items, seed=1) != parts
+
+
+def test_sound_is_where_the_truth_says(root: Path) -> None:
+    recordings = split(fetch_recordings(root / "recordings").items, seed=0)["test"]
+    bank, rng = Bank(root / "recordings", recordings, variants=1), np.random.default_rng(0)
+    for _ in range(20):
+        waveform, scene = mix(bank, CONFIG.sets["test"], rng)
+        assert len(waveform) == round(scene.seconds * SAMPLE_RATE)
+        silent = np.ones(len(waveform), dtype=bool)
+        for event in scene.events:
+            heard = slice(round(event.start * SAMPLE_RATE), round(event.end * SAMPLE_RATE))
+            silent[heard] = False
+            peak = np.abs(waveform[heard]).max()
+            # Level is the RMS of the loudest 100 ms: peaks of short sounds rise far above it, quiet ones never.
+            assert peak > 0.05 if event.loud else 0.005 < peak < 0.3
+            assert (event.end - event.start > 1) == event.long
+        assert np.sqrt(np.mean(waveform[silent] ** 2)) < 0.01
+        assert any(event.loud for event in scene.events)
+        same = {event.kind: (event.loud, event.long) for event in scene.events}
+        assert all(same[event.kind] == (event.loud, event.long) for event in scene.events)
+
+
+def test_augmentation_keeps_the_level() -> None:
+    rng = np.random.default_rng(0)
+    x = np.sin(np.arange(SAMPLE_RATE) / 5).astype(np.float32)
+    for _ in range(5):
+        y = augment(x, rng, strong=True)
+        windows = np.lib.stride_tricks.sliding_window_view(y.astype(np.float64) ** 2, SAMPLE_RATE // 10)[::16]
+        assert np.sqrt(windows.mean(1).max()) == pytest.approx(1, rel=0.01)
+        assert 0.65 * len(x) < len(y) < 1.5 * len(x)
+
+
+def test_manifests_are_complete(root: Path) -> None:
+    tokenizer = Tokenizer.load(root / "tokenizer.json")
+    for name, scene_set in CONFIG.sets.items():
+        rows = list(Manifest(root / f"{name}.jsonl"))
+        assert len(rows) == scene_set.scenes
+        for row in rows:
+            (clip,) = row.clips
+            info = soundfile.info(root / clip.path)
+            assert (info.samplerate, info.channels) == (SAMPLE_RATE, 1)
+            assert info.duration == pytest.approx(clip.duration)
+            assert row.captions and row.negatives and row.spans
+            assert ("listing" in {q.skill for q in row.questions}) == (name == "train")
+            for text in [*row.captions, *row.negatives, *(q.prompt for q in row.questions)]:
+                assert "<unknown>" not in tokenizer.decode(tokenizer.encode(text), skip_special=False)
+    told = list(Manifest(root / "text.jsonl"))
+    assert len(told) == CONFIG.texts and not any(row.clips for row in told)
+
+
+def test_preparation_follows_from_the_seed(root: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    for path in [*sorted(root.rglob("*.jsonl")), root / "tokenizer.json", root / "train" / "00003.flac"]:
+        assert path.read_bytes() == (tmp_path / path.relative_to(root)).read_bytes()

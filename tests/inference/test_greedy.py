@@ -1,0 +1,101 @@
+"""Batched greedy decoding gives every prompt the answer that it gets alone."""
+
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from tokenizers.models import WordLevel
+
+from megatron_af.config import ParallelConfig
+from megatron_af.data.batch import AudioKeys, StepBatch, TextRows
+from megatron_af.data.collate import PackedRow, Segment, collate
+from megatron_af.decoder import lm
+from megatron_af.inference.greedy import audio_keys, greedy_answers
+from megatron_af.model import AudioFlamingo, AudioFront, build
+from megatron_af.parallel import groups
+from megatron_af.parallel.device import current_device
+from megatron_af.text.tokenizer import Tokenizer
+from tests import tiny
+from tests.distributed import run_distributed
+
+NEW = 5
+
+
+def tokenizer() -> Tokenizer:
+    words = {f"w{i}": i for i in range(89)} | {"<|endoftext|>": 89}
+    return Tokenizer(tokenizers.Tokenizer(WordLevel(words, unk_token="w0")))
+
+
+def prompts(tokens: Tokenizer, chosen: list[int]) -> StepBatch:
+    """Prompts of unequal length; the third hears two clips, the last none."""
+    clips = [(0,), (1,), (0, 2), ()]
+    rows = []
+    for number in chosen:
+        ids = [tokens.audio_id] * len(clips[number]) + list(range(3 + number, 6 + 3 * number)) + [tokens.separator_id]
+        rows.append(PackedRow(segments=(Segment(ids=ids, num_audios=len(clips[number])),), clips=clips[number]))
+    text = collate(rows, tokens, 16)
+    windows = tiny.CLIP_WINDOWS[:3]
+    return StepBatch(
+        rows=(text,),
+        clip_windows=windows,
+        owners=(tuple(range(3)),),
+        mel_WFM=torch.cat([tiny.mel_of(clip) for clip in range(3)]),
+        sample_ids=tuple(map(str, chosen)),
+        audio_seconds=0.0,
+        num_text_tokens=0,
+    )
+
+
+def slow_answers(model: AudioFlamingo, batch: StepBatch, tokens: Tokenizer, new: int) -> list[str]:
+    """Each prompt alone in its batch's audio, every position's logits, one token more each time."""
+    front, (decoder,), (rows,) = model.front, model.chunks, batch.rows
+    assert isinstance(front, AudioFront)
+    model.front.eval(), decoder.eval()
+    keys = audio_keys(front, batch, rows)
+    answers = []
+    for b in range(len(rows.clips)):
+        row = {name: x[b : b + 1] for name, x in vars(rows).items()}
+        used = int((row["segment_BS"] >= 0).sum())
+        row |= {name: x[:, :used] for name, x in row.items() if name != "clips"}
+        key = AudioKeys(tokens_LBD=keys.tokens_LBD[:, b : b + 1], audio_of_BL=keys.audio_of_BL[b : b + 1])
+        written: list[int] = []
+        while len(written) < new:
+            token = int(decoder.logits(TextRows(**row), key, front.added_rows)[0, -1].argmax())
+            if token in (tokens.end_of_chunk_id, tokens.eos_id):
+                break
+            written.append(token)
+            row |= {name: torch.cat([x, x[:, -1:]], 1) for name, x in row.items() if name != "clips"}
+            row["ids_BS"][0, -1] = token
+        answers.append(tokens.decode(written).strip())
+    return answers
+
+
+def decode(rank: int, world_size: int, stop: int) -> Any:
+    groups.initialize(ParallelConfig(), 0)
+    model = build(tiny.config(), tiny.VOCABULARY, current_device())
+    tiny.fill(model)
+    tokens = tokenizer()
+    tokens.eos_id = stop  # a word that ends an answer, so that rows end at different times
+    widths: list[int] = []
+    head = lm.token_logits
+    lm.token_logits = lambda table, hidden_TH, *rest: widths.append(len(hidden_TH)) or head(table, hidden_TH, *rest)
+    together = greedy_answers(model, prompts(tokens, [0, 1, 2, 3]), tokens, max_new_tokens=NEW)
+    lm.token_logits = head
+    with torch.no_grad():
+        slow = slow_answers(model, prompts(tokens, [0, 1, 2, 3]), tokens, NEW)
+    alone = [greedy_answers(model, prompts(tokens, [i]), tokens, max_new_tokens=NEW)[0] for i in range(4)]
+    short = greedy_answers(model, prompts(tokens, [0, 1, 2, 3]), tokens, max_new_tokens=2)
+    return together, alone, slow, short, widths
+
+
+@pytest.mark.parametrize(("stop", "lengths"), [(-1, [5, 5, 5, 5]), (25, [5, 5, 5, 2]), (64, [0, 0, 0, 5])])
+def test_batched_answers_are_those_of_single_prompts_decoded_the_slow_way(stop: int, lengths: list[int]) -> None:
+    ((together, alone, slow, short, widths),) = run_distributed(decode, 1, stop)
+    assert together == alone == slow
+    assert len(set(together)) > 1
+    assert [len(answer.split()) for answer in together] == lengths
+    for longer, cut in zip(together, short, strict=True):
+        assert longer.split()[:2] == cut.split()
+    # The output layer ran for one position of each row that had not answered yet.
+    assert widths == [sum(length >= step for length in lengths) for step in range(NEW)]

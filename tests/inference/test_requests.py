@@ -1,0 +1,69 @@
+"""Requests become rows, or say what is wrong with them."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from megatron_af.inference.requests import BadRequest, RequestRows
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, np.sin(np.arange(32_000) * 0.1).astype(np.float32), 16_000)
+    return path
+
+
+@pytest.mark.parametrize("form", ["path", "file URI", "bytes", "base64", "data URI"])
+def test_audio_in_any_form(wav: Path, form: str) -> None:
+    content = wav.read_bytes()
+    text = base64.b64encode(content).decode()
+    audio: Any = {
+        "path": str(wav), "file URI": f"file://{wav}", "bytes": content, "base64": text,
+        "data URI": f"data:audio/wav;base64,{text}",
+    }[form]  # fmt: skip
+    with RequestRows() as requests:
+        row = requests.row({"prompt": "what is it?", "audio": audio}, "request 0")
+        assert (requests.root / row.clips[0].path).read_bytes() == content
+    assert row.clips[0].duration == 2.0 and row.template == "single"
+    assert not requests.root.exists() and wav.exists()
+
+
+def test_without_audio_it_is_text(wav: Path) -> None:
+    with RequestRows() as requests:
+        assert requests.row({"prompt": "hello", "audio": float("nan"), "history": None}, "r").clips == ()
+
+
+def test_history_is_a_dialogue_and_examples_are_interleaved(wav: Path) -> None:
+    history = [{"user": "what is it?", "assistant": "a tone"}]
+    examples = np.array([{"audio": str(wav), "prompt": "what is it?", "answer": "a tone"}])  # as in a table's cell
+    with RequestRows() as requests:
+        talk = requests.row({"prompt": "is it loud?", "audio": str(wav), "history": history}, "r")
+        shots = requests.row({"prompt": "what is it?", "audio": str(wav), "examples": examples}, "r")
+    assert (talk.template, len(talk.clips)) == ("dialogue", 1)
+    assert [(q.prompt, q.output) for q in talk.questions] == [("what is it?", "a tone"), ("is it loud?", "")]
+    assert (shots.template, len(shots.clips)) == ("interleaved", 2)
+    assert [q.output for q in shots.questions] == ["a tone", ""]
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({}, "request 3: prompt: expected text"),
+        ({"prompt": "  "}, "prompt: expected text"),
+        ({"prompt": "x", "audio": "gone.wav"}, "audio: expected a file, base64 or bytes, got 'gone.wav'"),
+        ({"prompt": "x", "audio": 7}, "got int"),
+        ({"prompt": "x", "audio": b"not a recording"}, "expected a recording, got what cannot be decoded"),
+        ({"prompt": "x", "history": "hello"}, "history: expected a list of mappings"),
+        ({"prompt": "x", "history": [{"user": "a"}]}, r"history\[0\]: assistant: expected text"),
+        ({"prompt": "x", "examples": [{"audio": b"", "prompt": "a", "answer": "b"}]}, "expected audio behind"),
+        ({"prompt": "x", "history": [{"user": "a"}], "examples": [{"audio": b""}]}, "got both"),
+    ],
+)
+def test_a_bad_request_is_named(request_: dict[str, Any], says: str) -> None:
+    with RequestRows() as requests, pytest.raises(BadRequest, match=says):
+        requests.row(request_, "request 3")

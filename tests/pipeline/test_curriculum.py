@@ -1,0 +1,231 @@
+"""Which stages run, which do not, and what happens to the ones that fail."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import BoundsConfig, Config, ConfigError, DataConfig, DatasetConfig, StageConfig, TrackingConfig
+from megatron_af.pipeline import curriculum
+from megatron_af.pipeline.curriculum import ExitGateFailed, StageFailed, StageRecord, plan, run_curriculum
+from megatron_af.runs.paths import latest
+from megatron_af.tracking.runs import stage_spool
+from megatron_af.tracking.spool import read_spool
+from megatron_af.tracking.store import open_client
+
+STANDIN = Path(__file__).with_name("standin_stage.py")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    def command(config: Config, tool: str, stage: str) -> list[str]:
+        resolved = Path(config.output) / config.name / "config.yaml"
+        return [sys.executable, str(STANDIN), "--config", str(resolved), f"stage={stage}"]
+
+    monkeypatch.setattr(curriculum, "stage_command", command)
+    (tmp_path / "text.jsonl").write_text("{}\n")
+    (tmp_path / "scenes.jsonl").write_text("{}\n")
+    common = {"trainable": ("added_rows",), "global_batch_samples": 1, "micro_batch_samples": 1}
+    return Config(
+        name="demo",
+        output=str(tmp_path / "runs"),
+        data=DataConfig(
+            root=str(tmp_path),
+            datasets={name: DatasetConfig(manifest=f"{name}.jsonl") for name in ("text", "scenes")},
+        ),
+        curriculum={
+            "lm": StageConfig(blend={"text": 1.0}, **common),  # type: ignore[arg-type]
+            "align": StageConfig(blend={"scenes": 1.0}, entry={"lm": "lm"}, **common),  # type: ignore[arg-type]
+            "tune": StageConfig(blend={"scenes": 1.0}, entry={"all": "align"}, **common),  # type: ignore[arg-type]
+        },
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+def with_stage(config: Config, stage: str, **changes: object) -> Config:
+    changed = replace(config.curriculum[stage], **changes)  # type: ignore[arg-type]
+    return replace(config, curriculum={**config.curriculum, stage: changed})
+
+
+def actions(config: Config, **chosen: str) -> dict[str, str]:
+    return {step.stage: step.action for step in plan(config, **chosen)}
+
+
+class Watched:
+    """Collects what was printed, by stage."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def __call__(self, stage: str, line: str) -> None:
+        self.lines.append((stage, line))
+
+    def trained(self) -> list[str]:
+        return list(dict.fromkeys(stage for stage, line in self.lines if line.startswith("step ")))
+
+
+def run(config: Config, **chosen: str) -> list[str]:
+    """Run and say which stages were trained."""
+    watched = Watched()
+    run_curriculum(config, watch=watched, **chosen)
+    return watched.trained()
+
+
+def test_every_stage_once(config: Config) -> None:
+    assert actions(config) == {"lm": "train", "align": "train", "tune": "train"}
+    assert run(config) == ["lm", "align", "tune"]
+    assert actions(config) == {"lm": "skip", "align": "skip", "tune": "skip"}
+    assert run(config) == []
+    record = StageRecord.load(config.stage_folder("tune"))
+    assert record is not None and record.done and record.digest.startswith("sha256:")
+    assert (config.stage_folder("tune") / "log.txt").read_text().startswith("step 1/2 | loss 1.0000")
+
+
+@pytest.mark.parametrize(
+    ("change", "trained"),
+    [
+        (lambda c: with_stage(c, "align", steps=3), ["align", "tune"]),
+        (lambda c: with_stage(c, "tune", steps=3), ["tune"]),
+        (lambda c: replace(c, seed=5), ["lm", "align", "tune"]),
+        (lambda c: replace(c, log_every_steps=3), []),
+    ],
+    ids=["a stage", "the last stage", "seed", "logging"],
+)
+def test_what_changed_and_what_stands_on_it_is_trained_again(
+    config: Config, change: Callable[[Config], Config], trained: list[str]
+) -> None:
+    run(config)
+    assert run(change(config)) == trained
+
+
+def test_another_evaluation_is_measured_without_training(config: Config) -> None:
+    run(config)
+    measured = with_stage(config, "tune", evaluation=("text",))
+    assert run(measured) == []
+    record = StageRecord.load(config.stage_folder("tune"))
+    assert record is not None and " on text (sha256:" in record.evaluated
+    scores = config.stage_folder("tune") / "hearing.json"
+    assert scores.exists()
+
+    scores.unlink()
+    assert run(measured) == [] and not scores.exists(), "the same questions are not asked twice"
+    run(replace(measured, evaluation=replace(config.evaluation, max_answer_tokens=3)))
+    assert scores.exists()
+
+
+def test_changed_data_trains_again_and_keeps_the_old_result_beside(config: Config, tmp_path: Path) -> None:
+    run(config)
+    old = (config.stage_folder("lm") / "stage.json").read_text()
+    (tmp_path / "text.jsonl").write_text("{}\n{}\n")
+    steps = plan(config)
+    assert steps[0].why == "changed: data/text"
+    assert [step.why for step in steps[1:]] == ["after lm", "after align"]
+    # The stand-in's weights do not depend on its data: the same checkpoint comes out, and nothing else is trained.
+    assert run(config) == ["lm"]
+    assert (config.stage_folder("lm.replaced") / "stage.json").read_text() == old
+
+
+def test_a_failed_stage_resumes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_ALIGN", "fail")
+    with pytest.raises(StageFailed, match=r"stage align failed with exit code 1(.|\n)*RuntimeError: fail"):
+        run(config)
+    assert actions(config) == {"lm": "skip", "align": "resume", "tune": "train"}
+    monkeypatch.delenv("STANDIN_ALIGN")
+    watched = Watched()
+    run_curriculum(config, watch=watched)
+    assert [line for stage, line in watched.lines if stage == "align" and line.startswith("step")] == [
+        "step 2/2 | loss 0.5000\n"
+    ]
+    assert watched.trained() == ["align", "tune"]
+
+
+def test_a_stopped_stage_says_so(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_LM", "stop")
+    with pytest.raises(StageFailed, match="stage lm was stopped; the same command resumes it"):
+        run(config)
+
+
+def test_an_interrupted_command_is_heard_to_its_end(tmp_path: Path) -> None:
+    """A stage that is asked to stop still prints; into a closed pipe it would die before its checkpoint."""
+    script = tmp_path / "tool.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def stop(*_):\n    print('x' * 200_000, flush=True)\n    print('checkpoint written')\n    sys.exit(3)\n"
+        "signal.signal(signal.SIGTERM, stop)\nprint('ready', flush=True)\ntime.sleep(120)\n"
+    )
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        curriculum.run_command([sys.executable, str(script)], tmp_path / "log.txt", interrupt)
+    assert (tmp_path / "log.txt").read_text().endswith("x\ncheckpoint written\n")
+
+
+def test_from_and_only(config: Config) -> None:
+    assert run(config, only="lm") == ["lm"]
+    assert run(config, start="align") == ["align", "tune"]
+    assert actions(config, start="tune") == {"tune": "skip"}
+
+
+def test_an_unknown_stage_and_a_missing_parent_stop_before_anything_runs(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"no stage 'alin'; did you mean align\?"):
+        run(config, start="alin")
+    with pytest.raises(FileNotFoundError, match=r"run stage=lm first"):
+        run(config, only="align")
+    assert not config.stage_folder("align").exists()
+    (blocked,) = plan(config, only="align")
+    assert blocked.action == "blocked" and "run stage=lm first" in blocked.why
+    with pytest.raises(ConfigError, match=r"curriculum\.lm\.steps = 0: must be at least 1"):
+        plan(with_stage(config, "lm", steps=0))
+
+
+def test_a_stage_trained_by_hand_is_taken_on(config: Config) -> None:
+    run(config, only="lm")
+    (config.stage_folder("lm") / "stage.json").unlink()
+    assert actions(config)["lm"] == "resume"
+    assert run(config, only="lm") == [], "there is no step left"
+    assert actions(config)["lm"] == "skip"
+
+
+def test_an_exit_gate_holds_a_curriculum_back(config: Config) -> None:
+    strict = with_stage(config, "lm", exit_gate={"loss": BoundsConfig(max=0.4)})
+    with pytest.raises(ExitGateFailed, match=r"loss = 0\.5, expected at most 0\.4"):
+        run(strict)
+    assert latest(strict.stage_folder("lm") / "checkpoints") is not None
+    assert actions(strict) == {"lm": "skip", "align": "train", "tune": "train"}
+    with pytest.raises(ExitGateFailed):
+        run(strict)  # not trained again, and still not good enough
+    with pytest.raises(ConfigError, match=r"exit_gate\.los: nobody logs it; did you mean loss"):
+        run(with_stage(config, "lm", exit_gate={"los": BoundsConfig(max=1.0)}))
+    assert run(with_stage(config, "lm", exit_gate={"loss": BoundsConfig(max=0.6)})) == ["align", "tune"]
+
+
+def test_the_curriculum_and_its_evaluation_are_in_mlflow(config: Config, store: str) -> None:
+    tracked = replace(
+        with_stage(config, "lm", evaluation=("text",)),
+        tracking=TrackingConfig(uri=store, system_metrics_seconds=0, linger_seconds=60),
+    )
+    run(tracked, only="lm")
+    inputs = StageRecord.load(tracked.stage_folder("lm")).inputs  # type: ignore[union-attr]
+    spooled = [record for record, _ in read_spool(stage_spool(tracked, "lm", inputs))]
+    assert [(r["kind"], r.get("name") or r.get("to")) for r in spooled[1:]] == [
+        ("table", "evaluation/text.json"),
+        ("artifact", "pictures"),
+    ]
+    client = open_client(store)
+    (parent,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    assert parent.info.run_name == "demo" and parent.info.status == "FINISHED"
+    assert parent.data.metrics["lm/text/overall/audio"] == 60.0
+
+
+def test_a_curriculum_that_fails_is_marked(config: Config, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_LM", "fail")
+    tracking = TrackingConfig(uri=store, system_metrics_seconds=0, linger_seconds=60)
+    with pytest.raises(StageFailed):
+        run(replace(config, tracking=tracking))
+    client = open_client(store)
+    (parent,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    assert parent.info.status == "FAILED" and "stage lm failed" in parent.data.tags["ended"]

@@ -1,0 +1,51 @@
+"""The launcher hands on exit codes, and gives workers the time to write a checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(script: Path, *, processes: int = 2) -> "subprocess.Popen[str]":
+    launcher = [sys.executable, "-m", "megatron_af.pipeline.torchrun", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.Popen(
+        [*launcher, str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("ending", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
+def test_exit_code_is_that_of_the_worker_which_failed_first(ending: str, code: int, tmp_path: Path) -> None:
+    script = tmp_path / "tool.py"
+    script.write_text(f"import os, sys, time\nif os.environ['RANK'] == '1': {ending}\ntime.sleep(60)\n")
+    with start(script) as process:
+        assert process.wait(timeout=240) == code, process.stdout and process.stdout.read()
+
+
+def test_workers_that_need_longer_than_torchrun_grants_are_not_killed(tmp_path: Path) -> None:
+    """torchrun's own 30 s are made 1 s here; what the launcher sets is stronger."""
+    script = tmp_path / "tool.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def stop(*_):\n    time.sleep(4)\n    print('checkpoint written')\n    sys.exit(3)\n"
+        "signal.signal(signal.SIGTERM, stop)\nprint('ready')\ntime.sleep(120)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1")
+        with start(script, processes=1) as process:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("ready"):
+                    time.sleep(0.2)
+                    process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert "checkpoint written\n" in lines

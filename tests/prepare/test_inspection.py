@@ -1,0 +1,62 @@
+"""Statistics and the page: right numbers, marked labels, nothing outside the file."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import soundfile
+from rich.console import Console
+
+from megatron_af.data.rows import Clip, Manifest, Row
+from megatron_af.prepare.inspection import look, page, panels
+from megatron_af.prepare.statistics import measure, tables
+from megatron_af.text.tokenizer import Tokenizer
+from tests.data.toy import CPU, FRONT_END, toy_config, write_manifest
+
+
+def test_statistics_count_what_training_would_get(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    rows = Manifest(tmp_path / "data" / "a.jsonl")
+    statistics = measure(rows, config, Tokenizer.load(config.data.tokenizer), name="a")
+    clips = [clip for row in rows for clip in row.clips]
+    assert statistics.rows == statistics.looked_at == 12 and statistics.text_only == 3
+    assert statistics.seconds == [clip.duration for clip in clips]
+    assert statistics.windows == [max(1, round(clip.duration + 0.49)) for clip in clips]
+    assert statistics.skills == {"s0": 12, "s1": 12, "s2": 12} and len(statistics.tokens) == 36
+    answer = len("answer 0 0") + 2
+    assert statistics.supervised[0] == answer and statistics.tokens[0] > answer
+    few = measure(rows, config, Tokenizer.load(config.data.tokenizer), name="a", limit=6)
+    assert few.looked_at == 6 and few.rows == 12 and few.hours > 0
+    console = Console(record=True, width=140, file=io.StringIO())
+    console.print(*tables(statistics))
+    text = console.export_text()
+    assert "12 rows" in text and "text (tokens)" in text and "skills: 3 different" in text
+
+
+def test_the_page_shows_hears_and_marks(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    rows = list(Manifest(tmp_path / "data" / "a.jsonl"))
+    rows[0] = replace(rows[0], id="<b>odd & id</b>")
+    rows[-1] = Row(id="gone", clips=(Clip(path="gone.wav", duration=1.0),), questions=rows[0].questions)
+    write_manifest(tmp_path / "data", "a", rows)
+    samples = look(config, "a", tokenizer=tokenizer, device=CPU, count=3)
+    assert [s.row.id for s in samples] == ["<b>odd & id</b>", "a-5", "gone"]
+    assert "cannot be opened" in samples[2].clips[0].problem or "decoded" in samples[2].clips[0].problem
+    marked = "".join(token for token, supervised, _ in samples[0].segments[0] if supervised)
+    assert marked == "answer 0 0<|endofchunk|><|endoftext|>"
+    statistics = measure(Manifest(tmp_path / "data" / "a.jsonl"), config, tokenizer, name="a")
+    text = page(statistics, samples, FRONT_END)
+    assert "&lt;b&gt;odd &amp; id&lt;/b&gt;" in text and "<b>odd" not in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    sounds = re.findall(r"data:audio/flac;base64,([^\"]+)", text)
+    wave, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])))
+    assert rate == 16_000 and len(wave) == round(rows[0].clips[0].duration * 16_000)
+    assert len(re.findall("data:image/png", text)) == 1 + len(sounds)
+    assert '<span class="on ">answer 0 0</span>' in text
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(*panels(samples, FRONT_END))
+    shown = console.export_text()
+    assert "answer 0 0" in shown and "█" in shown and "gone.wav" in shown

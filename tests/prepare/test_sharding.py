@@ -1,0 +1,298 @@
+"""Preparation: every kind of damage is found and named, and the same input gives the same bytes."""
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+
+from megatron_af.config import Config, DataConfig, DatasetConfig, ModelConfig, PrepareConfig, StageConfig
+from megatron_af.data.clips import ClipLoader
+from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
+from megatron_af.data.shards import open_rows, row_from_record
+from megatron_af.data.storage import DataRoot
+from megatron_af.data.stream import Stream
+from megatron_af.prepare.sharding import Summary, peak_int16, prepare, prepare_group, recipe
+from tests.data.toy import CPU, FRONT_END, toy_rows, write_manifest
+from tests.text.toy_tokenizer import toy_base
+
+RATE = 22_050
+
+
+def noise(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate))).astype(np.float32)
+
+
+def config(folder: Path, **changes: object) -> Config:
+    settings = {"rows_per_shard": 4, "workers": 1, "max_bad_fraction": 1.0} | changes
+    data = DataConfig(
+        root=str(folder / "data"),
+        tokenizer=str(folder / "data" / "tokenizer.json"),
+        datasets={"a": DatasetConfig(manifest="prepared/a", source="a.jsonl")},
+        prepare=PrepareConfig(**settings),  # type: ignore[arg-type]
+    )
+    stage = StageConfig(blend={"a": 1.0}, max_windows=3, global_batch_samples=4, micro_batch_samples=4)
+    return Config(
+        name="p",
+        precision="fp32",
+        output=str(folder / "runs"),
+        model=ModelConfig(front_end=FRONT_END),
+        data=data,
+        curriculum={"tune": stage},
+        stage="tune",
+    )
+
+
+def row(name: str, path: str, duration: float = 1.0, start: float = 0.0) -> Row:
+    return Row(
+        id=name,
+        clips=(Clip(path=path, duration=duration, start=start),),
+        questions=(Question(prompt="what?", output=name, options=("a", "b")),),
+        captions=("one", "two"),
+        meta={"n": 1},
+    )
+
+
+def run(c: Config) -> Summary:
+    return prepare(c, "a", lambda line: None)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_every_kind_of_damage_has_its_outcome(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    soundfile.write(root / "good.wav", np.stack([noise(2.0), noise(2.0)], 1), RATE)
+    soundfile.write(root / "silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(root / "constant.wav", np.full(RATE, 0.3), RATE)
+    soundfile.write(root / "positive.wav", np.abs(noise(1.0)) + 0.2, RATE, subtype="FLOAT")
+    bad = noise(1.0)
+    bad[7] = np.inf
+    soundfile.write(root / "infinite.wav", bad, RATE, subtype="FLOAT")
+    soundfile.write(root / "whole.flac", noise(3.0), RATE)
+    (root / "cut.flac").write_bytes((root / "whole.flac").read_bytes()[:30_000])
+    soundfile.write(root / "whole.wav", noise(3.0), RATE)
+    (root / "cut.wav").write_bytes((root / "whole.wav").read_bytes()[:-2000])  # 45 ms of what its header promises
+    soundfile.write(root / "blip.wav", noise(0.005), RATE)
+    (root / "text.mp3").write_text("not audio")
+    rows = [
+        row("good", "good.wav", 2.0),
+        row("piece", "good.wav", 0.5, 1.25),
+        row("silent", "silent.wav"),
+        row("constant", "constant.wav"),
+        row("positive", "positive.wav"),
+        row("infinite", "infinite.wav"),
+        row("cut", "cut.flac", 3.0),
+        row("clipped", "cut.wav", 3.0),
+        row("before the cut", "cut.wav", 1.0, 1.0),
+        row("short", "good.wav", 5.0),
+        row("behind", "good.wav", 1.0, 7.0),
+        row("blip", "blip.wav", 0.005),
+        row("text", "text.mp3"),
+        row("missing", "missing.wav"),
+        Row(id="words", questions=(Question(prompt="2+2", output="4"),)),
+    ]
+    lines = [to_json(r) for r in rows]
+    lines.insert(3, '{"id": "broken"')
+    (root / "a.jsonl").write_text("\n".join(lines))
+    summary = run(config(tmp_path))
+    assert (summary.rows, summary.kept) == (16, 5)
+    assert summary.reasons == {
+        "bad row": 1, "silent": 2, "not finite": 1, "truncated": 3, "behind the end": 1, "empty": 1, "unreadable": 2,
+    }  # fmt: skip
+    report = [json.loads(line) for line in (root / summary.report).read_text().splitlines()]
+    assert {e["id"]: e["reason"] for e in report}["cut"] == "truncated"
+    assert all(".wav" in e["problem"] or ".flac" in e["problem"] or ".mp3" in e["problem"] for e in report if e["id"])
+    assert next(e for e in report if e["reason"] == "bad row")["row"] == 4
+    kept = open_rows(DataRoot(str(root)), "prepared/a")
+    assert [r.id for r in kept] == ["good", "piece", "positive", "before the cut", "words"]
+    good = kept[0]
+    assert replace(good, clips=()) == replace(rows[0], clips=())
+    clip = good.clips[0]
+    assert abs(clip.duration - 2.0) < 1e-3 and clip.start == 0
+    data = DataRoot(str(root)).read(clip.path, clip.offset, clip.length)
+    assert hashlib.sha256(data).hexdigest() == clip.digest
+    import io
+
+    wave, rate = soundfile.read(io.BytesIO(data), dtype="int16")
+    assert rate == 16_000 and np.abs(wave).max() == 32_767
+    assert abs(kept[1].clips[0].duration - 0.5) < 1e-3
+
+
+def test_shards_are_web_datasets_and_do_not_depend_on_workers_or_time(tmp_path: Path) -> None:
+    for name, workers in (("one", 1), ("two", 2)):
+        folder = tmp_path / name
+        write_manifest(folder / "data", "a", toy_rows(folder / "data", "a", 10))
+        assert run(config(folder, workers=workers)).kept == 10
+        time.sleep(0.05)
+    one, two = (tree(tmp_path / n / "data" / "prepared") for n in ("one", "two"))
+    assert one == two and len([n for n in one if n.endswith(".tar")]) == 3
+    assert not [n for n in one if "parts" in n]
+    with tarfile.open(tmp_path / "one/data/prepared/a/shards/000000.tar") as tar:
+        names = tar.getnames()
+    assert names == [
+        "000000000.flac", "000000000.json", "000000001.flac", "000000001.json",
+        "000000002.0.flac", "000000002.1.flac", "000000002.json", "000000003.json",
+    ]  # fmt: skip
+
+
+KILLED = """
+import multiprocessing, os, pickle, signal, sys
+
+if __name__ == "__main__":
+    from megatron_af.prepare.sharding import prepare
+
+    def die(line):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    prepare(pickle.load(open(sys.argv[1], "rb")), "a", die)
+"""
+
+
+def runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    """Killed when the first of twelve shards is finished, with two workers at work on others."""
+    folder = tmp_path / "data"
+    write_manifest(folder, "a", toy_rows(folder, "a", 24))
+    (tmp_path / "killed.py").write_text(KILLED)
+    (tmp_path / "config").write_bytes(pickle.dumps(config(tmp_path, rows_per_shard=2, workers=2)))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path / "config")]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    deadline = time.monotonic() + 60
+    while any(runs(int(pid)) for pid in killed.stdout.split()):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
+    shards = sorted((folder / "prepared/a/shards").glob("*.tar"))
+    assert 1 <= len(shards) < 12
+    (folder / "prepared/a/shards/.000011.tar.killed.part").write_bytes(b"half")
+    before = {p: p.stat().st_mtime_ns for p in (folder / "prepared/a/shards").glob("*.tar")}
+    done = [p for p in before if (folder / f"prepared/a/parts/{p.stem}.json").exists()]
+    assert run(config(tmp_path, rows_per_shard=2)).kept == 24
+    assert done and all(p.stat().st_mtime_ns == before[p] for p in done)
+    again = tmp_path / "again"
+    write_manifest(again / "data", "a", toy_rows(again / "data", "a", 24))
+    run(config(again, rows_per_shard=2))
+    assert tree(folder / "prepared") == tree(again / "data" / "prepared")
+
+
+def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    rows = toy_rows(folder, "a", 6)
+    write_manifest(folder, "a", rows)
+    c = config(tmp_path)
+    first = run(c)
+    said: list[str] = []
+    assert prepare(c, "a", said.append) == first and "already prepared" in said[0]
+    write_manifest(folder, "a", [*rows[:-1], replace(rows[-1], id="changed")])
+    run(c)
+    assert open_rows(DataRoot(str(folder)), "prepared/a")[5].id == "changed"
+    write_manifest(folder, "a", rows[:3])
+    assert run(c).kept == 3
+    assert [p.name for p in (folder / "prepared/a/shards").iterdir()] == ["000000.tar"]
+
+
+def test_clips_are_cut_to_what_the_longest_stage_uses(tmp_path: Path) -> None:
+    c = config(tmp_path)
+    assert recipe(c, "a").max_seconds == 3.0
+    longer = StageConfig(blend={"a": 1.0}, max_windows=12)
+    assert recipe(replace(c, curriculum={**c.curriculum, "long": longer}), "a").max_seconds == 12.0
+    with pytest.raises(ValueError, match=r"data.datasets.b.*no such data set"):
+        recipe(c, "b")
+
+
+def test_prepared_data_trains_like_the_recordings(tmp_path: Path) -> None:
+    """Recordings that are mono at the model's rate: same samples, same text, nearly the same mel."""
+    folder = tmp_path / "data"
+    write_manifest(folder, "a", toy_rows(folder, "a", 10))
+    toy_base().save(str(folder / "tokenizer.json"))
+    c = config(tmp_path)
+    run(c)
+    plain = replace(c, data=replace(c.data, datasets={"a": DatasetConfig(manifest="a.jsonl")}))
+    streams = [
+        Stream(x, x.curriculum["tune"], dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU) for x in (c, plain)
+    ]
+    for step in range(3):
+        prepared, recorded = (s.batch(step) for s in streams)
+        assert prepared.sample_ids == recorded.sample_ids and prepared.clip_windows == recorded.clip_windows
+        assert prepared.rows[0].ids_BS.equal(recorded.rows[0].ids_BS)
+        if prepared.mel_WFM is not None and recorded.mel_WFM is not None:
+            loud = recorded.mel_WFM > -50
+            assert (prepared.mel_WFM - recorded.mel_WFM)[loud].abs().max() < 0.1
+    for s in streams:
+        s.close()
+
+
+def test_shards_that_rot_silence_their_own_clip_only(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_manifest(folder, "a", [r for r in toy_rows(folder, "a", 10) if len(r.clips) == 1])
+    c = config(tmp_path, rows_per_shard=16)
+    prepare_group(recipe(c, "a"), 0, Manifest(folder / "a.jsonl"))
+    table = pa.ipc.open_stream((folder / "prepared/a/parts/000000.arrow").read_bytes()).read_all()
+    clips = [row_from_record(record).clips[0] for record in table.to_pylist()]
+    loader = ClipLoader(c, max_windows=3, device=CPU)
+    windows = [loader.num_windows(clip) for clip in clips]
+    whole, bad = loader.load(clips)
+    assert not bad and len(clips) > 3
+    shard, rotten = folder / clips[1].path, clips[1]
+    data = bytearray(shard.read_bytes())
+    data[rotten.offset + rotten.length // 2 : rotten.offset + rotten.length] = bytes(-(-rotten.length // 2))
+    shard.write_bytes(data)
+    for _ in range(2):  # the pipeline survives
+        mel_WFM, bad = loader.load(clips)
+        assert list(bad) == [1] and "cannot be decoded" in bad[1]
+        for i, (got, expected) in enumerate(zip(mel_WFM.split(windows), whole.split(windows), strict=True)):
+            assert torch.allclose(got, torch.full_like(got, -100.0)) if i == 1 else torch.equal(got, expected)
+    shard.write_bytes(data[: rotten.offset + 100])
+    assert set(loader.load(clips)[1]) == set(range(1, len(clips)))
+
+
+def test_object_stores_work_through_fsspec(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_manifest(folder, "a", toy_rows(folder, "a", 5))
+    toy_base().save(str(folder / "tokenizer.json"))
+    c = config(tmp_path)
+    c = replace(c, data=replace(c.data, root=f"file://{folder}"))
+    assert run(c).kept == 5
+    stream = Stream(c, c.curriculum["tune"], dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU)
+    assert len(stream.batch(0).sample_ids) == 4
+    stream.close()
+
+
+def test_peak_normalisation_rounds_towards_zero() -> None:
+    assert peak_int16(np.array([0.5, -0.25, 0.1], np.float32)).tolist() == [32_767, -16_383, 6_553]
+
+
+def test_one_group_can_be_prepared_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_manifest(folder, "a", toy_rows(folder, "a", 6))
+    plan = recipe(config(tmp_path), "a")
+    assert prepare_group(plan, 1, Manifest(folder / "a.jsonl").part(4, 6)) == (2, 0)
+    assert sorted(p.name for p in (folder / "prepared/a").rglob("*.*")) == ["000001.arrow", "000001.json", "000001.tar"]

@@ -1,0 +1,103 @@
+"""A release holds everything of a model, and nothing that training changes later changes it."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import Config, DataConfig, StageConfig
+from megatron_af.config.loading import load_config
+from megatron_af.runs.bundle import CONFIG, make_release
+from megatron_af.runs.digests import DigestMismatch, verify_digest
+from megatron_af.runs.paths import LATEST, MANIFEST, latest, source_of
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A run whose stage ``long`` takes its encoder from ``clap`` and its language model from outside of the run."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config = Config(
+        name="demo",
+        output=str(tmp_path / "runs"),
+        data=DataConfig(tokenizer=str(tmp_path / "tokenizer.json")),
+        curriculum={"clap": StageConfig(), "long": StageConfig()},
+    )
+    checkpoints = {name: config.stage_folder(name) / "checkpoints/step_00000002" for name in config.curriculum}
+    write(checkpoints["clap"], {"encoder": "."}, "clap weights")
+    write(tmp_path / "checkpoints/qwen/step_00000000", {"lm": "."}, "lm weights")
+    parts = {
+        "encoder": "../../../clap/checkpoints/step_00000002",
+        "lm": "../../../../../checkpoints/qwen/step_00000000",
+        "xattn": ".",
+    }
+    write(checkpoints["long"], parts, "long weights")
+    for checkpoint in checkpoints.values():
+        (checkpoint.parent / LATEST).write_text(checkpoint.name)
+    return config
+
+
+def write(checkpoint: Path, parts: dict[str, str], weights: str) -> None:
+    checkpoint.mkdir(parents=True)
+    (checkpoint / MANIFEST).write_text(json.dumps({"resume": {"step": 2}, "parts": parts}))
+    (checkpoint / "weights.distcp").write_text(weights)
+
+
+def weights(release: Path, part: str) -> str:
+    released = load_config(release / CONFIG)
+    checkpoint = latest(release / released.stage / "checkpoints")
+    assert checkpoint is not None
+    source = source_of(checkpoint, part)
+    assert release.resolve() in source.resolve().parents, "nothing outside is needed"
+    return (source / "weights.distcp").read_text()
+
+
+def test_it_stands_on_its_own(config: Config, tmp_path: Path) -> None:
+    release = make_release(config, "long")
+    moved = tmp_path / "elsewhere"
+    for folder in ("clap", "long"):
+        shutil.rmtree(config.stage_folder(folder))
+    shutil.rmtree(tmp_path / "checkpoints")
+    release.rename(moved)
+    verify_digest(moved)
+    found = [weights(moved, part) for part in ("encoder", "lm", "xattn")]
+    assert found == ["clap weights", "lm weights", "long weights"]
+    assert (moved / "tokenizer/tokenizer.json").read_text() == "{}"
+
+
+def test_the_same_checkpoint_is_one_release_without_space_of_its_own(config: Config) -> None:
+    release = make_release(config, "long")
+    assert make_release(config, "long") == release
+    original = config.stage_folder("long") / "checkpoints/step_00000002/weights.distcp"
+    copy = release / "long/checkpoints/step_00000002/weights.distcp"
+    assert copy.stat().st_ino == original.stat().st_ino
+    assert json.loads((original.parent / MANIFEST).read_text())["parts"]["lm"].startswith("../../../../.."), "untouched"
+
+
+@pytest.mark.parametrize("stage", ["clap", "long"])
+def test_changed_files_are_not_released(config: Config, stage: str) -> None:
+    shutil.rmtree(make_release(config, "long").parent)
+    (config.stage_folder(stage) / "checkpoints/step_00000002/weights.distcp").write_text("other weights")
+    with pytest.raises(DigestMismatch, match=stage):
+        make_release(config, "long")
+    assert not list((Path(config.output) / "demo/releases").glob("*"))
+
+
+def test_another_checkpoint_than_the_one_meant_is_not_released(config: Config) -> None:
+    with pytest.raises(DigestMismatch, match="sha256:0000"):
+        make_release(config, "long", "sha256:0000")
+
+
+def test_a_stage_without_checkpoint_is_named(config: Config) -> None:
+    shutil.rmtree(config.stage_folder("long"))
+    with pytest.raises(FileNotFoundError, match="stage long has no checkpoint"):
+        make_release(config, "long")
+
+
+def test_a_tokenizer_from_the_hub_is_left_there(config: Config) -> None:
+    """And none at all is not the working folder, which an empty path means."""
+    for name in ("Qwen/Qwen2.5-3B", ""):
+        release = make_release(replace(config, data=replace(config.data, tokenizer=name)), "long")
+        assert not (release / "tokenizer").exists()
+        shutil.rmtree(release)

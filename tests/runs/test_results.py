@@ -1,0 +1,98 @@
+"""Results are read whole or refused with the place of the mistake."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_af.config import StageConfig
+from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
+from megatron_af.evaluate.hearing import Asked, summarise
+from megatron_af.runs.results import BadResults, Results, metric_patterns, result_files, tables
+from megatron_af.train.callbacks import Meter
+
+SCORES = {"skills": {"what": {"audio": 54.0, "n": 9}}, "overall": {"audio": 39, "n": 9, "interval": [1, 2]}}
+
+
+def test_numbers_at_any_depth_are_metrics(tmp_path: Path) -> None:
+    (tmp_path / "hearing.json").write_text(json.dumps({"test": SCORES}))
+    (tmp_path / "clap-captions.json").write_text(json.dumps({"retrieval": {"r1": 0.5}, "rows": 40}))
+    assert Results.load(tmp_path).metrics == {
+        "test/skills/what/audio": 54.0,
+        "test/skills/what/n": 9.0,
+        "test/overall/audio": 39.0,
+        "test/overall/n": 9.0,
+        "captions/retrieval/r1": 0.5,
+        "captions/rows": 40.0,
+    }
+    assert [file.name for file in result_files(tmp_path)] == ["hearing.json", "clap-captions.json"]
+
+
+def test_scores_by_skill_are_a_table(tmp_path: Path) -> None:
+    (tmp_path / "hearing.json").write_text(json.dumps({"test": SCORES}))
+    (tmp_path / "clap-captions.json").write_text(json.dumps({"retrieval": {"r1": 0.5}}))
+    assert tables(tmp_path) == {"test": (["skill", "audio", "n"], [["what", 54.0, 9], ["overall", 39, 9]])}
+
+
+def test_samples_have_scores_and_groups(tmp_path: Path) -> None:
+    lines = [{"id": "a#0", "group": "a", "correct": 1, "skill": "what"}, {"id": "b", "correct": False, "cider": 0.4}]
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    results = Results.load(tmp_path)
+    assert results.scores("correct") == {"a#0": ("a", 1.0), "b": ("b", 0.0)}
+    assert results.scores("cider") == {"b": ("b", 0.4)}
+    assert results.score_names() == ["cider", "correct"]
+
+
+FOR_SETS = {f"{kind}/{dataset}" for kind in ("sample_loss", "tokens") for dataset in ("a", "b[c]")}
+
+
+def test_exit_gates_know_what_is_measured() -> None:
+    """The names are written down once more, for checks that must not wait for torch."""
+    stage = StageConfig(blend={"a": 1.0, "b[c]": 1.0}, evaluation=("test",))
+    asked = [Asked(row=str(n), skill="what", prompt="", wanted="a", heard="a", exchanged="b") for n in range(3)]
+    tensors = torch.eye(3)
+    clap = {
+        "rows": 3,
+        "retrieval": retrieval(tensors, tensors),
+        "paraphrase": paraphrase_robustness(tensors, tensors, [tensors[:1]] * 3),
+        "composition": composition(tensors, tensors, [tensors[:1]] * 3, [["order"]] * 3),
+        "composition, other audio": composition(tensors, tensors, [tensors[:1]] * 3, [["order"]] * 3),
+        "zero_shot": zero_shot(tensors, tensors, torch.arange(3)),
+    }
+    meter = Meter()
+    for _ in range(Meter.WARMUP_STEPS + 1):
+        rates = meter.measure(tokens=1, audio_seconds=1, wait_seconds=0, flops=1, left=1)
+    steps = dict.fromkeys((*rates, "step", "loss", "grad_norm", "learning_rate", "mfu", "loss/a", "loss/b[c]"), 1.0)
+    for objective, summary, more in (
+        ("answer", summarise(asked), {"tokens", "gate_attn/0", "gate_ffn/12", *FOR_SETS}),
+        ("contrastive", clap, {"samples", "temperature"}),
+    ):
+        known = metric_patterns(replace(stage, objective=objective))
+        named = {*numbers({"test": summary}), *steps, *more}
+        assert {name for name in named if not any(fnmatchcase(name, pattern) for pattern in known)} == set()
+        matched = {pattern for pattern in known if any(fnmatchcase(name, pattern) for name in named)}
+        assert set(known) - matched == set()
+
+
+def numbers(value: Any, name: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(inner, f"{name}/{key}" if name else key)
+    elif isinstance(value, int | float):
+        yield name
+
+
+def test_no_evaluation_is_empty(tmp_path: Path) -> None:
+    assert Results.load(tmp_path) == Results(metrics={})
+
+
+@pytest.mark.parametrize("line", ["{", '{"correct": 1}', "[1]"])
+def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"id": "a"}\n' + line + "\n")
+    with pytest.raises(BadResults, match=r"answers\.jsonl:2"):
+        Results.load(tmp_path)

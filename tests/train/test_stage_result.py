@@ -1,0 +1,37 @@
+"""The numbers a stage ends with."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from megatron_af.runs.paths import read_result
+from megatron_af.train.stage_result import StageResult
+
+
+def follow(folder: Path, rank: int, reason: str) -> dict[str, float]:
+    trainer: Any = SimpleNamespace(rank=rank, folder=folder)
+    callback = StageResult()
+    for step in range(1, 101):
+        callback.on_step(trainer, {"step": float(step), "loss": float(step), **({"mfu": 0.5} if step < 91 else {})})
+    callback.on_end(trainer, reason)
+    return read_result(folder)
+
+
+def test_the_last_steps_are_averaged(tmp_path: Path) -> None:
+    assert follow(tmp_path, rank=0, reason="done") == {"step": 100.0, "loss": pytest.approx(90.5)}
+
+
+def test_steps_that_were_skipped_are_counted_and_not_averaged(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(rank=0, folder=tmp_path)
+    callback = StageResult()
+    callback.on_step(trainer, {"step": 1.0, "loss": 3.0})
+    callback.on_step(trainer, {"step": 2.0, "loss": float("nan"), "skipped": 1.0})
+    callback.on_end(trainer, "done")
+    assert read_result(tmp_path) == {"step": 2.0, "loss": 3.0, "skipped": 1.0}
+
+
+@pytest.mark.parametrize(("rank", "reason"), [(1, "done"), (0, "failed"), (0, "stopped")])
+def test_only_rank_0_and_only_at_the_end(tmp_path: Path, rank: int, reason: str) -> None:
+    assert follow(tmp_path, rank, reason) == {}
