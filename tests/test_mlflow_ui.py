@@ -21,6 +21,7 @@ from megatron_af.pipeline.curriculum import StageRecord, measure_stage
 from megatron_af.release import commands
 from megatron_af.runs.identity import stage_inputs
 from megatron_af.runs.paths import LATEST, MANIFEST
+from megatron_af.tracking import runs
 from megatron_af.tracking.delivery import send_waiting
 from megatron_af.tracking.runs import start_curriculum_run, start_stage_run
 from megatron_af.tracking.store import open_client

@@ -21,12 +21,12 @@ def results(correct: np.ndarray | None = None, *, groups: int = 100, **metrics: 
     return Results(metrics={**GOOD, **metrics}, samples=samples)
 
 
-def no_try_loading() -> tuple[float, str]:
+def no_load_test() -> tuple[float, str]:
     raise AssertionError("no gate asks for it")
 
 
 def verdict(gate: GateConfig, candidate: Results, champion: Results | None = None) -> list[Verdict]:
-    return judge(Gates(gates={"it": gate}), candidate, champion, no_try_loading)
+    return judge(Gates(gates={"it": gate}), candidate, champion, no_load_test)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +95,15 @@ def test_samples_of_one_group_do_not_count_as_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("try_loading", "passed", "says"),
+    ("load_test", "passed", "says"),
     [
         (lambda: (1.5, ""), True, "answers in 1.50 s"),
         (lambda: (3.0, ""), False, "too slow by 1.00"),
         (lambda: (0.0, "FileNotFoundError: weights"), False, "does not answer: FileNotFoundError: weights"),
     ],
 )
-def test_the_exported_model_has_to_answer(try_loading: Callable[[], tuple[float, str]], passed: bool, says: str) -> None:
-    (found,) = judge(Gates(gates={"serves": GateConfig(answer_seconds=2)}), results(), None, try_loading)
+def test_the_exported_model_has_to_answer(load_test: Callable[[], tuple[float, str]], passed: bool, says: str) -> None:
+    (found,) = judge(Gates(gates={"serves": GateConfig(answer_seconds=2)}), results(), None, load_test)
     assert found.passed is passed and says in found.finding
 
 
