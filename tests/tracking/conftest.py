@@ -1,11 +1,14 @@
-"""A server that can fail."""
+"""An embedded MLflow store, and a server that can fail."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.mlflow_store import store, store_template
 from tests.tracking.mlflow_server import MlflowServer
+
+__all__ = ["server", "store", "store_template"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""An embedded MLflow store."""
+"""An embedded store."""
 
 from tests.mlflow_store import store, store_template
 
