@@ -89,7 +89,8 @@ class ClusterConfig:
     retries: int = 2
     """Retries of a step whose own pod is lost; it then finds its training job again."""
     deadline_hours: float = 168.0
-    """Longest time of one step, from its start."""
+    """Longest time that one step may be active. Trainer starts the clock again whenever a suspended job resumes, and
+    time in a queue does not count."""
     pending_minutes: float = 60.0
     """Longest time that an admitted job's pods may wait for room or an image."""
     away_minutes: float = 30.0

@@ -146,6 +146,7 @@ class _Place:
         placement = self._cluster.placement(spec.name, stage=spec.distributed)
         return Job(
             name=name,
+            owner=f"{self._config.output}/{self._config.name}",
             step=spec.name,
             argv=argv,
             distributed=spec.distributed,
@@ -260,9 +261,12 @@ def _log(path: Path) -> Iterator[Say]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", buffering=1) as file:
 
-        def say(line: str) -> None:
-            file.write(line + "\n")  # first: whoever reads the other may have gone
-            print(line, flush=True)
+        def say(text: str) -> None:
+            # Every line of a message carries its step, by which `logs` finds it.
+            prefix = f"{text.split(']', 1)[0]}] " if text.startswith("[") and "]" in text else ""
+            text = text.replace("\n", f"\n{prefix}")
+            file.write(text + "\n")  # first: whoever reads the other may have gone
+            print(text, flush=True)
 
         yield say
 

@@ -2,7 +2,7 @@
 
 logs = PodLogs(kube, job, say)
 logs.read(pods)                     # says every new line
-reason = blocked(kube, name, job, pods)
+reason = blocked(kube, found, job, pods)
 """
 
 import collections
@@ -11,18 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from af_pipelines.job import Job, describe_exit
-from af_pipelines.kube import CONTAINER, Kube, Object
+from af_pipelines.kube import CONTAINER, Kube, Object, node_of
 from af_pipelines.logs import last_error
 
 RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+GATED = "SchedulingGated"
+"""Held by a queue, which may take as long as it takes; not a lack of room."""
 NO_CONTAINER = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 FIRST_LINES = 1000
 """At most this much of a log that was already long when this process came to it."""
 
 
 class LogReader:
-    """Reads what pods printed since it last asked.
+    """Reads what pods printed since it last asked, as far as their nodes hand it out.
 
     A server that closes a followed stream loses lines or repeats them; asking again for the time since the last answer
     and dropping what was seen does neither.
@@ -37,8 +39,11 @@ class LogReader:
         now = time.monotonic()
         # Five seconds more than passed here: the node's clock and ours tick differently.
         since = {"since_seconds": round(now - asked) + 5} if asked else {"tail_lines": FIRST_LINES}
+        lines = self._kube.log(pod.metadata.name, self._container, **since)
+        if lines is None:  # next time, since the last answer
+            return []
         new = []
-        for line in self._kube.log(pod.metadata.name, self._container, **since):
+        for line in lines:
             when, _, text = line.partition(" ")
             if when > stamp:
                 stamp = when
@@ -58,8 +63,9 @@ class PodLogs:
         """What this try of the job printed."""
 
     def read(self, pods: Sequence[Any]) -> None:
-        for index, pod in enumerate(pods):
-            if index not in (0, len(pods) - 1):
+        for pod in pods:
+            index = node_of(pod)
+            if index not in (0, self._job.nodes - 1):
                 continue
             label = f"{self._job.name} {index}" if self._job.nodes > 1 else self._job.name
             for line in self._reader.new_lines(pod):
@@ -72,7 +78,7 @@ class PodLogs:
 
     def last_words(self, pods: Sequence[Any]) -> str:
         """The error's text: of the pod that failed first, if its node was not one of those followed."""
-        ends = [(index, _terminated(pod)) for index, pod in enumerate(pods)]
+        ends = [(node_of(pod), _terminated(pod)) for pod in pods]
         terminated = [(index, state) for index, state in ends if state and state.exit_code]
         terminated.sort(key=lambda entry: str(entry[1].finished_at))
         for index, state in terminated:
@@ -111,7 +117,7 @@ def show_status(found: Object, pods: Sequence[Any]) -> str:
     return status
 
 
-def blocked(kube: Kube, name: str, job: Job, pods: Sequence[Any]) -> str:
+def blocked(kube: Kube, found: Object, job: Job, pods: Sequence[Any]) -> str:
     """Why a job that may run does not; empty when all its nodes run or have ended.
 
     The text starts with ``image`` or ``container`` where waiting does not help.
@@ -130,10 +136,10 @@ def blocked(kube: Kube, name: str, job: Job, pods: Sequence[Any]) -> str:
                     "that the cluster file names exist in the namespace"
                 )
         for condition in pod.status.conditions or []:
-            if condition.type == "PodScheduled" and condition.status == "False":
+            if condition.type == "PodScheduled" and condition.status == "False" and condition.reason != GATED:
                 return f"no room for {pod.metadata.name}: {condition.message}"
     if len(pods) < job.nodes:
-        warnings = kube.warnings(name)
+        warnings = kube.warnings(found)
         if warnings:
             quota = "exceeded quota" in warnings[-1]
             advice = " (raise the namespace's quota, or ask for less in the cluster file)" if quota else ""

@@ -36,6 +36,8 @@ class Job:
     processes: int = 1
     """Processes per node."""
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    owner: str = ""
+    """The run's folder, ``output/name``: only one job may write a step of it at a time."""
     step: str = ""
     """Step it belongs to, where it has a name of its own; resources are given to steps."""
     max_restarts: int = 2

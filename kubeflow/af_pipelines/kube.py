@@ -3,16 +3,17 @@
     kube = Kube.connect(cluster)
     kube.create(body); kube.get(name); kube.delete(name); kube.pods(name); kube.log(pod, …)
 
-An answer that may pass (429, 5xx, no answer) is tried again for ``away_minutes``. Every other one becomes a
-`ClusterError`, which names the cause and the next step.
+An answer that may pass (429, 5xx, no answer, a login that expired) is tried again for a while, and what is waited for
+is said once. Every other one becomes a `ClusterError`, which names the cause and the next step. Logs and heartbeats
+are worth one try each: a kubelet or a webhook that is down says nothing of the job.
 """
 
 import contextlib
-import json
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import urllib3
@@ -21,12 +22,17 @@ from kubernetes.config import ConfigException
 
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.job import StepFailed
+from af_pipelines.refusals import explain, message_of
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 CONTAINER = "node"
 """Container of a training pod, by the contract of Trainer's runtimes."""
 PASSING = (408, 429, 500, 502, 503, 504)
+LOGIN_MINUTES = 5.0
+"""A token that expired is replaced in its file within minutes; the client reads it again with each request."""
 LONGEST_WAIT_SECONDS = 30.0
+ONE_TRY_SECONDS = (5, 20)
+"""To connect, and to answer."""
 # The pods of a job have these labels from JobSet and from the Job controller.
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -43,7 +49,7 @@ class ClusterError(StepFailed):
 
 
 class ClusterAway(StepFailed):
-    """The API server did not answer for longer than a step waits; its training job goes on meanwhile."""
+    """The API server did not answer for longer than a step waits."""
 
 
 class Kube:
@@ -54,6 +60,8 @@ class Kube:
         self._cluster = cluster
         self._custom, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
         self._first_wait = first_wait
+        self.say: Callable[[str], None] = lambda line: None
+        """Told once that an answer is waited for, and what the API server warns of."""
         self._jobs = {"group": GROUP, "version": VERSION, "namespace": cluster.namespace, "plural": PLURAL}
 
     @classmethod
@@ -75,9 +83,20 @@ class Kube:
         return cls(cluster, client.ApiClient(settings))
 
     def create(self, body: Object, *, dry_run: bool = False) -> None:
-        """Raises `ClusterError` with status 409 where the job exists. A dry run passes all checks and makes nothing."""
-        dry = {"dry_run": "All"} if dry_run else {}
-        self._call(self._custom.create_namespaced_custom_object, body=body, **dry, **self._jobs)
+        """Raises `ClusterError` with status 409 where the job exists.
+
+        A dry run passes all checks and makes nothing. It refuses an unknown field, which a real one would drop.
+        """
+        dry = {"dry_run": "All", "field_validation": "Strict"} if dry_run else {}
+        _, _, headers = self._call(
+            self._custom.create_namespaced_custom_object_with_http_info,
+            body=body,
+            **dry,
+            **self._jobs,
+            doing="creating a training job, which does not exist yet",
+        )
+        if warning := (headers or {}).get("Warning"):
+            self.say(f"the API server warns: {warning}")
 
     def get(self, name: str) -> Object | None:
         with _unless(404):
@@ -85,114 +104,118 @@ class Kube:
         return None
 
     def delete(self, name: str) -> None:
-        """Delete a job with everything it made; no error if it has gone already."""
+        """Delete a job with everything it made; no error if it has gone already.
+
+        Never in the foreground: Trainer reconciles a TrainJob that is being deleted, and makes new pods for it.
+        Its pods end after it: see :meth:`pods`.
+        """
         with _unless(404):
             self._call(
-                self._custom.delete_namespaced_custom_object, name=name, propagation_policy="Foreground", **self._jobs
+                self._custom.delete_namespaced_custom_object, name=name, propagation_policy="Background", **self._jobs
             )
 
-    def annotate(self, name: str, annotations: dict[str, str]) -> None:
+    def annotate(self, name: str, annotations: dict[str, str]) -> bool:
+        """Whether it could be written. One try: Trainer's webhook, through which this goes, may be down."""
         body = {"metadata": {"annotations": annotations}}
-        self._call(self._custom.patch_namespaced_custom_object, name=name, body=body, **self._jobs)
+        return self._once(self._custom.patch_namespaced_custom_object, name=name, body=body, **self._jobs) is not None
 
     def jobs(self, selector: str) -> list[Object]:
         answer = self._call(self._custom.list_namespaced_custom_object, label_selector=selector, **self._jobs)
         return list(answer["items"])
 
     def pods(self, job: str) -> list[Any]:
-        """The job's pods, by node."""
-        pods = self.select_pods(f"{JOBSET_LABEL}={job}")
-        return sorted(pods, key=lambda pod: int((pod.metadata.labels or {}).get(INDEX_LABEL, 0)))
+        """The job's pods by node, as far as there are any; those of a deleted job as long as they take to end."""
+        return sorted(self.select_pods(f"{JOBSET_LABEL}={job}"), key=node_of)
 
     def select_pods(self, selector: str) -> list[Any]:
         return list(self._call(self._core.list_namespaced_pod, self.namespace, label_selector=selector).items)
 
-    def warnings(self, job: str) -> list[str]:
-        """Texts of the warnings about a job's objects, the latest last: quota, admission, scheduling, images."""
+    def warnings(self, job: Object) -> list[str]:
+        """Texts of the warnings about a job's objects, the latest last: quota, admission, scheduling, images.
+
+        Those of an earlier job of the same name are still listed for an hour; they are older than this one.
+        """
+        name, made = job["metadata"]["name"], _moment(job["metadata"].get("creationTimestamp"))
         events = self._call(self._core.list_namespaced_event, self.namespace, field_selector="type=Warning").items
-        mine = [event for event in events if _belongs(event.involved_object.name, job)]
-        mine.sort(key=lambda event: str(event.last_timestamp or event.event_time or event.metadata.creation_timestamp))
-        return [f"{event.reason}: {event.message}" for event in mine]
+        mine = [event for event in events if _belongs(event.involved_object.name, name) and _when(event) >= made]
+        return [f"{event.reason}: {event.message}" for event in sorted(mine, key=_when)]
 
     def log(
         self, pod: str, container: str, *, since_seconds: int | None = None, tail_lines: int | None = None
-    ) -> list[str]:
-        """The lines of a pod's container, each behind its time stamp; none while it has not started."""
-        with _unless(400, 404):
-            text: str = self._call(
-                self._core.read_namespaced_pod_log,
-                pod,
-                self.namespace,
-                container=container,
-                timestamps=True,
-                **({"since_seconds": since_seconds} if since_seconds else {}),
-                **({"tail_lines": tail_lines} if tail_lines else {}),
-            )
-            return text.splitlines()
-        return []
+    ) -> list[str] | None:
+        """The lines of a pod's container, each behind its time stamp; None where they cannot be read now."""
+        text = self._once(
+            self._core.read_namespaced_pod_log,
+            pod,
+            self.namespace,
+            container=container,
+            timestamps=True,
+            **({"since_seconds": since_seconds} if since_seconds else {}),
+            **({"tail_lines": tail_lines} if tail_lines else {}),
+        )
+        return None if text is None else str(text).splitlines()
 
-    def _call(self, request: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def _once(self, request: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """The answer to one request that nothing depends on; None where it fails."""
+        try:
+            return request(*arguments, _request_timeout=ONE_TRY_SECONDS, **named)
+        except (client.ApiException, urllib3.exceptions.HTTPError, OSError):
+            return None
+
+    def _call(self, request: Callable[..., Any], *arguments: Any, doing: str = "", **named: Any) -> Any:
         """Make a request, again while its failure may pass; anything else is a `ClusterError`."""
-        wait, until = self._first_wait, time.monotonic() + self._cluster.away_minutes * 60
+        wait, began, said = self._first_wait, time.monotonic(), False
         while True:
+            minutes = self._cluster.away_minutes
             try:
                 return request(*arguments, _request_timeout=(10, 60), **named)
             except client.ApiException as error:
-                if error.status not in PASSING:
+                if error.status == 401:
+                    minutes = min(minutes, LOGIN_MINUTES)
+                elif error.status not in PASSING:
                     raise ClusterError(explain(error, self._cluster), error.status) from error
-                reason = f"{error.status} {error.reason}"
+                reason, refusal = f"{error.status} {error.reason}: {message_of(error)}", error
                 asked = float((error.headers or {}).get("Retry-After", 0) or 0)
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                reason, asked = " ".join(str(error).split()), 0.0
-            if time.monotonic() + wait > until:
+                reason, refusal, asked = " ".join(str(error).split()), None, 0.0
+            if time.monotonic() + wait > began + minutes * 60:
+                goes_on = "the training job goes on, and a retry or `af-pipelines resume` finds it again"
+                if refusal is not None and refusal.status == 401:
+                    raise ClusterAway(f"{explain(refusal, self._cluster)}; {goes_on}")
                 raise ClusterAway(
-                    f"the Kubernetes API server has not answered for {self._cluster.away_minutes:g} minutes "
-                    f"({reason}): check the network, the VPN and the kubeconfig's server; the training job goes on, "
-                    "and a retry or `af-pipelines resume` finds it again"
+                    f"the Kubernetes API server has not answered for {minutes:g} minutes ({reason}): check the "
+                    "network, the VPN and the kubeconfig's server, and the webhook if one is named; "
+                    + (f"it was asked about {doing}" if doing else goes_on)
                 )
+            if not said:
+                self.say(f"waiting for the API server, up to {minutes:g} minutes ({reason})")
+                said = True
             # Many steps wait for the same server: spread over time, they do not all come back at once.
             time.sleep(max(asked, wait * random.uniform(0.7, 1.3)))
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
-def explain(error: client.ApiException, cluster: ClusterConfig) -> str:
-    """Cause and next step for a refusal of the API server."""
-    message = _message(error)
-    lower = message.lower()
-    where = f"in namespace {cluster.namespace}"
-    if error.status == 401:
-        return f"the cluster refuses the login, its token has expired or is wrong ({message}): log in again"
-    if "clustertrainingruntime must be created" in lower or "unsupported runtime" in lower:
-        return (
-            f"the cluster has no training runtime {cluster.runtime!r} ({message}): apply kubeflow/manifests, or name "
-            "one of `kubectl get clustertrainingruntimes` as `runtime` in the cluster file"
-        )
-    if "exceeded quota" in lower:
-        return f"the quota {where} is used up ({message}): free or raise it, or ask for less in the cluster file"
-    if error.status == 403:
-        return (
-            f"the account is not allowed to do this ({message}): apply kubeflow/manifests/base/namespaced/rbac.yaml "
-            f"{where}, or use the service account {cluster.service_account!r}"
-        )
-    if error.status == 404 and "namespace" in lower:
-        return f"there is no namespace {cluster.namespace!r} ({message}): create it, or correct `namespace`"
-    if error.status == 404:
-        return (
-            f"the cluster does not know TrainJobs ({message}): install Kubeflow Trainer 2.2 or later (docs/kubeflow.md)"
-        )
-    return f"the cluster answers {error.status} {error.reason}: {message}"
-
-
-def _message(error: client.ApiException) -> str:
-    try:
-        return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
-        return " ".join(str(error.body or error.reason).split())
+def node_of(pod: Any) -> int:
+    """The node that a pod is, by its label: a list of pods comes in no order, and not always whole."""
+    return int((pod.metadata.labels or {}).get(INDEX_LABEL, 0))
 
 
 def _belongs(name: str, job: str) -> bool:
     """Whether an object's name is the job's or that of one of its children."""
     return name == job or name.startswith(f"{job}-{CONTAINER}-")
+
+
+def _when(event: Any) -> datetime:
+    """When an event was last seen; controllers of different age fill different fields."""
+    series = event.series.last_observed_time if event.series else None
+    return _moment(series or event.last_timestamp or event.event_time or event.metadata.creation_timestamp)
+
+
+def _moment(value: datetime | str | None) -> datetime:
+    """A time in whole seconds, as a creation's is; the beginning of time where none is known."""
+    if value is None:
+        return datetime.min.replace(tzinfo=UTC)
+    return (datetime.fromisoformat(value) if isinstance(value, str) else value).replace(microsecond=0)
 
 
 @contextlib.contextmanager

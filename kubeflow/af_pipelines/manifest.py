@@ -20,8 +20,9 @@ MANAGER = "megatron-af/pipelines"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "megatron-af"}
 RUN, STEP = "megatron-af/run", "megatron-af/step"
 """Labels by which a run finds its jobs again."""
-SPEC, ATTEMPT, HEARTBEAT = "megatron-af/spec", "megatron-af/attempt", "megatron-af/heartbeat"
-"""Annotations: digest of what the job was made from, which attempt made it, when someone last watched it."""
+SPEC, ATTEMPT = "megatron-af/spec", "megatron-af/attempt"
+HEARTBEAT, WATCHER = "megatron-af/heartbeat", "megatron-af/watcher"
+"""Annotations: digest of what the job was made from, which attempt made it, when someone last watched it, and who."""
 LONGEST_NAME = 40
 """JobSet appends the node's name and index, and pods must stay below 63 characters."""
 
@@ -56,7 +57,7 @@ def trainjob_manifest(job: Job, cluster: ClusterConfig, run: Launch) -> Object:
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
         "metadata": {
-            "name": job_name(job.name, run.run),
+            "name": job_name(job.name, job.owner),
             "namespace": cluster.namespace,
             "labels": labels,
             "annotations": {SPEC: digest_value(spec), ATTEMPT: str(run.attempt), HEARTBEAT: now_text()},
@@ -65,9 +66,10 @@ def trainjob_manifest(job: Job, cluster: ClusterConfig, run: Launch) -> Object:
     }
 
 
-def job_name(step: str, run: str) -> str:
-    """A name that only this step of this run has, with room for what JobSet appends."""
-    tail = hashlib.sha256(f"{run}/{step}".encode()).hexdigest()[:8]
+def job_name(step: str, owner: str) -> str:
+    """A name that only this step of this run's folder has, with room for what JobSet appends: the API server itself
+    then refuses a second job that would write there."""
+    tail = hashlib.sha256(f"{owner}/{step}".encode()).hexdigest()[:8]
     readable = "".join(letter if letter.isalnum() else "-" for letter in step.lower())[: LONGEST_NAME - 12].strip("-")
     return f"af-{readable}-{tail}"
 

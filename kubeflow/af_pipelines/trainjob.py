@@ -8,20 +8,27 @@ stop, deletes. It may be lost at any time: the next one with the same run and st
 
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.follow import PodLogs, blocked, is_queued, restarts_of, show_status
 from af_pipelines.job import Cancelled, Job, StepFailed, cancellable
-from af_pipelines.kube import ClusterError, Kube, Object
-from af_pipelines.manifest import ATTEMPT, HEARTBEAT, RUN, SPEC, STEP, job_name, now_text, trainjob_manifest
+from af_pipelines.kube import JOBSET_LABEL, ClusterError, Kube, Object
+from af_pipelines.manifest import ATTEMPT, HEARTBEAT, RUN, SPEC, STEP, WATCHER, now_text, trainjob_manifest
 from af_pipelines.records import Launch
 
 GIVE_UP_REASON = "FailJobSet"
 """Start of JobSet's reason when its failure policy matched an exit code that no restart mends."""
-DELETE_SECONDS = 300.0
+DELETE_SECONDS = 420.0
+"""A pod that is asked to end has 300 s for its checkpoint (runtime.yaml)."""
 HEARTBEAT_SECONDS = 60.0
+LOST_WATCHER = timedelta(minutes=10)
+ORPHAN = timedelta(hours=2)
+"""Without a heartbeat for this long a job has lost its pipeline. Far above the 30 minutes that a step waits for an API
+server, and above what a retried step takes to come back."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +58,15 @@ def launch_trainjob(
     whenever it could not run at all. A failed one stays for `kubectl describe` until the step is tried again.
     """
     kube = kube or Kube.connect(cluster)
+    kube.say = lambda line: say(f"[{job.name}] {line}")
     body = trainjob_manifest(job, cluster, run)
-    name = job_name(job.name, run.run)
+    watch = _Watch(kube, job, cluster, body["metadata"]["name"], say, pace)
     with cancellable():
         try:
             _create_or_adopt(kube, body, run, say, pace)
-            return _Watch(kube, job, cluster, name, say, pace).to_the_end()
+            return watch.to_the_end()
         except Cancelled:
-            say(f"[{job.name}] stopping: deleting TrainJob {name}")
-            kube.delete(name)
+            watch.stop()
             raise
 
 
@@ -85,6 +92,13 @@ def delete_run(cluster: ClusterConfig, run: str) -> None:
             kube.delete(found["metadata"]["name"])
 
 
+def is_watched(found: Object, *, within: timedelta = ORPHAN, now: datetime | None = None) -> bool:
+    """Whether a process watches a job that lives, by its last heartbeat."""
+    metadata = found["metadata"]
+    since = metadata.get("annotations", {}).get(HEARTBEAT) or metadata["creationTimestamp"]
+    return (now or datetime.now(UTC)) - datetime.fromisoformat(since) <= within
+
+
 def ended(found: Object) -> Object | None:
     """The condition that ended a TrainJob: of type Complete or Failed, or None while it lives."""
     for condition in found.get("status", {}).get("conditions", []):
@@ -108,28 +122,38 @@ def _create_or_adopt(kube: Kube, body: Object, run: Launch, say: Callable[[str],
         found = kube.get(name)
         if found is None:  # it went between the two calls
             continue
-        annotations, condition = found["metadata"].get("annotations", {}), ended(found)
+        metadata, condition = found["metadata"], ended(found)
+        annotations, owner = metadata.get("annotations", {}), metadata.get("labels", {}).get(RUN, "")
         same = annotations.get(SPEC) == body["metadata"]["annotations"][SPEC]
-        if found["metadata"].get("deletionTimestamp"):
+        if metadata.get("deletionTimestamp"):
             say(f"[{step}] TrainJob {name} of an earlier try is still being deleted; waiting")
-        elif same and (condition is None or condition["type"] == "Complete"):
+        elif owner != run.run and condition is None and is_watched(found):
+            raise StepFailed(
+                f"{step} is being trained by run {owner} (TrainJob {name}), and two jobs must not write one folder: "
+                "wait for it, cancel it with `af-pipelines cancel`, or give this run another `name`",
+                give_up=True,
+            )
+        elif owner == run.run and same and (condition is None or condition["type"] == "Complete"):
             say(f"[{step}] goes on with TrainJob {name}, which an earlier try of this step created")
             return
-        elif same and _gave_up(condition) and int(annotations.get(ATTEMPT, 0)) == run.attempt:
+        elif owner == run.run and same and _gave_up(condition) and int(annotations.get(ATTEMPT, 0)) == run.attempt:
             return  # the watch reports its failure again instead of repeating it
         else:
-            say(f"[{step}] replacing TrainJob {name} ({_describe(condition) if same else 'made from other settings'})")
-            kube.delete(name)
+            why = f"of run {owner}" if owner != run.run else "made from other settings" if not same else ""
+            say(f"[{step}] replacing TrainJob {name} ({why or _describe(condition)})")
+        kube.delete(name)  # once more where it is being deleted: in the background, whatever it was before
         _wait_until_gone(kube, name, pace)
 
 
 def _wait_until_gone(kube: Kube, name: str, pace: Pace) -> None:
+    """Until neither the job nor a pod of it is left: old and new pods would write the same files."""
     until = time.monotonic() + DELETE_SECONDS
-    while kube.get(name) is not None:
+    while (job := kube.get(name)) is not None or kube.pods(name):
         if time.monotonic() > until:
+            see = f"trainjob {name}" if job is not None else f"pods -l {JOBSET_LABEL}={name}"
             raise StepFailed(
-                f"TrainJob {name} is still there {DELETE_SECONDS:.0f} s after its deletion: a finalizer holds it; see "
-                f"`kubectl describe trainjob {name} -n {kube.namespace}`"
+                f"TrainJob {name} or a pod of it is still there {DELETE_SECONDS:.0f} s after its deletion: a finalizer "
+                f"or a lost node holds it; see `kubectl describe {see} -n {kube.namespace}`"
             )
         time.sleep(pace.poll_seconds)
 
@@ -143,6 +167,7 @@ class _Watch:
         self.kube, self.job, self.cluster, self.name, self.say, self.pace = kube, job, cluster, name, say, pace
         self.logs = PodLogs(kube, job, say)
         self.restarts = 0
+        self.watcher = uuid.uuid4().hex
         self.last_status = ""
         self.last_heartbeat = float("-inf")
         self.blocked_since = 0.0
@@ -154,6 +179,7 @@ class _Watch:
             found = self.kube.get(self.name)
             if found is None:
                 raise StepFailed(f"{self.job.name}: TrainJob {self.name} was deleted by someone else")
+            self._beat(found)
             pods = self.kube.pods(self.name) or pods
             self._notice_restart(pods)
             self.logs.read(pods)
@@ -163,10 +189,9 @@ class _Watch:
             if condition:
                 words = self.logs.last_words(pods)
                 raise StepFailed(f"{self.job.name}: {_describe(condition)}: {words}", give_up=_gave_up(condition))
-            reason = "" if is_queued(found) else blocked(self.kube, self.name, self.job, pods)
+            reason = "" if is_queued(found) else blocked(self.kube, found, self.job, pods)
             self._show(show_status(found, pods) + (f"; {reason}" if reason else ""))
             self._end_if_blocked(reason)
-            self._beat()
             time.sleep(self.pace.poll_seconds)
 
     def _notice_restart(self, pods: list[Any]) -> None:
@@ -195,11 +220,29 @@ class _Watch:
             message = f"{self.job.name}: could not start: {reason}. TrainJob {self.name} is deleted"
             raise StepFailed(message, give_up=True)
 
-    def _beat(self) -> None:
-        """Tell the reaper that someone still watches this job."""
-        if time.monotonic() - self.last_heartbeat > HEARTBEAT_SECONDS:
-            self.kube.annotate(self.name, {HEARTBEAT: now_text()})
+    def _beat(self, found: Object) -> None:
+        """Tell the reaper, and other processes of this step, that this one watches the job."""
+        begun = self.last_heartbeat > float("-inf")
+        if time.monotonic() - self.last_heartbeat < HEARTBEAT_SECONDS or (begun and self._is_taken(found)):
+            return
+        if self.kube.annotate(self.name, {HEARTBEAT: now_text(), WATCHER: self.watcher}):
             self.last_heartbeat = time.monotonic()
+
+    def _is_taken(self, found: Object) -> bool:
+        """Whether another process of this step watches the job, too: the later one is its owner."""
+        watcher = found["metadata"].get("annotations", {}).get(WATCHER, "")
+        return watcher not in ("", self.watcher) and is_watched(found, within=LOST_WATCHER)
+
+    def stop(self) -> None:
+        """Delete the job, unless another process of this step has taken it over meanwhile."""
+        found = self.kube.get(self.name)
+        if found is None:
+            return
+        if self._is_taken(found):
+            self.say(f"[{self.job.name}] stopping; TrainJob {self.name} goes on under another process of this step")
+            return
+        self.say(f"[{self.job.name}] stopping: deleting TrainJob {self.name}")
+        self.kube.delete(self.name)
 
 
 def _gave_up(condition: Object | None) -> bool:

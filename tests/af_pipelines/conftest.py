@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.af_pipelines.launcher import cluster, launch  # noqa: F401
 from tests.mlflow_store import store, store_template  # noqa: F401
 
 ROOT = Path(__file__).parents[2]

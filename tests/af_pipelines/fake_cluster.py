@@ -3,6 +3,7 @@
     with FakeCluster() as cluster:
         cluster.on_get(0, lambda job: cluster.run_pods(job))       # what the controllers do before the first GET
         cluster.refuse("POST", "trainjobs", 403, "…")               # the next such request
+        cluster.answer_as("POST", "trainjobs", "create-500-webhook-down")    # as a real control plane answered
         kube = cluster.kube(ClusterConfig(…))
 """
 
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -22,6 +24,7 @@ from af_pipelines.cluster import ClusterConfig
 from af_pipelines.kube import JOBSET_LABEL, Kube
 
 Object = dict[str, Any]
+RECORDED = Path(__file__).parents[1] / "fixtures" / "kubernetes"
 JOBS = re.compile(r"^/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/([^/]+)/trainjobs(?:/([^/]+))?$")
 PODS = re.compile(r"^/api/v1/namespaces/([^/]+)/pods(?:/([^/]+)/log)?$")
 EVENTS = re.compile(r"^/api/v1/namespaces/([^/]+)/events$")
@@ -39,10 +42,14 @@ class FakeCluster:
         self.events: list[Object] = []
         self.runs: dict[str, Object] = {}
         self.requests: list[str] = []
+        self.queries: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.linger = 0
         """GETs for which a deleted job is still there."""
+        self.pods_linger = 0
+        """Lists of pods in which those of a deleted job still stand: they end after it."""
         self._refusals: list[tuple[str, str, int, str, dict[str, str]]] = []
+        self._ending: set[str] = set()
         self._reactions: dict[int, Callable[[Object], None]] = {}
         self._gets = 0
         self._lock = threading.RLock()
@@ -91,6 +98,20 @@ class FakeCluster:
         body = json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
         self._refusals += [(method, path, status, body, {"Retry-After": retry_after} if retry_after else {})] * times
 
+    def answer_as(self, method: str, path: str, case: str, *, times: int = 1) -> None:
+        """Answer the next requests whose path contains ``path`` with a recorded case, byte for byte."""
+        recorded = json.loads((RECORDED / f"{case}.json").read_text())
+        body = recorded["body"] if isinstance(recorded["body"], str) else json.dumps(recorded["body"])
+        headers = {"Content-Type": recorded.get("content_type", "text/plain")}
+        headers |= {"Warning": recorded["warning_header"]} if "warning_header" in recorded else {}
+        self._refusals += [(method, path, recorded["status"], body, headers)] * times
+
+    def log_in_first(self, *, redirect: bool) -> None:
+        """From now on a login (Dex, an OIDC proxy) stands in front of Kubeflow Pipelines."""
+        status, headers = (302, {"Location": "/dex/auth"}) if redirect else (200, {"Content-Type": "text/html"})
+        for method in ("GET", "POST"):
+            self._refusals += [(method, "/apis/v2beta1/", status, "<html>Log in</html>", headers)] * 100
+
     def go_away(self, requests: int) -> None:
         """Drop the connection of the next requests without an answer."""
         self._away = requests
@@ -127,14 +148,16 @@ class FakeCluster:
         for line in lines:
             log.append(f"2026-01-01T00:00:{len(log):02d}.000000000Z {line}")
 
-    def warn(self, name: str, reason: str, message: str) -> None:
+    def warn(self, name: str, reason: str, message: str, *, when: str = "") -> None:
+        """A warning as today's controllers write them: of the older fields for the time none is filled."""
         self.events.append(
             {
                 "metadata": {"name": f"event-{len(self.events)}"},
                 "involvedObject": {"name": name},
                 "reason": reason,
                 "message": message,
-                "lastTimestamp": _now(),
+                "lastTimestamp": None,
+                "eventTime": when or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
                 "type": "Warning",
             }
         )
@@ -146,6 +169,7 @@ class FakeCluster:
             parsed = urlparse(url)
             query = {key: values[0] for key, values in parse_qs(parsed.query).items()}
             self.requests.append(f"{method} {parsed.path}")
+            self.queries.append(parsed.query)
             self.headers.append(headers)
             if self._away > 0:
                 self._away -= 1
@@ -153,7 +177,7 @@ class FakeCluster:
             for refusal in self._refusals:
                 if refusal[0] == method and refusal[1] in parsed.path:
                     self._refusals.remove(refusal)
-                    return refusal[2], json.loads(refusal[3]), refusal[4]
+                    return refusal[2], refusal[3], refusal[4]
             for pattern, handle in ((JOBS, self._job), (PODS, self._pod), (EVENTS, self._event)):
                 if match := pattern.match(parsed.path):
                     if match[1] != self.namespace:
@@ -181,6 +205,11 @@ class FakeCluster:
         job = self.jobs[name]
         if method == "DELETE":
             job["metadata"]["deletionTimestamp"] = _now()
+            if body.get("propagationPolicy", query.get("propagationPolicy")) == "Foreground":
+                # Trainer reconciles what is being deleted: another JobSet with pods of its own.
+                self.pods += [self.pod(name, index, restart=9) for index in range(job["spec"]["trainer"]["numNodes"])]
+                return 200, job
+            self._ending.add(name)
             if not self.linger:
                 del self.jobs[name]
             return 200, {"status": "Success"}
@@ -201,7 +230,13 @@ class FakeCluster:
         if name:
             return 200, "\n".join(self.logs.get(name, []))
         wanted = dict([query["labelSelector"].split("=", 1)])
-        return 200, {"items": [pod for pod in self.pods if wanted.items() <= pod["metadata"]["labels"].items()]}
+        if wanted.get(JOBSET_LABEL) in self._ending:
+            self.pods_linger -= 1
+            if self.pods_linger < 0:
+                self._ending.discard(wanted[JOBSET_LABEL])
+                self.pods = [p for p in self.pods if p["metadata"]["labels"].get(JOBSET_LABEL) != wanted[JOBSET_LABEL]]
+        found = [pod for pod in self.pods if wanted.items() <= pod["metadata"]["labels"].items()]
+        return 200, {"items": found[::-1]}  # in no order that means anything
 
     def _event(self, method: str, name: str | None, query: dict[str, str], body: Object) -> tuple[int, Any]:
         return 200, {"items": self.events}
@@ -239,7 +274,8 @@ def _handler(cluster: FakeCluster) -> type[BaseHTTPRequestHandler]:
                 return
             data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
+            plain = {"Content-Type": "text/plain" if isinstance(answer, str) else "application/json"}
+            headers = plain | headers
             self.send_header("Content-Length", str(len(data)))
             for name, value in headers.items():
                 self.send_header(name, value)

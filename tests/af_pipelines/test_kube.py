@@ -1,0 +1,93 @@
+"""What the API server answers when it is busy, away, or does not know the login, as a real one did."""
+
+import time
+
+import pytest
+
+from af_pipelines import trainjob
+from af_pipelines.cluster import ClusterConfig
+from af_pipelines.kube import ClusterAway, ClusterError
+from af_pipelines.manifest import trainjob_manifest
+from tests.af_pipelines.fake_cluster import FakeCluster
+from tests.af_pipelines.launcher import CLUSTER, JOB, NAME, RUN, Launcher
+
+
+def test_busy_server_is_asked_again(cluster: FakeCluster, launch: Launcher) -> None:
+    cluster.refuse("POST", "trainjobs", 429, "too many requests", retry_after="0.2")
+    cluster.refuse("GET", "pods", 503, "etcd leader changed", times=2)
+    cluster.on_get(1, lambda job: cluster.finish(job))
+    began = time.monotonic()
+    assert launch() == 0
+    assert time.monotonic() - began >= 0.2, "Retry-After is kept"
+
+
+def test_server_that_is_away_for_a_while(cluster: FakeCluster, launch: Launcher) -> None:
+    cluster.on_get(0, lambda job: cluster.go_away(3))
+    cluster.on_get(2, lambda job: cluster.finish(job))
+    assert launch() == 0
+
+
+def test_server_that_stays_away_leaves_the_job_to_the_retry(cluster: FakeCluster, launch: Launcher) -> None:
+    cluster.on_get(0, lambda job: cluster.go_away(10_000))
+    with pytest.raises(ClusterAway, match=r"has not answered for 0\.02 minutes.*the training job goes on") as failure:
+        launch()
+    assert not failure.value.give_up
+    assert NAME in cluster.jobs
+    cluster.go_away(0)
+    cluster.on_get(2, lambda job: cluster.finish(job))
+    assert launch() == 0
+    assert "goes on with TrainJob" in launch.text
+
+
+def test_a_webhook_that_is_down_is_shown_and_waited_for(cluster: FakeCluster, launch: Launcher) -> None:
+    cluster.answer_as("POST", "trainjobs", "create-500-webhook-down", times=2)
+    cluster.on_get(0, lambda job: cluster.finish(job))
+    assert launch() == 0
+    waiting = [line for line in launch.said if "waiting for the API server" in line]
+    assert len(waiting) == 1
+    assert "failed calling webhook" in waiting[0] and "connection refused" in waiting[0]
+
+
+def test_a_job_that_never_came_to_be_is_not_said_to_go_on(cluster: FakeCluster, launch: Launcher) -> None:
+    cluster.answer_as("POST", "trainjobs", "create-500-webhook-down", times=10_000)
+    with pytest.raises(ClusterAway, match=r"failed calling webhook.*creating a training job, which does not exist yet"):
+        launch()
+
+
+def test_an_answer_that_was_lost_may_have_made_the_job(cluster: FakeCluster, launch: Launcher) -> None:
+    cluster.answer_as("POST", "trainjobs", "create-504-etcd-hangs")
+    cluster.jobs[NAME] = trainjob_manifest(JOB, CLUSTER, RUN)
+    cluster.on_get(2, lambda job: cluster.finish(job))
+    assert launch() == 0
+    assert "goes on with TrainJob" in launch.text
+
+
+def test_a_heartbeat_that_cannot_be_written_ends_nothing(cluster: FakeCluster, launch: Launcher) -> None:
+    cluster.answer_as("PATCH", "trainjobs", "patch-500-webhook-down", times=10_000)
+    cluster.on_get(3, lambda job: cluster.finish(job))
+    assert launch(settings=ClusterConfig(away_minutes=30)) == 0
+
+
+def test_a_login_that_expires_is_waited_for(cluster: FakeCluster, launch: Launcher) -> None:
+    cluster.on_get(0, lambda job: cluster.answer_as("GET", "trainjobs", "auth-401-bad-token", times=2))
+    cluster.on_get(2, lambda job: cluster.finish(job))
+    assert launch() == 0
+    cluster.jobs.clear()
+    cluster.on_get(0, lambda job: cluster.answer_as("GET", "trainjobs", "auth-401-bad-token", times=10_000))
+    with pytest.raises(ClusterAway, match=r"its token has expired.*log in again; the training job goes on") as failure:
+        launch()
+    assert not failure.value.give_up
+
+
+def test_a_check_refuses_what_would_be_dropped_and_a_job_shows_the_warning(
+    cluster: FakeCluster, launch: Launcher
+) -> None:
+    cluster.answer_as("POST", "trainjobs", "create-400-unknown-field-strict")
+    with pytest.raises(ClusterError, match=r'unknown field "spec\.trainer\.numNode"'):
+        trainjob.check([JOB], CLUSTER, RUN, kube=cluster.kube(CLUSTER))
+    assert "fieldValidation=Strict" in cluster.queries[-1]
+    cluster.jobs[NAME] = trainjob_manifest(JOB, CLUSTER, RUN)
+    cluster.answer_as("POST", "trainjobs", "create-201-unknown-field-warn")
+    cluster.on_get(0, lambda job: cluster.finish(job))
+    assert launch() == 0
+    assert 'the API server warns: 299 - "unknown field' in launch.text
