@@ -18,19 +18,26 @@ from af_pipelines.manifest import HEARTBEAT, MANAGED_BY, RUN, STEP
 from af_pipelines.pipelines import compile_pipeline
 from af_pipelines.records import RunFolder, RunRecord
 from af_pipelines.steps import pipeline_steps
-from af_pipelines.trainjob import delete_run, ended
+from af_pipelines.trainjob import ORPHAN, delete_run, ended
 from megatron_af.config import Config
+from megatron_af.tracking.store import file_lock
 
 POLL_SECONDS = 3.0
-ORPHAN = timedelta(minutes=30)
-"""Unwatched for this long, a training job has lost its pipeline; a step that is retried comes back within minutes."""
 KEPT = timedelta(days=7)
 """A training job that has ended stays this long for `kubectl describe`; TrainJobs have no life time of their own."""
 
 
 def submit_run(folder: RunFolder, arguments: Arguments) -> int:
+    """Hand a run to Kubeflow. Raises `StepFailed` while the last one of this configuration has not ended."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder.path / "lock"):
+        return _submit_alone(folder, arguments)
+
+
+def _submit_alone(folder: RunFolder, arguments: Arguments) -> int:
     cluster, launch = arguments.read_cluster(), arguments.launch
     endpoint = Endpoint.connect(cluster)
+    _refuse_a_second_run(folder, endpoint)
     pipeline = folder.path / "pipeline.yaml"
     compile_pipeline(arguments, pipeline)
     name = f"{arguments.read_config().name} {launch.pipeline} {launch.run}"
@@ -51,6 +58,19 @@ def submit_run(folder: RunFolder, arguments: Arguments) -> int:
     print(f"submitted {launch.run} to {endpoint.host}, namespace {cluster.namespace}: {endpoint.link(run_id)}")
     print("follow it with `af-pipelines status` and `af-pipelines logs --follow`")
     return 0
+
+
+def _refuse_a_second_run(folder: RunFolder, endpoint: Endpoint) -> None:
+    """Two runs would write the same folders, and ``cancel`` would know of one of them only."""
+    last = folder.run()
+    if last is None or last.where != "cluster":
+        return
+    state = endpoint.state_if_known(last.kubeflow_run)
+    if state is not None and state not in ENDED:
+        raise StepFailed(
+            f"{last.launch.run} of this configuration is {state.lower()} at {endpoint.link(last.kubeflow_run)}: wait "
+            "for it, stop it with `af-pipelines cancel`, or give this run another `name`"
+        )
 
 
 def show_run(record: RunRecord) -> int:

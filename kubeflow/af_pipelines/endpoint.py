@@ -34,12 +34,17 @@ IMPLEMENTATION = "-impl"
 class EndpointError(StepFailed):
     """The pipeline server refused or is not there; the message says why and what to do."""
 
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 class Endpoint:
     """One Kubeflow Pipelines API."""
 
     def __init__(self, host: str, cluster: ClusterConfig, token: str | None) -> None:
         self.host, self._cluster = host, cluster
+        self._refuse_login_pages(token)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._client = self._call(Client, host=host, namespace=cluster.namespace, existing_token=token)
@@ -56,7 +61,13 @@ class Endpoint:
             )
         token = os.environ.get("AF_PIPELINES_TOKEN")
         if path := os.environ.get("KF_PIPELINES_SA_TOKEN_PATH"):
-            token = Path(path).read_text().strip()
+            try:
+                token = Path(path).read_text().strip()
+            except OSError as error:
+                raise EndpointError(
+                    f"KF_PIPELINES_SA_TOKEN_PATH names {path}, which cannot be read ({error.strerror}): write the "
+                    "server's token there, or unset the variable"
+                ) from error
         return cls(host, cluster, token)
 
     def submit(self, pipeline: Path, name: str, parameters: dict[str, Any]) -> str:
@@ -77,6 +88,15 @@ class Endpoint:
     def state(self, run_id: str) -> str:
         return str(self._call(self._client.get_run, run_id).state or "PENDING")
 
+    def state_if_known(self, run_id: str) -> str | None:
+        """The state of a run, or None where the server has it no longer."""
+        try:
+            return self.state(run_id)
+        except EndpointError as error:
+            if error.status == 404:
+                return None
+            raise
+
     def tasks(self, run_id: str) -> dict[str, Any]:
         """Step name -> KFP's detail of its task, with state, start, end and error."""
         details = self._call(self._client.get_run, run_id).run_details
@@ -88,11 +108,28 @@ class Endpoint:
     def link(self, run_id: str) -> str:
         return f"{self.host}/#/runs/details/{run_id}"
 
+    def _refuse_login_pages(self, token: str | None) -> None:
+        """A login in front of the server answers every call with a redirect or a page, which the client takes for an
+        empty success."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        health = f"{self.host.rstrip('/')}/apis/v2beta1/healthz"
+        answer = self._call(
+            urllib3.request, "GET", health, headers=headers, redirect=False, retries=False, timeout=30.0
+        )
+        kind = answer.headers.get("Content-Type", "")
+        if answer.status // 100 == 3 or (answer.status == 200 and "json" not in kind):
+            what = f"a redirect to {answer.headers.get('Location', 'nowhere')}" if answer.status // 100 == 3 else kind
+            raise EndpointError(
+                f"a login page answers at {self.host} ({what or 'no content type'}), not Kubeflow Pipelines: put a "
+                "token that passes it into the file that KF_PIPELINES_SA_TOKEN_PATH names or into AF_PIPELINES_TOKEN, "
+                "or use `kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80` and http://localhost:8080"
+            )
+
     def _call(self, request: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         try:
             return request(*arguments, **named)
         except kfp_server_api.ApiException as error:
-            raise EndpointError(self._explain(error)) from error
+            raise EndpointError(self._explain(error), error.status or 0) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise EndpointError(
                 f"nothing answers at {self.host} ({' '.join(str(error).split())}): check the address, the VPN and the "

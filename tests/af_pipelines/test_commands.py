@@ -110,6 +110,45 @@ def test_what_a_pipeline_server_refuses(
     assert "set `endpoint` in the cluster file or KF_PIPELINES_ENDPOINT" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("redirect", [True, False])
+def test_a_login_page_is_no_success(
+    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], redirect: bool
+) -> None:
+    assert submit(tmp_path) == 0
+    cluster.runs["run-1"]["state"] = "SUCCEEDED"
+    before = RunFolder(load_config(tmp_path / "toy.yaml")).run()
+    cluster.log_in_first(redirect=redirect)
+    assert submit(tmp_path) == 1
+    assert "a login page answers at" in capsys.readouterr().err
+    assert RunFolder(load_config(tmp_path / "toy.yaml")).run() == before, "the last run stays known"
+    assert len(cluster.runs) == 1
+
+
+def test_a_token_file_that_is_not_there(
+    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    assert submit(tmp_path) == 1
+    assert "KF_PIPELINES_SA_TOKEN_PATH names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["submit", "resume"])
+def test_one_run_at_a_time(
+    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    def again() -> int:
+        return submit(tmp_path) if verb == "submit" else pipelines(tmp_path, "resume")
+
+    assert submit(tmp_path) == 0
+    assert again() == 1
+    assert "of this configuration is running at" in capsys.readouterr().err
+    assert len(cluster.runs) == 1
+    cluster.runs["run-1"]["state"] = "FAILED"
+    assert again() == 0
+    cluster.runs.clear()  # the server's administrator deleted it
+    assert again() == 0
+
+
 def test_without_a_kubeconfig(
     cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
