@@ -21,7 +21,7 @@ from megatron_af.config import (
     StageConfig,
     TransformConfig,
 )
-from megatron_af.data.batch import IGNORED, StepBatch, TextRows, assign_clips
+from megatron_af.data.batch import IGNORED, StepAudio, StepBatch, TextBatch, TextRows, assign_clips
 from megatron_af.model import AudioFlamingo, Vocabulary
 from megatron_af.parallel.global_state import load_global
 
@@ -91,7 +91,7 @@ def mel_of(clip: int, frames: int = 1001) -> torch.Tensor:
     return torch.randn(CLIP_WINDOWS[clip], frames, 64, generator=generator) * 10 - 40
 
 
-def step_batch(step: int, *, dp_rank: int, dp_size: int, mp_rank: int, mp_size: int) -> StepBatch:
+def step_batch(step: int, *, dp_rank: int, dp_size: int, mp_rank: int, mp_size: int) -> StepBatch[TextBatch]:
     """One rank's share of a global batch of 8 samples (two packed segments each)."""
     per_rank = SAMPLES // dp_size
     samples = range(dp_rank * per_rank, (dp_rank + 1) * per_rank)
@@ -102,13 +102,14 @@ def step_batch(step: int, *, dp_rank: int, dp_size: int, mp_rank: int, mp_size: 
     own = [mel_of(clips[c]) for c in owners[mp_rank]]
     rows = [_rows(step, list(samples[i : i + MICRO_BATCH]), local) for i in range(0, per_rank, MICRO_BATCH)]
     return StepBatch(
-        rows=tuple(rows),
-        clip_windows=windows,
-        owners=owners,
-        mel_WFM=torch.cat(own) if own else None,
+        audio=StepAudio(
+            clip_windows=windows,
+            owners=owners,
+            mel_WFM=torch.cat(own) if own else None,
+            seconds=10.0 * sum(windows),
+        ),
+        text=TextBatch(rows=tuple(rows), num_tokens=sum(int((r.segment_BS >= 0).sum()) for r in rows)),
         sample_ids=tuple(str(s) for s in samples),
-        audio_seconds=10.0 * sum(windows),
-        num_text_tokens=sum(int((r.segment_BS >= 0).sum()) for r in rows),
     )
 
 

@@ -2,7 +2,7 @@
 
 For one optimizer step, inside each model-parallel group (tensor x pipeline):
 
-1. every rank runs encoder and transformation layers on the clips it owns (``StepBatch.owners``);
+1. every rank runs encoder and transformation layers on the clips it owns (``StepAudio.owners``);
 2. the audio tokens are all-gathered, so that every stage can read every clip;
 3. any pipeline schedule runs; each micro-batch reads its tokens from a leaf tensor;
 4. the leaves' gradients are summed over the group and handed back to the owners (reduce-scatter);
@@ -14,37 +14,24 @@ the hidden states between stages.
 Shapes: T packed audio tokens, L audio tokens of a row (padded), B rows, D audio width, N added rows, H hidden.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from megatron_af.data.batch import AudioKeys, StepBatch, owned_windows
+from megatron_af.data.batch import AudioKeys, StepAudio
 from megatron_af.parallel.groups import Groups
-
-if TYPE_CHECKING:
-    from megatron_af.data.feature_cache import FeatureCache
-
-WINDOWS_AT_ONCE = 128
-"""Windows that the encoder takes in one call; of more than that only the inputs of each call are kept, and its
-activations are recomputed: a step of many long clips needs the memory of this many windows."""
 
 
 class Front(Protocol):
     """What is run ahead: ``megatron_af.model.AudioFront``."""
 
     tokens_per_window: int
-    feature_dim: int
     added_rows: Tensor
-
-    def encode(self, mel_WFM: Tensor) -> Tensor: ...
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]: ...
 
@@ -59,41 +46,46 @@ class EncodeAhead:
         front: DistributedDataParallel,
         groups: Groups,
         device: torch.device,
-        dtype: torch.dtype,
-        cache: FeatureCache | None = None,
+        features: Callable[[StepAudio, Sequence[int]], Tensor],
     ) -> None:
+        """
+        Args:
+            features: gives encoder features of a step's clips (``ClipFeatures``).
+        """
         self._ddp = front
         self._front: Front = front.module
         self._groups = groups
         self._device = device
-        self._dtype = dtype
-        self._cache = cache
+        self._features = features
         self._audio_trains = any(p.requires_grad for n, p in self._front.named_parameters() if n != "added_rows")
         self._rows_train = self._front.added_rows.requires_grad
         self._own_TD: Tensor | None = None
         self._gradient_TD: Tensor | None = None
         self.added_rows_NH = self._front.added_rows.detach()
 
-    def forward(self, batch: StepBatch) -> list[AudioKeys]:
+    def forward(self, audio: StepAudio, clips_of_rows: Sequence[Sequence[tuple[int, ...]]]) -> list[AudioKeys]:
         """Encode this rank's clips and gather the step's tokens; one ``AudioKeys`` per micro-batch.
+
+        Args:
+            clips_of_rows: per micro-batch and row, the clips it hears.
 
         Gradients of tokens and of added rows are summed over micro-batches in float32, whatever the precision.
         """
         tokens_per_window = self._front.tokens_per_window
         group, size = self._groups.model, self._groups.model_size
-        own_windows = [batch.clip_windows[clip] for clip in batch.owners[self._groups.model_rank]]
+        own_windows = [audio.clip_windows[clip] for clip in audio.owners[self._groups.model_rank]]
         with torch.set_grad_enabled(self._audio_trains and torch.is_grad_enabled()):
-            self._own_TD = self._front(self._features(batch, own_windows), own_windows)
+            self._own_TD = self._front(self._features(audio, own_windows), own_windows)
 
         # Where each clip's tokens start in the gathered buffer: owners' shares, each padded to the largest.
-        shares = [sum(batch.clip_windows[c] for c in clips) * tokens_per_window for clips in batch.owners]
+        shares = [sum(audio.clip_windows[c] for c in clips) * tokens_per_window for clips in audio.owners]
         self._share = max(1, *shares)
         start_of_clip = {}
-        for owner, clips in enumerate(batch.owners):
+        for owner, clips in enumerate(audio.owners):
             start = owner * self._share
             for clip in clips:
                 start_of_clip[clip] = start
-                start += batch.clip_windows[clip] * tokens_per_window
+                start += audio.clip_windows[clip] * tokens_per_window
 
         width = self._own_TD.shape[1]
         mine_TD = self._own_TD.new_zeros(self._share, width)
@@ -107,8 +99,8 @@ class EncodeAhead:
         audio_trains = self._audio_trains and torch.is_grad_enabled()
         self._gradient_TD = torch.zeros_like(all_TD, dtype=torch.float32) if audio_trains else None
         micro_batches = []
-        for rows in batch.rows:
-            index_BL, audio_of_BL = key_layout(rows.clips, batch.clip_windows, start_of_clip, tokens_per_window)
+        for clips_of_row in clips_of_rows:
+            index_BL, audio_of_BL = key_layout(clips_of_row, audio.clip_windows, start_of_clip, tokens_per_window)
             index_LB = index_BL.t().to(self._device)
             tokens_LBD = all_TD[index_LB].float()
             if self._gradient_TD is not None:
@@ -119,33 +111,6 @@ class EncodeAhead:
         self.added_rows_NH = self._front.added_rows.detach().clone().float()
         self.added_rows_NH.requires_grad_(self._rows_train and torch.is_grad_enabled())
         return micro_batches
-
-    def _features(self, batch: StepBatch, own_windows: list[int]) -> Tensor:
-        """Encoder features of the clips this rank owns: from the feature cache where it has them, else encoded."""
-        front = self._front
-        if batch.mel_WFM is None and batch.features_WLD is None:  # this rank owns no clip of the step
-            return torch.zeros(0, front.tokens_per_window, front.feature_dim, device=self._device, dtype=self._dtype)
-        encoded_WLD = None if batch.mel_WFM is None else self._encode(batch.mel_WFM)
-        if encoded_WLD is not None and self._cache is not None:
-            new = [i for i, hit in enumerate(batch.cached) if not hit]
-            windows = [own_windows[i] for i in new]
-            self._cache.store([batch.clip_keys[i] for i in new], list(torch.split(encoded_WLD.detach(), windows)))
-        if batch.features_WLD is None:
-            assert encoded_WLD is not None
-            return encoded_WLD
-        cached_WLD = batch.features_WLD.to(self._dtype)
-        if encoded_WLD is None:
-            return cached_WLD
-        from_cache_W = owned_windows(own_windows, batch.cached).to(self._device)
-        # Row of [cached, encoded] that every window takes; no boolean indexing, so no device synchronisation.
-        order_W = torch.where(from_cache_W, from_cache_W.cumsum(0) - 1, len(cached_WLD) + (~from_cache_W).cumsum(0) - 1)
-        return torch.cat([cached_WLD, encoded_WLD])[order_W]
-
-    def _encode(self, mel_WFM: Tensor) -> Tensor:
-        parts = torch.split(mel_WFM, WINDOWS_AT_ONCE)
-        if len(parts) == 1:
-            return self._front.encode(mel_WFM)
-        return torch.cat([checkpoint(self._front.encode, part, use_reentrant=False) for part in parts])
 
     def backward(self) -> None:
         """Hand the leaves' gradients to the owners and finish the backward pass of the audio side."""
@@ -188,7 +153,7 @@ def _hand_over(gradient_TD: Tensor, index_LB: Tensor, tokens_LBD: Tensor) -> Non
 
 
 def key_layout(
-    clips_of_row: tuple[tuple[int, ...], ...],
+    clips_of_row: Sequence[tuple[int, ...]],
     clip_windows: tuple[int, ...],
     start_of_clip: dict[int, int],
     tokens_per_window: int,

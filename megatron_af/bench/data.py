@@ -46,13 +46,15 @@ from megatron_af.config import (
     PrepareConfig,
     StageConfig,
 )
-from megatron_af.data.batch import StepBatch
+from megatron_af.data.answer_texts import AnswerTexts
+from megatron_af.data.batch import StepBatch, TextBatch
 from megatron_af.data.rows import Clip, Question, Row, to_json
 from megatron_af.data.shards import BATCH_ROWS, open_rows, record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.data.stream import Stream
 from megatron_af.parallel.device import Device
 from megatron_af.prepare.sharding import prepare
+from megatron_af.text.tokenizer import Tokenizer
 
 RATE = 44_100
 BATCH = 8
@@ -151,12 +153,13 @@ class _Epoch:
     def __init__(self, config: Config, rows: int) -> None:
         stage = config.curriculum["bench"]
         device = Device(torch=torch.device("cpu"))
-        self._stream = Stream(config, stage, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=device)
+        texts = AnswerTexts(config, stage, Tokenizer.load(config.data.tokenizer))
+        self._stream = Stream(config, stage, texts, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=device)
         self._steps = rows // stage.global_batch_samples
         self._stream.batch(self._steps - 1)  # pipelines are built by the first batches
         self._stream.pause()
 
-    def run(self) -> list[StepBatch]:
+    def run(self) -> list[StepBatch[TextBatch]]:
         return [self._stream.make(step) for step in range(self._steps)]
 
     def close(self) -> None:
@@ -181,12 +184,12 @@ def _padding(config: Config, rows: int) -> dict[str, tuple[float, float]]:
     epoch = _Epoch(replace(config, curriculum={"bench": stage}), rows)
     batches = epoch.run()
     epoch.close()
-    positions = sum(text.ids_BS.numel() for batch in batches for text in batch.rows)
-    windows = sum(len(batch.mel_WFM) for batch in batches if batch.mel_WFM is not None)
-    heard = sum(sum(batch.clip_windows) for batch in batches)
+    positions = sum(text.ids_BS.numel() for batch in batches for text in batch.text.rows)
+    windows = sum(len(batch.audio.mel_WFM) for batch in batches if batch.audio.mel_WFM is not None)
+    heard = sum(sum(batch.audio.clip_windows) for batch in batches)
     plain = _Epoch(config, rows)
-    lengths = [[(int((s >= 0).sum())) for text in b.rows for s in text.segment_BS] for b in plain.run()]
-    counts = [[b.clip_windows[c] for text in b.rows for ids in text.clips for c in ids] for b in plain.run()]
+    lengths = [[(int((s >= 0).sum())) for text in b.text.rows for s in text.segment_BS] for b in plain.run()]
+    counts = [[b.audio.clip_windows[c] for text in b.text.rows for ids in text.clips for c in ids] for b in plain.run()]
     plain.close()
 
     def padded(batches: Sequence[Sequence[int]]) -> float:
@@ -194,7 +197,7 @@ def _padding(config: Config, rows: int) -> dict[str, tuple[float, float]]:
 
     return {
         "windows": (1 - heard / windows, padded(counts)),
-        "text": (1 - sum(b.num_text_tokens for b in batches) / positions, padded(lengths)),
+        "text": (1 - sum(b.text.num_tokens for b in batches) / positions, padded(lengths)),
     }
 
 

@@ -333,8 +333,9 @@ class ContrastiveConfig:
 class StageConfig:
     """One part of a curriculum: what trains, on what, for how long."""
 
-    objective: Literal["answer", "contrastive"] = "answer"
-    """``answer`` (the language-model loss of Audio Flamingo) or ``contrastive`` (AF-CLAP)."""
+    objective: str = "answer"
+    """``answer`` (the language-model loss of Audio Flamingo), ``contrastive`` (AF-CLAP), or ``module:Class`` of your
+    own (``megatron_af/train/objectives/base.py``)."""
     entry: dict[str, str] = field(default_factory=dict)
     """Part of the model (``encoder``, ``transform``, ``xattn``, ``lm``, ``rows``, or ``all``) -> the name of an
     earlier stage or the path of a checkpoint whose weights it starts from. Parts not named start fresh."""

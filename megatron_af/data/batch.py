@@ -1,16 +1,18 @@
-"""What one data-parallel rank needs for one optimizer step: text rows, clips, and who encodes which clip.
+"""What one data-parallel rank needs for one optimizer step: clips, who encodes which, and what is said of them.
 
-    batch = stream.batch(step)                      # megatron_af.data.stream.Stream
-    for rows in batch.rows: loss = model(rows, ...) # micro-batches
+    batch = stream.batch(step)                              # megatron_af.data.stream.Stream
+    for rows in batch.text.rows: loss = model(rows, ...)    # micro-batches of the answer objective
+
+The audio is the same for every objective; ``text`` is what the stage's own objective makes of the samples
+(``TextBatch`` here, ``CaptionBatch`` in ``caption_texts.py``, or another one's).
 
 S text positions, B rows of a micro-batch, L audio tokens, D feature dim, W windows, F mel frames, M mel bins.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 IGNORED = -100
@@ -34,7 +36,7 @@ class TextRows:
     dataset_BS: Tensor
     """int32; index of the position's data set in ``sorted(stage.blend)``."""
     clips: tuple[tuple[int, ...], ...]
-    """Per row: indices into ``StepBatch.clip_windows``, in the row's audio order."""
+    """Per row: indices into ``StepAudio.clip_windows``, in the row's audio order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,51 +50,79 @@ class AudioKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captions:
-    """Text side of one clip, or of a part of it, in a contrastive stage (AF-CLAP): M positives, hard negatives."""
+class TextBatch:
+    """The text of a step of the answer objective."""
 
-    clip: int
-    """Index into ``StepBatch.clip_windows``."""
-    positives: tuple[str, ...]
-    negatives: tuple[str, ...]
-    start: float = 0.0
-    """Seconds from the beginning of the clip: the part of it that the texts describe."""
-    end: float = math.inf
-    dataset: int = 0
-    """Index in ``sorted(stage.blend)``."""
+    rows: tuple[TextRows, ...]
+    """Micro-batches, all padded to the same S (a multiple of 8 and of the tensor-parallel size)."""
+    num_tokens: int
+    """Positions that are not padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepBatch:
-    """One optimizer step of one data-parallel rank.
+class HeardClip:
+    """What a clip's features follow from, besides the encoder."""
 
-    Every rank of the model-parallel group holds the same text; the audio of a clip is only on its owner.
+    digest: Callable[[], str]
+    """Of the recording's bytes; asked only by who needs it, for a file that is not prepared is read for it."""
+    start: float
+    duration: float
+    """Seconds of the recording, as the manifest promises them."""
+    windows: int
+
+
+class Known(Protocol):
+    """What the encoder's side already has of a rank's clips; the stream only asks it which ones to make mel of."""
+
+    @property
+    def missing(self) -> Sequence[int]:
+        """Places, in the order in which the clips were asked for, whose mel is wanted."""
+
+    def without(self, spoiled: Sequence[int]) -> "Known":
+        """The same, told that the audio at these places could not be decoded: their features are not kept."""
+
+
+class EncoderSide(Protocol):
+    """Who encodes: ``megatron_af.audio.features.ClipFeatures``."""
+
+    def look_up(self, clips: Sequence[HeardClip]) -> Known: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepAudio:
+    """The clips of one data-parallel rank's step; the audio of a clip is only on its owner.
+
     A clip yields ``windows * encoder.tokens_per_window`` audio tokens: its last, partial window counts whole,
     as the reference masks by window.
     """
 
-    rows: tuple[TextRows, ...]
-    """Micro-batches, all padded to the same S (a multiple of 8 and of the tensor-parallel size)."""
-    captions: tuple[Captions, ...] = ()
-    """Samples of a contrastive stage; such a stage has no ``rows``."""
     clip_windows: tuple[int, ...]
     """Windows of every distinct clip of this step; a clip that several samples use appears once."""
     owners: tuple[tuple[int, ...], ...]
-    """Per model-parallel rank: the clips it encodes, in ascending order."""
+    """Per rank of the model-parallel group: the clips it encodes, in ascending order."""
     mel_WFM: Tensor | None
     """dB mel windows of the clips this rank must encode, in ``owners`` order; None: nothing to do."""
-    features_WLD: Tensor | None = None
-    """Encoder outputs of this rank's clips that the feature cache served, in ``owners`` order."""
-    cached: tuple[bool, ...] = ()
-    """Per clip this rank owns: its features come from the cache (``features_WLD``), not from ``mel_WFM``.
-    Empty when there is no cache."""
-    clip_keys: tuple[str, ...] = ()
-    """Per clip this rank owns: content key under which the feature cache knows it. Empty without a cache."""
-    sample_ids: tuple[str, ...]
-    audio_seconds: float
+    known: Known | None = None
+    """What the encoder's side answered about this rank's clips; None: it was not asked, all of them are in the mel."""
+    seconds: float
     """Seconds of sound in the distinct clips of this step (after cutting to ``stage.max_windows``)."""
-    num_text_tokens: int
-    """Positions that are not padding."""
+
+
+class StepText(Protocol):
+    """What an objective makes of the samples of a step."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Text positions that are not padding; 0 where the objective's work is not counted in them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch[Text: StepText]:
+    """One optimizer step of one data-parallel rank. Every rank of the model-parallel group holds the same text."""
+
+    audio: StepAudio
+    text: Text
+    sample_ids: tuple[str, ...]
 
 
 def assign_clips(clip_windows: Sequence[int], ranks: int) -> tuple[tuple[int, ...], ...]:
@@ -108,9 +138,3 @@ def assign_clips(clip_windows: Sequence[int], ranks: int) -> tuple[tuple[int, ..
         load[rank] += clip_windows[clip]
         owned[rank].append(clip)
     return tuple(tuple(sorted(clips)) for clips in owned)
-
-
-def owned_windows(windows: Sequence[int], cached: Sequence[bool]) -> Tensor:
-    """Marks which of a rank's windows the feature cache served: bool [sum(windows)], in clip order."""
-    counts = torch.tensor(list(windows), dtype=torch.int64)
-    return torch.repeat_interleave(torch.tensor(list(cached), dtype=torch.bool), counts)

@@ -32,6 +32,8 @@ class Draw:
     row: int
     dataset_pass: int
     """How many times the data set was gone through before."""
+    random: int = 0
+    """64 bits that follow from the stream's seed and ``index`` alone: the key of whatever is drawn for this sample."""
 
 
 class BlendSampler:
@@ -72,7 +74,8 @@ class BlendSampler:
         dataset_pass, position = divmod(count, self._sizes[which])
         name = self.names[which]
         row = permute(position, self._sizes[which], self._key(name, dataset_pass))
-        return Draw(index=index, dataset=name, row=row, dataset_pass=dataset_pass)
+        random = keyed_hash(self._key("sample", 0), index)
+        return Draw(index=index, dataset=name, row=row, dataset_pass=dataset_pass, random=random)
 
     def replacement(self, draw: Draw, attempt: int) -> int:
         """Another row of the same data set for a draw whose row cannot be used; attempts count from 1."""

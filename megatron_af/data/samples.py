@@ -1,6 +1,6 @@
-"""From a draw to a sample: the row, the questions asked of it this time, and their tokens.
+"""From a draw to a sample: the row, and what the stage's objective makes of it this time.
 
-    source = SampleSource(config, stage, loader, report=folder / "replaced.jsonl")
+    source = SampleSource(config, stage, texts, loader, report=folder / "replaced.jsonl")
     sample = source.sample(step, slot)
 
 A row that cannot be used is exchanged for another one of its data set, always the same one; each exchange is
@@ -9,18 +9,19 @@ reported as a line of JSON, and the run stops when there are too many.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, StageConfig
+from megatron_af.data.batch import StepText
 from megatron_af.data.clips import ClipLoader
-from megatron_af.data.rows import Question, Row, RowError, Span
-from megatron_af.data.sampler import BlendSampler, Draw, keyed_hash
+from megatron_af.data.rows import Row, RowError
+from megatron_af.data.sampler import BlendSampler, Draw
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
-from megatron_af.data.templates import STYLES, render
-from megatron_af.text.tokenizer import Tokenizer
 
 ATTEMPTS = 8
 """Rows tried in place of one that cannot be used."""
@@ -33,22 +34,38 @@ class TooManyReplacements(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample[Said]:
     """One row as it takes part in one step."""
 
     row: Row
     dataset: int
     """Index in the sorted names of the blend."""
-    questions: tuple[Question, ...]
-    segments: tuple[list[int], ...]
-    """Token ids; empty in a contrastive stage."""
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(ids) for ids in self.segments)
+    text: Said
+    """What the objective takes from the row."""
 
 
-class SampleSource:
+class Texts[Said, Text: StepText](Protocol):
+    """An objective's side of the data; the same on every rank, whatever the layout."""
+
+    def of(self, row: Row, draw: Draw) -> Said:
+        """What it takes from a row; everything random about it follows from ``draw``.
+
+        Raises:
+            RowError: the row is of no use to it, and is exchanged for another one.
+        """
+
+    def collate(
+        self, samples: Sequence[Sample[Said]], heard: Sequence[tuple[int, ...]], windows: Sequence[int]
+    ) -> Text:
+        """Its side of a step's batch.
+
+        Args:
+            heard: per sample, its clips as indices into ``windows``.
+            windows: of every distinct clip of the step.
+        """
+
+
+class SampleSource[Said]:
     """Samples of a stage by step and slot; the same on every rank.
 
     Args:
@@ -57,25 +74,30 @@ class SampleSource:
     """
 
     def __init__(
-        self, config: Config, stage: StageConfig, loader: ClipLoader, report: Path, *, speaks: bool = True
+        self,
+        config: Config,
+        stage: StageConfig,
+        texts: Texts[Said, Any],
+        loader: ClipLoader,
+        report: Path,
+        *,
+        speaks: bool = True,
     ) -> None:
         root = DataRoot(config.data.root)
         unknown = [name for name in stage.blend if name not in config.data.datasets]
         if unknown:
             raise ValueError(f"stage.blend names {', '.join(unknown)}; add to data.datasets, or correct the name")
-        self.tokenizer = Tokenizer.load(config.data.tokenizer)
         self._rows = {name: open_rows(root, config.data.datasets[name].manifest) for name in sorted(stage.blend)}
         self._sampler = BlendSampler(
             {name: len(rows) for name, rows in self._rows.items()}, stage.blend, f"{config.seed}/{config.stage}"
         )
-        self._stage, self._loader, self._report, self._speaks = stage, loader, report, speaks
-        self._style = STYLES[config.data.text_style]
-        self._prefixes = {name: config.data.datasets[name].task_prefix_probability for name in stage.blend}
+        self._stage, self._texts, self._loader = stage, texts, loader
+        self._report, self._speaks = report, speaks
         self._allowed = config.data.max_replaced_fraction
         self._drawn = self._replaced = 0
         self._seen_bad: set[tuple[str, int | str]] = set()
 
-    def sample(self, step: int, slot: int) -> Sample:
+    def sample(self, step: int, slot: int) -> Sample[Said]:
         """The sample at a place of the global batch.
 
         Raises:
@@ -114,38 +136,9 @@ class SampleSource:
     def dataset_name(self, index: int) -> str:
         return self._sampler.names[index]
 
-    def _sample(self, draw: Draw, index: int) -> Sample:
+    def _sample(self, draw: Draw, index: int) -> Sample[Said]:
         row = self._rows[draw.dataset][index]
         for clip in row.clips:
             self._loader.check(clip)
         dataset = self._sampler.names.index(draw.dataset)
-        if self._stage.objective == "contrastive":
-            if not (row.captions or row.spans) or len(row.clips) != 1:
-                raise RowError(f"row {row.id}: a contrastive stage needs one clip and at least one caption")
-            described: list[Row | Span] = [row, *row.spans]
-            for said in described:
-                both = {c.lower().strip() for c in said.captions} & {n.lower().strip() for n in said.negatives}
-                if both:
-                    raise RowError(f"row {row.id}: {min(both)!r} is a caption and a negative at once; remove one")
-            return Sample(row=row, dataset=dataset, questions=(), segments=())
-        questions = chosen_questions(row, draw, self._stage.questions_per_sample)
-        prefix = self._prefixes[draw.dataset] * 2**64 > keyed_hash(draw.index, draw.row)
-        segments = render(
-            row, questions, self.tokenizer, self._stage.max_text_tokens, style=self._style, task_prefix=prefix
-        )
-        return Sample(row=row, dataset=dataset, questions=questions, segments=tuple(segments))
-
-
-def chosen_questions(row: Row, draw: Draw, count: int) -> tuple[Question, ...]:
-    """Which questions a row is asked at this pass: over the passes all of them, equally often.
-
-    Interleaved examples and the turns of a dialogue belong together and are never chosen from.
-    """
-    if not row.questions:
-        raise RowError(f"row {row.id}: no question to answer")
-    total = len(row.questions)
-    if row.template != "single" or total <= count:
-        return row.questions
-    order = sorted(range(total), key=lambda question: keyed_hash(draw.row, question))
-    begin = draw.dataset_pass * count
-    return tuple(row.questions[order[(begin + i) % total]] for i in range(count))
+        return Sample(row=row, dataset=dataset, text=self._texts.of(row, draw))

@@ -19,14 +19,14 @@ from torch import Tensor
 from megatron_af.audio.clap import ClapModel
 from megatron_af.config import Config, ConfigError, ParallelConfig
 from megatron_af.data.rows import Row
-from megatron_af.data.stream import evaluation_batches
+from megatron_af.data.stream import audio_batches
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
-from megatron_af.runs.presence import MODEL_PARTS
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import load_parts
-from megatron_af.train.contrastive import build_clap
+from megatron_af.train.objectives.contrastive_learner import build_clap
 
 BATCH_ROWS, BATCH_TEXTS = 16, 64
 
@@ -40,13 +40,14 @@ class ClapEmbedder:
     def __init__(self, config: Config, checkpoint: Path | None = None) -> None:
         self.config = replace(config, parallel=ParallelConfig())
         self.stage = config.curriculum[config.stage]
-        if self.stage.objective != "contrastive":
+        objective = spec_of(self.stage)
+        if not objective.embeds:
             raise ConfigError("nothing to compare", [f"stage = {config.stage}: its objective is no contrastive one"])
         self.device = current_device()
         self._tokenizer = Tokenizer.load(config.data.tokenizer)
         groups = process_groups.initialize(self.config.parallel, config.seed)
         model = build_clap(self.config, self._tokenizer, self.device)
-        load_parts(model, groups, checkpoint or resolve_entry(config, config.stage), MODEL_PARTS["contrastive"])
+        load_parts(model, groups, checkpoint or resolve_entry(config, config.stage), objective.parts)
         self.model = cast(ClapModel, model.front).eval()
 
     @torch.no_grad()
@@ -55,20 +56,17 @@ class ClapEmbedder:
 
         def embed(mine: Sequence[Row]) -> list[Tensor]:
             found: list[Tensor] = []
-            batches = evaluation_batches(
+            batches = audio_batches(
                 self.config,
-                # One whole-clip caption per row, so that a batch's captions are its rows.
-                [replace(row, clips=row.clips[:1], questions=(), captions=("-",), spans=()) for row in mine],
-                tokenizer=self._tokenizer,
+                [replace(row, clips=row.clips[:1]) for row in mine],
                 device=self.device,
                 max_windows=self.stage.max_windows,
-                max_text_tokens=self.stage.max_text_tokens,
                 batch_rows=BATCH_ROWS,
             )
-            for _, batch in batches:
-                assert batch.mel_WFM is not None, "every row to embed has a clip"
-                audio_CJ = self.model.embed_audio(batch.mel_WFM, batch.clip_windows).cpu()
-                found += audio_CJ[[sample.clip for sample in batch.captions]]
+            for _, audio, heard in batches:
+                assert audio.mel_WFM is not None, "every row to embed has a clip"
+                audio_CJ = self.model.embed_audio(audio.mel_WFM, audio.clip_windows).cpu()
+                found += audio_CJ[[clip for (clip,) in heard]]
             return found
 
         return self._shared(rows, embed)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_af.audio.encode_ahead import key_layout
-from megatron_af.data.batch import AudioKeys, StepBatch, TextRows
+from megatron_af.data.batch import AudioKeys, StepAudio, StepBatch, TextBatch, TextRows
 from megatron_af.model import AudioFlamingo, AudioFront
 from megatron_af.text.tokenizer import Tokenizer
 
@@ -34,15 +34,17 @@ PADDING = {
 
 
 @torch.no_grad()
-def greedy_answers(model: AudioFlamingo, batch: StepBatch, tokenizer: Tokenizer, *, max_new_tokens: int) -> list[str]:
+def greedy_answers(
+    model: AudioFlamingo, batch: StepBatch[TextBatch], tokenizer: Tokenizer, *, max_new_tokens: int
+) -> list[str]:
     """The answer to every prompt of ``batch``, in order. The model must lie whole on this rank."""
     front = model.front
     assert isinstance(front, AudioFront)
     front.eval()
     (decoder,) = model.chunks
     decoder.eval()
-    (prompts,) = batch.rows
-    keys = audio_keys(front, batch, prompts)
+    (prompts,) = batch.text.rows
+    keys = audio_keys(front, batch.audio, prompts)
     length_B = (prompts.segment_BS >= 0).sum(1)
     rows = _longer(prompts, max_new_tokens, tokenizer.pad_id)
     written: list[list[int]] = [[] for _ in prompts.clips]
@@ -67,15 +69,15 @@ def greedy_answers(model: AudioFlamingo, batch: StepBatch, tokenizer: Tokenizer,
     return [tokenizer.decode(ids).strip() for ids in written]
 
 
-def audio_keys(front: AudioFront, batch: StepBatch, rows: TextRows) -> AudioKeys:
+def audio_keys(front: AudioFront, audio: StepAudio, rows: TextRows) -> AudioKeys:
     """Audio tokens of every row's clips, where one rank owns all clips of the batch."""
-    per_window, windows = front.tokens_per_window, list(batch.clip_windows)
+    per_window, windows = front.tokens_per_window, list(audio.clip_windows)
     starts = (torch.tensor([0, *windows]).cumsum(0) * per_window).tolist()
-    index_BL, audio_of_BL = key_layout(rows.clips, batch.clip_windows, dict(enumerate(starts)), per_window)
-    if batch.mel_WFM is None:
+    index_BL, audio_of_BL = key_layout(rows.clips, audio.clip_windows, dict(enumerate(starts)), per_window)
+    if audio.mel_WFM is None:
         tokens_TD = front.added_rows.new_zeros(1, front.encoder.dim)
     else:
-        tokens_TD = front(front.encode(batch.mel_WFM), windows)
+        tokens_TD = front(front.encode(audio.mel_WFM), windows)
     return AudioKeys(tokens_LBD=tokens_TD[index_BL.t().to(tokens_TD.device)], audio_of_BL=audio_of_BL)
 
 

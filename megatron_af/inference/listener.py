@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError, ParallelConfig
-from megatron_af.data.batch import IGNORED, StepBatch
+from megatron_af.data.batch import IGNORED, StepBatch, TextBatch
 from megatron_af.data.rows import Row
 from megatron_af.data.stream import evaluation_batches
 from megatron_af.inference.attention import Look, recorded, token_seconds
@@ -21,8 +21,8 @@ from megatron_af.inference.greedy import audio_keys, greedy_answers
 from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
-from megatron_af.runs.presence import MODEL_PARTS
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import load_parts
 
@@ -48,7 +48,7 @@ class Listener:
         self.groups = process_groups.initialize(self.config.parallel, config.seed)
         vocabulary = Vocabulary(first_added_id=self.tokenizer.first_added_id, num_added=self.tokenizer.num_added)
         self.model = build(self.config, vocabulary, self.device)
-        load_parts(self.model, self.groups, resolve_entry(config, config.stage), MODEL_PARTS[self.stage.objective])
+        load_parts(self.model, self.groups, resolve_entry(config, config.stage), spec_of(self.stage).parts)
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         mine = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
@@ -73,12 +73,12 @@ class Listener:
         ]
         looks: list[Look] = []
         for chunk, batch in self._batches(answered, prompts=False):
-            (text,) = batch.rows
+            (text,) = batch.text.rows
             with recorded(decoder) as layers:
-                decoder.logits(text, audio_keys(front, batch, text), front.added_rows)
+                decoder.logits(text, audio_keys(front, batch.audio, text), front.added_rows)
             weights_BSL = torch.stack(layers).mean(0)
             for b, row in enumerate(chunk):
-                windows = batch.clip_windows[text.clips[b][0]]
+                windows = batch.audio.clip_windows[text.clips[b][0]]
                 label_S = text.labels_BS[b]
                 spoken_S = (label_S != IGNORED) & (label_S != self.tokenizer.eos_id)  # never reached when answering
                 looks.append(
@@ -105,7 +105,7 @@ class Listener:
             watch(sum(len(row.questions) for row in chunk))
         return answers
 
-    def _batches(self, rows: Sequence[Row], *, prompts: bool) -> Iterator[tuple[list[Row], StepBatch]]:
+    def _batches(self, rows: Sequence[Row], *, prompts: bool) -> Iterator[tuple[list[Row], StepBatch[TextBatch]]]:
         return evaluation_batches(
             self.config,
             rows,

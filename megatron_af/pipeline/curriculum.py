@@ -25,6 +25,7 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import suggestion, to_yaml
 from megatron_af.runs.check import check
 from megatron_af.runs.identity import checkpoint_digest, evaluation_inputs, stage_inputs
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, latest, read_result
 from megatron_af.runs.results import Results, tables
 from megatron_af.tracking.runs import TrackedRun, stage_spool, start_curriculum_run
@@ -262,24 +263,13 @@ def measure_stage(config: Config, stage: str, launch: Launch, watch: Watch, pare
     measured = f"{record.digest} on {evaluation_inputs(config, stage)}" if settings.evaluation else record.evaluated
     if record.evaluated != measured:
         log = folder / "evaluation.txt"
-        for tool, more in _evaluations(config, stage):
+        for tool, more in spec_of(settings).evaluations(config, stage):
             if code := launch(tool, stage, more, log, lambda line: watch(stage, line)):
                 raise StageFailed(f"the evaluation of stage {stage} failed with exit code {code}: see {log}")
         replace(record, evaluated=measured).save(folder)
         if parent is not None:
             _log_evaluation(config, stage, record.inputs, parent)
     return read_result(folder) | Results.load(folder).metrics
-
-
-def _evaluations(config: Config, stage: str) -> list[tuple[str, list[str]]]:
-    """Tools that measure a stage, each with its further arguments."""
-    settings, folder = config.curriculum[stage], config.stage_folder(stage)
-    if settings.objective == "answer":
-        return [("evaluate_hearing.py", [])]
-    return [
-        ("evaluate_clap.py", ["--rows", name, "--json", str(folder / f"clap-{name}.json")])
-        for name in settings.evaluation
-    ]
 
 
 def hold_against_gate(config: Config, stage: str, metrics: Mapping[str, float]) -> None:

@@ -24,8 +24,8 @@ from megatron_af.config import Config
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
 from megatron_af.runs.digests import digest_file, digest_value
 from megatron_af.runs.identity import checkpoint_digest, dataset_index
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry, source_of
-from megatron_af.runs.presence import MODEL_PARTS
 
 EXACT_UP_TO = 200_000
 """Pieces. A search among that many of 512 dimensions takes one core 2.5 ms."""
@@ -170,7 +170,7 @@ def encoder_digest(config: Config) -> str:
     """Digest of all that an embedding follows from, besides the sound."""
     stage = config.retrieval.stage
     checkpoint = resolve_entry(dataclasses.replace(config, stage=stage), stage)
-    weights = [checkpoint_digest(source_of(checkpoint, part)) for part in MODEL_PARTS["contrastive"]]
+    weights = [checkpoint_digest(source_of(checkpoint, part)) for part in spec_of(config.curriculum[stage]).parts]
     model = config.model
     settings = [model.front_end, model.encoder, model.clap, config.curriculum[stage].max_windows, config.precision]
     return digest_value([FORMAT, weights, settings])

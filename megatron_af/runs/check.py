@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 
-from megatron_af.config import PARTS, Config, ConfigError, StageConfig
+from megatron_af.config import Config, ConfigError, StageConfig
+from megatron_af.config.components import UnknownComponent
 from megatron_af.config.loading import Unread, suggestion, unexplained
-from megatron_af.config.model_rules import divides, divisors, listed, model_problems
+from megatron_af.config.model_rules import divisors, listed, model_problems
 from megatron_af.config.ranges import keep_in_range
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.presence import missing_for_evaluation, missing_for_training
 from megatron_af.runs.results import metric_patterns
 
@@ -50,8 +52,9 @@ def validate_evaluation(config: Config, objective: str, unread: Unread = READ) -
     found = list(model_problems(usable.model))
     if stage := usable.curriculum.get(config.stage):
         prefix = f"curriculum.{config.stage}"
-        found += _measured(usable, prefix, stage)
-        if stage.objective != objective:
+        if stage.objective == objective:
+            found += _measured(usable, prefix, stage)
+        else:
             found.append(f"stage = {config.stage}: its objective is {stage.objective}; name one with {objective}")
         if not stage.evaluation:
             found.append(f"{prefix}.evaluation is empty: name the data sets of data.datasets to measure it on")
@@ -82,9 +85,12 @@ def _of_stages(out_of_range: dict[str, str], stage: str) -> Iterator[str]:
 
 
 def _with_files(config: Config, problems: list[str], missing: Callable[[Config], Iterable[str]]) -> list[str]:
-    if config.stage in config.curriculum:
+    if config.stage not in config.curriculum:
+        return [_unknown_stage(config), *problems]
+    try:
         return [*problems, *missing(config)]
-    return [_unknown_stage(config), *problems]
+    except UnknownComponent:  # its objective: one of the problems
+        return problems
 
 
 def _layout(config: Config, world_size: int) -> Iterator[str]:
@@ -123,6 +129,11 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
 def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> Iterator[str]:
     prefix = f"curriculum.{name}"
     yield from _batch(config, prefix, stage, world_size)
+    try:
+        objective = spec_of(stage)
+    except UnknownComponent as error:
+        yield f"{prefix}.objective = {error}"
+        return
     front = config.model.front_end
     seconds = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
     if seconds > LONGEST_CLIP_SECONDS:
@@ -132,7 +143,7 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
         )
     if not stage.trainable:
         yield f"{prefix}.trainable is empty: name what learns, such as 'lm.*.xattn.*' or '*'"
-    families = _parameter_families(config)
+    families = objective.parameters(config)
     for key in ("trainable", "frozen"):
         for pattern in getattr(stage, key):
             any_character = re.sub(r"\[.*?\]", "?", pattern)
@@ -140,8 +151,8 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
                 generic = dict.fromkeys(re.sub(r"\d+", "*", family) for family in families)
                 yield f"{prefix}.{key}: pattern '{pattern}' matches no parameter{suggestion(pattern, list(generic))}"
     for part, origin in stage.entry.items():
-        if part not in (*PARTS, "all"):
-            yield f"{prefix}.entry.{part}: no such part of the model{suggestion(part, (*PARTS, 'all'))}"
+        if part not in (parts := (*objective.parts, "all")):
+            yield f"{prefix}.entry.{part}: no such part of the model{suggestion(part, parts)}"
         order = list(config.curriculum)
         if origin in order and order.index(origin) >= order.index(name):
             yield f"{prefix}.entry.{part} = {origin}: comes no earlier than {name} in curriculum; name an earlier stage"
@@ -152,14 +163,7 @@ def _stage(config: Config, name: str, stage: StageConfig, world_size: int) -> It
             yield f"{prefix}.blend.{dataset}: not in data.datasets{suggestion(dataset, list(config.data.datasets))}"
         if weight <= 0:
             yield f"{prefix}.blend.{dataset} = {weight}: must be above 0; remove it to leave the data set out"
-    if stage.objective == "contrastive":
-        yield from _contrastive(config, prefix, stage)
-    positions = config.model.lm.max_positions
-    if stage.objective == "answer" and stage.max_text_tokens > positions:
-        yield (
-            f"{prefix}.max_text_tokens = {stage.max_text_tokens}: the language model has "
-            f"model.lm.max_positions = {positions}"
-        )
+    yield from objective.problems(config, name)
     optimizer = stage.optimizer
     if optimizer.min_learning_rate > optimizer.learning_rate:
         yield (
@@ -180,37 +184,6 @@ def _measured(config: Config, prefix: str, stage: StageConfig) -> Iterator[str]:
             yield f"{prefix}.exit_gate.{name}: nobody logs it{suggestion(name, known)}"
         if bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
             yield f"{prefix}.exit_gate.{name}: nothing lies between min = {bounds.min} and max = {bounds.max}"
-
-
-def _contrastive(config: Config, prefix: str, stage: StageConfig) -> Iterator[str]:
-    clap = config.model.clap
-    if stage.global_batch_samples == 1:
-        yield f"{prefix}.global_batch_samples = 1: a contrastive loss compares samples; use 2 or more"
-    if stage.contrastive.mix_up > 0 and stage.max_windows > 1:
-        yield f"{prefix}.contrastive.mix_up mixes single windows: set {prefix}.max_windows to 1 or mix_up to 0"
-    if not clap.text_tower:
-        yield from divides("model.clap.text_heads", clap.text_heads, "model.clap.text_hidden", clap.text_hidden)
-    encoder = config.model.encoder
-    if encoder.vector and encoder.vector_dim != clap.joint_dim:
-        yield (
-            f"model.encoder.vector_dim = {encoder.vector_dim}, model.clap.joint_dim = {clap.joint_dim}: an encoder "
-            "that gives vectors gives those of the joint space; set both alike"
-        )
-
-
-def _parameter_families(config: Config) -> list[str]:
-    """Patterns that together cover the canonical parameter names and nothing else in the language model."""
-    lm = config.model.lm
-    families = ["encoder.*", "transform.*", "added_rows", "clap.*", "lm.embedding.word_embeddings.weight"]
-    for layer in range(lm.layers):
-        parts = ["input_layernorm.*", "self_attention.*", "pre_mlp_layernorm.*", "mlp.*"]
-        if (layer + 1) % max(1, config.model.cross_attention.interval) == 0:
-            parts.append("xattn.*")
-        families += [f"lm.decoder.layers.{layer}.{part}" for part in parts]
-    families.append("lm.decoder.final_layernorm.*")
-    if not lm.tied:
-        families.append("lm.output_layer.weight")
-    return families
 
 
 def _batch(config: Config, prefix: str, stage: StageConfig, world_size: int) -> Iterator[str]:
@@ -248,6 +221,13 @@ def _references(config: Config) -> Iterator[str]:
     yield from retrieval_problems(config)
 
 
+def _embeds(stage: StageConfig) -> bool:
+    try:
+        return spec_of(stage).embeds
+    except UnknownComponent:  # told elsewhere
+        return False
+
+
 def retrieval_problems(config: Config) -> Iterator[str]:
     """Neighbours come from a contrastive stage's embedding, and out of training rows alone."""
     datasets, name = config.data.datasets, config.retrieval.stage
@@ -255,10 +235,9 @@ def retrieval_problems(config: Config) -> Iterator[str]:
     indexed = {"retrieval.datasets": config.retrieval.datasets, **{key: (of,) for key, of in made_of.items()}}
     held_out = {benchmark: stage for stage, s in config.curriculum.items() for benchmark in s.evaluation}
     if name or made_of:
-        stage = config.curriculum.get(name)
-        contrastive = [key for key, s in config.curriculum.items() if s.objective == "contrastive"]
-        if stage is None or stage.objective != "contrastive":
-            yield f"retrieval.stage = '{name}': no contrastive stage of curriculum{suggestion(name, contrastive)}"
+        embedding = [key for key, stage in config.curriculum.items() if _embeds(stage)]
+        if name not in embedding:
+            yield f"retrieval.stage = '{name}': no contrastive stage of curriculum{suggestion(name, embedding)}"
     for key, names in indexed.items():
         for dataset in names:
             if dataset not in datasets:

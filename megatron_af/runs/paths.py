@@ -10,7 +10,7 @@ runs/demo/                     ``config.output/config.name``
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from megatron_af.config import Config
 
@@ -43,6 +43,8 @@ class Resume(TypedDict):
     """Samples seen: no resume may change how many make a step (``resume.py``)."""
     world_size: int
     """For the record: any other size may resume."""
+    callbacks: NotRequired[dict[str, dict[str, Any]]]
+    """Class of a callback -> what it remembers."""
 
 
 def resolve_entry(config: Config, origin: str) -> Path:

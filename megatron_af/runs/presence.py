@@ -8,14 +8,12 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from megatron_af.config import PARTS, Config, DatasetConfig
+from megatron_af.config import Config, DatasetConfig
 from megatron_af.config.loading import suggestion
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, CheckpointError, latest, source_of
-
-MODEL_PARTS = {"answer": PARTS[:5], "contrastive": ("encoder", "clap")}
-"""Parts of the model that a stage of an objective has."""
 
 
 def missing_for_training(config: Config) -> Iterator[str]:
@@ -23,7 +21,7 @@ def missing_for_training(config: Config) -> Iterator[str]:
     stage = config.curriculum[config.stage]
     yield from _data(config, [*stage.blend, *stage.evaluation])
     yield from _texts(config)
-    parts = MODEL_PARTS[stage.objective]
+    parts = spec_of(stage).parts
     own = config.stage_folder(config.stage) / "checkpoints"
     if _points_somewhere(own):
         yield from _weights("the stage's own checkpoint", own, parts)
@@ -47,7 +45,7 @@ def missing_for_evaluation(config: Config) -> Iterator[str]:
     yield from _texts(config)
     folder = config.stage_folder(config.stage) / "checkpoints"
     if _points_somewhere(folder):
-        yield from _weights("the stage's checkpoint", folder, MODEL_PARTS[stage.objective])
+        yield from _weights("the stage's checkpoint", folder, spec_of(stage).parts)
     else:
         yield f"stage = {config.stage}: has no checkpoint in {folder.parent}; train it first"
 
@@ -77,17 +75,17 @@ def _data(config: Config, names: Iterable[str]) -> Iterator[str]:
 
 
 def _texts(config: Config) -> Iterator[str]:
-    """Tokenizer, and a contrastive stage's text tower."""
-    tokenizer, tower = config.data.tokenizer, config.model.clap.text_tower
+    """Tokenizer, and what else the stage's objective reads."""
+    tokenizer = config.data.tokenizer
     if not tokenizer:
         yield "data.tokenizer is not set: name a folder, a tokenizer.json or a hub name such as Qwen/Qwen2.5-3B"
-    elif not _is_there(tokenizer):
+    elif not is_there(tokenizer):
         yield f"data.tokenizer = {tokenizer}: does not exist; name a folder, a tokenizer.json or a hub name"
-    if config.curriculum[config.stage].objective == "contrastive" and tower and not _is_there(tower):
-        yield f"model.clap.text_tower = {tower}: does not exist; name a folder or a hub name, or leave it empty"
+    yield from spec_of(config.curriculum[config.stage]).missing(config, config.stage)
 
 
-def _is_there(name: str) -> bool:
+def is_there(name: str) -> bool:
+    """A folder or file that exists, or what may be a name on the hub."""
     is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".json")
     return Path(name).exists() or bool(is_hub_name)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_af.config import StageConfig
+from megatron_af.runs.objectives import spec_of
 
 HEARING, CLAP, SAMPLES = "hearing.json", "clap-*.json", "answers.jsonl"
 STEP_METRICS = (
@@ -24,37 +25,14 @@ STEP_METRICS = (
     *("flops_per_second", "mfu", "data_wait", "memory_bytes", "eta_seconds"),
 )
 """What a stage of any objective logs of its steps."""
-OBJECTIVE_METRICS = {
-    "answer": ("tokens", "gate_attn/*", "gate_ffn/*"),
-    "contrastive": ("samples", "temperature"),
-}
-SET_LOSSES = {"answer": ("loss", "sample_loss", "tokens"), "contrastive": ("loss",)}
-"""The same of each data set of the blend."""
-SET_METRICS = {
-    "answer": (
-        *(f"{questions}/{score}" for questions in ("overall", "skills/*") for score in ("audio", "exchanged")),
-        *(f"{questions}/{score}" for questions in ("overall", "skills/*") for score in ("majority", "n")),
-        "overall/gap",
-    ),
-    "contrastive": (
-        "rows",
-        *(f"retrieval/{way}_r{k}" for way in ("text_to_audio", "audio_to_text") for k in (1, 5, 10)),
-        *(f"paraphrase/{queries}_r{k}" for queries in ("original", "paraphrased", "kept") for k in (1, 10)),
-        "composition/*",
-        "composition, other audio/*",
-        "zero_shot/accuracy",
-        "zero_shot/mean_class_accuracy",
-    ),
-}
-"""What is measured on each evaluation set (``hearing.py``, ``clap.py``)."""
 
 
 def metric_patterns(stage: StageConfig) -> list[str]:
     """Names (fnmatch) that a stage's exit gate can know: of its last steps, and of its evaluation."""
-    kinds = SET_LOSSES[stage.objective]
-    by_set = [f"{kind}/{escape(dataset)}" for dataset in stage.blend for kind in kinds]
-    measured = [f"{escape(name)}/{metric}" for name in stage.evaluation for metric in SET_METRICS[stage.objective]]
-    return [*STEP_METRICS, *OBJECTIVE_METRICS[stage.objective], *by_set, *measured]
+    objective = spec_of(stage)
+    by_set = [f"{kind}/{escape(dataset)}" for dataset in stage.blend for kind in objective.set_losses]
+    measured = [f"{escape(name)}/{metric}" for name in stage.evaluation for metric in objective.set_metrics]
+    return [*STEP_METRICS, *objective.step_metrics, *by_set, *measured]
 
 
 class BadResults(ValueError):

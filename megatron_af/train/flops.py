@@ -30,11 +30,6 @@ def step_flops(config: Config, stage: StageConfig, text_tokens: float, windows: 
     dim = model.encoder.feature_dim
     audio_tokens = windows * model.encoder.tokens_per_window
 
-    encoder_passes = (3 if is_trainable("encoder.norm.weight", stage.trainable, stage.frozen) else 1) if encode else 0
-    encoder_flops = 2 * encoder_passes * _encoder_weights_times_tokens(config) * windows
-    if stage.objective == "contrastive":  # the text tower is small beside ten seconds of audio, and left out
-        return float(encoder_flops)
-
     def passes(name: str) -> int:
         return 3 if is_trainable(name, stage.trainable, stage.frozen) else 2
 
@@ -49,7 +44,13 @@ def step_flops(config: Config, stage: StageConfig, text_tokens: float, windows: 
     flops += 2 * block_passes * blocks * (on_text * text_tokens + 2 * dim * inner * audio_tokens)
     transform_passes = passes("transform.layer_stack.0.slf_attn.w_qs.weight")
     flops += 2 * transform_passes * model.transform.layers * (4 * dim**2 + 2 * dim * model.transform.ffn) * audio_tokens
-    return float(flops + encoder_flops)
+    return float(flops + (encoder_flops(config, stage, windows) if encode else 0))
+
+
+def encoder_flops(config: Config, stage: StageConfig, windows: float) -> float:
+    """Operations of the encoder alone in one step over all ranks."""
+    passes = 3 if is_trainable("encoder.norm.weight", stage.trainable, stage.frozen) else 1
+    return float(2 * passes * _encoder_weights_times_tokens(config) * windows)
 
 
 def _encoder_weights_times_tokens(config: Config) -> float:

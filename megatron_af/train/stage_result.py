@@ -1,13 +1,13 @@
 """The last numbers of a stage, on disk for whoever decides what comes next.
 
-    Trainer(config, [StageResult()])
-    read_result(config.stage_folder("align"))      # runs/paths.py: {"loss": 1.31, "gate_attn/0": 0.2, …}
+Trainer(config, [StageResult()])
+read_result(config.stage_folder("align"))      # runs/paths.py: {"loss": 1.31, "gate_attn/0": 0.2, …}
 """
 
 import json
 import math
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_af.runs.paths import RESULT
 from megatron_af.train.callbacks import Callback, Record
@@ -26,6 +26,12 @@ class StageResult(Callback):
 
     def on_step(self, trainer: "Trainer", record: Record) -> None:
         self._last.append(record)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": list(self._last)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._last.extend(state["last"])
 
     def on_end(self, trainer: "Trainer", reason: str) -> None:
         if trainer.rank == 0 and reason == "done" and self._last:

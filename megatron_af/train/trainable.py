@@ -4,7 +4,7 @@ select(model.named_parameters(), stage.trainable, stage.frozen)
 print(table(counts))
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -12,11 +12,9 @@ import torch.distributed as dist
 from rich.table import Table
 from torch import nn
 
-from megatron_af.config import PARTS
-
 
 def part_of(name: str) -> str:
-    """Part of the model a parameter (by canonical name) belongs to: one of :data:`PARTS`."""
+    """Part of the model a parameter (by canonical name) belongs to; what an objective adds is called by its module."""
     if name == "added_rows":
         return "rows"
     if name.startswith("lm."):
@@ -41,25 +39,29 @@ def select(
 
     Must run before the gradient buffers and the optimizer are made, so that frozen parameters get neither.
     """
-    counts = {part: [0, 0] for part in PARTS}
+    counts: dict[str, list[int]] = {}
     for name, parameter in parameters:
         # Weights that a released checkpoint carries but nothing uses must not even decay.
         trains = is_trainable(name, trainable, frozen) and not getattr(parameter, "unused", False)
         parameter.requires_grad_(trains)
-        counts[part_of(name)][0 if trains else 1] += parameter.numel()
+        counts.setdefault(part_of(name), [0, 0])[0 if trains else 1] += parameter.numel()
     return {part: Count(trainable=t, frozen=f) for part, (t, f) in counts.items()}
 
 
-def global_counts(counts: dict[str, Count], group: dist.ProcessGroup, shared_parts: Sequence[str]) -> dict[str, Count]:
-    """Sum the counts of the ranks of one model copy; parts every rank holds whole are counted once."""
+def global_counts(
+    counts: dict[str, Count], group: dist.ProcessGroup, parts: Sequence[str], shared_parts: Collection[str]
+) -> dict[str, Count]:
+    """Sum the counts of the ranks of one model copy; parts every rank holds whole are counted once.
+
+    Args:
+        parts: of the whole model, in the order of the result.
+    """
     everyone: list[dict[str, Count]] = [{} for _ in range(group.size())]
     dist.all_gather_object(everyone, counts, group=group)
     total = {}
-    for part in PARTS:
-        shares = everyone[:1] if part in shared_parts else everyone
-        total[part] = Count(
-            trainable=sum(c[part].trainable for c in shares), frozen=sum(c[part].frozen for c in shares)
-        )
+    for part in parts:
+        shares = [c[part] for c in (everyone[:1] if part in shared_parts else everyone) if part in c]
+        total[part] = Count(trainable=sum(c.trainable for c in shares), frozen=sum(c.frozen for c in shares))
     return total
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_af.audio import encode_ahead
+from megatron_af.audio import features
 from megatron_af.audio.encode_ahead import EncodeAhead
-from megatron_af.data.batch import StepBatch, TextRows
+from megatron_af.audio.features import ClipFeatures
+from megatron_af.data.batch import StepAudio
 
 TOKENS, WIDTH, ADDED, HIDDEN = 2, 4, 3, 4
 
@@ -37,21 +38,20 @@ class Front(nn.Module):
 def ahead_of(front: Front) -> EncodeAhead:
     groups: Any = SimpleNamespace(model=None, model_size=1, model_rank=0)
     ddp: Any = SimpleNamespace(module=front)
-    return EncodeAhead(ddp, groups, torch.device("cpu"), front.added_rows.dtype)
+    cpu = torch.device("cpu")
+    return EncodeAhead(ddp, groups, cpu, ClipFeatures(front, cpu, front.added_rows.dtype))
 
 
-def batch(windows: tuple[int, ...], micro_batches: int) -> StepBatch:
+def step(windows: tuple[int, ...], micro_batches: int) -> tuple[StepAudio, list[tuple[tuple[int, ...], ...]]]:
     """Every micro-batch is one row that hears all the clips."""
-    nothing = torch.zeros(1, 8, dtype=torch.int64)
-    rows = TextRows(
-        ids_BS=nothing, labels_BS=nothing, segment_BS=nothing, first_audio_BS=nothing, last_audio_BS=nothing,
-        dataset_BS=nothing, clips=(tuple(range(len(windows))),),
-    )  # fmt: skip
     torch.manual_seed(1)
-    return StepBatch(
-        rows=(rows,) * micro_batches, clip_windows=windows, owners=(tuple(range(len(windows))),),
-        mel_WFM=torch.randn(sum(windows), TOKENS, WIDTH), sample_ids=("a",), audio_seconds=1.0, num_text_tokens=8,
-    )  # fmt: skip
+    audio = StepAudio(
+        clip_windows=windows,
+        owners=(tuple(range(len(windows))),),
+        mel_WFM=torch.randn(sum(windows), TOKENS, WIDTH),
+        seconds=1.0,
+    )
+    return audio, [(tuple(range(len(windows))),)] * micro_batches
 
 
 @pytest.mark.parametrize("what", ["added_rows", "tokens"])
@@ -60,7 +60,7 @@ def test_many_small_gradients_are_not_lost_in_bf16(what: str) -> None:
     front = Front(torch.bfloat16)
     ahead = ahead_of(front)
     got: list[Tensor] = []
-    (audio,) = ahead.forward(batch((1,), 1))
+    (audio,) = ahead.forward(*step((1,), 1))
     if what == "tokens":
         assert ahead._own_TD is not None
         ahead._own_TD.register_hook(got.append)
@@ -75,7 +75,7 @@ def test_many_small_gradients_are_not_lost_in_bf16(what: str) -> None:
 
 def gradients(windows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, list[Tensor | None], int]:
     """Tokens, gradients of the encoder, and the most bytes that its graph held."""
-    monkeypatch.setattr(encode_ahead, "WINDOWS_AT_ONCE", windows_at_once)
+    monkeypatch.setattr(features, "WINDOWS_AT_ONCE", windows_at_once)
     front = Front(torch.float32)
     held: dict[int, int] = {}
 
@@ -86,7 +86,7 @@ def gradients(windows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Te
     ahead = ahead_of(front)
     torch.manual_seed(2)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        (keys,) = ahead.forward(batch((3, 1, 5, 7), 1))
+        (keys,) = ahead.forward(*step((3, 1, 5, 7), 1))
     tokens = keys.tokens_LBD
     tokens.square().sum().backward()
     ahead.backward()
@@ -104,11 +104,11 @@ def test_windows_in_parts_give_the_same_gradients_and_hold_no_activations(monkey
 
 
 def test_a_frozen_encoder_is_run_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode_ahead, "WINDOWS_AT_ONCE", 5)
+    monkeypatch.setattr(features, "WINDOWS_AT_ONCE", 5)
     front = Front(torch.float32)
     front.requires_grad_(False)
     ahead = ahead_of(front)
     sizes: list[int] = []
     front.encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    (keys,) = ahead.forward(batch((3, 1, 5, 7), 1))
+    (keys,) = ahead.forward(*step((3, 1, 5, 7), 1))
     assert sizes == [5, 5, 5, 1] and not keys.tokens_LBD.requires_grad

@@ -9,9 +9,8 @@ import pytest
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.rows import Row, RowError, Span, parse_row
 from megatron_af.data.samples import TooManyReplacements
-from megatron_af.data.stream import Stream
 from megatron_af.runs.check import check
-from tests.data.toy import CPU, toy_config, toy_rows, write_manifest
+from tests.data.toy import open_stream, toy_config, toy_rows, write_manifest
 
 STAGE = StageConfig(objective="contrastive", trainable=("encoder.*", "clap.*"), global_batch_samples=8)
 
@@ -32,7 +31,7 @@ def good_rows(folder: Path) -> list[Row]:
 
 
 def first_batch(config: Config) -> set[str]:
-    stream = Stream(config, config.curriculum["tune"], dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU)
+    stream = open_stream(config)
     try:
         return set(stream.batch(0).sample_ids)
     finally:

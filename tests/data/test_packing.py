@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from megatron_af.data.batch import IGNORED, TextRows
 from megatron_af.data.packing import pack
-from megatron_af.data.stream import Stream
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
-from megatron_af.train.answer import AnswerObjective, sample_shares
+from megatron_af.train.objectives.answer_learner import AnswerLearner, sample_shares
 from megatron_af.train.trainable import select
 from tests import tiny
-from tests.data.toy import CPU, FRONT_END, toy_config
+from tests.data.toy import FRONT_END, open_stream, toy_config
 from tests.distributed import run_distributed
 
 SIZES = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 30)), max_size=40)
@@ -78,19 +77,19 @@ def _gradients(rank: int, world_size: int, folder: Path, pack_tokens: int) -> di
     )
     model_config = replace(base.model, front_end=FRONT_END, lm=replace(base.model.lm, vocab=300, max_positions=1024))
     config = replace(base, data=toy.data, model=model_config, curriculum={"stage": stage}, output=toy.output)
-    stream = Stream(config, stage, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU)
+    stream = open_stream(config)
     batch = stream.batch(1)
     stream.close()
     groups = process_groups.initialize(config.parallel, config.seed)
     model = build(config, Vocabulary(first_added_id=257, num_added=4), current_device())
     tiny.fill(model)
     select(model.named_parameters(), stage.trainable, stage.frozen)
-    objective = AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+    objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     record = objective.forward_backward(batch)
     gradients = gather_global(model.chunks, model.front, "main_grad")
     process_groups.destroy()
-    shape = [tuple(rows.ids_BS.shape) for rows in batch.rows]
-    return {"record": record, "gradients": gradients, "shape": shape, "tokens": batch.num_text_tokens}
+    shape = [tuple(rows.ids_BS.shape) for rows in batch.text.rows]
+    return {"record": record, "gradients": gradients, "shape": shape, "tokens": batch.text.num_tokens}
 
 
 def test_packed_rows_give_the_loss_and_gradients_of_unpacked_ones(tmp_path: Path) -> None:

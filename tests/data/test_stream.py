@@ -10,57 +10,48 @@ import torch
 
 from dali_pipes.mel import MelPipeline, Pcm
 from dali_pipes.waves import AudioError, read_wave
-from megatron_af.config import Config, StageConfig
-from megatron_af.data.batch import StepBatch
+from megatron_af.config import StageConfig
+from megatron_af.data.batch import StepBatch, TextBatch
 from megatron_af.data.rows import Manifest
 from megatron_af.data.samples import TooManyReplacements
-from megatron_af.data.stream import Stream, evaluation_batches
+from megatron_af.data.stream import evaluation_batches
 from megatron_af.text.tokenizer import Tokenizer
-from tests.data.toy import CPU, FRONT_END, toy_config, write_manifest, write_tone
+from tests.data.toy import CPU, FRONT_END, open_stream, toy_config, write_manifest, write_tone
 
 
-def stream(config: Config, dp: tuple[int, int] = (0, 1), mp: tuple[int, int] = (0, 1), start: int = 0) -> Stream:
-    return Stream(
-        config,
-        config.curriculum[config.stage],
-        dp_rank=dp[0],
-        dp_size=dp[1],
-        mp_rank=mp[0],
-        mp_size=mp[1],
-        device=CPU,
-        start_step=start,
-    )
-
-
-def equal(a: StepBatch, b: StepBatch) -> bool:
+def equal(a: StepBatch[TextBatch], b: StepBatch[TextBatch]) -> bool:
     """Same content, audio included."""
     tensors = [
         torch.equal(getattr(x, name), getattr(y, name))
-        for x, y in zip(a.rows, b.rows, strict=True)
+        for x, y in zip(a.text.rows, b.text.rows, strict=True)
         for name in ("ids_BS", "labels_BS", "segment_BS", "first_audio_BS", "last_audio_BS", "dataset_BS")
     ]
-    mels = (a.mel_WFM is None) == (b.mel_WFM is None)
-    if a.mel_WFM is not None and b.mel_WFM is not None:
-        mels = torch.equal(a.mel_WFM, b.mel_WFM)
-    return all(tensors) and mels and a.sample_ids == b.sample_ids and a.clip_windows == b.clip_windows
+    mels = (a.audio.mel_WFM is None) == (b.audio.mel_WFM is None)
+    if a.audio.mel_WFM is not None and b.audio.mel_WFM is not None:
+        mels = torch.equal(a.audio.mel_WFM, b.audio.mel_WFM)
+    return all(tensors) and mels and a.sample_ids == b.sample_ids and a.audio.clip_windows == b.audio.clip_windows
+
+
+def without_mel(batch: StepBatch[TextBatch]) -> StepBatch[TextBatch]:
+    return replace(batch, audio=replace(batch.audio, mel_WFM=None))
 
 
 def test_a_batch_holds_the_rows_text_and_windows(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
-    s = stream(config)
+    s = open_stream(config)
     batch = s.batch(0)
     s.close()
     rows = {row.id: row for name in "ab" for row in Manifest(tmp_path / "data" / f"{name}.jsonl")}
     tokenizer = Tokenizer.load(config.data.tokenizer)
-    assert len(batch.sample_ids) == 8 and [len(r.clips) for r in batch.rows] == [2, 2, 2, 2]
-    assert len({r.ids_BS.shape[1] for r in batch.rows}) == 1 and batch.rows[0].ids_BS.shape[1] % 8 == 0
+    assert len(batch.sample_ids) == 8 and [len(r.clips) for r in batch.text.rows] == [2, 2, 2, 2]
+    assert len({r.ids_BS.shape[1] for r in batch.text.rows}) == 1 and batch.text.rows[0].ids_BS.shape[1] % 8 == 0
     seen_windows = set()
     for i, sample_id in enumerate(batch.sample_ids):
-        row, text, b = rows[sample_id], batch.rows[i // 2], i % 2
+        row, text, b = rows[sample_id], batch.text.rows[i // 2], i % 2
         written = tokenizer.decode(text.ids_BS[b].tolist(), skip_special=False)
         assert written.count("<SEP>") == 2 and written.count("<audio>") == 2 * len(row.clips)
         assert sum(q.prompt in written for q in row.questions) == 2
-        windows = [batch.clip_windows[c] for c in text.clips[b]]
+        windows = [batch.audio.clip_windows[c] for c in text.clips[b]]
         assert windows == [FRONT_END.num_windows(round(clip.duration * 16_000), 3) for clip in row.clips]
         visible = text.segment_BS[b] >= 0
         last = len(row.clips) - 1
@@ -68,25 +59,25 @@ def test_a_batch_holds_the_rows_text_and_windows(tmp_path: Path) -> None:
         assert (text.dataset_BS[b][visible] == "ab".index(sample_id[0])).all()
         for clip, index in zip(row.clips, text.clips[b], strict=True):
             wave = read_wave(tmp_path / "data" / clip.path, start=0, duration=clip.duration, sample_rate=16_000)
-            n, begin = batch.clip_windows[index], sum(batch.clip_windows[:index])
+            n, begin = batch.audio.clip_windows[index], sum(batch.audio.clip_windows[:index])
             pipe = MelPipeline(FRONT_END, device="cpu", device_id=None, threads=1)
-            assert batch.mel_WFM is not None
-            assert torch.equal(batch.mel_WFM[begin : begin + n], pipe.run([Pcm(wave)], [n]))
+            assert batch.audio.mel_WFM is not None
+            assert torch.equal(batch.audio.mel_WFM[begin : begin + n], pipe.run([Pcm(wave)], [n]))
             seen_windows |= set(range(begin, begin + n))
-    assert batch.mel_WFM is not None and seen_windows == set(range(len(batch.mel_WFM)))
-    assert batch.num_text_tokens == sum(int((r.segment_BS >= 0).sum()) for r in batch.rows)
+    assert batch.audio.mel_WFM is not None and seen_windows == set(range(len(batch.audio.mel_WFM)))
+    assert batch.text.num_tokens == sum(int((r.segment_BS >= 0).sum()) for r in batch.text.rows)
 
 
 def test_batches_are_a_function_of_the_step_alone(tmp_path: Path) -> None:
     """A resume is a step number: any start, any order, prefetched or not."""
     config = toy_config(tmp_path)
-    first = stream(config)
+    first = open_stream(config)
     batches = [first.batch(step) for step in range(5)]
-    resumed = stream(config, start=3)
+    resumed = open_stream(config, start=3)
     assert equal(resumed.batch(3), batches[3]) and equal(resumed.batch(4), batches[4])
     assert equal(resumed.batch(1), batches[1])
     assert not equal(batches[0], batches[1])
-    other = stream(replace(config, seed=1))
+    other = open_stream(replace(config, seed=1))
     assert other.batch(0).sample_ids != batches[0].sample_ids
     for s in (first, resumed, other):
         s.close()
@@ -95,8 +86,8 @@ def test_batches_are_a_function_of_the_step_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_global_batches_are_the_same_for_any_number_of_data_parallel_ranks(tmp_path: Path, ranks: int) -> None:
     config = toy_config(tmp_path)
-    whole = stream(config)
-    parts = [stream(config, dp=(r, ranks)) for r in range(ranks)]
+    whole = open_stream(config)
+    parts = [open_stream(config, dp=(r, ranks)) for r in range(ranks)]
     for step in (0, 1, 7):
         ids = [i for part in parts for i in part.batch(step).sample_ids]
         assert ids == list(whole.batch(step).sample_ids)
@@ -109,10 +100,10 @@ def test_a_resume_with_other_ranks_and_packing_keeps_each_global_batch(tmp_path:
     config = toy_config(tmp_path)
     stage = replace(config.curriculum["tune"], pack_tokens=300)
     packed = replace(config, curriculum={"tune": stage}, data=replace(config.data, workers=3))
-    before = [stream(config, dp=(r, 2)) for r in range(2)]
+    before = [open_stream(config, dp=(r, 2)) for r in range(2)]
     expected = [[i for s in before for i in s.batch(step).sample_ids] for step in range(6)]
     for ranks in (1, 4):
-        resumed = [stream(packed, dp=(r, ranks), start=3) for r in range(ranks)]
+        resumed = [open_stream(packed, dp=(r, ranks), start=3) for r in range(ranks)]
         for step in (3, 4, 5):
             assert [i for s in resumed for i in s.batch(step).sample_ids] == expected[step]
         for s in resumed:
@@ -123,18 +114,18 @@ def test_a_resume_with_other_ranks_and_packing_keeps_each_global_batch(tmp_path:
 
 def test_model_parallel_ranks_hold_the_same_text_and_share_the_audio(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
-    alone = stream(config)
+    alone = open_stream(config)
     whole = alone.batch(2)
-    assert whole.mel_WFM is not None
-    mels = whole.mel_WFM.split(list(whole.clip_windows))
-    parts = [stream(config, mp=(r, 3)) for r in range(3)]
+    assert whole.audio.mel_WFM is not None
+    mels = whole.audio.mel_WFM.split(list(whole.audio.clip_windows))
+    parts = [open_stream(config, mp=(r, 3)) for r in range(3)]
     for rank, part in enumerate(parts):
         batch = part.batch(2)
-        assert equal(replace(batch, mel_WFM=None), replace(whole, mel_WFM=None))
-        own = [mels[c] for c in batch.owners[rank]]
-        assert (batch.mel_WFM is None) == (not own)
+        assert equal(without_mel(batch), without_mel(whole))
+        own = [mels[c] for c in batch.audio.owners[rank]]
+        assert (batch.audio.mel_WFM is None) == (not own)
         if own:
-            assert batch.mel_WFM is not None and torch.equal(batch.mel_WFM, torch.cat(own))
+            assert batch.audio.mel_WFM is not None and torch.equal(batch.audio.mel_WFM, torch.cat(own))
     for s in (alone, *parts):
         s.close()
 
@@ -148,38 +139,38 @@ def test_only_the_owner_opens_the_audio(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("megatron_af.data.clips.read_wave", spy)
     config = toy_config(tmp_path)
-    streams = [stream(config, mp=(r, 2)) for r in range(2)]
+    streams = [open_stream(config, mp=(r, 2)) for r in range(2)]
     counts = []
     for s in streams:
         batch = s.batch(0)
         s.close()
-        counts.append(len(batch.clip_windows))
+        counts.append(len(batch.audio.clip_windows))
     per_step = [p for p in read if p]
     assert len(per_step) >= counts[0]
-    with_all = stream(config)
+    with_all = open_stream(config)
     read.clear()
     batch = with_all.batch(0)
     with_all.close()
-    assert len(set(batch.owners[0])) == len(batch.clip_windows)
+    assert len(set(batch.audio.owners[0])) == len(batch.audio.clip_windows)
 
 
 def test_a_clip_that_several_samples_use_is_encoded_once(tmp_path: Path) -> None:
     config = toy_config(tmp_path, StageConfig(global_batch_samples=16, micro_batch_samples=16), sizes=(2, 2))
-    s = stream(config)
+    s = open_stream(config)
     batch = s.batch(0)
     s.close()
-    assert len(batch.clip_windows) <= 4 < len([c for row in batch.rows[0].clips for c in row])
+    assert len(batch.audio.clip_windows) <= 4 < len([c for row in batch.text.rows[0].clips for c in row])
 
 
 def test_questions_rotate_over_the_passes(tmp_path: Path) -> None:
     config = toy_config(tmp_path, StageConfig(global_batch_samples=5, micro_batch_samples=5, questions_per_sample=2))
-    s = stream(config)
+    s = open_stream(config)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     asked: dict[str, list[str]] = {}
     for step in range(3 * (12 + 12) // 5 + 1):
         batch = s.batch(step)
         for b, sample_id in enumerate(batch.sample_ids):
-            text = tokenizer.decode(batch.rows[0].ids_BS[b].tolist())
+            text = tokenizer.decode(batch.text.rows[0].ids_BS[b].tolist())
             asked.setdefault(sample_id, []).append("".join(str(q) for q in range(3) if f"question {q}" in text))
     s.close()
     assert all(len(set(which)) >= 2 for which in asked.values() if len(which) >= 3)
@@ -189,11 +180,11 @@ def test_questions_rotate_over_the_passes(tmp_path: Path) -> None:
 def test_contrastive_stages_get_captions_and_no_text_rows(tmp_path: Path) -> None:
     config = toy_config(tmp_path, StageConfig(objective="contrastive", global_batch_samples=4))
     config = replace(config, data=replace(config.data, max_replaced_fraction=1.0))
-    s = stream(config)
+    s = open_stream(config)
     batch = s.batch(0)
     s.close()
-    assert batch.rows == () and len(batch.captions) == 4
-    for sample_id, captions in zip(batch.sample_ids, batch.captions, strict=True):
+    assert len(batch.text.captions) == 4
+    for sample_id, captions in zip(batch.sample_ids, batch.text.captions, strict=True):
         assert captions.positives == (f"caption {sample_id.split('-')[1]}",)
 
 
@@ -206,7 +197,7 @@ def test_bad_rows_are_replaced_and_reported_the_same_on_every_rank(tmp_path: Pat
     lines = (root / "a.jsonl").read_text().splitlines()
     lines[4] = '{"id": "broken"'
     (root / "a.jsonl").write_text("\n".join(lines))
-    streams = [stream(config, mp=(r, 2)) for r in range(2)]
+    streams = [open_stream(config, mp=(r, 2)) for r in range(2)]
     for step in range(6):
         batches = [s.batch(step) for s in streams]
         assert batches[0].sample_ids == batches[1].sample_ids
@@ -228,7 +219,7 @@ def test_audio_that_breaks_while_decoding_is_silence_and_reported(tmp_path: Path
         wave, rate = soundfile.read(path)
         soundfile.write(path, wave, rate, format="FLAC")
         path.write_bytes(path.read_bytes()[:2000])  # the header still promises everything
-    s = stream(config)
+    s = open_stream(config)
     batch = s.batch(0)
     s.close()
     silent = [i for i, ids in enumerate(batch.sample_ids) if ids in {row.id for row in rows}]
@@ -241,7 +232,7 @@ def test_too_many_replacements_stop_the_run(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for wave in root.rglob("*.wav"):
         wave.unlink()
-    s = stream(config)
+    s = open_stream(config)
     with pytest.raises(TooManyReplacements, match=r"max_replaced_fraction|rows in a row"):
         for step in range(20):
             s.batch(step)
@@ -255,7 +246,7 @@ def test_the_threshold_decides_whether_replacements_stop_a_run(tmp_path: Path, a
     config = replace(config, data=replace(config.data, max_replaced_fraction=allowed))
     for row in list(Manifest(tmp_path / "data/a.jsonl"))[:2]:
         (tmp_path / "data" / row.clips[0].path).unlink()
-    s, steps = stream(config), 0
+    s, steps = open_stream(config), 0
     try:
         for steps in range(40):  # 320 samples, about 23 of them bad
             s.batch(steps)
@@ -273,9 +264,9 @@ def test_unknown_data_sets_and_uneven_batches_are_refused(tmp_path: Path) -> Non
     config = toy_config(tmp_path)
     stage = replace(config.curriculum["tune"], blend={"c": 1.0})
     with pytest.raises(ValueError, match=r"stage.blend names c"):
-        stream(replace(config, curriculum={"tune": stage}))
+        open_stream(replace(config, curriculum={"tune": stage}))
     with pytest.raises(ValueError, match="multiple of 3 data-parallel"):
-        stream(config, dp=(0, 3))
+        open_stream(config, dp=(0, 3))
 
 
 def test_evaluation_goes_through_all_rows_in_order(tmp_path: Path) -> None:
@@ -285,17 +276,17 @@ def test_evaluation_goes_through_all_rows_in_order(tmp_path: Path) -> None:
     kwargs = {"tokenizer": tokenizer, "device": CPU, "max_windows": 3, "max_text_tokens": 512, "batch_rows": 5}
     scored = list(evaluation_batches(config, rows, **kwargs))  # type: ignore[arg-type]
     assert [row.id for chunk, _ in scored for row in chunk] == [row.id for row in rows]
-    assert [len(batch.rows[0].clips) for _, batch in scored] == [5, 5, 2]
-    assert all(int(batch.rows[0].segment_BS.max()) == 2 for _, batch in scored)
+    assert [len(batch.text.rows[0].clips) for _, batch in scored] == [5, 5, 2]
+    assert all(int(batch.text.rows[0].segment_BS.max()) == 2 for _, batch in scored)
     prompted = list(evaluation_batches(config, rows, prompts=True, **kwargs))  # type: ignore[arg-type]
     chunk, batch = prompted[0]
     texts = [
         tokenizer.decode([t for t in ids if t != tokenizer.pad_id], skip_special=False)
-        for ids in batch.rows[0].ids_BS.tolist()
+        for ids in batch.text.rows[0].ids_BS.tolist()
     ]
     assert len(texts) == 15 and texts[0] == f"<audio>{chunk[0].questions[0].prompt}<SEP>"
-    assert (batch.rows[0].labels_BS == -100).all()
-    assert batch.clip_windows == scored[0][1].clip_windows
+    assert (batch.text.rows[0].labels_BS == -100).all()
+    assert batch.audio.clip_windows == scored[0][1].audio.clip_windows
     write_tone(tmp_path / "data" / "a" / "0-0.wav", 0.2, 0)
     (tmp_path / "data" / "a" / "0-0.wav").write_bytes(b"RIFF")
     with pytest.raises(AudioError, match="a-0"):
@@ -307,7 +298,7 @@ def test_long_rows_of_text_set_one_length_for_the_step(tmp_path: Path) -> None:
     rows = list(Manifest(tmp_path / "data" / "a.jsonl"))
     long = replace(rows[0], questions=(replace(rows[0].questions[0], prompt="x" * 1000),))
     write_manifest(tmp_path / "data", "a", [long, *rows[1:]])
-    s = stream(replace(config, parallel=replace(config.parallel, tensor=3)))
-    lengths = {rows.ids_BS.shape[1] for step in range(4) for rows in s.batch(step).rows}
+    s = open_stream(replace(config, parallel=replace(config.parallel, tensor=3)))
+    lengths = {rows.ids_BS.shape[1] for step in range(4) for rows in s.batch(step).text.rows}
     s.close()
     assert max(lengths) == 528 and all(n % 24 == 0 for n in lengths)

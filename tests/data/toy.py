@@ -2,14 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, FrontEndConfig, ModelConfig, StageConfig
+from megatron_af.data.batch import EncoderSide
 from megatron_af.data.rows import Clip, Question, Row, to_json
+from megatron_af.data.stream import Stream
 from megatron_af.parallel.device import Device
+from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.train.objectives.base import objective_of
 from tests.text.toy_tokenizer import toy_base
 
 CPU = Device(torch=torch.device("cpu"))
@@ -63,4 +68,29 @@ def toy_config(folder: Path, stage: StageConfig | None = None, sizes: tuple[int,
         data=DataConfig(root=str(root), tokenizer=str(root / "tokenizer.json"), datasets=datasets),
         curriculum={"tune": replace(stage, blend={"a": 1.0, "b": 1.5})},
         stage="tune",
+    )
+
+
+def open_stream(
+    config: Config,
+    *,
+    dp: tuple[int, int] = (0, 1),
+    mp: tuple[int, int] = (0, 1),
+    start: int = 0,
+    encoder_side: EncoderSide | None = None,
+) -> Stream[Any, Any]:
+    """The stream of ``config.stage`` on one rank (rank, size) of each group."""
+    stage = config.curriculum[config.stage]
+    texts = objective_of(stage).texts(config, stage, Tokenizer.load(config.data.tokenizer))
+    return Stream(
+        config,
+        stage,
+        texts,
+        dp_rank=dp[0],
+        dp_size=dp[1],
+        mp_rank=mp[0],
+        mp_size=mp[1],
+        device=CPU,
+        start_step=start,
+        encoder_side=encoder_side,
     )

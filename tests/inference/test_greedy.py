@@ -8,7 +8,7 @@ import torch
 from tokenizers.models import WordLevel
 
 from megatron_af.config import ParallelConfig
-from megatron_af.data.batch import AudioKeys, StepBatch, TextRows
+from megatron_af.data.batch import AudioKeys, StepAudio, StepBatch, TextBatch, TextRows
 from megatron_af.data.collate import PackedRow, Segment, collate
 from megatron_af.decoder import lm
 from megatron_af.inference.greedy import audio_keys, greedy_answers
@@ -27,7 +27,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer(WordLevel(words, unk_token="w0")))
 
 
-def prompts(tokens: Tokenizer, chosen: list[int]) -> StepBatch:
+def prompts(tokens: Tokenizer, chosen: list[int]) -> StepBatch[TextBatch]:
     """Prompts of unequal length; the third hears two clips, the last none."""
     clips = [(0,), (1,), (0, 2), ()]
     rows = []
@@ -37,22 +37,23 @@ def prompts(tokens: Tokenizer, chosen: list[int]) -> StepBatch:
     text = collate(rows, tokens, 16)
     windows = tiny.CLIP_WINDOWS[:3]
     return StepBatch(
-        rows=(text,),
-        clip_windows=windows,
-        owners=(tuple(range(3)),),
-        mel_WFM=torch.cat([tiny.mel_of(clip) for clip in range(3)]),
+        audio=StepAudio(
+            clip_windows=windows,
+            owners=(tuple(range(3)),),
+            mel_WFM=torch.cat([tiny.mel_of(clip) for clip in range(3)]),
+            seconds=0.0,
+        ),
+        text=TextBatch(rows=(text,), num_tokens=0),
         sample_ids=tuple(map(str, chosen)),
-        audio_seconds=0.0,
-        num_text_tokens=0,
     )
 
 
 def slow_answers(model: AudioFlamingo, batch: StepBatch, tokens: Tokenizer, new: int) -> list[str]:
     """Each prompt alone in its batch's audio, every position's logits, one token more each time."""
-    front, (decoder,), (rows,) = model.front, model.chunks, batch.rows
+    front, (decoder,), (rows,) = model.front, model.chunks, batch.text.rows
     assert isinstance(front, AudioFront)
     model.front.eval(), decoder.eval()
-    keys = audio_keys(front, batch, rows)
+    keys = audio_keys(front, batch.audio, rows)
     answers = []
     for b in range(len(rows.clips)):
         row = {name: x[b : b + 1] for name, x in vars(rows).items()}

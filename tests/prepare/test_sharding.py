@@ -24,9 +24,8 @@ from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
 from megatron_af.data.shards import open_rows, row_from_record
 from megatron_af.data.storage import DataRoot
-from megatron_af.data.stream import Stream
 from megatron_af.prepare.sharding import Summary, peak_int16, prepare, prepare_group, recipe
-from tests.data.toy import CPU, FRONT_END, toy_rows, write_manifest
+from tests.data.toy import CPU, FRONT_END, open_stream, toy_rows, write_manifest
 from tests.text.toy_tokenizer import toy_base
 
 RATE = 22_050
@@ -236,16 +235,14 @@ def test_prepared_data_trains_like_the_recordings(tmp_path: Path) -> None:
     c = config(tmp_path)
     run(c)
     plain = replace(c, data=replace(c.data, datasets={"a": DatasetConfig(manifest="a.jsonl")}))
-    streams = [
-        Stream(x, x.curriculum["tune"], dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU) for x in (c, plain)
-    ]
+    streams = [open_stream(x) for x in (c, plain)]
     for step in range(3):
         prepared, recorded = (s.batch(step) for s in streams)
-        assert prepared.sample_ids == recorded.sample_ids and prepared.clip_windows == recorded.clip_windows
+        assert prepared.sample_ids == recorded.sample_ids and prepared.audio.clip_windows == recorded.audio.clip_windows
         assert prepared.rows[0].ids_BS.equal(recorded.rows[0].ids_BS)
-        if prepared.mel_WFM is not None and recorded.mel_WFM is not None:
-            loud = recorded.mel_WFM > -50
-            assert (prepared.mel_WFM - recorded.mel_WFM)[loud].abs().max() < 0.1
+        if prepared.audio.mel_WFM is not None and recorded.audio.mel_WFM is not None:
+            loud = recorded.audio.mel_WFM > -50
+            assert (prepared.audio.mel_WFM - recorded.audio.mel_WFM)[loud].abs().max() < 0.1
     for s in streams:
         s.close()
 
@@ -281,7 +278,7 @@ def test_object_stores_work_through_fsspec(tmp_path: Path) -> None:
     c = config(tmp_path)
     c = replace(c, data=replace(c.data, root=f"file://{folder}"))
     assert run(c).kept == 5
-    stream = Stream(c, c.curriculum["tune"], dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU)
+    stream = open_stream(c)
     assert len(stream.batch(0).sample_ids) == 4
     stream.close()
 

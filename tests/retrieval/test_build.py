@@ -11,7 +11,6 @@ import torch.distributed as dist
 from megatron_af.config import Config, ConfigError, NeighboursConfig
 from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Manifest
-from megatron_af.data.stream import Stream
 from megatron_af.retrieval import build
 from megatron_af.retrieval.build import Builder
 from megatron_af.retrieval.retriever import Retriever
@@ -19,7 +18,7 @@ from megatron_af.runs.check import check
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.trainer import Trainer
 from tests.contrastive_run import write_run
-from tests.data.toy import CPU, write_manifest
+from tests.data.toy import open_stream, write_manifest
 from tests.distributed import run_distributed
 from tests.retrieval.toy import StubEmbedder, retrieval_config, write_checkpoint, write_rows
 
@@ -118,17 +117,18 @@ def test_the_configuration_is_checked(tmp_path: Path) -> None:
 def test_interleaved_rows_become_training_batches(tmp_path: Path) -> None:
     config = replace(retrieval_config(tmp_path), stage="tune")
     run_distributed(_with_stub, 1, config, _changes)
-    tune = config.curriculum["tune"]
-    stream = Stream(config, tune, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU)
+    stream = open_stream(config)
     batch = stream.batch(0)
     stream.close()
     assert not (tmp_path / "runs/toy/tune/replaced.jsonl").exists()
     tokenizer = Tokenizer.load(config.data.tokenizer)
     by_id = {row.id: row for row in Manifest(tmp_path / "data/knn.jsonl")}
-    ids_BS, labels_BS = (torch.cat([getattr(rows, name) for rows in batch.rows]) for name in ("ids_BS", "labels_BS"))
-    last_audio_BS = torch.cat([rows.last_audio_BS for rows in batch.rows])
-    clips = [clips for rows in batch.rows for clips in rows.clips]
-    assert batch.mel_WFM is not None and len(batch.mel_WFM) == len(batch.clip_windows)
+    ids_BS, labels_BS = (
+        torch.cat([getattr(rows, name) for rows in batch.text.rows]) for name in ("ids_BS", "labels_BS")
+    )
+    last_audio_BS = torch.cat([rows.last_audio_BS for rows in batch.text.rows])
+    clips = [clips for rows in batch.text.rows for clips in rows.clips]
+    assert batch.audio.mel_WFM is not None and len(batch.audio.mel_WFM) == len(batch.audio.clip_windows)
     for b, name in enumerate(batch.sample_ids):
         row = by_id[name]
         text = tokenizer.decode([t for t in ids_BS[b].tolist() if t != tokenizer.pad_id], skip_special=False)

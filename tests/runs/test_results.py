@@ -14,7 +14,8 @@ from megatron_af.config import StageConfig
 from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
 from megatron_af.evaluate.hearing import Asked, summarise
 from megatron_af.runs.results import BadResults, Results, metric_patterns, result_files, tables
-from megatron_af.train.callbacks import Meter
+from megatron_af.train.callbacks.meter import Meter
+from tests.train.callbacks.test_meter import measured
 
 SCORES = {"skills": {"what": {"audio": 54.0, "n": 9}}, "overall": {"audio": 39, "n": 9, "interval": [1, 2]}}
 
@@ -64,10 +65,8 @@ def test_exit_gates_know_what_is_measured() -> None:
         "composition, other audio": composition(tensors, tensors, [tensors[:1]] * 3, [["order"]] * 3),
         "zero_shot": zero_shot(tensors, tensors, torch.arange(3)),
     }
-    meter = Meter()
-    for _ in range(Meter.WARMUP_STEPS + 1):
-        rates = meter.measure(tokens=1, audio_seconds=1, wait_seconds=0, flops=1, left=1)
-    steps = dict.fromkeys((*rates, "step", "loss", "grad_norm", "learning_rate", "mfu", "loss/a", "loss/b[c]"), 1.0)
+    rates = measured(Meter.WARMUP_STEPS + 1)
+    steps = dict.fromkeys((*rates, "step", "loss", "grad_norm", "learning_rate", "loss/a", "loss/b[c]"), 1.0)
     for objective, summary, more in (
         ("answer", summarise(asked), {"tokens", "gate_attn/0", "gate_ffn/12", *FOR_SETS}),
         ("contrastive", clap, {"samples", "temperature"}),

@@ -23,7 +23,7 @@ from megatron_af.runs.digests import recorded_digest
 from megatron_af.runs.paths import Resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
-from megatron_af.train.contrastive import build_clap
+from megatron_af.train.objectives.contrastive_learner import build_clap
 from tests import contrastive_run, tiny
 from tests.data.toy import write_manifest
 from tests.distributed import run_distributed

@@ -18,8 +18,8 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.paths import CheckpointError, Resume, latest, read_resume
 from megatron_af.train import checkpoint
-from megatron_af.train.answer import AnswerObjective
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
+from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.optimizer import build_schedule
 from megatron_af.train.trainable import select
 from tests import tiny
@@ -66,7 +66,7 @@ def run(
         assert path is not None
         load_parts(model, groups, path, PARTS)
         start = read_resume(path)["step"]
-    objective = AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+    objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     schedule = build_schedule(stage.optimizer, 50, objective.optimizer)
     if resume:
         load_optimizer(model, objective.optimizer, groups, path, {})

@@ -14,11 +14,12 @@ import torch
 from megatron_af.audio.augment import draw_mix_up, mix
 from megatron_af.config import ContrastiveConfig
 from megatron_af.config.loading import load_config
-from megatron_af.data.batch import Captions, StepBatch, assign_clips
+from megatron_af.data.batch import StepAudio, StepBatch, assign_clips
+from megatron_af.data.caption_texts import CaptionBatch, Captions
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.train.callbacks import Callback, Record
-from megatron_af.train.contrastive import ContrastiveObjective, build_clap
+from megatron_af.train.objectives.contrastive_learner import ContrastiveLearner, build_clap
 from megatron_af.train.trainable import select
 from megatron_af.train.trainer import Trainer
 from tests import tiny
@@ -39,7 +40,9 @@ SAMPLES = [
 ]
 
 
-def batch(*, dp_rank: int, dp_size: int, mp_rank: int, mp_size: int, one_window: bool = False) -> StepBatch:
+def batch(
+    *, dp_rank: int, dp_size: int, mp_rank: int, mp_size: int, one_window: bool = False
+) -> StepBatch[CaptionBatch]:
     """One rank's share of six samples, of one to three windows each."""
     share = len(SAMPLES) // dp_size
     own = SAMPLES[dp_rank * share : (dp_rank + 1) * share]
@@ -48,14 +51,14 @@ def batch(*, dp_rank: int, dp_size: int, mp_rank: int, mp_size: int, one_window:
     owners = assign_clips(windows, mp_size)
     mine = [mels[clip] for clip in owners[mp_rank]]
     return StepBatch(
-        rows=(),
-        captions=tuple(replace(sample, clip=i) for i, sample in enumerate(own)),
-        clip_windows=windows,
-        owners=owners,
-        mel_WFM=torch.cat(mine) if mine else None,
+        audio=StepAudio(
+            clip_windows=windows,
+            owners=owners,
+            mel_WFM=torch.cat(mine) if mine else None,
+            seconds=10.0 * sum(windows),
+        ),
+        text=CaptionBatch(captions=tuple(replace(sample, clip=i) for i, sample in enumerate(own))),
         sample_ids=tuple(str(sample.clip) for sample in own),
-        audio_seconds=10.0 * sum(windows),
-        num_text_tokens=0,
     )
 
 
@@ -67,7 +70,7 @@ def one_step(rank: int, world_size: int, layout: dict[str, Any], text_micro_batc
     groups = process_groups.initialize(settings.parallel, settings.seed)
     model = build_clap(settings, toy_tokenizer(), current_device())
     select(model.named_parameters(), stage.trainable, stage.frozen)
-    objective = ContrastiveObjective(settings, stage, model, groups, torch.device("cpu"))
+    objective = ContrastiveLearner(settings, stage, model, groups, torch.device("cpu"))
     ranks = {"dp_rank": groups.data_rank, "dp_size": groups.data_size}
     ranks |= {"mp_rank": groups.model_rank, "mp_size": groups.model_size}
     record = objective.forward_backward(batch(**ranks))
@@ -128,7 +131,7 @@ def _caption_memory(rank: int, world_size: int, parts: int) -> list[int]:
     whole = replace(whole, model=replace(whole.model, clap=replace(whole.model.clap, text_micro_batch=parts)))
     model = build_clap(whole, toy_tokenizer(), current_device())
     select(model.named_parameters(), ("*",), ())
-    objective = ContrastiveObjective(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
+    objective = ContrastiveLearner(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
     weights = {parameter.untyped_storage().data_ptr() for _, parameter in model.named_parameters()}
     found = []
     for count in (64, 256):
@@ -174,7 +177,7 @@ def _other_losses(rank: int, world_size: int) -> None:
         whole = config(settings)
         model = build_clap(whole, toy_tokenizer(), current_device())
         select(model.named_parameters(), ("*",), ())
-        objective = ContrastiveObjective(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
+        objective = ContrastiveLearner(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
         torch.manual_seed(0)
         found[name] = objective.forward_backward(batch(**sizes, one_window=True))["loss"]
         evaluated = objective.evaluate(batch(**sizes, one_window=True))["loss"]
@@ -193,7 +196,7 @@ def _mixed_by_hand(rank: int, world_size: int) -> None:
     whole = config(ContrastiveConfig(mix_up=0.5))
     model = build_clap(whole, toy_tokenizer(), current_device())
     select(model.named_parameters(), ("*",), ("encoder.bn0.*",))
-    objective = ContrastiveObjective(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
+    objective = ContrastiveLearner(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
     front = model.front.train()
     step = batch(dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, one_window=True)
     torch.manual_seed(7)
@@ -203,7 +206,7 @@ def _mixed_by_hand(rank: int, world_size: int) -> None:
     assert record["loss/b"] == pytest.approx(losses[1::2].mean().item())
     torch.manual_seed(7)
     partner, share = draw_mix_up(len(SAMPLES), 0.5, torch.device("cpu"))
-    audio = front.embed_audio(mix(step.mel_WFM, partner, share), [1] * len(SAMPLES))
+    audio = front.embed_audio(mix(step.audio.mel_WFM, partner, share), [1] * len(SAMPLES))
 
     def scores(texts: tuple[str, ...], i: int) -> torch.Tensor:
         if not texts:

@@ -13,7 +13,7 @@ from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
-from megatron_af.train.answer import AnswerObjective
+from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.optimizer import build_schedule
 from megatron_af.train.trainable import select
 from tests import tiny
@@ -53,7 +53,7 @@ def train(rank: int, world_size: int, variant: dict[str, Any], layout: dict[str,
     model = build(config, tiny.VOCABULARY, current_device())
     tiny.fill(model)
     select(model.named_parameters(), stage.trainable, stage.frozen)
-    objective = AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+    objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     schedule = build_schedule(stage.optimizer, stage.steps, objective.optimizer)
     result: dict[str, Any] = {"losses": [], "norms": []}
     for step in range(STEPS):
@@ -79,7 +79,7 @@ def train(rank: int, world_size: int, variant: dict[str, Any], layout: dict[str,
     return result
 
 
-def _gather_gradient_shards(objective: AnswerObjective) -> None:
+def _gather_gradient_shards(objective: AnswerLearner) -> None:
     """Under ZeRO-1 a rank has only its shard of the summed gradients; make the buffers whole."""
     for module in (*objective._chunks, objective._front):
         for buffer in module.buffers:

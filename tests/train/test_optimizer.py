@@ -9,20 +9,20 @@ import torch
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
-from megatron_af.train.answer import AnswerObjective
+from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.optimizer import NonFiniteGradient, build_schedule
 from megatron_af.train.trainable import select
 from tests import tiny
 from tests.distributed import run_distributed
 
 
-def objective_of(config: Any) -> tuple[Any, AnswerObjective]:
+def objective_of(config: Any) -> tuple[Any, AnswerLearner]:
     stage = config.curriculum["stage"]
     groups = process_groups.initialize(config.parallel, config.seed)
     model = build(config, tiny.VOCABULARY, current_device())
     tiny.fill(model)
     select(model.named_parameters(), stage.trainable, stage.frozen)
-    return model, AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+    return model, AnswerLearner(config, stage, model, groups, torch.device("cpu"))
 
 
 PLAIN, ENCODER, GATE = (
@@ -72,8 +72,8 @@ def poisoned(rank: int, world_size: int) -> tuple[str, bool]:
     """One rank alone gets a NaN; all must refuse, with no weight changed."""
     model, objective = objective_of(tiny.config())
     batch = tiny.step_batch(0, dp_rank=rank, dp_size=2, mp_rank=0, mp_size=1)
-    if rank == 1 and batch.mel_WFM is not None:
-        batch.mel_WFM[0, 0, 0] = float("nan")
+    if rank == 1 and batch.audio.mel_WFM is not None:
+        batch.audio.mel_WFM[0, 0, 0] = float("nan")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     objective.forward_backward(batch)
     try:

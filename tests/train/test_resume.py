@@ -16,9 +16,10 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron_af.config import CheckpointConfig, Config, ConfigError, StageConfig
 from megatron_af.runs.paths import latest, read_resume
 from megatron_af.train.callbacks import Callback, Record
+from megatron_af.train.callbacks.skipped_steps import MAX_SKIPPED_IN_A_ROW
 from megatron_af.train.optimizer import NonFiniteGradient
 from megatron_af.train.stage_result import StageResult
-from megatron_af.train.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
+from megatron_af.train.trainer import Trainer
 from tests import tiny
 from tests.data.toy import toy_config
 from tests.distributed import run_distributed
@@ -89,7 +90,12 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(config: Config) ->
     assert second.announced == [(f"step_{step:08d}", step, True) for step in (4, 6, 7)]
     newest = latest(config.stage_folder("tune").parents[1] / "cut" / "tune" / "checkpoints")
     assert newest is not None
-    assert read_resume(newest) == {"stage": "tune", "step": 7, "skipped": 0, "samples": 28, "world_size": 2}
+    resume = read_resume(newest)
+    remembered = resume.pop("callbacks")
+    assert resume == {"stage": "tune", "step": 7, "skipped": 0, "samples": 28, "world_size": 2}
+    # what callbacks remember goes on over the restart, too
+    assert [record["step"] for record in remembered["StageResult"]["last"]] == list(range(1, STEPS + 1))
+    assert remembered["SkippedSteps"] == {"in_a_row": 0}
 
 
 def refused(rank: int, world_size: int, config: Config) -> str:
@@ -113,10 +119,10 @@ def poisoned(rank: int, world_size: int, config: Config, bad: tuple[int, ...], s
         def make(step: int) -> Any:
             made = batch(step)
             if step in bad and rank == world_size - 1:
-                for rows in made.rows:  # whether it hears anything or not
+                for rows in made.text.rows:  # whether it hears anything or not
                     rows.labels_BS[0, 0] = 1
-                if made.mel_WFM is not None:
-                    made.mel_WFM.fill_(math.nan)
+                if made.audio.mel_WFM is not None:
+                    made.audio.mel_WFM.fill_(math.nan)
             return made
 
         return make
@@ -172,7 +178,7 @@ def broken(rank: int, world_size: int, config: Config) -> int | None:
     class Break(Callback):
         def on_step(self, trainer: Trainer, record: Record) -> None:
             if trainer.step == 2:
-                writers.extend(call.async_caller.process for call in trainer._checkpoints._queue.async_calls)
+                writers.extend(call.async_caller.process for call in trainer.checkpoints._queue.async_calls)
                 raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"), Trainer(config, [Break()]) as trainer:

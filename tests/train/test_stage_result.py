@@ -1,5 +1,6 @@
 """The numbers a stage ends with."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,17 @@ def test_steps_that_were_skipped_are_counted_and_not_averaged(tmp_path: Path) ->
     callback.on_step(trainer, {"step": 2.0, "loss": float("nan"), "skipped": 1.0})
     callback.on_end(trainer, "done")
     assert read_result(tmp_path) == {"step": 2.0, "loss": 3.0, "skipped": 1.0}
+
+
+def test_what_it_saw_before_a_restart_counts(tmp_path: Path) -> None:
+    """A run whose last checkpoint is of its last step still gets its result when it is started again."""
+    trainer: Any = SimpleNamespace(rank=0, folder=tmp_path)
+    first, second = StageResult(), StageResult()
+    for step in (1, 2):
+        first.on_step(trainer, {"step": float(step), "loss": float(step)})
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.on_end(trainer, "done")
+    assert read_result(tmp_path) == {"step": 2.0, "loss": 1.5}
 
 
 @pytest.mark.parametrize(("rank", "reason"), [(1, "done"), (0, "failed"), (0, "stopped")])

@@ -9,7 +9,7 @@ from megatron_af.config import PARTS
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
-from megatron_af.train.answer import AnswerObjective
+from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.trainable import is_trainable, part_of, select
 from tests import tiny
 from tests.distributed import run_distributed
@@ -43,7 +43,7 @@ def cost_of_frozen_parts(rank: int, world_size: int) -> dict[str, Any]:
     model = build(config, tiny.VOCABULARY, current_device())
     tiny.fill(model)
     select(model.named_parameters(), stage.trainable, stage.frozen)
-    objective = AnswerObjective(config, stage, model, groups, torch.device("cpu"))
+    objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     objective.forward_backward(tiny.step_batch(0, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1))
     objective.optimizer.step_checked()
     trainable = {id(p): p.numel() for _, p in model.named_parameters() if p.requires_grad}

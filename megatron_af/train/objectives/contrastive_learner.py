@@ -1,10 +1,10 @@
-"""Objective of AF-CLAP: audio and its captions meet in the joint space, away from everything else in the batch.
+"""AF-CLAP's contrastive loss over the global batch: one optimizer step's forward and backward pass.
 
     model = build_clap(config, tokenizer, device)
-    objective = ContrastiveObjective(config, stage, model, groups, device.torch)
+    learner = ContrastiveLearner(config, stage, model, groups, device.torch)
+    numbers = learner.forward_backward(batch)
 
-A stage with ``objective: contrastive`` runs in the same loop as any other. It has no language model: every rank
-embeds the clips it owns and their captions, and the loss is over the global batch, so any layout does.
+There is no language model: every rank embeds the clips it owns and their captions, so any layout does.
 
 Shapes: W windows, F mel frames, M mel bins, B samples of this rank, P positives, N negatives, T texts, J joint dim.
 """
@@ -22,12 +22,14 @@ from megatron_af.audio.clap import ClapModel
 from megatron_af.audio.clap_loss import af_clap_loss, clip_loss
 from megatron_af.audio.text_tower import TextTokenizer
 from megatron_af.config import Config, StageConfig
-from megatron_af.data.batch import Captions, StepBatch
+from megatron_af.data.batch import EncoderSide, StepBatch
+from megatron_af.data.caption_texts import CaptionBatch, Captions
 from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.device import Device, current_device
 from megatron_af.parallel.groups import Groups
-from megatron_af.train.answer import wrap_front
+from megatron_af.train.flops import encoder_flops
+from megatron_af.train.objectives.answer_learner import wrap_front
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, build_optimizer
 
 
@@ -42,7 +44,7 @@ def build_clap(config: Config, tokenizer: TextTokenizer, device: Device) -> Audi
     return AudioFlamingo(front=front.to(device.torch), chunks=[])
 
 
-class ContrastiveObjective:
+class ContrastiveLearner:
     """Owns the gradient buffers and the optimizer of both towers, and runs their forward and backward pass."""
 
     def __init__(
@@ -50,6 +52,8 @@ class ContrastiveObjective:
     ) -> None:
         """``requires_grad`` of the parameters must be final: gradient buffers are made here."""
         assert isinstance(model.front, ClapModel)
+        self._config, self._stage = config, stage
+        self.encoder_side: EncoderSide | None = None  # features are embedded where they are made, and kept nowhere
         self._model, self._groups, self._device = model.front, groups, device
         self._settings, self._text_micro_batch = stage.contrastive, config.model.clap.text_micro_batch
         self._world = groups.front.dp
@@ -60,7 +64,7 @@ class ContrastiveObjective:
             config.parallel, stage.optimizer, config.precision, [], self._ddp, groups
         )
 
-    def forward_backward(self, batch: StepBatch) -> dict[str, float]:
+    def forward_backward(self, batch: StepBatch[CaptionBatch]) -> dict[str, float]:
         """Gradients of one optimizer step; a collective.
 
         Returns:
@@ -78,15 +82,22 @@ class ContrastiveObjective:
         return {**record, "temperature": 1 / self._model.scale.item()}
 
     @torch.no_grad()
-    def evaluate(self, batch: StepBatch) -> dict[str, float]:
+    def evaluate(self, batch: StepBatch[CaptionBatch]) -> dict[str, float]:
         """The same losses in evaluation mode, without gradients; a collective."""
         self._model.eval()
         return self._record(self._losses(batch), batch)
 
+    def flops(self, batch: StepBatch[CaptionBatch]) -> float:
+        # The text tower is small beside ten seconds of audio, and left out.
+        return encoder_flops(self._config, self._stage, sum(batch.audio.clip_windows) * self._groups.data_size)
+
     def sync_parameters(self) -> None:
         """Nothing is gathered lazily here."""
 
-    def _record(self, losses_B: Tensor, batch: StepBatch) -> dict[str, float]:
+    def close(self) -> None:
+        """Nothing is written in the background."""
+
+    def _record(self, losses_B: Tensor, batch: StepBatch[CaptionBatch]) -> dict[str, float]:
         dataset_B = torch.tensor([sample.dataset for sample in self._own(batch)], device=losses_B.device).long()
         totals = losses_B.new_zeros(len(self._datasets), 2, dtype=torch.float64)
         totals[:, 0].index_add_(0, dataset_B, losses_B.detach().double())
@@ -100,16 +111,16 @@ class ContrastiveObjective:
             **{f"loss/{name}": part_loss / part for name, (part_loss, part) in by_dataset if part},
         }
 
-    def _own(self, batch: StepBatch) -> list[Captions]:
+    def _own(self, batch: StepBatch[CaptionBatch]) -> list[Captions]:
         """The samples whose clips this rank owns."""
-        own_clips = batch.owners[self._groups.model_rank]
-        return [sample for sample in batch.captions if sample.clip in own_clips]
+        own_clips = batch.audio.owners[self._groups.model_rank]
+        return [sample for sample in batch.text.captions if sample.clip in own_clips]
 
-    def _losses(self, batch: StepBatch) -> Tensor:
+    def _losses(self, batch: StepBatch[CaptionBatch]) -> Tensor:
         """Losses of the samples whose clips this rank owns, [B]."""
-        own_clips, samples = batch.owners[self._groups.model_rank], self._own(batch)
+        own_clips, samples = batch.audio.owners[self._groups.model_rank], self._own(batch)
         place = {clip: i for i, clip in enumerate(own_clips)}
-        mel_WFM = batch.mel_WFM
+        mel_WFM = batch.audio.mel_WFM
         if mel_WFM is None:  # this rank owns no clip: it only takes part in the collectives
             front_end = self._model.front_end
             mel_WFM = torch.zeros(0, front_end.window_frames, front_end.mel_bins, device=self._device)
@@ -118,7 +129,7 @@ class ContrastiveObjective:
                 raise ValueError("contrastive.mix_up mixes whole clips, these rows have spans: set mix_up to 0")
             clip_B = torch.tensor([place[s.clip] for s in samples], dtype=torch.int64, device=self._device)
             return self._mixed_losses(mel_WFM[clip_B], samples)
-        windows = [batch.clip_windows[clip] for clip in own_clips]
+        windows = [batch.audio.clip_windows[clip] for clip in own_clips]
         parts = [(place[s.clip], s.start, s.end) for s in samples]
         return self._losses_of(self._model.embed_audio(mel_WFM, windows, parts), samples)[0]
 
@@ -136,9 +147,7 @@ class ContrastiveObjective:
         group = self._world
         scale = self._model.scale
         if self._settings.loss == "clip":
-            # Another positive every step, so that the plain loss sees the same captions in the long run.
-            texts = [s.positives[int(torch.randint(len(s.positives), ()))] for s in samples]
-            text_BJ = self._embed(texts)
+            text_BJ = self._embed([s.positives[0] for s in samples])
             pairs = [text_BJ] if partner_B is None else [text_BJ, text_BJ[partner_B]]
             return tuple(clip_loss(audio_BJ, text, scale, group) for text in pairs)
         positives = [text for s in samples for text in s.positives]

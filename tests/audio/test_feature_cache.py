@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from megatron_af.data.feature_cache import FeatureCache, encoder_digest
-from megatron_af.data.stream import Stream
-from tests.data.toy import CPU, FRONT_END, toy_config
+from megatron_af.audio.feature_cache import FeatureCache, encoder_digest
+from tests.data.toy import FRONT_END
 
 
 def cache(folder: Path, digest: str = "e", precision: str = "bf16") -> FeatureCache:
@@ -131,37 +130,3 @@ def test_encoder_digest_follows_weights_and_buffers() -> None:
     encoder[1].running_mean[0] += 1  # type: ignore[index, operator]
     assert encoder_digest(encoder) != before
     assert encoder_digest(encoder.bfloat16()) != before
-
-
-def test_the_stream_serves_cached_clips_and_makes_mel_of_the_others(tmp_path: Path) -> None:
-    config = toy_config(tmp_path)
-    config = replace(config, data=replace(config.data, feature_cache=str(tmp_path / "cache")))
-
-    def open_stream(digest: str = "e") -> Stream:
-        return Stream(
-            config, config.curriculum["tune"],
-            dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, device=CPU, encoder_digest=digest,
-        )  # fmt: skip
-
-    first = open_stream()
-    batch = first.batch(0)
-    assert first.cache is not None and batch.mel_WFM is not None and batch.features_WLD is None
-    assert batch.cached == (False,) * len(batch.clip_windows)
-    even = list(range(0, len(batch.clip_windows), 2))
-    first.cache.store(
-        [batch.clip_keys[i] for i in even], [torch.full((batch.clip_windows[i], 4, 2), float(i)) for i in even]
-    )
-    first.close()
-    second = open_stream()
-    again = second.batch(0)
-    second.close()
-    assert again.cached == tuple(i % 2 == 0 for i in range(len(batch.clip_windows)))
-    assert again.clip_keys == batch.clip_keys
-    mels = batch.mel_WFM.split(list(batch.clip_windows))
-    assert again.mel_WFM is not None and again.features_WLD is not None
-    assert torch.equal(again.mel_WFM, torch.cat([m for i, m in enumerate(mels) if i % 2]))
-    expected = [torch.full((batch.clip_windows[i], 4, 2), float(i)) for i in even]
-    assert torch.equal(again.features_WLD, torch.cat(expected))
-    third = open_stream("changed encoder")
-    assert third.batch(0).features_WLD is None
-    third.close()

@@ -1,14 +1,16 @@
-"""Objective of Audio Flamingo: the language-model loss on supervised tokens, given the audio.
+"""The language-model loss on supervised tokens, given the audio: one optimizer step's forward and backward pass.
 
-One optimizer step's forward and backward pass: encode ahead, run megatron-core's pipeline schedule, finish the
-audio side's backward pass. The loss is the mean over the supervised tokens of the *global* batch, whatever the
-layout and the micro-batching.
+    learner = AnswerLearner(config, stage, model, groups, device.torch)
+    numbers = learner.forward_backward(batch)
+
+Encode ahead, run megatron-core's pipeline schedule, finish the audio side's backward pass. The loss is the mean over
+the supervised tokens of the *global* batch, whatever the layout and the micro-batching.
 """
 
 import copy
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,17 +25,16 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_af.audio.encode_ahead import EncodeAhead
+from megatron_af.audio.features import ClipFeatures
 from megatron_af.config import Config, StageConfig
-from megatron_af.data.batch import IGNORED, AudioKeys, StepBatch, TextRows
-from megatron_af.model import AudioFlamingo
+from megatron_af.data.batch import IGNORED, AudioKeys, EncoderSide, StepBatch, TextBatch, TextRows
+from megatron_af.model import AudioFlamingo, AudioFront
 from megatron_af.parallel.groups import Groups
+from megatron_af.train.flops import step_flops
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, build_optimizer
 
-if TYPE_CHECKING:
-    from megatron_af.data.feature_cache import FeatureCache
 
-
-class AnswerObjective:
+class AnswerLearner:
     """Owns the model's gradient buffers and optimizer, and runs its forward and backward pass."""
 
     def __init__(
@@ -43,9 +44,9 @@ class AnswerObjective:
         model: AudioFlamingo,
         groups: Groups,
         device: torch.device,
-        cache: "FeatureCache | None" = None,
     ) -> None:
         """Weights must be loaded and ``requires_grad`` be final: gradient buffers are made here."""
+        self._config, self._stage = config, stage
         self._groups, self._device = groups, device
         for chunk in model.chunks:
             chunk.skip_identity_blocks()
@@ -65,8 +66,10 @@ class AnswerObjective:
         self.optimizer: AudioFlamingoOptimizer = build_optimizer(
             parallel, stage.optimizer, config.precision, self._chunks, self._front, groups
         )
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self._ahead = EncodeAhead(self._front, groups, device, dtype, cache)
+        assert isinstance(model.front, AudioFront)
+        self._features = ClipFeatures.of(config, model.front, device)
+        self.encoder_side: EncoderSide | None = self._features
+        self._ahead = EncodeAhead(self._front, groups, device, self._features)
         self._gathers_lazily = parallel.overlap and parallel.distributed_optimizer
         self._connect(model.chunks[0].config, parallel.overlap)
 
@@ -90,7 +93,7 @@ class AnswerObjective:
             if self._gathers_lazily:
                 lm_config.param_sync_func = per_chunk("start_param_sync")
 
-    def forward_backward(self, batch: StepBatch) -> dict[str, float]:
+    def forward_backward(self, batch: StepBatch[TextBatch]) -> dict[str, float]:
         """Gradients of one optimizer step; a collective.
 
         Returns:
@@ -102,17 +105,18 @@ class AnswerObjective:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
         self._front.train()
-        keys = self._ahead.forward(batch)
+        text = batch.text
+        keys = self._ahead.forward(batch.audio, [rows.clips for rows in text.rows])
         totals = torch.zeros(len(self._datasets), 4, device=self._device, dtype=torch.float64)
-        step = partial(self._forward_step, batch=batch, keys=keys, totals=totals)
-        iterators = [iter(range(len(batch.rows))) for _ in self._chunks]
+        step = partial(self._forward_step, batch=text, keys=keys, totals=totals)
+        iterators = [iter(range(len(text.rows))) for _ in self._chunks]
         get_forward_backward_func()(
             forward_step_func=step,
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self._chunks if len(self._chunks) > 1 else self._chunks[0],
-            num_microbatches=len(batch.rows),
-            seq_length=batch.rows[0].ids_BS.shape[1],
-            micro_batch_size=batch.rows[0].ids_BS.shape[0],
+            num_microbatches=len(text.rows),
+            seq_length=text.rows[0].ids_BS.shape[1],
+            micro_batch_size=text.rows[0].ids_BS.shape[0],
             forward_only=False,
         )
         # Only the last pipeline stage has losses, and its tensor ranks all have the same.
@@ -128,18 +132,26 @@ class AnswerObjective:
                 record[f"sample_loss/{name}"] = sample_means / samples
         return record
 
+    def flops(self, batch: StepBatch[TextBatch]) -> float:
+        copies = self._groups.data_size
+        windows = sum(batch.audio.clip_windows)
+        return step_flops(self._config, self._stage, batch.text.num_tokens * copies, windows * copies)
+
     def sync_parameters(self) -> None:
         """Under overlapped ZeRO-1, gather the parameters that a next forward pass would gather."""
         if self._gathers_lazily:
             for chunk in self._chunks:
                 chunk.start_param_sync(force_sync=True)
 
+    def close(self) -> None:
+        self._features.close()
+
     def _forward_step(
         self,
         microbatches: Iterator[int],
         chunk: DistributedDataParallel,
         *,
-        batch: StepBatch,
+        batch: TextBatch,
         keys: list[AudioKeys],
         totals: Tensor,
     ) -> tuple[Tensor, Any]:

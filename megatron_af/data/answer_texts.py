@@ -1,0 +1,111 @@
+"""The text side of a stage that answers: rows rendered as token segments, packed and padded to micro-batches.
+
+texts = AnswerTexts(config, stage, tokenizer)
+segments = texts.of(row, draw)                      # token ids of the questions it is asked this time
+batch = texts.collate(samples, heard, windows)      # TextBatch: micro-batches of text rows
+"""
+
+from collections.abc import Sequence
+
+from megatron_af.config import Config, StageConfig
+from megatron_af.data.batch import TextBatch
+from megatron_af.data.collate import PackedRow, Segment, collate, padded_length
+from megatron_af.data.packing import pack
+from megatron_af.data.rows import Question, Row, RowError
+from megatron_af.data.sampler import Draw, keyed_hash
+from megatron_af.data.samples import Sample
+from megatron_af.data.templates import STYLES, render
+from megatron_af.text.tokenizer import Tokenizer
+
+type Segments = tuple[list[int], ...]
+"""Token ids of a sample, one list per question, or a single one for examples and dialogues."""
+
+
+class AnswerTexts:
+    """Text rows of a stage with ``objective: answer``."""
+
+    def __init__(self, config: Config, stage: StageConfig, tokenizer: Tokenizer) -> None:
+        self._stage, self._tokenizer = stage, tokenizer
+        self._style = STYLES[config.data.text_style]
+        self._datasets = config.data.datasets
+        self._length_multiple = config.parallel.tensor
+        # The interleaved pipeline schedule takes micro-batches in groups of the pipeline's size.
+        self._micro_batch_multiple = config.parallel.pipeline if config.parallel.virtual_pipeline > 1 else 1
+        self._immediate = config.model.cross_attention.immediate
+
+    def of(self, row: Row, draw: Draw) -> Segments:
+        """
+        Raises:
+            RowError: nothing to answer, or answers that do not fit into ``max_text_tokens``.
+        """
+        stage = self._stage
+        questions = chosen_questions(row, draw, stage.questions_per_sample)
+        prefix = self._datasets[draw.dataset].task_prefix_probability * 2**64 > keyed_hash(draw.index, draw.row)
+        segments = render(row, questions, self._tokenizer, stage.max_text_tokens, style=self._style, task_prefix=prefix)
+        return tuple(segments)
+
+    def collate(
+        self, samples: Sequence[Sample[Segments]], heard: Sequence[tuple[int, ...]], windows: Sequence[int]
+    ) -> TextBatch:
+        """Micro-batches of the step's samples, packed where the stage packs.
+
+        Args:
+            heard: the clips of each sample, as indices into ``windows``.
+        """
+        groups: Sequence[Sequence[int]] = [[i] for i in range(len(samples))]
+        if self._stage.pack_tokens:
+            sizes = [
+                (sum(map(len, sample.text)), sum(windows[clip] for clip in clips))
+                for sample, clips in zip(samples, heard, strict=True)
+            ]
+            multiple = self._stage.micro_batch_samples * self._micro_batch_multiple
+            groups = pack(sizes, self._stage.pack_tokens, multiple)
+        rows = [packed_row([samples[i] for i in group], [heard[i] for i in group]) for group in groups]
+        return text_batch(
+            rows,
+            self._tokenizer,
+            self._stage.micro_batch_samples,
+            length_multiple=self._length_multiple,
+            immediate=self._immediate,
+        )
+
+
+def text_batch(
+    rows: Sequence[PackedRow], tokenizer: Tokenizer, micro_batch: int, *, length_multiple: int, immediate: bool
+) -> TextBatch:
+    """Text rows as micro-batches of one common length."""
+    length = padded_length(max((row.num_tokens for row in rows), default=0), length_multiple)
+    return TextBatch(
+        rows=tuple(
+            collate(rows[i : i + micro_batch], tokenizer, length, immediate=immediate)
+            for i in range(0, len(rows), micro_batch)
+        ),
+        num_tokens=sum(row.num_tokens for row in rows),
+    )
+
+
+def packed_row(samples: Sequence[Sample[Segments]], heard: Sequence[tuple[int, ...]]) -> PackedRow:
+    """Samples side by side in one row, each with its own span of the row's clips."""
+    segments: list[Segment] = []
+    clips: list[int] = []
+    for sample, own in zip(samples, heard, strict=True):
+        segments += [
+            Segment(ids=ids, first_audio=len(clips), num_audios=len(own), dataset=sample.dataset) for ids in sample.text
+        ]
+        clips += own
+    return PackedRow(segments=tuple(segments), clips=tuple(clips))
+
+
+def chosen_questions(row: Row, draw: Draw, count: int) -> tuple[Question, ...]:
+    """Which questions a row is asked at this pass: over the passes all of them, equally often.
+
+    Interleaved examples and the turns of a dialogue belong together and are never chosen from.
+    """
+    if not row.questions:
+        raise RowError(f"row {row.id}: no question to answer")
+    total = len(row.questions)
+    if row.template != "single" or total <= count:
+        return row.questions
+    order = sorted(range(total), key=lambda question: keyed_hash(draw.row, question))
+    begin = draw.dataset_pass * count
+    return tuple(row.questions[order[(begin + i) % total]] for i in range(count))

@@ -1,0 +1,90 @@
+"""The text side of a contrastive stage: what is said of each clip, and of its spans.
+
+    texts = CaptionTexts(one_positive=False)
+    said = texts.of(row, draw)                  # Captions of the row, refused where it contradicts itself
+    batch = texts.collate(samples, heard, ...)  # CaptionBatch
+
+Nothing is drawn per rank: which caption stands alone follows from the sample's place in the stream, so any layout and
+a resume see the same one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from megatron_af.data.rows import Row, RowError
+from megatron_af.data.sampler import Draw, keyed_hash
+from megatron_af.data.samples import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Text side of one clip, or of a part of it (AF-CLAP): M positives, hard negatives."""
+
+    clip: int = 0
+    """Index into ``StepAudio.clip_windows``."""
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+    start: float = 0.0
+    """Seconds from the beginning of the clip: the part of it that the texts describe."""
+    end: float = math.inf
+    dataset: int = 0
+    """Index in ``sorted(stage.blend)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionBatch:
+    """What is said of a step's clips."""
+
+    captions: tuple[Captions, ...]
+    num_tokens: int = 0
+    """Captions are counted nowhere: a text tower is small beside ten seconds of audio."""
+
+
+class CaptionTexts:
+    """
+    Args:
+        one_positive: keep one caption of each clip or span, another one each time it is drawn.
+    """
+
+    def __init__(self, *, one_positive: bool = False) -> None:
+        self._one_positive = one_positive
+
+    def of(self, row: Row, draw: Draw) -> tuple[Captions, ...]:
+        """
+        Raises:
+            RowError: no caption, not one clip, or a caption that is also a negative.
+        """
+        if not (row.captions or row.spans) or len(row.clips) != 1:
+            raise RowError(f"row {row.id}: a contrastive stage needs one clip and at least one caption")
+        said = list(_said(row))
+        for captions in said:
+            both = {c.lower().strip() for c in captions.positives} & {n.lower().strip() for n in captions.negatives}
+            if both:
+                raise RowError(f"row {row.id}: {min(both)!r} is a caption and a negative at once; remove one")
+        if self._one_positive:
+            said = [
+                replace(c, positives=(c.positives[keyed_hash(draw.random, place) % len(c.positives)],))
+                for place, c in enumerate(said)
+            ]
+        return tuple(said)
+
+    def collate(
+        self, samples: Sequence[Sample[tuple[Captions, ...]]], heard: Sequence[tuple[int, ...]], windows: Sequence[int]
+    ) -> CaptionBatch:
+        """The step's captions, with the clip that each is said of."""
+        return CaptionBatch(
+            captions=tuple(
+                replace(captions, clip=clips[0], dataset=sample.dataset)
+                for sample, clips in zip(samples, heard, strict=True)
+                for captions in sample.text
+            )
+        )
+
+
+def _said(row: Row) -> Iterator[Captions]:
+    """What is said of the whole clip, and of its spans."""
+    if row.captions:
+        yield Captions(positives=row.captions, negatives=row.negatives)
+    for span in row.spans:
+        yield Captions(positives=span.captions, negatives=span.negatives, start=span.start, end=span.end)

@@ -1,0 +1,63 @@
+"""What a stage minimises, as far as it is known before anything is built; needs neither torch nor megatron.
+
+    spec = spec_of(config.curriculum["align"])
+    spec.parts, spec.step_metrics, list(spec.problems(config, "align")), spec.evaluations(config, "align")
+
+``objective`` of a stage names a built-in objective, or ``module:Class`` of anybody's own. What it does with a model is
+in ``megatron_af.train.objectives``, whose classes these are.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from megatron_af.config import Config, StageConfig
+from megatron_af.config.components import UnknownComponent, component
+
+OBJECTIVES = {
+    "answer": "megatron_af.train.objectives.answer:Answer",
+    "contrastive": "megatron_af.train.objectives.contrastive:Contrastive",
+}
+
+
+class ObjectiveSpec:
+    """What checks, checkpoints, exit gates and pipelines must know of an objective."""
+
+    parts: ClassVar[tuple[str, ...]]
+    """Parts of its model: what ``entry`` may name, and what its checkpoints hold."""
+    step_metrics: ClassVar[tuple[str, ...]] = ()
+    """Names (fnmatch) of what it logs of a step besides ``loss``, its data sets' own numbers left out."""
+    set_losses: ClassVar[tuple[str, ...]] = ("loss",)
+    """What it logs of each data set of the blend, as ``name/<data set>``."""
+    set_metrics: ClassVar[tuple[str, ...]] = ()
+    """Names (fnmatch) of what is measured on each evaluation set."""
+    embeds: ClassVar[bool] = False
+    """Its model gives vectors that say what sounds alike (retrieval needs such a stage)."""
+
+    def parameters(self, config: Config) -> list[str]:
+        """Patterns that together cover the names of its model's parameters, and nothing else."""
+        return [f"{part}.*" for part in self.parts]
+
+    def problems(self, config: Config, stage: str) -> Iterator[str]:
+        """What keeps a stage of this objective from running, each with its key and a fix."""
+        yield from ()
+
+    def missing(self, config: Config, stage: str) -> Iterator[str]:
+        """Files that it needs besides data, tokenizer and weights, and that are not there."""
+        yield from ()
+
+    def evaluations(self, config: Config, stage: str) -> list[tuple[str, list[str]]]:
+        """How a trained stage is measured: scripts (in ``tools/``, or by their path) with their further arguments."""
+        raise NotImplementedError(f"{type(self).__name__} measures nothing; leave curriculum.{stage}.evaluation empty")
+
+
+def spec_of(stage: StageConfig) -> ObjectiveSpec:
+    """
+    Raises:
+        UnknownComponent: ``stage.objective`` names none.
+    """
+    found = component(stage.objective, OBJECTIVES)
+    if not (isinstance(found, type) and issubclass(found, ObjectiveSpec)):
+        raise UnknownComponent(
+            f"'{stage.objective}' is no objective: expected a subclass of megatron_af.train.objectives.base.Objective"
+        )
+    return found()

@@ -1,0 +1,85 @@
+"""The objective of Audio Flamingo: answer what is asked about the audio (language-model loss on supervised tokens).
+
+Its model is encoder, transformation layers, added rows, gated blocks and language model. One step's forward and
+backward pass is in ``answer_learner.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from megatron_af.config import Config, StageConfig
+from megatron_af.train.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from megatron_af.data.answer_texts import AnswerTexts
+    from megatron_af.model import AudioFlamingo
+    from megatron_af.parallel.device import Device
+    from megatron_af.parallel.groups import Groups
+    from megatron_af.text.tokenizer import Tokenizer
+    from megatron_af.train.callbacks import Callback
+    from megatron_af.train.objectives.answer_learner import AnswerLearner
+
+SCORES = ("audio", "exchanged", "majority", "n")
+
+
+class Answer(Objective):
+    parts = ("encoder", "transform", "rows", "xattn", "lm")
+    step_metrics = ("tokens", "gate_attn/*", "gate_ffn/*")
+    set_losses = ("loss", "sample_loss", "tokens")
+    set_metrics = (
+        *(f"{questions}/{score}" for questions in ("overall", "skills/*") for score in SCORES),
+        "overall/gap",
+    )
+
+    def parameters(self, config: Config) -> list[str]:
+        lm = config.model.lm
+        families = ["encoder.*", "transform.*", "added_rows", "lm.embedding.word_embeddings.weight"]
+        for layer in range(lm.layers):
+            parts = ["input_layernorm.*", "self_attention.*", "pre_mlp_layernorm.*", "mlp.*"]
+            if (layer + 1) % max(1, config.model.cross_attention.interval) == 0:
+                parts.append("xattn.*")
+            families += [f"lm.decoder.layers.{layer}.{part}" for part in parts]
+        families.append("lm.decoder.final_layernorm.*")
+        if not lm.tied:
+            families.append("lm.output_layer.weight")
+        return families
+
+    def problems(self, config: Config, stage: str) -> Iterator[str]:
+        tokens, positions = config.curriculum[stage].max_text_tokens, config.model.lm.max_positions
+        if tokens > positions:
+            yield (
+                f"curriculum.{stage}.max_text_tokens = {tokens}: the language model has "
+                f"model.lm.max_positions = {positions}"
+            )
+
+    def evaluations(self, config: Config, stage: str) -> list[tuple[str, list[str]]]:
+        return [("evaluate_hearing.py", [])]
+
+    def texts(self, config: Config, stage: StageConfig, tokenizer: Tokenizer) -> AnswerTexts:
+        from megatron_af.data.answer_texts import AnswerTexts
+
+        return AnswerTexts(config, stage, tokenizer)
+
+    def build(self, config: Config, tokenizer: Tokenizer, device: Device) -> AudioFlamingo:
+        from megatron_af.model import Vocabulary, build
+
+        vocabulary = Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added)
+        return build(config, vocabulary, device)
+
+    def fill(self, model: AudioFlamingo, fresh: Sequence[str], groups: Groups) -> None:
+        if "rows" in fresh:
+            model.start_added_rows_at_mean(groups.model)
+
+    def start(
+        self, config: Config, stage: StageConfig, model: AudioFlamingo, groups: Groups, device: Device
+    ) -> AnswerLearner:
+        from megatron_af.train.objectives.answer_learner import AnswerLearner
+
+        return AnswerLearner(config, stage, model, groups, device.torch)
+
+    def callbacks(self, config: Config) -> list[Callback]:
+        from megatron_af.train.callbacks.gates import Gates
+
+        return [Gates(config.log_every_steps)]

@@ -1,0 +1,39 @@
+"""The log line."""
+
+import pytest
+
+from megatron_af.train.callbacks.log_line import duration, format_line
+
+
+def test_log_line_shows_everything_in_one_line() -> None:
+    record = {
+        "step": 120.0,
+        "loss": 1.23456,
+        "grad_norm": 0.5,
+        "learning_rate": 1e-4,
+        "tokens_per_second": 12_345.6,
+        "audio_seconds_per_second": 88.25,
+        "mfu": 0.412,
+        "data_wait": 0.004,
+        "memory_bytes": 3 * 2**30,
+        "eta_seconds": 3_725.0,
+    }
+    assert format_line(record, 5_000) == (
+        "step 120/5000 2.4% | loss 1.2346 | grad 0.500 | lr 1.00e-04 | tok/s 12,346 | audio-s/s 88.2 | mfu 41.2% | "
+        "data-wait 0.4% | mem 3.00 GiB | eta 1:02:05"
+    )
+
+
+def test_log_line_counts_the_steps_that_were_skipped() -> None:
+    line = format_line({"step": 4.0, "loss": float("nan"), "skipped": 2.0}, 8)
+    assert line.startswith("step 4/8 50.0% | skipped 2 | loss – |")
+
+
+def test_unknown_numbers_are_dashes() -> None:
+    line = format_line({"step": 1.0, "loss": 2.0}, 10)
+    assert "tok/s –" in line and "eta –" in line
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3_600, "1:00:00")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
