@@ -1,43 +1,42 @@
-"""What a YAML file may say: the schema with range and unit of each field, and how files are read and merged.
+"""What a YAML file may say: the schema, with unit, range and effect of each field, and how files are read and merged.
+
+A run is one top file (``configs/demo.yaml``, ``configs/af2_3b.yaml``) that includes section files (``configs/model/…``)
+and may be changed from the command line by ``a.b.c=value``. Units stand in the names, the type says what numbers may be
+there (``ranges.py``) and what follows from them (``effects.py``), a docstring under a field what it is for.
 
     config = load_config("configs/demo.yaml", ["stage=align", "parallel.tensor=2"])     # loading.py
 
 The ground floor: everything imports it, it imports nothing of the house.
 """
 
-from megatron_af.config.schema import (
+from megatron_af.config.data import DataConfig, DatasetConfig, ImportConfig, NeighboursConfig, PrepareConfig
+from megatron_af.config.errors import ConfigError
+from megatron_af.config.model import (
     PARTS,
-    RETRIEVAL_STEP,
-    BoundsConfig,
-    CheckpointConfig,
     ClapConfig,
-    Config,
-    ConfigError,
-    ContrastiveConfig,
     CrossAttentionConfig,
-    DataConfig,
-    DatasetConfig,
     EncoderConfig,
-    EvaluationConfig,
     FrontEndConfig,
-    ImportConfig,
-    LaunchConfig,
     LMConfig,
     ModelConfig,
-    NeighboursConfig,
-    OptimizerConfig,
+    TransformConfig,
+)
+from megatron_af.config.run import (
+    RETRIEVAL_STEP,
+    CheckpointConfig,
+    Config,
+    EvaluationConfig,
+    LaunchConfig,
     ParallelConfig,
-    PrepareConfig,
     RegistryConfig,
     RetrievalConfig,
     ScenesConfig,
     SceneSet,
-    StageConfig,
     StepConfig,
     TrackingConfig,
-    TransformConfig,
     release_steps,
 )
+from megatron_af.config.stage import BoundsConfig, ContrastiveConfig, OptimizerConfig, StageConfig
 
 __all__ = [
     "PARTS",

@@ -1,4 +1,4 @@
-"""Can a model of these sizes be built? What holds between them; each one's own range stands in ``schema.py``.
+"""Can a model of these sizes be built? What holds between them; each one's own range stands in its own section.
 
 problems = list(model_problems(config.model))       # numbers must lie in their ranges
 """

@@ -1,15 +1,16 @@
 """Which numbers a configuration may hold, said where each field is declared, and the search for those it may not.
 
-workers: Count = 1                                  # schema.py
+workers: Nothing[Count] = 1                                  # data.py
 usable, problems = keep_in_range(config)            # every number that lies outside, by key
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from megatron_af.config.effects import hints, marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ def keep_in_range[Section](section: Section) -> tuple[Section, dict[str, str]]:
 def _fit(hint: Any, value: Any, key: str, problems: dict[str, str]) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return _fit_section(value, key, problems)
+    allowed = next((mark for mark in marks(hint) if isinstance(mark, Range)), ANY)
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
     origin, options = get_origin(hint), get_args(hint)
     if isinstance(value, Mapping):
         return {name: _fit(options[1], inner, f"{key}.{name}", problems) for name, inner in value.items()}
@@ -62,7 +66,7 @@ def _fit(hint: Any, value: Any, key: str, problems: dict[str, str]) -> Any:
         return tuple(_fit(options[0], inner, f"{key}[{i}]", problems) for i, inner in enumerate(value))
     if origin in (Union, UnionType) and value is not None:
         (hint,) = (option for option in options if option is not type(None))
-    allowed = options[1] if origin is Annotated else ANY
+        return _fit(hint, value, key, problems)
     if isinstance(value, bool) or not isinstance(value, int | float) or not (problem := allowed.problem(value)):
         return value
     problems[key] = f"{key} = {value}: {problem}"
@@ -71,16 +75,11 @@ def _fit(hint: Any, value: Any, key: str, problems: dict[str, str]) -> Any:
 
 def _fit_section(section: Any, key: str, problems: dict[str, str]) -> Any:
     kind: Any = type(section)
-    hints, prefix = _hints(kind), f"{key}." if key else ""
+    prefix = f"{key}." if key else ""
     return replace(
         section,
         **{
-            field.name: _fit(hints[field.name], getattr(section, field.name), f"{prefix}{field.name}", problems)
+            field.name: _fit(hints(kind)[field.name], getattr(section, field.name), f"{prefix}{field.name}", problems)
             for field in fields(section)
         },
     )
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)

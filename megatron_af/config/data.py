@@ -1,0 +1,86 @@
+"""Where data comes from, how it is prepared, and which of it training reads."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_af.config.effects import Files, Nothing, Order
+from megatron_af.config.ranges import Count, Fraction, NotNegative, Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How ``tools/prepare_data.py prepare`` turns recordings into shards."""
+
+    channels: Files[Literal["mix", "first"]] = "mix"
+    """Average the channels, or take the first (what the reference does but for mp3)."""
+    max_seconds: Files[NotNegative] = 0.0
+    """Longer clips are cut; 0: to what the stage with the most windows can use."""
+    rows_per_shard: Files[Count] = 512
+    workers: Nothing[Whole] = 0
+    """Processes; 0: one per core."""
+    max_bad_fraction: Nothing[Fraction] = 0.05
+    """Import and preparation fail when a larger part of the rows cannot be used; what they wrote stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Where a data set comes from in somebody else's layout; ``tools/prepare_data.py import`` makes rows of it."""
+
+    format: Files[Literal["audio_flamingo", "conversations", "csv", "labels", "webdataset", "rows"]]
+    """AF1's and AF2's JSON manifests; JSON with ``conversations`` (AudioSkills, LongAudio); a table; a folder per
+    label; tar files; a JSONL of rows whose clips may lack ``duration``."""
+    path: Files[str]
+    """File or folder relative to ``data.root``; for ``webdataset`` a pattern such as ``shards/*.tar``."""
+    audio: Files[str] = ""
+    """Folder that the recordings' names are relative to, below ``data.root``."""
+    columns: Files[dict[str, str]] = field(default_factory=dict)
+    """For ``csv``, what -> column: ``audio`` (or a pattern, ``{ytid}.wav``), ``id``, ``start``, ``end`` or ``duration``
+    (seconds), ``caption`` (several: ``caption_1,caption_2``), ``prompt`` and ``output``, or ``label`` (``prompt`` as
+    well where it is a question with the same few answers)."""
+    prompt: Files[str] = ""
+    """What captions or labels answer; empty: the papers' words."""
+    task: Files[str] = ""
+    """Task in words (``audio captioning``), for ``The task is …``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig:
+    """A data set made of another one's: each row behind the rows that sound most like it (AF1's few-shot samples)."""
+
+    of: Files[str]
+    """Data set of ``data.datasets``, a training split."""
+    examples: Files[Count] = 7
+    """Neighbours before the row itself (AF1: 7, or 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    manifest: Order[str]
+    """What training reads, relative to ``data.root``: a JSONL of rows (``megatron_af.data.rows.Row``) over
+    recordings of any kind, or the folder of a prepared data set."""
+    source: Files[str] = ""
+    """JSONL that ``tools/prepare_data.py prepare`` turns into the prepared data set ``manifest``."""
+    origin: ImportConfig | None = None
+    """What ``tools/prepare_data.py import`` turns into ``source``."""
+    neighbours: NeighboursConfig | None = None
+    """What ``tools/build_retrieval.py interleave`` writes to the JSONL ``manifest``."""
+    task_prefix_probability: Order[Fraction] = 0.0
+    """Part of the samples that begin with ``The task is …`` (AF1: 0.5 in most of pre-training, 1 in fine-tuning)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    root: Nothing[str] = "data"
+    """Folder, or URL that fsspec knows; every path in a manifest is relative to it and never leaves it."""
+    tokenizer: Order[str] = ""
+    """Folder or ``tokenizer.json``, or a hub name."""
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    text_style: Order[Literal["af1", "af2"]] = "af2"
+    """Which paper's templates write the text (``megatron_af.data.templates``)."""
+    workers: Nothing[Count] = 1
+    """Threads that read recordings, and that DALI decodes with, per rank."""
+    feature_cache: Nothing[str] = ""
+    """Folder for encoder features of stages with a frozen encoder; empty: encode every step."""
+    max_replaced_fraction: Nothing[Fraction] = 0.01
+    """A run stops when a larger part of its samples had to be replaced because they could not be read."""

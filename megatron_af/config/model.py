@@ -1,0 +1,173 @@
+"""Sizes of the model: front end, encoder, transformation layers, language model, gated blocks, CLAP."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_af.config.effects import Rounding, Weights
+from megatron_af.config.ranges import BelowOne, Count, NotNegative, Positive, Whole
+
+PARTS = ("encoder", "transform", "rows", "xattn", "lm", "clap")
+"""Parts of the model: what a stage's ``entry`` names and a checkpoint stores apart. ``rows`` are the added tokens;
+``clap`` (text tower and joint space) exists in contrastive stages alone, which have only it and ``encoder``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndConfig:
+    """From waveform to log-mel windows (defaults: AF-CLAP; ``facts``: AF2 src/factory.py)."""
+
+    sample_rate: Weights[Count] = 16_000
+    """Hz of the audio the model hears; other rates are resampled before the windows are cut."""
+    window_seconds: Weights[Positive] = 10.0
+    overlap_seconds: Weights[NotNegative] = 0.0
+    """Overlap of consecutive windows; AF2 0, AF1 5.25 of 7 s."""
+    fft_size: Weights[Count] = 1024
+    hop_samples: Weights[Count] = 160
+    mel_bins: Weights[Count] = 64
+    min_hz: Weights[NotNegative] = 50.0
+    max_hz: Weights[Positive] = 8_000.0
+    mel_scale: Weights[Literal["htk", "slaney"]] = "htk"
+    """``htk`` without area normalisation (AF-CLAP), or ``slaney`` with it (LAION-CLAP, ClapCap)."""
+    mel_sample_rate: Weights[Whole] = 0
+    """Hz of the audio that the mel filters are drawn for; 0: ``sample_rate``. ClapCap draws them for 32 kHz and hears
+    44.1 (msclap/models/config.py), so all its bands lie higher than ``min_hz`` and ``max_hz`` say."""
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_seconds * self.sample_rate)
+
+    @property
+    def stride_samples(self) -> int:
+        return round((self.window_seconds - self.overlap_seconds) * self.sample_rate)
+
+    @property
+    def window_frames(self) -> int:
+        """Mel frames of one window (1001 for AF-CLAP: centred frames on both ends)."""
+        return self.window_samples // self.hop_samples + 1
+
+    def num_windows(self, num_samples: int, max_windows: int) -> int:
+        """Windows that cover ``num_samples``, at least 1 and at most ``max_windows``."""
+        beyond_first = max(0, num_samples - self.window_samples)
+        return min(max_windows, 1 + -(-beyond_first // self.stride_samples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """HTS-AT. Defaults are the released AF-CLAP encoder ("large", 278,770,007 parameters)."""
+
+    embed_dim: Weights[Count] = 256
+    depths: Weights[tuple[Count, ...]] = (2, 2, 12, 2)
+    heads: Weights[tuple[Count, ...]] = (4, 8, 16, 32)
+    patch_size: Weights[Count] = 4
+    window_size: Weights[Count] = 8
+    """Side of the attention window, in patches."""
+    mlp_ratio: Weights[Count] = 4
+    absolute_positions: Weights[bool] = False
+    """Add a learnt vector to every patch (HTS-AT's and Swin's ``ape``, off in AF-CLAP): without it no feature knows
+    where in its window it stands, which small models hardly learn from relative positions."""
+    drop_path: Weights[BelowOne] = 0.1
+    fusion: Weights[bool] = True
+    """Carry AF-CLAP's feature-fusion weights; a window of at most 10 s never goes through them."""
+    classes: Weights[Whole] = 527
+    """Outputs of the token-semantic head, part of the released weights and unused here; 0 leaves it out."""
+    stft_weights: Weights[bool] = True
+    """Carry the STFT and mel matrices that the released weights count among their parameters; DALI makes the mel."""
+    spec_augment: Weights[bool] = False
+    """While training, blank two stripes of up to 64 frames and two of up to 8 mel bins in every window (HTS-AT)."""
+    recompute: Rounding[bool] = False
+    """Recompute the encoder's activations in the backward pass (bounds memory in stage 2)."""
+    vector: Weights[Literal["", "mlp", "residual"]] = ""
+    """One vector per window, the projected mean of its tokens: through two layers (``mlp``, LAION-CLAP) or with a
+    residual and a norm (``residual``, ClapCap). Empty: the tokens themselves (AF-CLAP)."""
+    vector_dim: Weights[Count] = 512
+    """Width of that vector; 1024 in ClapCap."""
+
+    @property
+    def width(self) -> int:
+        """Of the tokens."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def feature_dim(self) -> int:
+        """Of what the encoder hands on: tokens, or vectors."""
+        return self.vector_dim if self.vector else self.width
+
+    @property
+    def tokens_per_window(self) -> int:
+        return 1 if self.vector else (256 // self.patch_size // 2 ** (len(self.depths) - 1)) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """Audio transformation layers between encoder and decoder (AF2 src/helpers.py; AF1 by ``positions``)."""
+
+    layers: Weights[Whole] = 3
+    heads: Weights[Count] = 8
+    ffn: Weights[Count] = 2048
+    positions: Weights[Literal["rope", "sinusoidal"]] = "rope"
+    """``rope`` (AF2) or ``sinusoidal`` (AF1)."""
+    rope_base: Weights[Positive] = 4096.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMConfig:
+    """The language model. Defaults are Qwen2.5-3B."""
+
+    family: Weights[Literal["qwen2"]] = "qwen2"
+    hidden: Weights[Count] = 2048
+    layers: Weights[Count] = 36
+    heads: Weights[Count] = 16
+    kv_heads: Weights[Count] = 2
+    ffn: Weights[Count] = 11_008
+    vocab: Weights[Count] = 151_936
+    """Rows of the embedding table, before added tokens and padding."""
+    tied: Weights[bool] = True
+    """Output layer shares the embedding table."""
+    rope_base: Weights[Positive] = 1e6
+    norm_eps: Weights[Positive] = 1e-6
+    max_positions: Weights[Count] = 32_768
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttentionConfig:
+    """Gated cross-attention blocks in front of every ``interval``-th LM layer."""
+
+    interval: Weights[int] = 1
+    """A block stands before LM layer i (from 0) where (i + 1) % interval == 0."""
+    heads: Weights[Count] = 8
+    head_dim: Weights[Count] = 64
+    ffn_multiplier: Weights[Count] = 4
+    immediate: Weights[bool] = False
+    """Text sees only the latest audio before it (Flamingo) instead of all audio so far (Audio Flamingo)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClapConfig:
+    """What contrastive pre-training adds to the encoder: text tower and joint space. Defaults are AF-CLAP's."""
+
+    text_tower: Weights[str] = "google/flan-t5-large"
+    """Folder or hub name of any Hugging Face text encoder, with its tokenizer; empty: a fresh BERT of the sizes
+    below, over ``data.tokenizer``."""
+    text_hidden: Weights[Count] = 256
+    text_layers: Weights[Count] = 4
+    text_heads: Weights[Count] = 4
+    text_max_tokens: Weights[Count] = 77
+    """Tokens of a caption; longer ones are cut."""
+    text_recompute: Rounding[bool] = False
+    """Recompute the text tower's activations in the backward pass, layer by layer."""
+    text_micro_batch: Rounding[Whole] = 0
+    """Captions that go through the text tower at a time, and again in the backward pass: its memory no longer grows
+    with positives and hard negatives. 0: all at once."""
+    joint_dim: Weights[Count] = 512
+    temperature: Weights[Positive] = 0.07
+    learn_temperature: Weights[bool] = False
+    """Start from ``temperature`` and learn it, never below 0.01 (as CLIP does)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
+    cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
+    clap: ClapConfig = field(default_factory=ClapConfig)

@@ -1,0 +1,208 @@
+"""One run: everything a top file says."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_af.config.data import DataConfig
+from megatron_af.config.effects import Answers, Files, Nothing, Rounding, Weights
+from megatron_af.config.model import ModelConfig
+from megatron_af.config.ranges import Count, NotNegative, Positive, Seed, Whole
+from megatron_af.config.stage import StageConfig
+
+RETRIEVAL_STEP = "retrieval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model lies on the ranks; data parallel is what remains of the world."""
+
+    tensor: Rounding[Count] = 1
+    pipeline: Rounding[Count] = 1
+    virtual_pipeline: Rounding[Count] = 1
+    """Model chunks per pipeline stage (interleaved schedule when above 1)."""
+    sequence: Rounding[bool] = False
+    """Sequence parallelism inside the tensor-parallel group."""
+    distributed_optimizer: Rounding[bool] = False
+    """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
+    overlap: Rounding[bool] = False
+    """Overlap gradient reduction (and parameter gathering under ZeRO-1) with the backward pass."""
+    recompute: Rounding[Literal["none", "selective", "full"]] = "none"
+    """Activation recompute of the LM: ``none``, ``selective`` (core attention) or ``full``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: Nothing[Whole] = 0
+    """0: only at the end of the stage."""
+    keep: Nothing[Whole] = 2
+    """Newest checkpoints kept per stage; the last one of a stage always stays, and so does one that a later stage or
+    another run below ``output`` reads its frozen parts from. 0: all."""
+    asynchronous: Nothing[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How the answers of a stage are measured (``tools/evaluate_hearing.py``)."""
+
+    max_answer_tokens: Answers[Count] = 32
+    """Longer answers are cut; a batch is only as slow as its longest answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How many processes torchrun starts for a stage."""
+
+    nodes: Rounding[Count] = 1
+    processes_per_node: Rounding[Count] = 1
+    """One per GPU, or what the CPU's cores allow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where runs are followed; MLflow's own variables (user, password, token, certificates) apply."""
+
+    enabled: Nothing[bool] = True
+    uri: Nothing[str] = ""
+    """MLflow tracking server; empty: ``$MLFLOW_TRACKING_URI``, or else the sqlite store in ``output/mlflow``."""
+    experiment: Nothing[str] = ""
+    """Empty: the run's name."""
+    alone: Nothing[bool] = True
+    """A stage run on its own ends the parent run, too; a curriculum or pipeline turns this off and ends it itself."""
+    system_metrics_seconds: Nothing[NotNegative] = 10.0
+    """Between two samples of processor, memory, disk, network and GPU; 0: none."""
+    linger_seconds: Nothing[NotNegative] = 60.0
+    """How long delivery goes on after a job has ended; what is left is sent by the next run, or by hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """Which rows sound alike (``megatron_af.retrieval``)."""
+
+    stage: Files[str] = ""
+    """Contrastive stage whose audio embedding decides; empty: nothing is indexed."""
+    datasets: Files[tuple[str, ...]] = ()
+    """Training splits to index for examples in prompts; those that ``neighbours`` name are indexed anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """Where models are released: the MLflow registry of the tracking server."""
+
+    model: Nothing[str] = ""
+    """Registered name; empty: the run's name."""
+    gates: Nothing[str] = ""
+    """YAML file of the promotion gates, from the working folder or from ``configs/``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """A pipeline step around the stages: preparation, retrieval index, release."""
+
+    run: Files[tuple[str, ...]] = ()
+    """Command behind ``python``; ``{config}`` stands for the file with the run's resolved configuration."""
+    after: Nothing[tuple[str, ...]] = ()
+    """Steps and stages it waits for (``stages``: all, trained and measured). Empty: every stage waits for it."""
+    before: Nothing[tuple[str, ...]] = ()
+    """Stages that wait for it, where it stands between two of them."""
+    distributed: Nothing[bool] = False
+    """Runs under torchrun on the nodes of a training job, as the stages do."""
+
+
+def release_steps() -> dict[str, StepConfig]:
+    """The steps every curriculum has; a YAML file changes or adds single ones by name."""
+    return {
+        "prepare": StepConfig(run=("tools/prepare_data.py", "prepare", "--config", "{config}")),
+        "register": StepConfig(run=("tools/promote.py", "register", "--config", "{config}"), after=("stages",)),
+        "gate": StepConfig(run=("tools/promote.py", "gate", "--config", "{config}"), after=("register",)),
+        "promote": StepConfig(run=("tools/promote.py", "promote", "--config", "{config}"), after=("gate",)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSet:
+    """One manifest of mixed scenes, ``data.root/NAME.jsonl``."""
+
+    part: Files[Literal["train", "development", "test"]]
+    """Which part of the recordings its scenes are mixed from."""
+    scenes: Files[Count]
+    min_seconds: Files[Positive] = 10.0
+    """Length of a scene, drawn between this and ``max_seconds``."""
+    max_seconds: Files[Positive] = 10.0
+    min_events: Files[Count] = 2
+    max_events: Files[Count] = 5
+    questions: Files[Whole] = 12
+    """Questions written per scene; training scenes are listed and described as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """What `tools/demo.py` mixes out of free recordings (nothing else reads it)."""
+
+    offline: Files[bool] = False
+    """Synthesise the sources without asking any package archive."""
+    variants: Files[Whole] = 12
+    """Augmented versions of each training recording."""
+    kinds: Files[tuple[str, ...]] = ()
+    """Kinds of sound that scenes are mixed of; empty: all there are."""
+    texts: Files[Whole] = 0
+    """Text-only rows: transcripts of scenes that nobody hears, with questions about them."""
+    sets: dict[str, SceneSet] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. ``stage`` picks what `tools/pretrain_af.py` trains out of ``curriculum``."""
+
+    name: Nothing[str]
+    seed: Weights[Seed] = 0
+    output: Nothing[str] = "runs"
+    """Everything a run writes lies in ``output/name``."""
+    precision: Weights[Literal["bf16", "fp32"]] = "bf16"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    curriculum: dict[str, StageConfig] = field(default_factory=dict)
+    """Stage name -> stage, in the order they run."""
+    stage: Nothing[str] = ""
+    steps: dict[str, StepConfig] = field(default_factory=release_steps)
+    """Step name -> what the pipeline does before, between and after the stages."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    log_every_steps: Nothing[Count] = 10
+
+    def all_steps(self) -> dict[str, StepConfig]:
+        """``steps`` and, where something is indexed, ``retrieval``: after the stage whose embedding decides, before
+        the stages that learn from neighbours."""
+        if not self.retrieval.stage or RETRIEVAL_STEP in self.steps:
+            return self.steps
+        made = {name for name, dataset in self.data.datasets.items() if dataset.neighbours}
+        step = StepConfig(
+            run=("tools/build_retrieval.py", "interleave", "--config", "{config}"),
+            after=(self.retrieval.stage,),
+            before=tuple(name for name, stage in self.curriculum.items() if made & stage.blend.keys()),
+            distributed=True,
+        )
+        return {**self.steps, RETRIEVAL_STEP: step}
+
+    def stage_folder(self, stage: str) -> Path:
+        """Everything that a stage of this run writes lies here."""
+        return Path(self.output) / self.name / stage
+
+    def sample_tokens(self, stage: StageConfig) -> int:
+        """Audio and text tokens of a sample at its longest."""
+        return stage.max_windows * self.model.encoder.tokens_per_window + stage.max_text_tokens
+
+    def step_unit(self, stage: StageConfig, world_size: int) -> int:
+        """Samples that a global batch is a multiple of: one micro-batch on every data-parallel rank.
+
+        The interleaved schedule takes micro-batches in groups of ``parallel.pipeline``.
+        """
+        parallel = self.parallel
+        group = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
+        return world_size // (parallel.tensor * parallel.pipeline) * stage.micro_batch_samples * group

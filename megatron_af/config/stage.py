@@ -1,0 +1,85 @@
+"""A stage of a curriculum: what trains, on what, for how long."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_af.config.effects import Answers, Length, Nothing, Order, Rounding, Weights
+from megatron_af.config.ranges import BelowOne, Count, NotNegative, Positive, Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    learning_rate: Weights[Positive] = 1e-4
+    gate_learning_rate_scale: Weights[NotNegative] = 1.0
+    """Factor on the learning rate of the tanh gates; short runs need the gates to open sooner."""
+    encoder_learning_rate_scale: Weights[NotNegative] = 1.0
+    weight_decay: Weights[NotNegative] = 0.1
+    beta1: Weights[BelowOne] = 0.9
+    beta2: Weights[BelowOne] = 0.999
+    eps: Weights[Positive] = 1e-8
+    clip_norm: Weights[NotNegative] = 1.0
+    schedule: Weights[Literal["constant", "cosine"]] = "constant"
+    """``constant`` or ``cosine``, both after a linear warm-up."""
+    warmup_steps: Weights[Whole] = 0
+    min_learning_rate: Weights[NotNegative] = 0.0
+    """Where the cosine schedule ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundsConfig:
+    """Where a metric has to lie; a side that is not named is open."""
+
+    min: Nothing[float | None] = None
+    max: Nothing[float | None] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    loss: Weights[Literal["af_clap", "clip"]] = "af_clap"
+    """``af_clap``: all positives and the sample's own hard negatives; ``clip``: the plain symmetric loss on one
+    positive per sample, another one each step."""
+    mix_up: Weights[NotNegative] = 0.0
+    """Parameter of the Beta distribution that mixes the audio of two samples, whose captions then both count (HTS-AT
+    uses 0.5); 0: none. Needs one window per clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One part of a curriculum: what trains, on what, for how long."""
+
+    objective: Weights[str] = "answer"
+    """``answer`` (the language-model loss of Audio Flamingo), ``contrastive`` (AF-CLAP), or ``module:Class`` of your
+    own (``megatron_af/train/objectives/base.py``)."""
+    entry: Weights[dict[str, str]] = field(default_factory=dict)
+    """Part of the model (``encoder``, ``transform``, ``xattn``, ``lm``, ``rows``, or ``all``) -> the name of an
+    earlier stage or the path of a checkpoint whose weights it starts from. Parts not named start fresh."""
+    trainable: Weights[tuple[str, ...]] = ()
+    """Patterns (fnmatch) over parameter names; everything else is frozen."""
+    frozen: Weights[tuple[str, ...]] = ()
+    """Exceptions to ``trainable``."""
+    blend: Order[dict[str, float]] = field(default_factory=dict)
+    """Data set -> weight, in passes over it per epoch."""
+    max_windows: Order[Count] = 3
+    """Audio windows per clip; longer clips are cut."""
+    max_text_tokens: Order[Count] = 512
+    global_batch_samples: Order[Count] = 8
+    batch_tokens: Order[Whole] = 0
+    """Budget of a global batch in audio and text tokens, counting every sample at its longest; above 0 it takes the
+    place of ``global_batch_samples``, so a stage of longer clips takes fewer samples per step of the same cost."""
+    micro_batch_samples: Rounding[Count] = 8
+    """Text rows of a micro-batch: samples, or packed rows under ``pack_tokens``."""
+    pack_tokens: Rounding[Whole] = 0
+    """Fill text rows with several samples up to this many tokens; 0: one sample per row."""
+    questions_per_sample: Order[Count] = 1
+    """Question-answer pairs drawn from a row; they share its clips and are packed into one text row."""
+    steps: Length[Count] = 100
+    passes: Length[NotNegative] = 0.0
+    """Length in passes over the blend (its weights times its rows); above 0 it takes the place of ``steps``."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """Of stages with ``objective: contrastive``."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: Answers[tuple[str, ...]] = ()
+    """Benchmarks that the stage's last checkpoint is measured on."""
+    exit_gate: dict[str, BoundsConfig] = field(default_factory=dict)
+    """Metric of the last step (``loss``) or of the evaluation (``benchmark/metric``) -> bounds that it must keep;
+    the curriculum stops at a stage that does not."""
