@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from megatron_af.audio.htsat import HTSAT
 from megatron_af.audio.transform import TransformationLayers
@@ -21,6 +22,9 @@ from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.parallel.device import Device
 from megatron_af.parallel.global_state import canonical_name
+
+PADDING = 0.1
+"""Padded positions that a group of clips may have in the transformation layers, as a fraction of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +69,47 @@ class AudioFront(nn.Module):
         Returns:
             tokens_TD: each clip's audio tokens, clip after clip, without padding.
         """
-        weight = self.transform.layer_norm.weight
-        features_TD = features_WLD.to(weight.dtype).flatten(0, 1)
+        features_WLD = features_WLD.to(self.dtype)
         if not windows:
-            return features_TD
-        lengths = torch.tensor(windows) * self.tokens_per_window
-        longest = int(lengths.max())
-        position_L = torch.arange(longest)
-        valid_BL = position_L < lengths[:, None]
-        if bool(valid_BL.all()):
-            tokens_BLD = features_TD.view(len(windows), longest, -1)
-            return self.transform(tokens_BLD, None).flatten(0, 1)
-        # Indices come from host-side lengths: no device synchronisation.
-        index_BL = (lengths.cumsum(0) - lengths)[:, None] + position_L
-        index_BL = torch.where(valid_BL, index_BL, 0).to(weight.device)
-        packed_T = valid_BL.flatten().nonzero().squeeze(1).to(weight.device)
-        tokens_BLD = self.transform(features_TD[index_BL], valid_BL.to(weight.device))
-        return tokens_BLD.flatten(0, 1)[packed_T]
+            return features_WLD.flatten(0, 1)
+        if min(windows) == max(windows):
+            return self.transform(features_WLD.reshape(len(windows), -1, self.feature_dim), None).flatten(0, 1)
+        clips = [clip_WLD.flatten(0, 1) for clip_WLD in torch.split(features_WLD, list(windows))]
+        tokens: dict[int, Tensor] = {}
+        for group in length_groups(windows):
+            lengths = [len(clips[clip]) for clip in group]
+            padded_BLD = pad_sequence([clips[clip] for clip in group], batch_first=True)
+            rows = self.transform(padded_BLD, valid_positions(lengths, padded_BLD.device)).unbind(0)
+            tokens |= {clip: row_LD[:length] for clip, row_LD, length in zip(group, rows, lengths, strict=True)}
+        return torch.cat([tokens[clip] for clip in range(len(clips))])
+
+
+def length_groups(windows: Sequence[int], padding: float = PADDING) -> list[list[int]]:
+    """Clips that run through the transformation layers together, longest first.
+
+    Clips of one length share a call; so do shorter ones, as long as they add no more padding than ``padding`` of what
+    the group holds of its own. A batch is therefore never padded to its longest clip, and never cut into more calls
+    than that takes.
+    """
+    groups: list[list[int]] = []
+    longest = own = 0
+    for clip in sorted(range(len(windows)), key=lambda clip: -windows[clip]):
+        if groups and longest * (len(groups[-1]) + 1) <= (1 + padding) * (own + windows[clip]):
+            groups[-1].append(clip)
+            own += windows[clip]
+        else:
+            groups.append([clip])
+            longest = own = windows[clip]
+    return groups
+
+
+def valid_positions(lengths: Sequence[int], device: torch.device) -> Tensor | None:
+    """True where a right-padded row is its clip's own, [B, L]; None where no row is padded."""
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return None
+    # From host-side lengths: no device synchronisation.
+    return (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
