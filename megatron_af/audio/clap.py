@@ -24,10 +24,7 @@ from torch import Tensor, nn
 from megatron_af.audio.htsat import HTSAT, IMAGE_SIDE
 from megatron_af.audio.projection import projection
 from megatron_af.audio.text_tower import TextTokenizer, TextTower
-from megatron_af.config import ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
-
-LOWEST_TEMPERATURE = 0.01
-"""A learnt temperature stops here, where CLIP's does (Radford et al. 2021, section 2.5)."""
+from megatron_af.config import LOWEST_TEMPERATURE, ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
 
 
 class ClapModel(nn.Module):
@@ -73,7 +70,7 @@ class ClapModel(nn.Module):
     @property
     def scale(self) -> Tensor:
         """1 / temperature."""
-        return self.clap.log_scale.clamp(max=-math.log(LOWEST_TEMPERATURE)).exp()
+        return self.clap.log_scale.exp()
 
 
 class JointSpace(nn.Module):
@@ -90,6 +87,8 @@ class JointSpace(nn.Module):
         log_scale = torch.tensor(-math.log(config.temperature))
         if config.learn_temperature:
             self.log_scale = nn.Parameter(log_scale)
+            # Kept by the optimizer, not here: a clamped value would have no gradient, and never come back.
+            self.log_scale.highest = -math.log(LOWEST_TEMPERATURE)  # type: ignore[attr-defined]
         else:
             self.register_buffer("log_scale", log_scale)
 

@@ -12,6 +12,7 @@ The ground floor: everything imports it, it imports nothing of the house.
 from megatron_af.config.data import DataConfig, DatasetConfig, ImportConfig, NeighboursConfig, PrepareConfig
 from megatron_af.config.errors import ConfigError
 from megatron_af.config.model import (
+    LOWEST_TEMPERATURE,
     PARTS,
     ClapConfig,
     CrossAttentionConfig,
@@ -39,6 +40,7 @@ from megatron_af.config.run import (
 from megatron_af.config.stage import BoundsConfig, ContrastiveConfig, OptimizerConfig, StageConfig
 
 __all__ = [
+    "LOWEST_TEMPERATURE",
     "PARTS",
     "RETRIEVAL_STEP",
     "BoundsConfig",

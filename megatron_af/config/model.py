@@ -140,6 +140,10 @@ class CrossAttentionConfig:
     """Text sees only the latest audio before it (Flamingo) instead of all audio so far (Audio Flamingo)."""
 
 
+LOWEST_TEMPERATURE = 0.01
+"""A learnt temperature stops here, where CLIP's does (Radford et al. 2021, section 2.5)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClapConfig:
     """What contrastive pre-training adds to the encoder: text tower and joint space. Defaults are AF-CLAP's."""

@@ -9,7 +9,7 @@ and one number of steps. So a checkpoint written with ZeRO-1 loads without it an
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16OptimizerWithFloat16Params, MegatronOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
+from torch import nn
 
 from megatron_af.config import OptimizerConfig, ParallelConfig
 from megatron_af.parallel.groups import Groups
@@ -37,7 +38,19 @@ class NonFiniteGradient(RuntimeError):
 
 
 class AudioFlamingoOptimizer(ChainedOptimizer):
-    """Chain of megatron-core optimizers that refuses non-finite gradients and knows how to be saved."""
+    """Chain of megatron-core optimizers that refuses non-finite gradients and knows how to be saved.
+
+    A parameter with an attribute ``highest`` never gets above it: it is put back after the step, as CLIP does with its
+    temperature, and so keeps a gradient that can take it away again.
+    """
+
+    def __init__(self, members: list[MegatronOptimizer], parameters: Iterable[nn.Parameter] = ()) -> None:
+        """
+        Args:
+            parameters: of the models that the members train.
+        """
+        super().__init__(members)
+        self._limited = [parameter for parameter in parameters if hasattr(parameter, "highest")]
 
     @torch.no_grad()
     def step_checked(self) -> float:
@@ -59,6 +72,11 @@ class AudioFlamingoOptimizer(ChainedOptimizer):
                     optimizer.get_parameters(), max_norm=optimizer.config.clip_grad, total_norm=grad_norm
                 )
         self.step_with_ready_grads()
+        for parameter in self._limited:
+            # In bf16 the optimizer goes on from its float32 copy, of which a ZeRO-1 rank may hold none.
+            for copy in (parameter, getattr(parameter, "main_param", None)):
+                if copy is not None:
+                    copy.clamp_(max=parameter.highest)
         return grad_norm
 
     def sharded_state(self, model_state: dict[str, Any], num_steps: int, *, is_loading: bool) -> dict[str, Any]:
@@ -215,7 +233,8 @@ def build_optimizer(
             pg_collection=groups.front,
         )
         members += front_optimizer.chained_optimizers
-    return AudioFlamingoOptimizer(members)
+    trained = [*models, *([] if front is None else [front])]
+    return AudioFlamingoOptimizer(members, (parameter for model in trained for parameter in model.parameters()))
 
 
 def _overrides(optimizer: OptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:

@@ -1,6 +1,7 @@
 """Contrastive stages: every layout computes what one process computes; the tool resumes and hands its encoder on."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -153,6 +154,45 @@ def test_captions_in_parts_hold_no_activations():
     whole, parts = (run_distributed(_caption_memory, 1, size)[0] for size in (0, 16))
     assert whole[1] > 3 * whole[0] > 0
     assert parts[1] < whole[1] / 20
+
+
+def _temperatures(rank: int, world_size: int, start: float, push: float, precision: str, layout: dict[str, Any]) -> Any:
+    """Temperature before and after each of four steps; with ``push``, that is the gradient of log(1 / temperature)."""
+    settings = replace(config(**layout), precision=precision)
+    stage = settings.curriculum["stage"]
+    groups = process_groups.initialize(settings.parallel, settings.seed)
+    model = build_clap(settings, toy_tokenizer(), current_device())
+    log_scale = dict(model.named_parameters())["clap.log_scale"]
+    log_scale.data.fill_(-math.log(start))
+    select(model.named_parameters(), stage.trainable, stage.frozen)
+    objective = ContrastiveLearner(settings, stage, model, groups, torch.device("cpu"))
+    ranks = {"dp_rank": groups.data_rank, "dp_size": groups.data_size, "mp_rank": 0, "mp_size": 1}
+    found = [1 / model.front.scale.item()]
+    for _ in range(4):
+        objective.forward_backward(batch(**ranks))
+        if push:
+            log_scale.main_grad.fill_(push)
+        objective.optimizer.step_checked()
+        found.append(1 / model.front.scale.item())
+    return found
+
+
+LIMITED = [
+    ("fp32", {}),
+    ("bf16", {}),
+    ("fp32", {"distributed_optimizer": True}),
+    ("bf16", {"distributed_optimizer": True}),
+]
+
+
+@pytest.mark.parametrize(("precision", "layout"), LIMITED, ids=["fp32", "bf16", "fp32+ZeRO-1", "bf16+ZeRO-1"])
+def test_the_temperature_stops_at_its_limit_and_leaves_it_again(precision: str, layout: dict[str, Any]):
+    for pushed in run_distributed(_temperatures, 2, 0.0101, -1.0, precision, layout):
+        assert pushed[-1] == pytest.approx(0.01, rel=2**-5) and min(pushed[1:]) >= 0.01 * (1 - 1e-5)
+    # far beyond it (an older checkpoint may be), the loss of unlike pairs still pulls it back, and at once
+    for free in run_distributed(_temperatures, 2, 0.001, 0.0, precision, layout):
+        assert free[0] < 0.002 and free[1] >= 0.01 * (1 - 1e-5)
+        assert free[-1] > 1.005 * free[1], "the temperature sticks at its limit"
 
 
 def test_everything_that_should_learn_gets_a_gradient(reference: dict[str, Any]):

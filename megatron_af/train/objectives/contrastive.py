@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import LOWEST_TEMPERATURE, Config, StageConfig
 from megatron_af.config.model_rules import divides
 from megatron_af.runs.presence import is_there
 from megatron_af.train.objectives.base import Objective
@@ -44,6 +44,11 @@ class Contrastive(Objective):
             yield f"{prefix}.global_batch_samples = 1: a contrastive loss compares samples; use 2 or more"
         if settings.contrastive.mix_up > 0 and settings.max_windows > 1:
             yield f"{prefix}.contrastive.mix_up mixes single windows: set {prefix}.max_windows to 1 or mix_up to 0"
+        if clap.learn_temperature and clap.temperature < LOWEST_TEMPERATURE:
+            yield (
+                f"model.clap.temperature = {clap.temperature}: a learnt one stops at {LOWEST_TEMPERATURE}; start above "
+                "it, or set model.clap.learn_temperature to false"
+            )
         if not clap.text_tower:
             yield from divides("model.clap.text_heads", clap.text_heads, "model.clap.text_hidden", clap.text_hidden)
         if encoder.vector and encoder.vector_dim != clap.joint_dim:
