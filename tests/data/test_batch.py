@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_af.data.batch import assign_clips, owned_windows
+from megatron_af.data.batch import assign_clips
 
 
 @given(windows=st.lists(st.integers(1, 30), max_size=40), ranks=st.integers(1, 8))
@@ -15,8 +15,3 @@ def test_every_clip_has_one_owner_and_loads_are_balanced(windows: list[int], ran
     loads = [sum(windows[c] for c in owned) for owned in owners]
     assert max(loads) - min(loads) <= max(windows, default=0)
     assert owners == assign_clips(list(windows), ranks)
-
-
-def test_owned_windows_marks_cached_clips_window_by_window() -> None:
-    assert owned_windows([2, 1, 3], [True, False, True]).tolist() == [True, True, False, True, True, True]
-    assert owned_windows([], []).tolist() == []
