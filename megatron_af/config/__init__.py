@@ -13,7 +13,6 @@ from megatron_af.config.data import DataConfig, DatasetConfig, ImportConfig, Nei
 from megatron_af.config.errors import ConfigError
 from megatron_af.config.model import (
     LOWEST_TEMPERATURE,
-    PARTS,
     ClapConfig,
     CrossAttentionConfig,
     EncoderConfig,
@@ -41,7 +40,6 @@ from megatron_af.config.stage import BoundsConfig, ContrastiveConfig, OptimizerC
 
 __all__ = [
     "LOWEST_TEMPERATURE",
-    "PARTS",
     "RETRIEVAL_STEP",
     "BoundsConfig",
     "CheckpointConfig",

@@ -6,10 +6,6 @@ from typing import Literal
 from megatron_af.config.effects import Rounding, Weights
 from megatron_af.config.ranges import BelowOne, Count, NotNegative, Positive, Whole
 
-PARTS = ("encoder", "transform", "rows", "xattn", "lm", "clap")
-"""Parts of the model: what a stage's ``entry`` names and a checkpoint stores apart. ``rows`` are the added tokens;
-``clap`` (text tower and joint space) exists in contrastive stages alone, which have only it and ``encoder``."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEndConfig:

@@ -7,14 +7,16 @@ batch = texts.collate(samples, heard, windows)      # TextBatch: micro-batches o
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from megatron_af.config import Config, StageConfig
-from megatron_af.data.batch import TextBatch
+from megatron_af.data.batch import IGNORED, TextBatch
 from megatron_af.data.collate import PackedRow, Segment, collate, padded_length
 from megatron_af.data.packing import pack
 from megatron_af.data.rows import Question, Row, RowError
 from megatron_af.data.sampler import Draw, keyed_hash
-from megatron_af.data.samples import Sample
-from megatron_af.data.templates import STYLES, render
+from megatron_af.data.samples import Sample, Shown
+from megatron_af.data.templates import STYLES, answer_labels, render
 from megatron_af.text.tokenizer import Tokenizer
 
 type Segments = tuple[list[int], ...]
@@ -69,6 +71,11 @@ class AnswerTexts:
             immediate=self._immediate,
         )
 
+    def shown(self, row: Row) -> list[Shown]:
+        """A text per question (one for examples and dialogues), with the supervised tokens marked."""
+        segments = render(row, row.questions, self._tokenizer, self._stage.max_text_tokens, style=self._style)
+        return [_mark(ids, self._tokenizer) for ids in segments]
+
 
 def text_batch(
     rows: Sequence[PackedRow], tokenizer: Tokenizer, micro_batch: int, *, length_multiple: int, immediate: bool
@@ -94,6 +101,21 @@ def packed_row(samples: Sequence[Sample[Segments]], heard: Sequence[tuple[int, .
         ]
         clips += own
     return PackedRow(segments=tuple(segments), clips=tuple(clips))
+
+
+def _mark(ids: list[int], tokenizer: Tokenizer) -> Shown:
+    """Runs of tokens of one kind; a token is supervised where the position before it has it as its label."""
+    labels = answer_labels(np.array([ids]), np.zeros((1, len(ids)), int), tokenizer)[0]
+    targets = [False, *(labels[:-1] != IGNORED).tolist()]
+    special = {tokenizer.eos_id, tokenizer.bos_id, *tokenizer.added.values()}
+    runs: list[tuple[list[int], bool, bool]] = []
+    for token, target in zip(ids, targets, strict=True):
+        kind = (target, token in special)
+        if runs and runs[-1][1:] == kind and not kind[1]:
+            runs[-1][0].append(token)
+        else:
+            runs.append(([token], *kind))
+    return tuple((tokenizer.decode(run, skip_special=False), on, is_special) for run, on, is_special in runs)
 
 
 def chosen_questions(row: Row, draw: Draw, count: int) -> tuple[Question, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from megatron_af.data.rows import Row, RowError
 from megatron_af.data.sampler import Draw, keyed_hash
-from megatron_af.data.samples import Sample
+from megatron_af.data.samples import Sample, Shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,15 @@ class CaptionTexts:
                 for captions in sample.text
             )
         )
+
+    def shown(self, row: Row) -> list[Shown]:
+        """A line for each caption, and for each hard negative of it."""
+        lines: list[Shown] = []
+        for part in _said(row):
+            span = "" if part.end == math.inf else f"{part.start:g}-{part.end:g} s: "
+            lines += [((span, False, True), (text, True, False)) for text in part.positives]
+            lines += [((f"{span}not: ", False, True), (text, False, False)) for text in part.negatives]
+        return lines
 
 
 def _said(row: Row) -> Iterator[Captions]:

@@ -44,6 +44,10 @@ class Sample[Said]:
     """What the objective takes from the row."""
 
 
+type Shown = tuple[tuple[str, bool, bool], ...]
+"""Pieces of a text: what it says, whether it is learnt, whether it is a special token."""
+
+
 class Texts[Said, Text: StepText](Protocol):
     """An objective's side of the data; the same on every rank, whatever the layout."""
 
@@ -63,6 +67,9 @@ class Texts[Said, Text: StepText](Protocol):
             heard: per sample, its clips as indices into ``windows``.
             windows: of every distinct clip of the step.
         """
+
+    def shown(self, row: Row) -> Sequence[Shown]:
+        """Everything it can take from a row, for people to read."""
 
 
 class SampleSource[Said]:

@@ -23,15 +23,15 @@ from rich.text import Text
 from torch import Tensor
 
 from dali_pipes.waves import AudioError
-from megatron_af.config import Config, FrontEndConfig
-from megatron_af.data.batch import IGNORED
+from megatron_af.config import Config, FrontEndConfig, StageConfig
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
+from megatron_af.data.samples import Shown
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
-from megatron_af.data.templates import STYLES, answer_labels, render
 from megatron_af.parallel.device import Device
 from megatron_af.prepare.statistics import Statistics
+from megatron_af.runs.objectives import spec_of
 from megatron_af.text.tokenizer import Tokenizer
 
 SILENT_DB = -99.9
@@ -60,23 +60,24 @@ class SeenSample:
 
     row: Row
     clips: tuple[HeardClip, ...]
-    segments: tuple[tuple[tuple[str, bool, bool], ...], ...]
-    """Per segment its tokens: text, supervised, special."""
+    segments: tuple[Shown, ...]
+    """What the objectives of the stages that take it read."""
 
 
 def look(config: Config, name: str, *, tokenizer: Tokenizer, device: Device, count: int) -> list[SeenSample]:
     """Rows of a data set, evenly spaced, with their audio and text."""
-    stages = [stage for stage in config.curriculum.values() if name in stage.blend]
-    loader = ClipLoader(config, max_windows=max((s.max_windows for s in stages), default=30), device=device)
-    max_tokens = max((s.max_text_tokens for s in stages), default=512)
+    # Where no stage takes the data set yet, as one that answers would get it.
+    taking = [stage for stage in config.curriculum.values() if name in stage.blend] or [StageConfig(max_windows=30)]
+    loader = ClipLoader(config, max_windows=max(stage.max_windows for stage in taking), device=device)
+    longest = {stage.objective: stage for stage in sorted(taking, key=lambda stage: stage.max_text_tokens)}
+    texts = [spec_of(stage).texts(config, stage, tokenizer) for stage in longest.values()]
     rows = open_rows(DataRoot(config.data.root), config.data.datasets[name].manifest)
     samples = []
     for place in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int).tolist():
         row = rows[place]
-        segments = render(row, row.questions, tokenizer, max_tokens, style=STYLES[config.data.text_style])
         heard = tuple(_hear(loader, row, i) for i in range(len(row.clips)))
-        marked = tuple(_mark(ids, tokenizer) for ids in segments)
-        samples.append(SeenSample(row=row, clips=heard, segments=marked))
+        segments = dict.fromkeys(segment for side in texts for segment in side.shown(row))
+        samples.append(SeenSample(row=row, clips=heard, segments=tuple(segments)))
     return samples
 
 
@@ -131,21 +132,6 @@ def _hear(loader: ClipLoader, row: Row, index: int) -> HeardClip:
     except AudioError:
         wave_T = np.zeros(0, np.float32)
     return HeardClip(path=clip.path, wave_T=wave_T, mel_WFM=mel_WFM.cpu(), problem=bad.get(0, ""))
-
-
-def _mark(ids: list[int], tokenizer: Tokenizer) -> tuple[tuple[str, bool, bool], ...]:
-    """Runs of tokens of one kind; a token is supervised where the position before it has it as its label."""
-    labels = answer_labels(np.array([ids]), np.zeros((1, len(ids)), int), tokenizer)[0]
-    targets = [False, *(labels[:-1] != IGNORED).tolist()]
-    special = {tokenizer.eos_id, tokenizer.bos_id, *tokenizer.added.values()}
-    runs: list[tuple[list[int], bool, bool]] = []
-    for token, target in zip(ids, targets, strict=True):
-        kind = (target, token in special)
-        if runs and runs[-1][1:] == kind and not kind[1]:
-            runs[-1][0].append(token)
-        else:
-            runs.append(([token], *kind))
-    return tuple((tokenizer.decode(run, skip_special=False), on, is_special) for run, on, is_special in runs)
 
 
 def _bars(wave_T: NDArray[np.float32], width: int) -> str:

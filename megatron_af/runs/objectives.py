@@ -7,11 +7,18 @@
 in ``megatron_af.train.objectives``, whose classes these are.
 """
 
+from __future__ import annotations
+
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.config.components import UnknownComponent, component
+
+if TYPE_CHECKING:
+    from megatron_af.data.samples import Texts
+    from megatron_af.text.tokenizer import Tokenizer
 
 OBJECTIVES = {
     "answer": "megatron_af.train.objectives.answer:Answer",
@@ -44,6 +51,10 @@ class ObjectiveSpec:
     def missing(self, config: Config, stage: str) -> Iterator[str]:
         """Files that it needs besides data, tokenizer and weights, and that are not there."""
         yield from ()
+
+    @abstractmethod
+    def texts(self, config: Config, stage: StageConfig, tokenizer: Tokenizer) -> Texts[Any, Any]:
+        """Its side of the data: what it takes from a row, and its part of a batch."""
 
     def evaluations(self, config: Config, stage: str) -> list[tuple[str, list[str]]]:
         """How a trained stage is measured: scripts (in ``tools/``, or by their path) with their further arguments."""

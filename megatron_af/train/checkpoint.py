@@ -28,7 +28,6 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
-from megatron_af.config import PARTS
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
@@ -72,7 +71,7 @@ class Checkpoints:
         groups: Groups,
         resume: Resume,
         sources: Mapping[str, Path],
-        parts: Sequence[str] = PARTS,
+        parts: Sequence[str],
         settings: str = "",
     ) -> Path:
         """Write the checkpoint of ``resume['step']``; a collective.

@@ -21,6 +21,7 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.paths import Resume
 from megatron_af.train.checkpoint import Checkpoints
+from megatron_af.train.objectives.answer import Answer
 from tests import tiny
 from tests.distributed import run_distributed
 
@@ -62,7 +63,8 @@ def look(rank: int, world_size: int, run: Config, rows: list[Row]) -> Any:
     model = build(run, tiny.VOCABULARY, current_device())
     tiny.fill(model)
     checkpoints = Checkpoints(run.stage_folder("stage") / "checkpoints", keep=1)
-    checkpoints.save(model, None, groups, Resume(stage="stage", step=1, samples=1, seed=0, world_size=1), {})
+    resume = Resume(stage="stage", step=1, skipped=0, samples=1, world_size=1)
+    checkpoints.save(model, None, groups, resume, {}, Answer.parts)
     process_groups.destroy()
 
     from megatron_af.inference.listener import Listener

@@ -9,11 +9,12 @@ from pathlib import Path
 import soundfile
 from rich.console import Console
 
-from megatron_af.data.rows import Clip, Manifest, Row
+from megatron_af.config import StageConfig
+from megatron_af.data.rows import Clip, Manifest, Row, Span
 from megatron_af.prepare.inspection import look, page, panels
 from megatron_af.prepare.statistics import measure, tables
 from megatron_af.text.tokenizer import Tokenizer
-from tests.data.toy import CPU, FRONT_END, toy_config, write_manifest
+from tests.data.toy import CPU, FRONT_END, toy_config, toy_rows, write_manifest
 
 
 def test_statistics_count_what_training_would_get(tmp_path: Path) -> None:
@@ -60,3 +61,18 @@ def test_the_page_shows_hears_and_marks(tmp_path: Path) -> None:
     console.print(*panels(samples, FRONT_END))
     shown = console.export_text()
     assert "answer 0 0" in shown and "█" in shown and "gone.wav" in shown
+
+
+def test_captions_are_shown_as_a_contrastive_stage_reads_them(tmp_path: Path) -> None:
+    toy = toy_config(tmp_path, StageConfig(objective="contrastive"))
+    rows = [replace(row, negatives=("no sound",)) for row in toy_rows(tmp_path / "data", "c", 4) if row.clips]
+    rows[0] = replace(rows[0], spans=(Span(start=0.0, end=0.5, captions=("a start",)),))
+    datasets = {"c": write_manifest(tmp_path / "data", "c", rows)}
+    stage = replace(toy.curriculum["tune"], blend={"c": 1.0})
+    config = replace(toy, data=replace(toy.data, datasets=datasets), curriculum={"tune": stage})
+    (sample,) = look(config, "c", tokenizer=Tokenizer.load(config.data.tokenizer), device=CPU, count=1)
+    lines = ["".join(text for text, _, _ in segment) for segment in sample.segments]
+    assert lines == ["caption 0", "not: no sound", "0-0.5 s: a start"]
+    assert [[text for text, learnt, _ in segment if learnt] for segment in sample.segments] == [
+        ["caption 0"], [], ["a start"],
+    ]  # fmt: skip

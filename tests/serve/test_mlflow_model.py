@@ -23,6 +23,7 @@ from megatron_af.runs.digests import recorded_digest
 from megatron_af.runs.paths import Resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
+from megatron_af.train.objectives.answer import Answer
 from megatron_af.train.objectives.contrastive_learner import build_clap
 from tests import contrastive_run, tiny
 from tests.data.toy import write_manifest
@@ -66,7 +67,7 @@ def save(rank: int, world_size: int, run: Config) -> None:
     model = build(run, tiny.VOCABULARY, current_device())
     tiny.fill(model)
     resume = Resume(stage="stage", step=1, samples=1, seed=0, world_size=1)
-    Checkpoints(run.stage_folder("stage") / "checkpoints", keep=1).save(model, None, groups, resume, {})
+    Checkpoints(run.stage_folder("stage") / "checkpoints", keep=1).save(model, None, groups, resume, {}, Answer.parts)
     clap = build_clap(run, Tokenizer.load(run.data.tokenizer), current_device())
     Checkpoints(run.stage_folder("clap") / "checkpoints", keep=1).save(
         clap, None, groups, resume, {}, ("encoder", "clap")

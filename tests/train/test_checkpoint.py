@@ -12,13 +12,13 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-from megatron_af.config import PARTS
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.paths import CheckpointError, Resume, latest, read_resume
 from megatron_af.train import checkpoint
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
+from megatron_af.train.objectives.answer import Answer
 from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.optimizer import build_schedule
 from megatron_af.train.trainable import select
@@ -64,7 +64,7 @@ def run(
     if resume:
         path = latest(Path(folder))
         assert path is not None
-        load_parts(model, groups, path, PARTS)
+        load_parts(model, groups, path, Answer.parts)
         start = read_resume(path)["step"]
     objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     schedule = build_schedule(stage.optimizer, 50, objective.optimizer)
@@ -86,7 +86,7 @@ def run(
         checkpoints.poll()
         if not resume and step + 1 == SAVED_AT:
             state = Resume(stage="stage", step=SAVED_AT, skipped=0, samples=24, world_size=world_size)
-            checkpoints.save(model, objective.optimizer, groups, state, {})
+            checkpoints.save(model, objective.optimizer, groups, state, {}, Answer.parts)
     checkpoints.close()
     process_groups.destroy()
     return numbers
@@ -167,7 +167,7 @@ def save(folder: Path, value: float, step: int, asynchronous: bool = False, sour
     model, groups = filled(value)
     checkpoints = Checkpoints(folder, keep=1, asynchronous=asynchronous)
     resume = Resume(stage="stage", step=step, skipped=0, samples=step, world_size=1)
-    checkpoints.save(model, None, groups, resume, sources or {})
+    checkpoints.save(model, None, groups, resume, sources or {}, Answer.parts)
     return checkpoints
 
 
@@ -200,7 +200,7 @@ def load(rank: int, world_size: int, folder: Path) -> tuple[int, set[float]]:
     model, groups = filled(-1.0)
     newest = latest(folder)
     assert newest is not None
-    load_parts(model, groups, newest, PARTS)
+    load_parts(model, groups, newest, Answer.parts)
     values = {value for _, parameter in model.named_parameters() for value in parameter.unique().tolist()}
     return read_resume(newest)["step"], values
 

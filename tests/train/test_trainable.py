@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_af.config import PARTS
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.train.objectives.answer import Answer
 from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.trainable import is_trainable, part_of, select
 from tests import tiny
@@ -27,7 +27,7 @@ from tests.distributed import run_distributed
     ],
 )
 def test_every_parameter_belongs_to_a_part(name: str, part: str) -> None:
-    assert part_of(name) == part and part in PARTS
+    assert part_of(name) == part and part in Answer.parts
 
 
 def test_frozen_patterns_are_exceptions() -> None:

@@ -22,7 +22,6 @@ from megatron_af.runs.objectives import ObjectiveSpec, spec_of
 
 if TYPE_CHECKING:
     from megatron_af.data.batch import EncoderSide, StepBatch
-    from megatron_af.data.samples import Texts
     from megatron_af.model import AudioFlamingo
     from megatron_af.parallel.device import Device
     from megatron_af.parallel.groups import Groups
@@ -53,10 +52,6 @@ class Learner(Protocol):
 
 class Objective(ObjectiveSpec):
     """One kind of stage: its model, its side of the data, and how it learns."""
-
-    @abstractmethod
-    def texts(self, config: Config, stage: StageConfig, tokenizer: Tokenizer) -> Texts[Any, Any]:
-        """Its side of the data: what it takes from a row, and its part of a batch."""
 
     @abstractmethod
     def build(self, config: Config, tokenizer: Tokenizer, device: Device) -> AudioFlamingo:

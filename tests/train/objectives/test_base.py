@@ -23,6 +23,7 @@ from megatron_af.data.sampler import Draw
 from megatron_af.data.samples import Sample
 from megatron_af.parallel.device import Device, current_device, make_megatron_portable
 from megatron_af.pipeline.curriculum import launch_here, measure_stage, run_curriculum
+from megatron_af.prepare.inspection import look
 from megatron_af.runs.check import check
 from megatron_af.runs.paths import latest, read_result
 from megatron_af.train.objectives.base import Objective, objective_of
@@ -49,6 +50,9 @@ class LevelTexts:
         self, samples: Sequence[Sample[float]], heard: Sequence[tuple[int, ...]], windows: Sequence[int]
     ) -> Levels:
         return Levels(level_B=torch.tensor([s.text for s in samples]), clip_B=[clip for (clip,) in heard])
+
+    def shown(self, row: Row) -> list[Any]:
+        return [((f"level {len(row.id) / 10}", True, False),)]
 
 
 class LoudnessModel(nn.Module):
@@ -235,6 +239,14 @@ def test_a_curriculum_trains_measures_and_gates_it(config: Config, monkeypatch: 
     assert read_result(folder)["clips"] == 4
     metrics = measure_stage(whole, "level", launch_here(whole), lambda stage, line: None, None)
     assert metrics["b/error"] > 0
+
+
+def test_it_says_what_it_reads(config: Config) -> None:
+    from megatron_af.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    (sample,) = look(config, "a", tokenizer=tokenizer, device=current_device(), count=1)
+    assert sample.segments == (((f"level {len(sample.row.id) / 10}", True, False),),)
 
 
 def test_its_own_rules_are_checked_and_others_names_refused(config: Config) -> None:
