@@ -17,10 +17,11 @@ import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, RegistryConfig, StageConfig, TrackingConfig
 from megatron_af.inference.attention import Look, draw
-from megatron_af.pipeline.curriculum import StageRecord, measure_stage
+from megatron_af.pipeline.curriculum import measure_stage
 from megatron_af.release import commands
 from megatron_af.runs.identity import stage_inputs
 from megatron_af.runs.paths import LATEST, MANIFEST
+from megatron_af.runs.records import StageRecord
 from megatron_af.tracking import runs
 from megatron_af.tracking.delivery import send_waiting
 from megatron_af.tracking.runs import start_curriculum_run, start_stage_run

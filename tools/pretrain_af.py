@@ -7,8 +7,9 @@ SIGINT and SIGUSR1 end it after the step under way, with a checkpoint; torchrun 
 ``--shutdown-timeout``, or is ``python -m megatron_af.pipeline.torchrun``.
 
 Exit codes of each process: 0 done, 2 the configuration cannot run, or not from the checkpoint that is there, 3 stopped
-by a signal. Plain torchrun makes 1 of them all; ``python -m megatron_af.pipeline.torchrun`` hands them on, with 128 +
-the signal's number where the launcher itself was asked to stop.
+by a signal, 42 gradients that are not finite step after step: the next try would meet them again. Plain torchrun makes
+1 of them all; ``python -m megatron_af.pipeline.torchrun`` hands them on, with 128 + the signal's number where the
+launcher itself was asked to stop.
 """
 
 import argparse
@@ -23,7 +24,10 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import describe, read_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.check import validate
+from megatron_af.runs.records import claim
+from megatron_af.runs.sizes import resolve_sizes
 
+EXIT_CODES = {"done": 0, "stopped": 3, "hopeless": 42}
 PATIENCE_SECONDS = 60
 """For a node's first process to say why it ends; the launcher ends the others as soon as it has."""
 
@@ -46,7 +50,10 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
             fitting = [name for name, stage in config.curriculum.items() if stage.objective == objective]
             config = replace(config, stage=fitting[0] if fitting else "")
         validate(config, world_size, unread)
-        return 0 if train(config, world_size) == "done" else 3
+        config = resolve_sizes(config, world_size)
+        if os.environ.get("RANK", "0") == "0":
+            claim(config)
+        return EXIT_CODES[train(config, world_size)]
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(PATIENCE_SECONDS)
@@ -55,12 +62,12 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
 
 
 def train(config: Config, world_size: int) -> str:
-    """Train ``config.stage`` on this process and its peers: ``done`` or ``stopped``."""
+    """Train ``config.stage``, its sizes resolved, on this process and its peers: a key of ``EXIT_CODES``."""
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.runs.sizes import resolve_sizes
     from megatron_af.tracking.callback import MLflowTracking
     from megatron_af.train.callbacks import LogLine, StopOnSignal
+    from megatron_af.train.optimizer import NonFiniteGradient
     from megatron_af.train.stage_result import StageResult
     from megatron_af.train.trainer import Trainer
 
@@ -68,10 +75,13 @@ def train(config: Config, world_size: int) -> str:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
             os.environ.setdefault(name, value)
     dist.init_process_group(current_device().backend)
-    config = resolve_sizes(config, world_size)
     callbacks = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), StopOnSignal()]
-    with Trainer(config, callbacks) as trainer:
-        reason = trainer.train()
+    try:
+        with Trainer(config, callbacks) as trainer:
+            reason = trainer.train()
+    except NonFiniteGradient as error:  # on all processes alike
+        print(error, file=sys.stderr, flush=True)
+        return "hopeless"
     dist.destroy_process_group()
     return reason
 

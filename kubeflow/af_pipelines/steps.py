@@ -12,7 +12,9 @@ import dataclasses
 from typing import Any, Literal
 
 from megatron_af.config import RETRIEVAL_STEP, Config, ConfigError
+from megatron_af.config.effects import Effect, values
 from megatron_af.runs.digests import digest_value
+from megatron_af.runs.identity import measured_settings, stage_settings, step_settings
 
 STAGES = "stages"
 """In ``after``: every stage of the curriculum, trained and measured."""
@@ -50,7 +52,7 @@ def pipeline_steps(config: Config, pipeline: str) -> list[StepSpec]:
     digests: dict[str, str] = {}
     specs = []
     for name, after in _sorted(_waits(config, measured)).items():
-        digests[name] = digest_value([_inputs(config, measured.get(name, name)), [digests[waited] for waited in after]])
+        digests[name] = digest_value([_inputs(config, name, measured), [digests[waited] for waited in after]])
         known = {"name": name, "after": after, "reads": digests[name]}
         if name in config.curriculum:
             specs.append(StepSpec(kind="train", stage=name, **known))  # type: ignore[arg-type]
@@ -131,10 +133,11 @@ def _sorted(waits: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     return order
 
 
-def _inputs(config: Config, name: str) -> Any:
+def _inputs(config: Config, name: str, measured: dict[str, str]) -> Any:
     """What of the configuration decides a step's result; how it is laid out over processes does not."""
-    shared = [config.name, config.seed, config.data]
-    if name in config.curriculum:
-        return [*shared, config.model, config.precision, config.curriculum[name]]
-    step = config.all_steps()[name]
-    return [*shared, config.model.front_end, step, *([config.retrieval] if name == RETRIEVAL_STEP else [])]
+    if name in measured:
+        return measured_settings(config, measured[name])
+    if name not in config.curriculum:
+        return step_settings(config, name)
+    # A longer stage is the same one, but what is registered of it is not.
+    return [stage_settings(config, name), values(config.curriculum[name], Effect.LENGTH)]

@@ -194,9 +194,15 @@ class Config:
         """Everything that a stage of this run writes lies here."""
         return Path(self.output) / self.name / stage
 
-    def sample_tokens(self, stage: StageConfig) -> int:
-        """Audio and text tokens of a sample at its longest."""
-        return stage.max_windows * self.model.encoder.tokens_per_window + stage.max_text_tokens
+    def sample_tokens(self, stage: StageConfig, clips: int = 1) -> int:
+        """Audio and text tokens of a sample at its longest: all of its questions, and all clips that its row brings.
+
+        ``clips`` is the most that a row of the data has; rows made of neighbours have one for each example.
+        """
+        made = [self.data.datasets[name].neighbours for name in stage.blend if name in self.data.datasets]
+        clips = max(clips, *(neighbours.examples + 1 for neighbours in made if neighbours), 1)
+        audio = clips * stage.max_windows * self.model.encoder.tokens_per_window
+        return audio + stage.questions_per_sample * stage.max_text_tokens
 
     def step_unit(self, stage: StageConfig, world_size: int) -> int:
         """Samples that a global batch is a multiple of: one micro-batch on every data-parallel rank.

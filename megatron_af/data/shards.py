@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Self, overload
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from megatron_af.data.rows import Clip, Manifest, Question, Row, Span
 from megatron_af.data.storage import DataRoot
@@ -138,6 +139,17 @@ def open_rows(root: DataRoot, manifest: str) -> Sequence[Row]:
             f"{root}/{manifest} is neither a manifest (.jsonl) nor a prepared data set (a folder with {INDEX}): "
             "check data.root and data.datasets.*.manifest, or run tools/prepare_data.py prepare"
         ) from error
+
+
+def longest_clips(root: DataRoot, manifest: str) -> int:
+    """Clips of the row that has the most; one pass over the data set. Raises what :func:`open_rows` raises."""
+    rows = open_rows(root, manifest)
+    if not isinstance(rows, PreparedRows):
+        return max((len(row.clips) for row in rows), default=0)
+    only_clips = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index("clips")])
+    reader = pa.ipc.open_file(pa.OSFile(str(rows.path)), options=only_clips)
+    batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+    return max((pc.max(pc.list_value_length(batch.column(0))).as_py() or 0 for batch in batches), default=0)
 
 
 def write_index(path: Path, batches: Iterable[pa.RecordBatch]) -> int:

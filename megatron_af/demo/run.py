@@ -24,7 +24,8 @@ from megatron_af.config.loading import load_config
 from megatron_af.demo.recordings import Recordings
 from megatron_af.demo.scenes import prepare_scenes
 from megatron_af.evaluate.hearing import table
-from megatron_af.pipeline.curriculum import StageRecord, run_curriculum
+from megatron_af.pipeline.curriculum import run_curriculum
+from megatron_af.runs.records import StageRecord
 
 STEP = re.compile(r"^step (\d+)/(\d+) .*?\| loss (\S+)")
 ASKED = re.compile(r"^asked (\d+)/(\d+) ")

@@ -8,7 +8,6 @@ checkpoints it starts from. The same inputs are not trained twice; other inputs 
 anew. On a cluster the same stages are steps of a pipeline (``kubeflow/af_pipelines``).
 """
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,14 +25,19 @@ from megatron_af.config.loading import suggestion, to_yaml
 from megatron_af.runs.check import check
 from megatron_af.runs.identity import checkpoint_digest, evaluation_inputs, stage_inputs
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import CheckpointError, latest, read_result
+from megatron_af.runs.paths import CheckpointError, latest, read_result, read_resume
+from megatron_af.runs.presence import missing_for_training
+from megatron_af.runs.records import StageRecord
 from megatron_af.runs.results import Results, tables
+from megatron_af.runs.sizes import planned_steps, recorded_batch
 from megatron_af.tracking.runs import TrackedRun, stage_spool, start_curriculum_run
 from megatron_af.tracking.spool import Spool, metric_name
 
 TOOLS = Path(__file__).parents[2] / "tools"
 STOPPED = (3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a stage that was asked to stop, and wrote a checkpoint if it had begun."""
+HOPELESS = (2, 42)
+"""Exit codes of one that fails again in the same way: its configuration cannot run, or its gradients do not mend."""
 
 type Watch = Callable[[str, str], None]
 """Called with a stage and each line that its processes print."""
@@ -63,30 +67,6 @@ class Step:
         return f"{self.stage:<12} {self.action:<7} {self.why}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageRecord:
-    """``stage.json``: what the contents of a stage's folder were made from."""
-
-    inputs: dict[str, str]
-    done: bool = False
-    checkpoint: str = ""
-    digest: str = ""
-    seconds: float = 0.0
-    evaluated: str = ""
-    """Digest of the checkpoint that was measured last, and on what: other questions, and it is measured again."""
-
-    @classmethod
-    def load(cls, folder: Path) -> "StageRecord | None":
-        file = folder / "stage.json"
-        return cls(**json.loads(file.read_text())) if file.is_file() else None
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / "stage.json.new"
-        draft.write_text(json.dumps(asdict(self), indent=1))
-        draft.replace(folder / "stage.json")
-
-
 def chosen_stages(config: Config, start: str = "", only: str = "") -> list[str]:
     """Stages in their order: all, those from ``start`` on, or ``only`` one. ``ConfigError`` for one that is unknown."""
     known = list(config.curriculum)
@@ -106,19 +86,29 @@ def plan(config: Config, start: str = "", only: str = "") -> list[Step]:
     _check(config)
     steps: list[Step] = []
     for stage in chosen_stages(config, start, only):
-        origins = set(config.curriculum[stage].entry.values())
-        parents = [step for step in steps if step.action != "skip" and step.stage in origins]
-        if parents:
-            blocked = any(parent.action == "blocked" for parent in parents)
-            why = f"after {', '.join(parent.stage for parent in parents)}"
-            steps.append(Step(stage=stage, action="blocked" if blocked else "train", why=why))
-            continue
-        try:
-            steps.append(decide(config, stage))
-        except (FileNotFoundError, KeyError) as missing:
-            reason = missing.args[0] if isinstance(missing, KeyError) else missing
-            steps.append(Step(stage=stage, action="blocked", why=str(reason)))
+        step = _next(config, stage, steps)
+        if step.action != "skip":
+            coming = [before.stage for before in steps if before.action != "skip"]
+            missing = missing_for_training(replace(config, stage=stage), coming, anew=step.action != "resume")
+            if problems := "; ".join(missing):
+                step = Step(stage=stage, action="blocked", why=problems)
+        steps.append(step)
     return steps
+
+
+def _next(config: Config, stage: str, before: Sequence[Step]) -> Step:
+    """What to do about a stage behind these."""
+    origins = set(config.curriculum[stage].entry.values())
+    parents = [step for step in before if step.action != "skip" and step.stage in origins]
+    if parents:
+        blocked = any(parent.action == "blocked" for parent in parents)
+        why = f"after {', '.join(parent.stage for parent in parents)}"
+        return Step(stage=stage, action="blocked" if blocked else "train", why=why)
+    try:
+        return decide(config, stage)
+    except (FileNotFoundError, KeyError) as missing:
+        reason = missing.args[0] if isinstance(missing, KeyError) else missing
+        return Step(stage=stage, action="blocked", why=str(reason))
 
 
 def decide(config: Config, stage: str) -> Step:
@@ -128,17 +118,31 @@ def decide(config: Config, stage: str) -> Step:
     """
     inputs = stage_inputs(config, stage)
     folder = config.stage_folder(stage)
-    record = StageRecord.load(folder)
-    trained = latest(folder / "checkpoints") is not None
+    record, newest = StageRecord.load(folder), latest(folder / "checkpoints")
     if record is None:
-        action, why = ("resume", "has a checkpoint, but not its end") if trained else ("train", "not trained yet")
+        action, why = ("resume", "has a checkpoint, but not its end") if newest else ("train", "not trained yet")
     elif changed := sorted(name for name in inputs | record.inputs if inputs.get(name) != record.inputs.get(name)):
         action, why = "train", f"changed: {', '.join(changed)}"
-    elif record.done:
-        action, why = "skip", f"done: {record.checkpoint}"
+    elif newest is None:
+        why = f"its checkpoint {record.checkpoint} is gone" if record.done else "did not reach a checkpoint"
+        action = "train"
     else:
-        action, why = ("resume", "did not come to its end") if trained else ("train", "did not reach a checkpoint")
+        action, why = _go_on(config, stage, newest, done=record.done)
     return Step(stage=stage, action=action, why=why, inputs=inputs)  # type: ignore[arg-type]
+
+
+def _go_on(config: Config, stage: str, newest: Path, *, done: bool) -> tuple[str, str]:
+    """Of a stage that is the same as before: is there anything left of it?"""
+    settings = config.curriculum[stage]
+    if settings.batch_tokens:
+        settings = replace(settings, global_batch_samples=recorded_batch(config, stage))
+    steps, reached = planned_steps(config, settings), read_resume(newest)["step"]
+    if reached < steps:
+        return "resume", f"has {reached} of {steps} steps" if done else "did not come to its end"
+    if not done or not read_result(config.stage_folder(stage)):
+        return "resume", "has its last checkpoint, but not its end"
+    longer = f" ({steps} steps were asked for; a shorter stage needs another name=)" if reached > steps else ""
+    return "skip", f"done: {newest.name}{longer}"
 
 
 def run_curriculum(
@@ -151,14 +155,15 @@ def run_curriculum(
         StageFailed: a stage failed or was stopped; the next call goes on from its newest checkpoint.
         ExitGateFailed: a stage is not good enough for the next one.
     """
-    stages = chosen_stages(config, start, only)
-    _check(config)
+    steps = plan(config, start, only)
+    if blocked := [f"{step.stage}: {step.why}" for step in steps if step.action == "blocked"]:
+        raise ConfigError(f"{config.name} cannot run", blocked)
     config = replace(config, tracking=replace(config.tracking, alone=False), stage="")
     root = Path(config.output) / config.name
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.yaml").write_text(to_yaml(config))
     with _Tracking(config) as tracking:
-        for stage in stages:
+        for stage in (step.stage for step in steps):
             launch = launch_here(config)
             train_stage(config, stage, launch, watch)
             metrics = measure_stage(config, stage, launch, watch, tracking.spool)
@@ -236,10 +241,11 @@ def train_stage(config: Config, stage: str, launch: Launch, watch: Watch) -> Non
     seconds = time.monotonic() - started + (record.seconds if record else 0.0)
     if code:
         StageRecord(inputs=step.inputs, seconds=seconds).save(folder)
+        end = f"The end of {folder / 'log.txt'}:\n{''.join(tail)}"
+        if code in HOPELESS:
+            raise ConfigError(f"stage {stage} cannot run, and trying again would not help. {end}")
         how = "was stopped" if code in STOPPED else f"failed with exit code {code}"
-        raise StageFailed(
-            f"stage {stage} {how}; the same command resumes it. The end of {folder / 'log.txt'}:\n{''.join(tail)}"
-        )
+        raise StageFailed(f"stage {stage} {how}; the same command resumes it. {end}")
     checkpoint = latest(folder / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"stage {stage} ended well but wrote no checkpoint into {folder / 'checkpoints'}")

@@ -22,13 +22,13 @@ import soundfile
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import suggestion
-from megatron_af.pipeline.curriculum import StageRecord
 from megatron_af.release.gates import read_gates
 from megatron_af.release.trial import try_loading
 from megatron_af.release.versions import CANDIDATE, Releases, Report
 from megatron_af.runs.bundle import make_release
 from megatron_af.runs.digests import digest_value, recorded_digest
 from megatron_af.runs.identity import stage_inputs
+from megatron_af.runs.records import StageRecord
 from megatron_af.tracking.delivery import Delivery
 from megatron_af.tracking.runs import tracking_uri
 from megatron_af.tracking.store import experiment_id, open_client

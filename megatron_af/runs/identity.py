@@ -1,40 +1,57 @@
-"""What a stage's result depends on, as digests: the same inputs give the same run, different ones a new run.
+"""What makes two runs of a stage the same: one answer for resuming, skipping, the pipeline, evaluation and release.
 
     inputs = stage_inputs(config, "align")       # {"config": "sha256:…", "data/clotho": …, "parent/encoder": …}
-    identity = digest_value(inputs)
+    check_resume(config, checkpoint)             # raises before any weight is loaded
+
+To go on exactly means that every step from here on is the one that the uninterrupted run would have made: the same
+samples in the same order, and an update that differs by no more than the rounding of another layout. So whatever
+shapes weights or data order (``config/effects.py``) must be as it was, and so must what the files say: rows and their
+recordings, tokenizer, text tower, and the checkpoints that a stage starts from. Everything else may change:
+
+- how long the stage is: it may go on. A cosine schedule is then that of the new length, and its past steps are those of
+  the old one. What was trained longer than is asked for stays as it is.
+- how the step lies on the machines. Floating-point sums then round otherwise, and random masks (drop-path,
+  SpecAugment), which each rank draws, are others.
+- where things lie, what is logged, measured and released.
+
+Another learning rate is another run. It gets another ``name``, and takes the weights by its ``entry``.
 """
 
 import dataclasses
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from megatron_af.config import Config
+from megatron_af.config import RETRIEVAL_STEP, Config, ConfigError
+from megatron_af.config.effects import Effect, values
+from megatron_af.config.loading import load_config
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.runs.digests import DIGEST_FILE, digest_file, digest_tree, digest_value, record_digest, recorded_digest
-from megatron_af.runs.paths import resolve_entry
+from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.paths import SETTINGS, resolve_entry
 from megatron_af.runs.presence import how_to_make
+from megatron_af.runs.recordings import Recordings
 
-NO_INFLUENCE_ON_WEIGHTS = ("evaluation", "exit_gate")
-"""Fields of a stage that may change without training it again."""
+
+def stage_settings(config: Config, stage: str) -> dict[str, Any]:
+    """Key -> value of what a stage's samples and updates follow from, of its own data sets and of no other stage."""
+    settings = config.curriculum[stage]
+    others = [f"curriculum.{name}." for name in config.curriculum if name != stage]
+    others += [f"data.datasets.{name}." for name in config.data.datasets if name not in settings.blend]
+    found = _flat(values(config, Effect.WEIGHTS, Effect.ORDER))
+    if settings.batch_tokens:  # the batch follows from it (sizes.py), and a resume takes the recorded one
+        found.pop(f"curriculum.{stage}.global_batch_samples")
+    return {key: value for key, value in found.items() if not key.startswith(tuple(others))}
 
 
 def stage_inputs(config: Config, stage: str) -> dict[str, str]:
     """Digest of everything that the stage's weights follow from, by name.
 
-    How the model lies on the ranks is not among it: a stage may be resumed in another layout.
-
     Raises ``FileNotFoundError`` for a manifest, tokenizer or parent checkpoint that is not there.
     """
-    settings = dataclasses.asdict(config.curriculum[stage])
-    follows_from = {"global_batch_samples": settings["batch_tokens"], "steps": settings["passes"]}  # sizes.py
-    for name in (*NO_INFLUENCE_ON_WEIGHTS, *(name for name, origin in follows_from.items() if origin)):
-        del settings[name]
-    inputs = {"config": digest_value([settings, config.model, config.seed, config.precision])}
-    for dataset in sorted(config.curriculum[stage].blend):
-        inputs[f"data/{dataset}"] = digest_file(dataset_index(config, dataset))
-    tokenizer = Path(config.data.tokenizer)
-    if config.data.tokenizer and tokenizer.exists():
-        inputs["tokenizer"] = digest_tree(tokenizer) if tokenizer.is_dir() else digest_file(tokenizer)
+    inputs = {"config": digest_value(stage_settings(config, stage)), **_contents(config, stage)}
     for part, origin in sorted(config.curriculum[stage].entry.items()):
         checkpoint = resolve_entry(dataclasses.replace(config, stage=stage), origin)
         inputs[f"parent/{part}"] = checkpoint_digest(checkpoint)
@@ -44,8 +61,84 @@ def stage_inputs(config: Config, stage: str) -> dict[str, str]:
 def evaluation_inputs(config: Config, stage: str) -> str:
     """What a stage is measured on and how, in words and as a digest; raises what :func:`dataset_index` raises."""
     names = config.curriculum[stage].evaluation
-    rows = {name: digest_file(dataset_index(config, name)) for name in names}
-    return f"{', '.join(names)} ({digest_value([rows, config.evaluation])})"
+    rows = {name: dataset_digest(config, name) for name in names}
+    return f"{', '.join(names)} ({digest_value([rows, values(config.evaluation, Effect.ANSWERS)])})"
+
+
+def step_settings(config: Config, step: str) -> dict[str, Any]:
+    """What of the configuration decides the result of a pipeline step that is no stage: prepare, index, release."""
+    own = config.all_steps()[step]
+    found = values(config.data, Effect.FILES, prefix="data")
+    found |= {f"data.datasets.{name}.manifest": dataset.manifest for name, dataset in config.data.datasets.items()}
+    found |= values(config.model.front_end, Effect.WEIGHTS, prefix="model.front_end")
+    found |= values(config.scenes, Effect.FILES, prefix="scenes")
+    found |= values(config.retrieval, Effect.FILES, prefix="retrieval") if step == RETRIEVAL_STEP else {}
+    windows = {f"curriculum.{name}.max_windows": stage.max_windows for name, stage in config.curriculum.items()}
+    return {"name": config.name, "seed": config.seed, **found, **windows, **values(own, Effect.FILES, prefix="step")}
+
+
+def measured_settings(config: Config, stage: str) -> dict[str, Any]:
+    """What of the configuration decides the numbers of a stage: the stage itself, and how it is measured."""
+    settings, datasets = config.curriculum[stage], config.data.datasets
+    asked = values(settings, Effect.ANSWERS) | values(config.evaluation, Effect.ANSWERS)
+    rows = {f"evaluation.{name}": datasets[name].manifest for name in settings.evaluation if name in datasets}
+    return stage_settings(config, stage) | asked | rows
+
+
+def check_resume(config: Config, checkpoint: Path, recorded: Mapping[str, str] | None = None) -> None:
+    """Raises ``ConfigError`` with everything that keeps ``config.stage`` from going on from its checkpoint.
+
+    Args:
+        config: the run as it is now, its sizes resolved (``sizes.py``).
+        checkpoint: holds the configuration it was written with.
+        recorded: :func:`stage_inputs` of the run that wrote it, where they are known; what they say of files is
+            compared as well. A parent that is gone is not missed: its weights are in the checkpoint, or pointed at.
+    """
+    change = (
+        "set these back, or start over: with another name= (its curriculum.<stage>.entry may name this checkpoint to "
+        f"begin with its weights), or without {checkpoint.parent}"
+    )
+    if not (checkpoint / SETTINGS).is_file():
+        raise ConfigError(f"{checkpoint} holds no {SETTINGS} to compare with, so no run can go on from it; {change}")
+    before = load_config(checkpoint / SETTINGS)
+    was = stage_settings(before, config.stage) if config.stage in before.curriculum else {}
+    now = stage_settings(config, config.stage)
+    problems = [
+        f"{key}: was {was.get(key, 'absent')}, now {now.get(key, 'absent')}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+    problems += list(_changed_files(config, recorded or {}))
+    if problems:
+        raise ConfigError(f"stage {config.stage} cannot go on from {checkpoint}; {change}", problems)
+
+
+def dataset_digest(config: Config, dataset: str) -> str:
+    """Digest of a data set's rows and of their recordings.
+
+    The index of a prepared set holds every clip's digest. Behind a JSONL of rows lie recordings that may be replaced
+    under their names, so those count as well (``recordings.py`` says how far).
+
+    Raises what :func:`dataset_index` raises.
+    """
+    index = dataset_index(config, dataset)
+    digest = digest_file(index)
+    if index.suffix != ".jsonl" or not (paths := recordings_of(index)):
+        return digest
+    return digest_value([digest, Recordings(config.data.root, Path(config.output)).digests(paths)])
+
+
+def recordings_of(rows: Path) -> list[str]:
+    """Paths of the recordings that the rows of a JSONL name; what is no row is told by whoever reads it."""
+    found = set()
+    with rows.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                clips = json.loads(line).get("clips", [])
+                found |= {clip["path"] for clip in clips}
+            except (ValueError, AttributeError, KeyError, TypeError):
+                continue
+    return sorted(path for path in found if isinstance(path, str))
 
 
 def dataset_index(config: Config, dataset: str) -> Path:
@@ -75,3 +168,37 @@ def checkpoint_digest(checkpoint: Path) -> str:
     if checkpoint.is_file():
         return digest_file(checkpoint)
     return recorded_digest(checkpoint) if (checkpoint / DIGEST_FILE).is_file() else record_digest(checkpoint)
+
+
+def _contents(config: Config, stage: str) -> dict[str, str]:
+    """Digests of the files behind a stage's settings: rows and recordings, tokenizer, and what its objective reads."""
+    settings = config.curriculum[stage]
+    found = {f"data/{name}": dataset_digest(config, name) for name in sorted(settings.blend)}
+    for name, place in {"tokenizer": config.data.tokenizer, **spec_of(settings).files(config)}.items():
+        path = Path(place)
+        if place and path.exists():  # a name on the hub is compared as a name
+            found[name] = digest_tree(path) if path.is_dir() else digest_file(path)
+    return found
+
+
+def _changed_files(config: Config, recorded: Mapping[str, str]) -> Iterator[str]:
+    now = _contents(config, config.stage) if recorded else {}
+    for name in sorted(now.keys() | {name for name in recorded if not name.startswith(("config", "parent/"))}):
+        if recorded.get(name) != now.get(name):
+            yield f"{name}: other files than those it was trained with"
+    for part, origin in config.curriculum[config.stage].entry.items():
+        name = f"parent/{part}"
+        try:
+            if name in recorded and checkpoint_digest(resolve_entry(config, origin)) != recorded[name]:
+                yield f"{name}: {origin} is not the checkpoint that it started from"
+        except FileNotFoundError:
+            continue
+
+
+def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings of plain values, such as a blend, key by key."""
+    flat: dict[str, Any] = {}
+    for key, value in found.items():
+        inner = value if isinstance(value, Mapping) else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": entry for name, entry in inner.items()}
+    return flat

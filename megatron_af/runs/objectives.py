@@ -56,6 +56,11 @@ class ObjectiveSpec:
     def texts(self, config: Config, stage: StageConfig, tokenizer: Tokenizer) -> Texts[Any, Any]:
         """Its side of the data: what it takes from a row, and its part of a batch."""
 
+    def files(self, config: Config) -> dict[str, str]:
+        """Name -> folder, file or hub name of what it reads besides data, tokenizer and weights: part of what makes
+        two runs the same."""
+        return {}
+
     def evaluations(self, config: Config, stage: str) -> list[tuple[str, list[str]]]:
         """How a trained stage is measured: scripts (in ``tools/``, or by their path) with their further arguments."""
         raise NotImplementedError(f"{type(self).__name__} measures nothing; leave curriculum.{stage}.evaluation empty")

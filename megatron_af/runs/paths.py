@@ -40,7 +40,7 @@ class Resume(TypedDict):
     skipped: int
     """Of these, how many changed no weight because their gradient was not finite."""
     samples: int
-    """Samples seen: no resume may change how many make a step (``resume.py``)."""
+    """Samples seen: no resume may change how many make a step (``identity.py``)."""
     world_size: int
     """For the record: any other size may resume."""
     callbacks: NotRequired[dict[str, dict[str, Any]]]

@@ -5,7 +5,7 @@ problems = list(missing_for_training(config))       # of config.stage, which mus
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from megatron_af.config import Config, DatasetConfig
@@ -16,20 +16,27 @@ from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, CheckpointError, latest, source_of
 
 
-def missing_for_training(config: Config) -> Iterator[str]:
-    """Its blend, what it will be measured on, and the weights it starts from or goes on from."""
+def missing_for_training(config: Config, coming: Collection[str] = (), *, anew: bool = False) -> Iterator[str]:
+    """Its blend, what it will be measured on, and the weights it starts from or goes on from.
+
+    Args:
+        coming: stages that will have been trained by then.
+        anew: it will not go on from a checkpoint of its own.
+    """
     stage = config.curriculum[config.stage]
     yield from _data(config, [*stage.blend, *stage.evaluation])
     yield from _texts(config)
     parts = spec_of(stage).parts
     own = config.stage_folder(config.stage) / "checkpoints"
-    if _points_somewhere(own):
+    if not anew and _points_somewhere(own):
         yield from _weights("the stage's own checkpoint", own, parts)
         return  # it goes on from there
     named = {part: stage.entry.get(part, stage.entry.get("all")) for part in parts}
     for key, origin in stage.entry.items():
         wanted = [part for part in parts if named[part] == origin and key in (part, "all")]
         where = f"curriculum.{config.stage}.entry.{key} = {origin}"
+        if origin in coming:
+            continue
         if origin not in config.curriculum:
             yield from _checkpoint(where, Path(origin), wanted, list(config.curriculum))
         elif _points_somewhere(folder := config.stage_folder(origin) / "checkpoints"):

@@ -25,8 +25,8 @@ from megatron_af.data.batch import StepBatch
 from megatron_af.data.stream import Stream
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.runs.identity import check_resume
 from megatron_af.runs.paths import Resume, latest, read_resume, resolve_entry
-from megatron_af.runs.resume import check_resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.callbacks import Callback, Record
 from megatron_af.train.callbacks.meter import Meter
@@ -42,7 +42,7 @@ class Trainer:
     """One stage of a curriculum, from its entry weights (or its newest checkpoint) to its last step."""
 
     def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
-        """Raises ``ConfigError`` when the newest checkpoint is of a run with other settings (``runs/resume.py``)."""
+        """Raises ``ConfigError`` when the newest checkpoint is of a run with other settings (``runs/identity.py``)."""
         self.config = config
         self.stage: StageConfig = config.curriculum[config.stage]
         self.device = current_device()
@@ -131,7 +131,7 @@ class Trainer:
             stopped = self._asked_to_stop()
         self.save()
         self.checkpoints.close()
-        reason = "done" if self.step == self.stage.steps else "stopped"
+        reason = "done" if self.step >= self.stage.steps else "stopped"
         for callback in self.callbacks:
             callback.on_end(self, reason)
         return reason

@@ -51,8 +51,9 @@ tracking: {{enabled: false}}
 launch: {{nodes: 2, processes_per_node: 2}}
 data: {{root: {root}, datasets: {{text: {{manifest: text.jsonl}}, test: {{manifest: text.jsonl}}}}}}
 curriculum:
-  clap: {{trainable: ["*"], blend: {{text: 1}}, micro_batch_samples: 2, objective: contrastive}}
+  clap: {{steps: 2, trainable: ["*"], blend: {{text: 1}}, micro_batch_samples: 2, objective: contrastive}}
   align:
+    steps: 2
     entry: {{encoder: clap}}
     trainable: [added_rows]
     blend: {{text: 1}}

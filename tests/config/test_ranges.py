@@ -46,7 +46,7 @@ def changed(value: Any, path: list[str], new: Any) -> Any:
         ("data.workers", 0, "at least 1"),
         ("data.max_replaced_fraction", 1.5, "at least 0 and at most 1"),
         ("checkpoint.every_steps", -5, "at least 0"),
-        ("seed", -1, "at least 0 and at most 9223372036854775807"),
+        ("seed", -1, "at least 0 and at most 4294967295"),
         ("log_every_steps", 0, "at least 1"),
         ("curriculum.stage.pack_tokens", -1, "at least 0"),
         ("curriculum.stage.optimizer.learning_rate", math.inf, "above 0"),

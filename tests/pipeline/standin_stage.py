@@ -1,6 +1,6 @@
-"""Stands in for the training of a stage where a test is about the curriculum: two steps, a checkpoint each.
+"""Stands in for the training of a stage where a test is about the curriculum: a checkpoint for each step.
 
-    python standin_stage.py --config FILE stage=NAME     with STANDIN_<NAME>=fail | stop to end after the first
+    python standin_stage.py --config FILE stage=NAME     with STANDIN_<NAME>=fail|stop|hopeless to end after the first
 """
 
 import json
@@ -14,21 +14,23 @@ from megatron_af.runs.paths import LATEST, MANIFEST, latest, read_resume
 _, _, file, override = sys.argv
 config = load_config(file, [override])
 stage, folder = config.stage, config.stage_folder(config.stage)
+steps = config.curriculum[stage].steps
+parts = dict.fromkeys(("encoder", "transform", "rows", "xattn", "lm"), ".")
 trouble = os.environ.get(f"STANDIN_{stage.upper()}", "")
 newest = latest(folder / "checkpoints")
 done = read_resume(newest)["step"] if newest else 0
-for step in range(done + 1, 3):
-    print(f"step {step}/2 | loss {1 / step:.4f}", flush=True)
+for step in range(done + 1, steps + 1):
+    print(f"step {step}/{steps} | loss {1 / step:.4f}", flush=True)
     checkpoint = folder / "checkpoints" / f"step_{step:08d}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / MANIFEST).write_text(json.dumps({"resume": {"step": step}, "parts": {}}))
+    (checkpoint / MANIFEST).write_text(json.dumps({"resume": {"step": step}, "parts": parts}))
     # Weights follow from the settings, as they do in training.
-    (checkpoint / "weights").write_text(f"{stage} {config.seed} {config.curriculum[stage].steps} {step}")
+    (checkpoint / "weights").write_text(f"{stage} {config.seed} {config.curriculum[stage].max_windows} {step}")
     (folder / "checkpoints" / LATEST).write_text(checkpoint.name)
     if trouble and step == 1:
         print(f"RuntimeError: {trouble}", flush=True)
-        sys.exit(3 if trouble == "stop" else 1)
-Path(folder / "result.json").write_text(json.dumps({"step": 2.0, "loss": 0.5}))
+        sys.exit({"stop": 3, "hopeless": 42}.get(trouble, 1))
+Path(folder / "result.json").write_text(json.dumps({"step": float(steps), "loss": 0.5}))
 if config.curriculum[stage].evaluation:
     scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
     Path(folder / "hearing.json").write_text(json.dumps(dict.fromkeys(config.curriculum[stage].evaluation, scores)))

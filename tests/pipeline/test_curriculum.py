@@ -1,5 +1,6 @@
 """Which stages run, which do not, and what happens to the ones that fail."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,8 +10,9 @@ import pytest
 
 from megatron_af.config import BoundsConfig, Config, ConfigError, DataConfig, DatasetConfig, StageConfig, TrackingConfig
 from megatron_af.pipeline import curriculum
-from megatron_af.pipeline.curriculum import ExitGateFailed, StageFailed, StageRecord, plan, run_curriculum
+from megatron_af.pipeline.curriculum import ExitGateFailed, StageFailed, plan, run_curriculum
 from megatron_af.runs.paths import latest
+from megatron_af.runs.records import StageRecord
 from megatron_af.tracking.runs import stage_spool
 from megatron_af.tracking.spool import read_spool
 from megatron_af.tracking.store import open_client
@@ -27,12 +29,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.setattr(curriculum, "stage_command", command)
     (tmp_path / "text.jsonl").write_text("{}\n")
     (tmp_path / "scenes.jsonl").write_text("{}\n")
-    common = {"trainable": ("added_rows",), "global_batch_samples": 1, "micro_batch_samples": 1}
+    (tmp_path / "tokenizer.json").write_text("{}")
+    common = {"steps": 2, "trainable": ("added_rows",), "global_batch_samples": 1, "micro_batch_samples": 1}
     return Config(
         name="demo",
         output=str(tmp_path / "runs"),
         data=DataConfig(
             root=str(tmp_path),
+            tokenizer=str(tmp_path / "tokenizer.json"),
             datasets={name: DatasetConfig(manifest=f"{name}.jsonl") for name in ("text", "scenes")},
         ),
         curriculum={
@@ -86,8 +90,8 @@ def test_every_stage_once(config: Config) -> None:
 @pytest.mark.parametrize(
     ("change", "trained"),
     [
-        (lambda c: with_stage(c, "align", steps=3), ["align", "tune"]),
-        (lambda c: with_stage(c, "tune", steps=3), ["tune"]),
+        (lambda c: with_stage(c, "align", max_windows=2), ["align", "tune"]),
+        (lambda c: with_stage(c, "tune", max_windows=2), ["tune"]),
         (lambda c: replace(c, seed=5), ["lm", "align", "tune"]),
         (lambda c: replace(c, log_every_steps=3), []),
     ],
@@ -147,6 +151,55 @@ def test_a_stopped_stage_says_so(config: Config, monkeypatch: pytest.MonkeyPatch
         run(config)
 
 
+def test_a_stage_that_fails_again_in_the_same_way_is_not_said_to_resume(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_LM", "hopeless")
+    with pytest.raises(ConfigError, match="trying again would not help") as error:
+        run(config)
+    assert "resumes it" not in str(error.value)
+
+
+def test_more_steps_extend_a_stage_and_train_what_stands_on_it(config: Config) -> None:
+    run(config)
+    longer = with_stage(config, "align", steps=3)
+    assert plan(longer)[1].why == "has 2 of 3 steps" and actions(longer)["tune"] == "train"
+    watched = Watched()
+    run_curriculum(longer, watch=watched)
+    assert [line for stage, line in watched.lines if stage == "align" and line.startswith("step ")] == [
+        "step 3/3 | loss 0.3333\n"
+    ]
+    assert watched.trained() == ["align", "tune"]
+    assert actions(config)["align"] == "skip", "what was trained longer is not thrown away"
+    assert "2 steps were asked for" in plan(config)[1].why
+
+
+def test_a_checkpoint_that_is_gone_is_trained_again(config: Config) -> None:
+    run(config)
+    shutil.rmtree(config.stage_folder("tune") / "checkpoints")
+    assert (plan(config)[2].action, plan(config)[2].why) == ("train", "its checkpoint step_00000002 is gone")
+    (config.stage_folder("align") / "result.json").unlink()
+    assert plan(config)[1].why == "has its last checkpoint, but not its end"
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"lm": "nowhere"}, "entry.lm = nowhere: neither a stage nor an existing checkpoint"),
+        ({"lm": "{root}"}, "is no checkpoint"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    config: Config, tmp_path: Path, entry: dict[str, str], words: str
+) -> None:
+    wrong = with_stage(config, "tune", entry={part: origin.format(root=tmp_path) for part, origin in entry.items()})
+    assert [step.action for step in plan(wrong)] == ["train", "train", "blocked"]
+    assert words in plan(wrong)[2].why
+    with pytest.raises(ConfigError, match="cannot run") as error:
+        run(wrong)
+    assert words in str(error.value) and not config.stage_folder("lm").exists(), "before anything is trained"
+
+
 def test_an_interrupted_command_is_heard_to_its_end(tmp_path: Path) -> None:
     """A stage that is asked to stop still prints; into a closed pipe it would die before its checkpoint."""
     script = tmp_path / "tool.py"
@@ -173,7 +226,7 @@ def test_from_and_only(config: Config) -> None:
 def test_an_unknown_stage_and_a_missing_parent_stop_before_anything_runs(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"no stage 'alin'; did you mean align\?"):
         run(config, start="alin")
-    with pytest.raises(FileNotFoundError, match=r"run stage=lm first"):
+    with pytest.raises(ConfigError, match=r"run stage=lm first"):
         run(config, only="align")
     assert not config.stage_folder("align").exists()
     (blocked,) = plan(config, only="align")

@@ -1,13 +1,25 @@
 """Open sizes of a stage become numbers that the layout and the data can carry."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, DataConfig, DatasetConfig, ParallelConfig, StageConfig
+from megatron_af.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    DatasetConfig,
+    NeighboursConfig,
+    ParallelConfig,
+    StageConfig,
+)
+from megatron_af.config.loading import to_yaml
 from megatron_af.runs.check import check
-from megatron_af.runs.sizes import batch_samples, resolve_sizes, steps_of_passes
+from megatron_af.runs.sizes import batch_samples, most_clips, resolve_sizes, steps_of_passes
+
+QUESTION = {"prompt": "what?", "output": "a dog"}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +63,48 @@ def test_passes_are_steps_over_the_weighted_data(tmp_path: Path) -> None:
     assert resolved.curriculum["s"].steps == 2 * (300 + 2 * 100) // 8
     assert resolved.curriculum["other"] == config.curriculum["other"]
     assert steps_of_passes(replace(stage, passes=1e-6), {"clotho": 1, "musiccaps": 1}) == 1
+
+
+def record(config: Config, samples: int) -> None:
+    """A checkpoint of the stage, as a run with that batch leaves it."""
+    folder = config.stage_folder(config.stage) / "checkpoints"
+    (folder / "step_00000001").mkdir(parents=True)
+    stage = replace(config.curriculum[config.stage], global_batch_samples=samples)
+    recorded = replace(config, curriculum={config.stage: stage})
+    (folder / "step_00000001/config.yaml").write_text(to_yaml(recorded))
+    (folder / "step_00000001/checkpoint.json").write_text("{}")
+    (folder / "latest").write_text("step_00000001")
+
+
+def test_a_resume_takes_the_batch_that_the_stage_began_with(tmp_path: Path) -> None:
+    """Audio Flamingo 2's second stage: 560, 560, 544 and 512 samples would come out on 8, 16, 32 and 64 ranks."""
+    stage = StageConfig(max_windows=12, batch_tokens=1024 * 704, micro_batch_samples=1)
+    config = Config(name="af2", output=str(tmp_path), stage="s", curriculum={"s": stage})
+    fresh = {ranks: resolve_sizes(config, ranks).curriculum["s"].global_batch_samples for ranks in (8, 16, 32, 64)}
+    assert fresh == {8: 560, 16: 560, 32: 544, 64: 512}
+    record(config, fresh[16])
+    for ranks in (1, 8, 16, 35, 80):
+        assert resolve_sizes(config, ranks).curriculum["s"].global_batch_samples == 560
+    with pytest.raises(ConfigError, match=r"32 processes cannot share .*; start 28, 35, 40 processes"):
+        resolve_sizes(config, 32)
+    other = replace(config, curriculum={"s": replace(stage, batch_tokens=1024 * 700)})
+    assert resolve_sizes(other, 32).curriculum["s"].global_batch_samples != 560, "another budget is another run"
+
+
+def test_a_sample_is_counted_with_all_its_clips_and_questions(tmp_path: Path) -> None:
+    rows = [{"id": "a", "clips": [{"path": f"{n}.wav", "duration": 1} for n in range(5)], "questions": [QUESTION]}]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets = {
+        "many": DatasetConfig(manifest="many.jsonl"),
+        "few-shot": DatasetConfig(manifest="f.jsonl", neighbours=NeighboursConfig(of="many", examples=7)),
+    }
+    config = Config(name="x", data=DataConfig(root=str(tmp_path), datasets=datasets))
+    stage = StageConfig(max_windows=2, max_text_tokens=100, questions_per_sample=3, blend={"many": 1.0})
+    window = config.model.encoder.tokens_per_window
+    assert config.sample_tokens(stage) == 2 * window + 300
+    assert most_clips(config, stage) == 5
+    assert batch_samples(config, replace(stage, batch_tokens=2 * (10 * window + 300), micro_batch_samples=1), 1) == 2
+    assert config.sample_tokens(replace(stage, blend={"few-shot": 1.0})) == 8 * 2 * window + 300
 
 
 def test_without_budget_and_passes_nothing_changes() -> None:

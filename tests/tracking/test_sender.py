@@ -107,12 +107,12 @@ def test_a_server_that_stays_away_keeps_nobody(tmp_path: Path, server: MlflowSer
 def test_a_restarted_job_goes_on_in_its_run_and_other_inputs_are_another(tmp_path: Path, server: MlflowServer) -> None:
     base = config(tmp_path, server)
     stage = base.curriculum["align"]
-    changed = replace(base, curriculum={"align": replace(stage, steps=stage.steps + 1)})
-    # Another layout and another evaluation change nothing of what the weights follow from.
+    changed = replace(base, curriculum={"align": replace(stage, max_windows=stage.max_windows + 1)})
+    # Another layout, length and evaluation make no other run.
     moved = replace(
         base,
         parallel=replace(base.parallel, tensor=2),
-        curriculum={"align": replace(stage, evaluation=("clotho",))},
+        curriculum={"align": replace(stage, evaluation=("clotho",), steps=stage.steps + 1)},
     )
     for each in (base, moved, changed):
         run = start_stage_run(each, gpus="", world_size=1)

@@ -62,6 +62,9 @@ class Contrastive(Objective):
         if tower and not is_there(tower):
             yield f"model.clap.text_tower = {tower}: does not exist; name a folder or a hub name, or leave it empty"
 
+    def files(self, config: Config) -> dict[str, str]:
+        return {"text_tower": config.model.clap.text_tower}
+
     def evaluations(self, config: Config, stage: str) -> list[tuple[str, list[str]]]:
         folder = config.stage_folder(stage)
         return [
