@@ -43,7 +43,7 @@ NotNegative = Annotated[float, Range(min=0)]
 Fraction = Annotated[float, Range(min=0, max=1)]
 BelowOne = Annotated[float, Range(min=0, below=1)]
 Seed = Annotated[int, Range(min=0, max=2**32 - 1)]
-"""A name is drawn with its hash beside it (decoder/initialization.py), and both fit a generator's 64 bits."""
+"""What a generator on the CPU tells apart."""
 ANY = Range()
 
 

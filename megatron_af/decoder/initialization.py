@@ -36,7 +36,8 @@ def fresh(placement: Placement, layers: int, hidden: int, seed: int) -> Tensor:
         return torch.ones(shape)
     if name.endswith(".bias") or name.rsplit(".", 1)[-1].startswith("gate_"):
         return torch.zeros(shape)
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed << 32))
+    # Of a seed, a generator on the CPU takes the lower 32 bits: the hash of the name goes on from the run's seed.
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), seed))
     if ".xattn." in name:
         bound = 1 / math.sqrt(shape[-1])
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
