@@ -26,10 +26,10 @@ def component(name: str, builtin: Mapping[str, str]) -> Any:
     """
     if name not in builtin and ":" not in name:
         raise UnknownComponent(
-            f"'{name}' is not built in{suggestion(name, list(builtin))}; or name a class of your own as module:Class"
+            f"'{name}' is neither built in nor module:Class of your own{suggestion(name, list(builtin))}"
         )
     module, _, attribute = builtin.get(name, name).partition(":")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UnknownComponent(f"'{name}' cannot be imported: {error}; expected module:Class") from error

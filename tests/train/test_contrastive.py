@@ -220,8 +220,6 @@ def _other_losses(rank: int, world_size: int) -> None:
         objective = ContrastiveLearner(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
         torch.manual_seed(0)
         found[name] = objective.forward_backward(batch(**sizes, one_window=True))["loss"]
-        evaluated = objective.evaluate(batch(**sizes, one_window=True))["loss"]
-        assert evaluated == pytest.approx(objective.evaluate(batch(**sizes, one_window=True))["loss"]) or "clip" in name
     assert len({round(loss, 4) for loss in found.values()}) == 4
     assert all(0 < loss < 10 for loss in found.values())
 

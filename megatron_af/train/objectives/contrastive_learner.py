@@ -81,12 +81,6 @@ class ContrastiveLearner:
         self._ddp.scale_gradients(1 / record["samples"])
         return {**record, "temperature": 1 / self._model.scale.item()}
 
-    @torch.no_grad()
-    def evaluate(self, batch: StepBatch[CaptionBatch]) -> dict[str, float]:
-        """The same losses in evaluation mode, without gradients; a collective."""
-        self._model.eval()
-        return self._record(self._losses(batch), batch)
-
     def flops(self, batch: StepBatch[CaptionBatch]) -> float:
         # The text tower is small beside ten seconds of audio, and left out.
         return encoder_flops(self._config, self._stage, sum(batch.audio.clip_windows) * self._groups.data_size)

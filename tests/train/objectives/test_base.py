@@ -275,7 +275,7 @@ def load_config_of(config: Config, *overrides: str) -> Config:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("anser", "'anser' is not built in; did you mean answer?; or name a class of your own as module:Class"),
+        ("anser", "'anser' is neither built in nor module:Class of your own; did you mean answer?"),
         ("no.such:Thing", "'no.such:Thing' cannot be imported: No module named 'no'; expected module:Class"),
         ("json:dumps", "'json:dumps' is no objective: expected a subclass of"),
     ],
