@@ -18,6 +18,7 @@ from megatron_af.data.batch import HeardClip, StepAudio
 from megatron_af.model import AudioFront
 from tests import tiny
 from tests.data.toy import FRONT_END, open_stream, toy_config
+from tests.distributed import run_distributed
 
 CPU = torch.device("cpu")
 WINDOWS = (1, 3, 2, 1)
@@ -92,15 +93,27 @@ def test_without_a_cache_no_recording_is_read_for_its_digest() -> None:
     assert known.missing == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("trains", "folder", "kept"), [(False, "cache", True), (True, "cache", False), (False, "", False)]
+)
+def test_only_a_frozen_encoder_has_a_cache(tmp_path: Path, trains: bool, folder: str, kept: bool) -> None:
+    config = tiny.config()
+    config = replace(config, data=replace(config.data, feature_cache=folder and str(tmp_path / folder)))
+    front = AudioFront(config, tiny.VOCABULARY)
+    front.encoder.requires_grad_(False)
+    front.encoder.norm.requires_grad_(trains)
+    features = ClipFeatures.of(config, front, CPU)
+    assert any(features.look_up(clips()).keys) == kept
+    features.close()
+
+
 def test_a_rank_without_clips_has_features_of_no_window() -> None:
     nothing = StepAudio(clip_windows=(1,), owners=((), (0,)), mel_WFM=None, seconds=1.0)
     assert ClipFeatures(Encoder(), CPU, torch.float32)(nothing, []).shape == (0, 2, 3)
 
 
-@pytest.mark.parametrize("cached", CACHED)
-def test_encode_ahead_runs_on_a_stand_in_accelerator(cached: str) -> None:
-    """Cached features come from the host. Fake tensors on ``meta`` refuse to be mixed with tensors on the CPU, as a
-    GPU's do."""
+def step_on_a_stand_in(rank: int, world_size: int, cached: str) -> None:
+    """Fake tensors on ``meta`` refuse to be mixed with tensors on the CPU, as a GPU's do."""
     with torch.device("meta"):
         front = AudioFront(tiny.config(), tiny.VOCABULARY)
     front.encoder.requires_grad_(False)
@@ -123,6 +136,13 @@ def test_encode_ahead_runs_on_a_stand_in_accelerator(cached: str) -> None:
         ahead.backward()
         gradient = front.transform.layers[0].query.weight.grad
         assert gradient is not None and gradient.device.type == "meta"
+
+
+@pytest.mark.parametrize("cached", CACHED)
+def test_encode_ahead_runs_on_a_stand_in_accelerator(cached: str) -> None:
+    """Cached features come from the host, those of fresh clips are made on the device."""
+    # In a process of its own: a backward pass on a device starts threads of autograd, behind which nobody can fork.
+    run_distributed(step_on_a_stand_in, 1, cached)
 
 
 def test_the_stream_makes_mel_only_of_what_the_encoder_wants(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from megatron_af.data.batch import StepAudio, StepBatch, assign_clips
 from megatron_af.data.caption_texts import CaptionBatch, Captions
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.runs.check import check
 from megatron_af.train.callbacks import Callback, Record
 from megatron_af.train.objectives.contrastive_learner import ContrastiveLearner, build_clap
 from megatron_af.train.trainable import select
@@ -193,6 +194,15 @@ def test_the_temperature_stops_at_its_limit_and_leaves_it_again(precision: str, 
     for free in run_distributed(_temperatures, 2, 0.001, 0.0, precision, layout):
         assert free[0] < 0.002 and free[1] >= 0.01 * (1 - 1e-5)
         assert free[-1] > 1.005 * free[1], "the temperature sticks at its limit"
+
+
+def test_a_learnt_temperature_starts_above_its_limit():
+    settings = config()
+    clap = replace(settings.model.clap, temperature=0.005)
+    problem, *_ = set(check(replace(settings, model=replace(settings.model, clap=clap)), 1)) - set(check(settings, 1))
+    assert problem.startswith("model.clap.temperature = 0.005: a learnt one stops at 0.01; start above it")
+    fixed = replace(clap, learn_temperature=False)
+    assert check(replace(settings, model=replace(settings.model, clap=fixed)), 1) == check(settings, 1)
 
 
 def test_everything_that_should_learn_gets_a_gradient(reference: dict[str, Any]):

@@ -195,11 +195,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def _train(rank: int, world_size: int, config: Config, stop_after: int = 0) -> dict[int, float]:
+def _train(rank: int, world_size: int, config: Config, stop_after: int = 0, every: int = 0) -> Any:
+    """Losses by step, and the checkpoints in the order in which they could be read."""
     from megatron_af.train.callbacks import Callback
     from megatron_af.train.trainer import Trainer
 
     losses: dict[int, float] = {}
+    checkpoints: list[str] = []
+    config = replace(config, checkpoint=replace(config.checkpoint, every_steps=every))
 
     class Watch(Callback):
         def on_step(self, trainer: Trainer, record: dict[str, float]) -> None:
@@ -207,19 +210,24 @@ def _train(rank: int, world_size: int, config: Config, stop_after: int = 0) -> d
             if trainer.step == stop_after:
                 trainer.request_stop()
 
+        def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+            checkpoints.append(path.name)
+
     with Trainer(config, [Watch()]) as trainer:
         trainer.train()
-    return losses
+    return losses, checkpoints
 
 
 def test_it_trains_and_resumes_in_any_layout(config: Config) -> None:
     from tests.distributed import run_distributed
 
-    through = run_distributed(_train, 2, replace(config, name="through"))[0]
-    first = run_distributed(_train, 2, replace(config, name="cut"), 2)[0]
-    second = run_distributed(_train, 2, replace(config, name="cut"))[0]
+    through, written = run_distributed(_train, 2, replace(config, name="through"), every=2)[0]
+    assert written == ["step_00000002", "step_00000004"], "the last step is written once"
+    first, written = run_distributed(_train, 2, replace(config, name="cut"), 2)[0]
+    assert written == ["step_00000002"]
+    second, _ = run_distributed(_train, 2, replace(config, name="cut"))[0]
     assert set(first) == {1, 2} and set(second) == {3, 4} and first | second == through
-    assert run_distributed(_train, 1, replace(config, name="alone"))[0] == pytest.approx(through, rel=1e-5)
+    assert run_distributed(_train, 1, replace(config, name="alone"))[0][0] == pytest.approx(through, rel=1e-5)
     assert len(set(through.values())) == 4
     manifest = json.loads(next((config.stage_folder("level").parents[1] / "cut").rglob("checkpoint.json")).read_text())
     assert set(manifest["parts"]) == {"encoder", "head"}
