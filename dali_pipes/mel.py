@@ -79,6 +79,10 @@ class MelPipeline:
             return torch.cat(done)
         return torch.empty(0, self.front_end.window_frames, self.front_end.mel_bins)
 
+    def close(self) -> None:
+        """Gives back DALI's threads and buffers; it can be used again, from the beginning."""
+        self._pipelines.clear()
+
     def _run_kind(
         self, kind: type[Pcm | Flac], clips: Sequence[Pcm | Flac], num_windows: Sequence[int]
     ) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_config
-from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, summarise, table
+from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, questions_of, summarise, table
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.check import validate_evaluation
 
@@ -48,9 +48,9 @@ def main() -> int:
     dist.init_process_group(current_device().backend)
     folder, summaries, lines = config.stage_folder(config.stage), {}, []
     sets = {name: evaluation_rows(config, name) for name in config.curriculum[config.stage].evaluation}
-    questions = sum(len(row.questions) for rows in sets.values() for row in rows)
+    questions = sum(len(questions_of(rows)) for rows in sets.values())
     line = AskedLine(2 * questions, dist.get_world_size())
-    listener = Listener(config, line if dist.get_rank() == 0 else lambda questions: None)
+    listener = Listener(config, watch=line if dist.get_rank() == 0 else lambda questions: None)
     for name, rows in sets.items():
         asked = ask_all(listener, rows)
         summaries[name] = summarise(asked)

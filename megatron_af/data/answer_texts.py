@@ -1,11 +1,13 @@
 """The text side of a stage that answers: rows rendered as token segments, packed and padded to micro-batches.
 
 texts = AnswerTexts(config, stage, tokenizer)
-segments = texts.of(row, draw)                      # token ids of the questions it is asked this time
+row, text = texts.of(row, draw)                     # token ids of the questions it is asked this time
 batch = texts.collate(samples, heard, windows)      # TextBatch: micro-batches of text rows
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,11 +18,8 @@ from megatron_af.data.packing import pack
 from megatron_af.data.rows import Question, Row, RowError
 from megatron_af.data.sampler import Draw, keyed_hash
 from megatron_af.data.samples import Sample, Shown
-from megatron_af.data.templates import STYLES, answer_labels, render
+from megatron_af.data.templates import STYLES, RowText, TooLong, answer_labels, render
 from megatron_af.text.tokenizer import Tokenizer
-
-type Segments = tuple[list[int], ...]
-"""Token ids of a sample, one list per question, or a single one for examples and dialogues."""
 
 
 class AnswerTexts:
@@ -35,19 +34,19 @@ class AnswerTexts:
         self._micro_batch_multiple = config.parallel.pipeline if config.parallel.virtual_pipeline > 1 else 1
         self._immediate = config.model.cross_attention.immediate
 
-    def of(self, row: Row, draw: Draw) -> Segments:
+    def of(self, row: Row, draw: Draw) -> tuple[Row, RowText]:
         """
         Raises:
-            RowError: nothing to answer, or answers that do not fit into ``max_text_tokens``.
+            RowError: nothing to answer, or (``TooLong``) nothing that fits into ``max_text_tokens``.
         """
         stage = self._stage
-        questions = chosen_questions(row, draw, stage.questions_per_sample)
+        asked = replace(row, questions=chosen_questions(row, draw, stage.questions_per_sample))
         prefix = self._datasets[draw.dataset].task_prefix_probability * 2**64 > keyed_hash(draw.index, draw.row)
-        segments = render(row, questions, self._tokenizer, stage.max_text_tokens, style=self._style, task_prefix=prefix)
-        return tuple(segments)
+        text = render(asked, self._tokenizer, stage.max_text_tokens, style=self._style, task_prefix=prefix)
+        return text.row, text
 
     def collate(
-        self, samples: Sequence[Sample[Segments]], heard: Sequence[tuple[int, ...]], windows: Sequence[int]
+        self, samples: Sequence[Sample[RowText]], heard: Sequence[tuple[int, ...]], windows: Sequence[int]
     ) -> TextBatch:
         """Micro-batches of the step's samples, packed where the stage packs.
 
@@ -57,24 +56,33 @@ class AnswerTexts:
         groups: Sequence[Sequence[int]] = [[i] for i in range(len(samples))]
         if self._stage.pack_tokens:
             sizes = [
-                (sum(map(len, sample.text)), sum(windows[clip] for clip in clips))
+                (sum(map(len, sample.text.segments)), sum(windows[clip] for clip in clips))
                 for sample, clips in zip(samples, heard, strict=True)
             ]
             multiple = self._stage.micro_batch_samples * self._micro_batch_multiple
             groups = pack(sizes, self._stage.pack_tokens, multiple)
         rows = [packed_row([samples[i] for i in group], [heard[i] for i in group]) for group in groups]
-        return text_batch(
+        batch = text_batch(
             rows,
             self._tokenizer,
             self._stage.micro_batch_samples,
             length_multiple=self._length_multiple,
             immediate=self._immediate,
         )
+        too_long: Counter[int] = Counter()
+        for sample in samples:
+            lost = sum(error.questions for error in sample.refused if isinstance(error, TooLong))
+            too_long[sample.dataset] += sample.text.too_long + lost
+        return replace(batch, too_long=+too_long)
 
     def shown(self, row: Row) -> list[Shown]:
-        """A text per question (one for examples and dialogues), with the supervised tokens marked."""
-        segments = render(row, row.questions, self._tokenizer, self._stage.max_text_tokens, style=self._style)
-        return [_mark(ids, self._tokenizer) for ids in segments]
+        """A text per question (one for examples and dialogues), with the supervised tokens marked; or why there is
+        none."""
+        try:
+            text = render(row, self._tokenizer, self._stage.max_text_tokens, style=self._style)
+        except TooLong as error:
+            return [((str(error), False, False),)]
+        return [_mark(ids, self._tokenizer) for ids in text.segments]
 
 
 def text_batch(
@@ -91,13 +99,14 @@ def text_batch(
     )
 
 
-def packed_row(samples: Sequence[Sample[Segments]], heard: Sequence[tuple[int, ...]]) -> PackedRow:
+def packed_row(samples: Sequence[Sample[RowText]], heard: Sequence[tuple[int, ...]]) -> PackedRow:
     """Samples side by side in one row, each with its own span of the row's clips."""
     segments: list[Segment] = []
     clips: list[int] = []
     for sample, own in zip(samples, heard, strict=True):
         segments += [
-            Segment(ids=ids, first_audio=len(clips), num_audios=len(own), dataset=sample.dataset) for ids in sample.text
+            Segment(ids=ids, first_audio=len(clips), num_audios=len(own), dataset=sample.dataset)
+            for ids in sample.text.segments
         ]
         clips += own
     return PackedRow(segments=tuple(segments), clips=tuple(clips))

@@ -9,8 +9,8 @@ The audio is the same for every objective; ``text`` is what the stage's own obje
 S text positions, B rows of a micro-batch, L audio tokens, D feature dim, W windows, F mel frames, M mel bins.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -57,6 +57,8 @@ class TextBatch:
     """Micro-batches, all padded to the same S (a multiple of 8 and of the tensor-parallel size)."""
     num_tokens: int
     """Positions that are not padding."""
+    too_long: Mapping[int, int] = field(default_factory=dict)
+    """Data set (its place in ``sorted(stage.blend)``) -> questions drawn for this batch that fit into no text row."""
 
 
 @dataclass(frozen=True, kw_only=True)

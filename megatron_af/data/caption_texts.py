@@ -1,7 +1,7 @@
 """The text side of a contrastive stage: what is said of each clip, and of its spans.
 
     texts = CaptionTexts(one_positive=False)
-    said = texts.of(row, draw)                  # Captions of the row, refused where it contradicts itself
+    row, said = texts.of(row, draw)             # Captions of the row, refused where it contradicts itself
     batch = texts.collate(samples, heard, ...)  # CaptionBatch
 
 Nothing is drawn per rank: which caption stands alone follows from the sample's place in the stream, so any layout and
@@ -50,7 +50,7 @@ class CaptionTexts:
     def __init__(self, *, one_positive: bool = False) -> None:
         self._one_positive = one_positive
 
-    def of(self, row: Row, draw: Draw) -> tuple[Captions, ...]:
+    def of(self, row: Row, draw: Draw) -> tuple[Row, tuple[Captions, ...]]:
         """
         Raises:
             RowError: no caption, not one clip, or a caption that is also a negative.
@@ -67,7 +67,7 @@ class CaptionTexts:
                 replace(c, positives=(c.positives[keyed_hash(draw.random, place) % len(c.positives)],))
                 for place, c in enumerate(said)
             ]
-        return tuple(said)
+        return row, tuple(said)
 
     def collate(
         self, samples: Sequence[Sample[tuple[Captions, ...]]], heard: Sequence[tuple[int, ...]], windows: Sequence[int]

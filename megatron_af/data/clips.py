@@ -2,10 +2,15 @@
 
     loader = ClipLoader(config, max_windows=12, device=current_device())
     mel_WFM, bad = loader.load(clips)       # bad: {index: why}; such a clip is silent
+    loader.below(folder).load(clips)        # of another data root, by the same threads
+    loader.close()
+
+A loader owns DALI pipelines and threads: make one, and keep it as long as there is audio to load.
 
 W windows, F mel frames, M mel bins.
 """
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +42,24 @@ class ClipLoader:
         )
         workers = config.data.workers
         self._readers = ThreadPoolExecutor(workers, thread_name_prefix="clips") if workers > 1 else None
+        self._remember()
+
+    def _remember(self) -> None:
         self._digest_of_file = lru_cache(maxsize=1 << 20)(self._file_digest)
         self._problem_of_header = lru_cache(maxsize=1 << 16)(self._header_problem)
+
+    def below(self, root: Path | str) -> "ClipLoader":
+        """This loader, reading clips below another folder or address; pipelines and threads are the same ones."""
+        other = copy.copy(self)
+        other._root = DataRoot(str(root))
+        other._remember()
+        return other
+
+    def close(self) -> None:
+        """Ends its threads; neither it nor what was made of it by `below` can load any more."""
+        if self._readers is not None:
+            self._readers.shutdown()
+        self._pipeline.close()
 
     def num_windows(self, clip: Clip) -> int:
         """Windows of a clip, from its promised duration: every rank knows it without decoding."""

@@ -20,7 +20,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
@@ -90,6 +90,23 @@ class Row:
     template: str = "single"
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Anything else worth keeping; never read by training."""
+
+    @property
+    def own_clips(self) -> tuple[Clip, ...]:
+        """What the row itself is about: of an interleaved row the last clip, for the others belong to examples."""
+        return self.clips[-1:] if self.template.startswith("interleaved") else self.clips
+
+    def each_question(self) -> "list[Row]":
+        """The row once for each question of its own, which then is the last one.
+
+        A dialogue keeps the turns before it. An interleaved row has one question, its last: the pairs before it are
+        examples.
+        """
+        if self.template.startswith("interleaved"):
+            return [self]
+        if self.template == "dialogue":
+            return [replace(self, questions=self.questions[: turn + 1]) for turn in range(len(self.questions))]
+        return [replace(self, questions=(question,)) for question in self.questions]
 
 
 def parse_row(value: object, where: str) -> Row:

@@ -10,7 +10,7 @@ reported as a line of JSON, and the run stops when there are too many.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,10 +38,13 @@ class Sample[Said]:
     """One row as it takes part in one step."""
 
     row: Row
+    """As the objective takes it: its clips are what is heard."""
     dataset: int
     """Index in the sorted names of the blend."""
     text: Said
     """What the objective takes from the row."""
+    refused: tuple[RowError | AudioError, ...] = ()
+    """Why rows that were drawn before it for its place were not taken."""
 
 
 type Shown = tuple[tuple[str, bool, bool], ...]
@@ -51,8 +54,11 @@ type Shown = tuple[tuple[str, bool, bool], ...]
 class Texts[Said, Text: StepText](Protocol):
     """An objective's side of the data; the same on every rank, whatever the layout."""
 
-    def of(self, row: Row, draw: Draw) -> Said:
+    def of(self, row: Row, draw: Draw) -> tuple[Row, Said]:
         """What it takes from a row; everything random about it follows from ``draw``.
+
+        Returns:
+            The row, with the clips alone that are to be heard, and what is said.
 
         Raises:
             RowError: the row is of no use to it, and is exchanged for another one.
@@ -113,10 +119,12 @@ class SampleSource[Said]:
         draw = self._sampler.draw(step * self._stage.global_batch_samples + slot)
         self._drawn += 1
         index = draw.row
+        refused: list[RowError | AudioError] = []
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._sample(draw, index)
+                return replace(self._sample(draw, index), refused=tuple(refused))
             except (RowError, AudioError) as error:
+                refused.append(error)
                 self.report(step, draw.dataset, index, str(error), write=self._speaks)
                 index = self._sampler.replacement(draw, attempt)
         raise TooManyReplacements(f"data set {draw.dataset}: {ATTEMPTS} rows in a row cannot be used, see the report")
@@ -136,16 +144,15 @@ class SampleSource[Said]:
         if self._replaced > max(GRACE, self._allowed * self._drawn):
             raise TooManyReplacements(
                 f"{self._replaced} of {self._drawn} samples could not be used (last: {dataset}, row {row}: {problem}); "
-                f"data.max_replaced_fraction allows {self._allowed:.1%}. Run tools/prepare_data.py, which leaves bad "
-                f"audio out; all of them stand in {self._report}"
+                f"data.max_replaced_fraction allows {self._allowed:.1%}. Run tools/prepare_data.py: prepare leaves bad "
+                f"audio out, stats counts what is too long; all of them stand in {self._report}"
             )
 
     def dataset_name(self, index: int) -> str:
         return self._sampler.names[index]
 
     def _sample(self, draw: Draw, index: int) -> Sample[Said]:
-        row = self._rows[draw.dataset][index]
+        row, text = self._texts.of(self._rows[draw.dataset][index], draw)
         for clip in row.clips:
             self._loader.check(clip)
-        dataset = self._sampler.names.index(draw.dataset)
-        return Sample(row=row, dataset=dataset, text=self._texts.of(row, draw))
+        return Sample(row=row, dataset=self._sampler.names.index(draw.dataset), text=text)

@@ -8,29 +8,24 @@ depend on the number of ranks. Text is made on every rank of a model-parallel gr
 that encodes it. The next batches are made in the background while a step computes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, StageConfig
-from megatron_af.data.answer_texts import packed_row, text_batch
 from megatron_af.data.batch import (
     EncoderSide,
     HeardClip,
     StepAudio,
     StepBatch,
     StepText,
-    TextBatch,
     assign_clips,
 )
 from megatron_af.data.clips import ClipLoader
-from megatron_af.data.collate import PackedRow
 from megatron_af.data.rows import Clip, Row
-from megatron_af.data.samples import Sample, SampleSource, Texts
-from megatron_af.data.templates import STYLES, render, render_prompt
+from megatron_af.data.samples import SampleSource, Texts
 from megatron_af.parallel.device import Device
-from megatron_af.text.tokenizer import Tokenizer
 
 AHEAD = 2
 """Batches made before they are asked for."""
@@ -110,7 +105,7 @@ class Stream[Said, Text: StepText]:
         self._per_rank = stage.global_batch_samples // dp_size
         self._first_slot = dp_rank * self._per_rank
         self._texts = texts
-        loader = ClipLoader(config, max_windows=stage.max_windows, device=device)
+        self._loader = loader = ClipLoader(config, max_windows=stage.max_windows, device=device)
         report = config.stage_folder(config.stage) / "replaced.jsonl"
         self._source = SampleSource(config, stage, texts, loader, report, speaks=mp_rank == 0)
         self._audio = AudioMaker(loader, mp_rank=mp_rank, mp_size=mp_size, encoder_side=encoder_side)
@@ -138,6 +133,7 @@ class Stream[Said, Text: StepText]:
         """Stops the background work."""
         self._forget()
         self._thread.shutdown()
+        self._loader.close()
 
     def _prefetch(self, step: int) -> None:
         for ahead in range(step, step + AHEAD + 1):
@@ -161,63 +157,13 @@ class Stream[Said, Text: StepText]:
         return StepBatch(audio=audio, text=text, sample_ids=tuple(sample.row.id for sample in samples))
 
 
-def audio_batches(
-    config: Config, rows: Sequence[Row], *, device: Device, max_windows: int, batch_rows: int
-) -> Iterator[tuple[list[Row], StepAudio, list[tuple[int, ...]]]]:
-    """The audio of given rows, some at a time, in order; and each row's clips, as indices into ``clip_windows``.
+def hear(loader: ClipLoader, rows: Sequence[Row]) -> tuple[StepAudio, list[tuple[int, ...]]]:
+    """The audio of given rows, all of it on this rank; and each row's clips, as indices into ``clip_windows``.
 
     Raises:
-        AudioError: a clip cannot be decoded: an evaluation replaces nothing.
+        AudioError: a clip cannot be decoded: outside of training nothing is replaced.
     """
-    maker = AudioMaker(ClipLoader(config, max_windows=max_windows, device=device))
-    for begin in range(0, len(rows), batch_rows):
-        chunk = list(rows[begin : begin + batch_rows])
-        audio, heard, silent = maker.make(chunk)
-        if silent:
-            problems = "; ".join(f"{chunk[i].id}: {why}" for i, why in silent.items())
-            raise AudioError(f"rows of an evaluation cannot be heard: {problems}")
-        yield chunk, audio, heard
-
-
-def evaluation_batches(
-    config: Config,
-    rows: Sequence[Row],
-    *,
-    tokenizer: Tokenizer,
-    device: Device,
-    max_windows: int,
-    max_text_tokens: int,
-    batch_rows: int,
-    prompts: bool = False,
-) -> Iterator[tuple[list[Row], StepBatch[TextBatch]]]:
-    """Batches of given rows, in order, nothing drawn and nothing left out; each has one micro-batch.
-
-    Args:
-        prompts: instead of one text row per row with all its questions and answers, one text row per question that
-            ends with ``<SEP>``, where generation begins. The text rows follow rows, then questions.
-
-    Raises:
-        AudioError: a clip cannot be decoded: an evaluation replaces nothing.
-    """
-    style = STYLES[config.data.text_style]
-    batches = audio_batches(config, rows, device=device, max_windows=max_windows, batch_rows=batch_rows)
-    for chunk, audio, heard in batches:
-        texts: list[PackedRow] = []
-        for row, clips in zip(chunk, heard, strict=True):
-            if prompts:
-                segments = [
-                    [render_prompt(row, question, tokenizer, max_text_tokens, style=style)]
-                    for question in row.questions
-                ]
-            else:
-                segments = [render(row, row.questions, tokenizer, max_text_tokens, style=style)]
-            samples = [Sample(row=row, dataset=0, text=tuple(text)) for text in segments]
-            texts += [packed_row([sample], [clips]) for sample in samples if sample.text]
-        text = text_batch(
-            texts,
-            tokenizer,
-            max(1, len(texts)),
-            length_multiple=config.parallel.tensor,
-            immediate=config.model.cross_attention.immediate,
-        )
-        yield chunk, StepBatch(audio=audio, text=text, sample_ids=tuple(row.id for row in chunk))
+    audio, heard, silent = AudioMaker(loader).make(rows)
+    if silent:
+        raise AudioError("; ".join(f"{rows[i].id}: cannot be heard: {why}" for i, why in silent.items()))
+    return audio, heard

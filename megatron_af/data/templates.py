@@ -1,7 +1,11 @@
 """From questions and answers to token ids, and from token ids to labels.
 
-    segments = render(row, row.questions, tokenizer, max_tokens=512)    # one list of ids per packed segment
+    text = render(row, tokenizer, max_tokens=512)       # text.segments: one list of ids per packed segment
+    text = render(row, tokenizer, max_tokens=512, prompt=True)      # up to where its last question is answered
     labels_BS = answer_labels(ids_BS, segment_BS, tokenizer)
+
+Text that does not fit is never cut: the oldest examples or turns are left out, and what is too long even alone is
+refused. Training, evaluation and serving all come through :func:`render`.
 
 Audio Flamingo 2 (data/data.py), one question, prompt and output lower-cased and stripped::
 
@@ -20,7 +24,8 @@ has neither. B rows, S positions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -45,74 +50,88 @@ STYLES = {
 }
 
 
-@dataclass(frozen=True)
-class _Text:
-    """Text of a template, not yet tokenized; a prompt may be shortened, all but its ``tail``."""
+class TooLong(RowError):
+    """A question that does not fit even alone."""
 
-    text: str
-    prompt: bool = False
-    tail: str = ""
+    def __init__(self, row: Row, tokens: int, max_tokens: int, questions: int, *, prompt: bool) -> None:
+        what = "question" if prompt else "question and answer"
+        super().__init__(
+            f"row {row.id}: its {what} take{'s' * prompt} {tokens} tokens, the stage's max_text_tokens is {max_tokens}"
+        )
+        self.tokens = tokens
+        """What it would take, with its audio marks and nothing before it."""
+        self.max_tokens = max_tokens
+        self.questions = questions
+        """How many questions are lost with the row."""
 
 
-type _Piece = _Text | int
+@dataclass(frozen=True, kw_only=True)
+class RowText:
+    """A row as token ids."""
+
+    row: Row
+    """What of it fits: the questions that are in the text, and the clips that they are about."""
+    segments: tuple[list[int], ...]
+    """One for each question, or a single one for interleaved rows and dialogues."""
+    shortened: int = 0
+    """Oldest examples or turns that were left out."""
+    too_long: int = 0
+    """Questions of their own (``single``) that were left out."""
+
+
+type _Piece = str | int
+"""Text of a template, or a special token."""
 
 
 def render(
     row: Row,
-    questions: Sequence[Question],
     tokenizer: Tokenizer,
     max_tokens: int,
     *,
     style: TextStyle = STYLES["af2"],
     task_prefix: bool = False,
-) -> list[list[int]]:
-    """The row's segments as token ids: one per question, or a single one for interleaved rows and dialogues.
+    prompt: bool = False,
+) -> RowText:
+    """The row's questions and answers; of an over-long row, the newest that fit into ``max_tokens``.
 
-    Over-long segments lose the ends of their longest prompts, never a part of an answer; a dialogue loses its last
-    turns.
+    An interleaved row loses its oldest examples, with their clips, and a dialogue its oldest turns. Questions that
+    stand alone fit or are left out.
 
     Args:
+        max_tokens: of each segment.
         task_prefix: begin with ``The task is {row.task}.`` (AF1; a dialogue always names its task).
+        prompt: only the row's last question, with the examples or turns before it, up to and with ``<SEP>``: where
+            generation begins.
 
     Raises:
-        RowError: the answers alone do not fit into ``max_tokens``.
+        TooLong: no question of the row fits.
     """
+    pieces_of = {"single": _single, "dialogue": _dialogue}.get(row.template, _interleaved)
+
+    def ids_of(part: Row) -> list[int]:
+        ids = _encode(pieces_of(part, tokenizer, style, task_prefix), tokenizer)
+        if prompt:
+            del ids[len(ids) - ids[::-1].index(tokenizer.separator_id) :]
+        return ids
+
     if row.template == "single":
-        parts = [_single(row, question, tokenizer, style, task_prefix) for question in questions]
-    elif row.template.startswith("interleaved"):
-        parts = [_interleaved(row, questions, tokenizer, style, task_prefix)]
-    else:
-        parts = [_dialogue(row, questions, tokenizer, style)]
-        for turns in range(len(questions) - 1, 0, -1):
-            if _num_tokens(_spans(parts[0], tokenizer)) <= max_tokens:
-                break
-            parts = [_dialogue(row, questions[:turns], tokenizer, style)]
-    return [_encode(row, pieces, tokenizer, max_tokens) for pieces in parts]
-
-
-def render_prompt(
-    row: Row,
-    question: Question,
-    tokenizer: Tokenizer,
-    max_tokens: int,
-    *,
-    style: TextStyle = STYLES["af2"],
-    task_prefix: bool = False,
-) -> list[int]:
-    """What stands before the answer to ``question``, up to and with ``<SEP>``: where generation begins.
-
-    An interleaved row's earlier pairs, and a dialogue's earlier turns, are part of it.
-    """
-    if row.template == "single":
-        pieces = _single(row, question, tokenizer, style, task_prefix)
-    else:
-        until = row.questions[: row.questions.index(question) + 1]
-        if row.template.startswith("interleaved"):
-            pieces = _interleaved(row, until, tokenizer, style, task_prefix)
-        else:
-            pieces = _dialogue(row, until, tokenizer, style)
-    last = max(i for i, piece in enumerate(pieces) if piece == tokenizer.separator_id)
-    return _encode(row, pieces[: last + 1], tokenizer, max_tokens)
+        asked = row.questions[-1:] if prompt else row.questions
+        texts = [(question, ids_of(replace(row, questions=(question,)))) for question in asked]
+        fitting = [(question, ids) for question, ids in texts if len(ids) <= max_tokens]
+        if not fitting:
+            raise TooLong(row, min(len(ids) for _, ids in texts), max_tokens, len(texts), prompt=prompt)
+        return RowText(
+            row=replace(row, questions=tuple(question for question, _ in fitting)),
+            segments=tuple(ids for _, ids in fitting),
+            too_long=len(texts) - len(fitting),
+        )
+    for oldest in range(len(row.questions)):
+        clips = row.clips[oldest:] if row.template.startswith("interleaved") else row.clips
+        part = replace(row, questions=row.questions[oldest:], clips=clips)
+        ids = ids_of(part)
+        if len(ids) <= max_tokens:
+            return RowText(row=part, segments=(ids,), shortened=oldest)
+    raise TooLong(row, len(ids), max_tokens, 1, prompt=prompt)
 
 
 def plain(text: str) -> str:
@@ -120,32 +139,30 @@ def plain(text: str) -> str:
     return text.lower().strip()
 
 
-def _single(row: Row, question: Question, tokenizer: Tokenizer, style: TextStyle, prefix: bool) -> list[_Piece]:
+def _single(row: Row, tokenizer: Tokenizer, style: TextStyle, prefix: bool) -> list[_Piece]:
+    (question,) = row.questions
     return [
         *_begin(tokenizer, style),
-        _Text(_task(row) if prefix else ""),
+        _task(row) if prefix else "",
         *[tokenizer.audio_id] * len(row.clips),
         *_pair(question, tokenizer, style),
         tokenizer.eos_id,
     ]
 
 
-def _interleaved(
-    row: Row, questions: Sequence[Question], tokenizer: Tokenizer, style: TextStyle, prefix: bool
-) -> list[_Piece]:
+def _interleaved(row: Row, tokenizer: Tokenizer, style: TextStyle, prefix: bool) -> list[_Piece]:
     how = "random" if row.template == "interleaved_random" else "similar"
-    pieces: list[_Piece] = [*_begin(tokenizer, style), _Text(f"Here are {how} examples. ")]
-    pieces.append(_Text(_task(row) if prefix else ""))
-    for question in questions:
+    pieces: list[_Piece] = [*_begin(tokenizer, style), f"Here are {how} examples. ", _task(row) if prefix else ""]
+    for question in row.questions:
         pieces += [tokenizer.audio_id, *_pair(question, tokenizer, style)]
     return [*pieces, tokenizer.eos_id]
 
 
-def _dialogue(row: Row, turns: Sequence[Question], tokenizer: Tokenizer, style: TextStyle) -> list[_Piece]:
-    pieces = [*_begin(tokenizer, style), _Text("The task is dialog. "), *[tokenizer.audio_id] * len(row.clips)]
-    for turn in turns:
-        pieces += [_Text(f"user: {turn.prompt} \nassistant: ", prompt=True, tail=" \nassistant: ")]
-        pieces += [tokenizer.separator_id, _Text(turn.output), tokenizer.end_of_chunk_id, tokenizer.eos_id, _Text("\n")]
+def _dialogue(row: Row, tokenizer: Tokenizer, style: TextStyle, prefix: bool) -> list[_Piece]:
+    pieces = [*_begin(tokenizer, style), "The task is dialog. ", *[tokenizer.audio_id] * len(row.clips)]
+    for turn in row.questions:
+        pieces += [f"user: {turn.prompt} \nassistant: ", tokenizer.separator_id]
+        pieces += [turn.output, tokenizer.end_of_chunk_id, tokenizer.eos_id, "\n"]
     return pieces
 
 
@@ -158,62 +175,17 @@ def _task(row: Row) -> str:
 
 
 def _pair(question: Question, tokenizer: Tokenizer, style: TextStyle) -> list[_Piece]:
-    return [
-        _Text(plain(question.prompt) + style.suffix, prompt=True, tail=style.suffix),
-        tokenizer.separator_id,
-        _Text(plain(question.output)),
-        tokenizer.end_of_chunk_id,
-    ]
+    prompt, output = plain(question.prompt) + style.suffix, plain(question.output)
+    return [prompt, tokenizer.separator_id, output, tokenizer.end_of_chunk_id]
 
 
-@dataclass(frozen=True)
-class _Span:
-    """Tokens of neighbouring pieces; the last ``tail`` of a prompt's tokens always stay."""
-
-    ids: list[int]
-    prompt: bool = False
-    tail: int = 0
-
-
-def _spans(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> list[_Span]:
-    spans: list[_Span] = []
-    waiting: list[_Text] = []
-    for piece in [*pieces, None]:
-        if isinstance(piece, _Text):  # neighbours are tokenized as one text: the string that the papers write
-            waiting.append(piece)
-            continue
-        if text := "".join(t.text for t in waiting):
-            tail = len(tokenizer.encode(waiting[-1].tail)) if waiting[-1].tail else 0
-            spans.append(_Span(tokenizer.encode(text), any(t.prompt for t in waiting), tail))
-        waiting = []
-        if piece is not None:
-            spans.append(_Span([piece]))
-    return spans
-
-
-def _num_tokens(spans: Sequence[_Span]) -> int:
-    return sum(len(span.ids) for span in spans)
-
-
-def _encode(row: Row, pieces: Sequence[_Piece], tokenizer: Tokenizer, max_tokens: int) -> list[int]:
-    """Tokens of the pieces; prompts are cut to one common length that makes the whole fit."""
-    spans = _spans(pieces, tokenizer)
-    over = _num_tokens(spans) - max_tokens
-    if over <= 0:
-        return [token for span in spans for token in span.ids]
-    lengths = [max(0, len(span.ids) - span.tail) for span in spans if span.prompt]
-    room = sum(lengths) - over
-    if room < 0:
-        raise RowError(
-            f"row {row.id}: its answers and {len(row.clips)} clips take {max_tokens - room} tokens, "
-            f"stage.max_text_tokens is {max_tokens}"
-        )
-    common = max(n for n in range(max(lengths) + 1) if sum(min(n, length) for length in lengths) <= room)
-    out: list[int] = []
-    for span in spans:
-        end = len(span.ids) - span.tail
-        out += span.ids[:common] + span.ids[end:] if span.prompt and end > common else span.ids
-    return out
+def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> list[int]:
+    """Token ids; neighbouring texts are tokenized as one, the string that the papers write."""
+    ids: list[int] = []
+    for is_text, run in groupby(pieces, key=lambda piece: isinstance(piece, str)):
+        together = list(run)
+        ids += tokenizer.encode("".join(map(str, together))) if is_text else map(int, together)
+    return ids
 
 
 def answer_labels(ids_BS: np.ndarray, segment_BS: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Does a model hear? Accuracy with a question's own audio against audio exchanged between samples.
 
-    asked = ask_all(answer, rows)                  # answer: rows -> answers, question by question
+    asked = ask_all(answer, rows)                  # answer: rows -> the answer to each one's last question
     print(table(summarise(asked)))
 
-Each question is asked twice: about its own clip, and about the clip of another sample that was asked the same
-question (any other sample where no one was). What the exchanged audio still gets right is what the question alone
-gives away; the difference is what was heard. The third number is what always giving the skill's commonest answer
-would get.
+Each question is asked twice: about its own recording, and about another one whose right answer to the same question is
+another. What the exchanged audio still gets right is what the question alone gives away, for a model that hears would
+answer otherwise; the difference is what was heard. Where no recording fits, any other one is taken, and the summary
+counts such questions. The third number is what always giving the skill's commonest answer would get.
+
+A question that is too long to be asked is answered by nothing, which is wrong; the summary counts these, too.
 """
 
 import random
@@ -14,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -42,7 +45,11 @@ class Asked:
     heard: str
     """Answer with the question's own audio."""
     exchanged: str
-    """Answer with another sample's audio."""
+    """Answer with another recording's audio."""
+    partner: bool = True
+    """Whether that recording was asked the same and has another answer."""
+    too_long: bool = False
+    """It could not be asked."""
 
     @property
     def right(self) -> bool:
@@ -69,62 +76,114 @@ def evaluation_rows(config: Config, dataset: str) -> list[Row]:
     return list(open_rows(DataRoot(config.data.root), config.data.datasets[dataset].manifest))
 
 
-def exchange(rows: Sequence[Row], seed: int = 0) -> list[Row]:
-    """Rows of one question each, in the order of rows and questions, with the clips of another row.
+@dataclass(frozen=True, kw_only=True)
+class Exchanged:
+    """A question about the audio of another row."""
 
-    Partners are drawn among the rows that were asked the same question, as a rotation of a shuffle, so that the
-    audio is exchanged and not drawn anew; questions that stand alone take any other row.
+    row: Row
+    """The row with the other one's clips in place of its own: turns and examples before the question stay."""
+    partner: bool
+    """Whether the other recording was asked the same question and has another answer to it."""
+
+
+def exchange(asked: Sequence[Row], seed: int = 0) -> list[Exchanged]:
+    """Rows, each asking its last question (``Row.each_question``), about the clips of another recording.
+
+    Partners are drawn among the rows that ask the same question of another recording and want another answer; where
+    there is none, among all rows about another recording. Rows of one question are sorted by answer, shuffled within,
+    and rotated past the most common one, so that, where numbers allow, their audio is exchanged and not drawn anew.
+
+    Raises:
+        ValueError: all rows are about one recording.
     """
     rng = random.Random(seed)
+    heard = [_recordings(row) for row in asked]
     asking: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        for question in row.questions:
-            asking[question.prompt].append(index)
-    partner: dict[tuple[int, str], int] = {}
-    for prompt, group in sorted(asking.items()):
-        distinct = sorted(set(group))
-        rng.shuffle(distinct)
-        for index, other in zip(distinct, distinct[1:] + distinct[:1], strict=True):
-            partner[index, prompt] = other if other != index else _another(index, len(rows), rng)
+    for index, row in enumerate(asked):
+        asking[row.questions[-1].prompt].append(index)
+    partner: dict[int, int] = {}
+    for group in (asking[prompt] for prompt in sorted(asking)):
+        rng.shuffle(group)
+        group.sort(key=lambda index: _said(asked[index].questions[-1].output))
+        answers = [_said(asked[index].questions[-1].output) for index in group]
+        step = max(Counter(answers).values())
+        if step == len(group):
+            continue
+        taken: set[int] = set()
+        for place, index in enumerate(group):
+            around = [(place + step + more) % len(group) for more in range(len(group))]
+            fits = (o for o in around if answers[o] != answers[place] and not heard[group[o]] & heard[index])
+            fitting, free = tee(fits)
+            other = next((o for o in free if o not in taken), next(fitting, None))
+            if other is not None:
+                taken.add(other)
+                partner[index] = group[other]
     return [
-        replace(row, clips=rows[partner[index, question.prompt]].clips, questions=(question,))
-        for index, row in enumerate(rows)
-        for question in row.questions
+        Exchanged(
+            row=_about(row, asked[partner[index] if index in partner else _elsewhere(index, heard, rng)]),
+            partner=index in partner,
+        )
+        for index, row in enumerate(asked)
     ]
 
 
-def _another(index: int, total: int, rng: random.Random) -> int:
-    return (index + rng.randrange(1, total)) % total if total > 1 else index
+def _recordings(row: Row) -> frozenset[str]:
+    """What a row is about; pieces of one recording are one recording."""
+    return frozenset(clip.digest or clip.path for clip in row.own_clips)
 
 
-def ask_all(answer: Callable[[Sequence[Row]], list[str]], rows: Sequence[Row]) -> list[Asked]:
-    """``answer`` gives one answer per question, rows first, then questions.
+def _elsewhere(index: int, heard: Sequence[frozenset[str]], rng: random.Random) -> int:
+    start = rng.randrange(len(heard))
+    for more in range(len(heard)):
+        if not heard[(start + more) % len(heard)] & heard[index]:
+            return (start + more) % len(heard)
+    raise ValueError("an evaluation of hearing exchanges audio: it needs rows about two recordings, got one")
+
+
+def _about(row: Row, other: Row) -> Row:
+    if row.template.startswith("interleaved"):
+        return replace(row, clips=(*row.clips[:-1], other.own_clips[-1]))
+    return replace(row, clips=other.own_clips)
+
+
+def ask_all(answer: Callable[[Sequence[Row]], Sequence[str | None]], rows: Sequence[Row]) -> list[Asked]:
+    """Every question of the rows, with their own and with exchanged audio.
+
+    Args:
+        answer: to each row's last question; None where that is too long to be asked.
 
     Raises:
-        ValueError: for rows without a clip or a question, and for no rows.
+        ValueError: for rows without a clip or a question, and for no rows or a single recording.
     """
     if not rows:
         raise ValueError("an evaluation of hearing needs rows, got none; check the evaluation set's manifest")
     for row in rows:
         if not row.clips or not row.questions:
             raise ValueError(f"row {row.id}: an evaluation of hearing needs a clip and a question")
-    swapped = exchange(rows)
-    heard = answer(rows)
+    asked = questions_of(rows)
+    swapped = exchange(asked)
+    heard = answer(asked)
     # Exchanged questions about one clip are asked together: the clip is encoded once.
-    order = sorted(range(len(swapped)), key=lambda i: (swapped[i].clips[0].path, swapped[i].clips[0].start))
-    exchanged = dict(zip(order, answer(_by_clip([swapped[i] for i in order])), strict=True))
-    questions = [(row.id, question) for row in rows for question in row.questions]
+    order = sorted(range(len(swapped)), key=lambda i: [(clip.path, clip.start) for clip in swapped[i].row.clips])
+    exchanged = dict(zip(order, answer([swapped[i].row for i in order]), strict=True))
     return [
         Asked(
-            row=row,
-            skill=question.skill,
-            prompt=question.prompt,
-            wanted=question.output,
-            heard=heard[i],
-            exchanged=exchanged[i],
+            row=row.id,
+            skill=row.questions[-1].skill,
+            prompt=row.questions[-1].prompt,
+            wanted=row.questions[-1].output,
+            heard=heard[i] or "",
+            exchanged=exchanged[i] or "",
+            partner=swapped[i].partner,
+            too_long=heard[i] is None,
         )
-        for i, (row, question) in enumerate(questions)
+        for i, row in enumerate(asked)
     ]
+
+
+def questions_of(rows: Sequence[Row]) -> list[Row]:
+    """Each question that is asked about some rows, as a row."""
+    return [asked for row in rows for asked in row.each_question()]
 
 
 class AskedLine:
@@ -158,20 +217,11 @@ class AskedLine:
         print(f"asked {self._asked}/{self._total} {share:.1%} | eta {eta}", flush=True)
 
 
-def _by_clip(rows: Sequence[Row]) -> list[Row]:
-    merged: list[Row] = []
-    for row in rows:
-        if merged and merged[-1].clips == row.clips:
-            merged[-1] = replace(merged[-1], questions=merged[-1].questions + row.questions)
-        else:
-            merged.append(row)
-    return merged
-
-
 def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
-    """``{"skills": {name: {audio, exchanged, majority, n}}, "overall": {… and gap, interval}}``, in percent.
+    """``{"skills": {name: {audio, exchanged, majority, n}}, "overall": {… and more}}``, in percent.
 
-    ``interval`` is the 95% bootstrap interval of the gap, by resampling rows.
+    More are ``gap`` and ``interval``, the 95% bootstrap interval of the gap by resampling rows; and numbers of
+    questions: ``too_long`` to be asked, and ``no_partner``, which had to take any other recording's audio.
     """
     by_skill: dict[str, list[Asked]] = defaultdict(list)
     for question in asked:
@@ -187,7 +237,12 @@ def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
     low, high = _interval(asked, seed)
     return {
         "skills": {skill: _rounded(score) for skill, score in scores.items()},
-        "overall": _rounded(overall) | {"gap": round(overall.gap, 1), "interval": [round(low, 1), round(high, 1)]},
+        "overall": _rounded(overall)
+        | {"gap": round(overall.gap, 1), "interval": [round(low, 1), round(high, 1)]}
+        | {
+            "too_long": sum(question.too_long for question in asked),
+            "no_partner": sum(not question.partner for question in asked),
+        },
     }
 
 
@@ -215,7 +270,11 @@ def _interval(asked: Sequence[Asked], seed: int) -> tuple[float, float]:
 
 
 def _same(answer: str, wanted: str) -> bool:
-    return " ".join(answer.lower().split()) == " ".join(wanted.lower().split())
+    return _said(answer) == _said(wanted)
+
+
+def _said(answer: str) -> str:
+    return " ".join(answer.lower().split())
 
 
 def _rounded(score: Score) -> dict[str, float]:
@@ -233,7 +292,10 @@ def table(summary: dict[str, Any], title: str = "") -> Table:
     grid.add_column("skill")
     for name in ("right audio", "exchanged audio", "commonest answer", "gap", "questions"):
         grid.add_column(name, justify="right")
-    lines = [*summary["skills"].items(), ("all", summary["overall"])]
+    overall = summary["overall"]
+    counts = {"too long": overall["too_long"], "no recording with another answer": overall["no_partner"]}
+    grid.caption = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
+    lines = [*summary["skills"].items(), ("all", overall)]
     for name, s in lines:
         gap = s["audio"] - s["exchanged"]
         grid.add_section() if name == "all" else None

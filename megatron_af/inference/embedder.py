@@ -9,6 +9,7 @@ Work is shared among the ranks and every rank gets everything. N rows, T texts, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import batched
 from pathlib import Path
 from typing import cast
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from megatron_af.audio.clap import ClapModel
 from megatron_af.config import Config, ConfigError, ParallelConfig
+from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
-from megatron_af.data.stream import audio_batches
+from megatron_af.data.stream import hear
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.objectives import spec_of
@@ -33,8 +35,12 @@ BATCH_ROWS, BATCH_TEXTS = 16, 64
 
 class ClapEmbedder:
     """
+    Args:
+        checkpoint: of ``config.stage``; None: its newest one.
+
     Raises:
         ConfigError: ``config.stage`` is no contrastive stage.
+        FileNotFoundError: it has no checkpoint.
     """
 
     def __init__(self, config: Config, checkpoint: Path | None = None) -> None:
@@ -45,25 +51,29 @@ class ClapEmbedder:
             raise ConfigError("nothing to compare", [f"stage = {config.stage}: its objective is no contrastive one"])
         self.device = current_device()
         self._tokenizer = Tokenizer.load(config.data.tokenizer)
+        checkpoint = checkpoint or resolve_entry(config, config.stage)
         groups = process_groups.initialize(self.config.parallel, config.seed)
         model = build_clap(self.config, self._tokenizer, self.device)
-        load_parts(model, groups, checkpoint or resolve_entry(config, config.stage), objective.parts)
+        load_parts(model, groups, checkpoint, objective.parts)
         self.model = cast(ClapModel, model.front).eval()
+        self._loader = ClipLoader(self.config, max_windows=self.stage.max_windows, device=self.device)
 
     @torch.no_grad()
-    def audio(self, rows: Sequence[Row]) -> Tensor:
-        """audio_NJ on the host, float32."""
+    def audio(self, rows: Sequence[Row], *, root: Path | None = None) -> Tensor:
+        """audio_NJ on the host, float32.
+
+        Args:
+            root: where the rows' clips lie; default: below ``data.root``.
+
+        Raises:
+            AudioError: a clip cannot be decoded.
+        """
+        loader = self._loader if root is None else self._loader.below(root)
 
         def embed(mine: Sequence[Row]) -> list[Tensor]:
             found: list[Tensor] = []
-            batches = audio_batches(
-                self.config,
-                [replace(row, clips=row.clips[:1]) for row in mine],
-                device=self.device,
-                max_windows=self.stage.max_windows,
-                batch_rows=BATCH_ROWS,
-            )
-            for _, audio, heard in batches:
+            for some in batched(mine, BATCH_ROWS):
+                audio, heard = hear(loader, [replace(row, clips=row.clips[:1]) for row in some])
                 assert audio.mel_WFM is not None, "every row to embed has a clip"
                 audio_CJ = self.model.embed_audio(audio.mel_WFM, audio.clip_windows).cpu()
                 found += audio_CJ[[clip for (clip,) in heard]]
@@ -96,4 +106,6 @@ class ClapEmbedder:
         return vectors
 
     def close(self) -> None:
+        """Ends its threads and leaves the process groups."""
+        self._loader.close()
         process_groups.destroy()

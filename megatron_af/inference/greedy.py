@@ -2,9 +2,9 @@
 
     answers = greedy_answers(model, batch, tokenizer, max_new_tokens=4)
 
-``batch`` comes from ``evaluation_batches(..., prompts=True)``: one text row per question, ending where the answer
-begins. For answers of a few words; longer ones want a cache of keys and values. A row that has answered leaves the
-batch, so that one long answer does not make all others wait.
+``batch`` holds one text row per question, which ends where the answer begins (``render(..., prompt=True)``). For
+answers of a few words; longer ones want a cache of keys and values. A row that has answered leaves the batch, so that
+one long answer does not make all others wait.
 
 Shapes: S text positions, B rows, L audio tokens of a row, T packed audio tokens, D audio width, V vocabulary.
 """

@@ -42,8 +42,12 @@ class Groups:
         return self.data.size()
 
 
+_users = 0
+"""Models of this process that live in megatron-core's groups, which are global."""
+
+
 def initialize(parallel: ParallelConfig, seed: int) -> Groups:
-    """Make every group of the run. The default process group must exist.
+    """Make every group of the run, or join what another model of this process made. The default group must exist.
 
     Args:
         parallel: layout; its product must divide the world size (checked by ``validate`` before any group).
@@ -62,6 +66,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> Groups:
             pipeline_model_parallel_size=parallel.pipeline,
             virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         )
+    global _users
+    _users += 1
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     world = dist.group.WORLD
     # new_group is a collective: every rank makes every rank's solitary group, in the same order.
@@ -91,5 +97,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> Groups:
 
 
 def destroy() -> None:
-    """Undo :func:`initialize`; the default process group stays."""
-    parallel_state.destroy_model_parallel()
+    """Undo one :func:`initialize`; the last one ends the groups. The default process group stays."""
+    global _users
+    _users -= 1
+    if not _users:
+        parallel_state.destroy_model_parallel()

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from megatron_af.config import Config
 from megatron_af.data.rows import Row, RowError
-from megatron_af.data.templates import STYLES, answer_labels, render
+from megatron_af.data.templates import STYLES, TooLong, answer_labels, render
 from megatron_af.text.tokenizer import Tokenizer
 
 LIMIT = 20_000
+UNCUT = 1 << 30
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -44,6 +45,10 @@ class Statistics:
     templates: Counter[str] = field(default_factory=Counter)
     text_only: int = 0
     captions: int = 0
+    too_long: Counter[str] = field(default_factory=Counter)
+    """Stage that reads the data set -> questions that fit into none of its text rows: it leaves them out."""
+    shortened: Counter[str] = field(default_factory=Counter)
+    """Stage -> rows that lose their oldest examples or turns there."""
     problems: Counter[str] = field(default_factory=Counter)
     """What was wrong with rows that cannot be read."""
 
@@ -58,6 +63,8 @@ def measure(rows: Sequence[Row], config: Config, tokenizer: Tokenizer, *, name: 
     places = range(len(rows)) if len(rows) <= limit else np.linspace(0, len(rows) - 1, limit).astype(int).tolist()
     found = Statistics(name=name, rows=len(rows), looked_at=len(places))
     front_end, style = config.model.front_end, STYLES[config.data.text_style]
+    readers = {key: stage for key, stage in config.curriculum.items() if name in (*stage.blend, *stage.evaluation)}
+    limits = {key: stage.max_text_tokens for key, stage in readers.items() if stage.objective == "answer"}
     for place in places:
         try:
             row = rows[place]
@@ -75,7 +82,16 @@ def measure(rows: Sequence[Row], config: Config, tokenizer: Tokenizer, *, name: 
         for question in row.questions:
             found.answers[question.output.strip().lower()] += 1
             found.skills[question.skill or "-"] += 1
-        for ids in render(row, row.questions, tokenizer, 1 << 30, style=style) if row.questions else ():
+        segments = render(row, tokenizer, UNCUT, style=style).segments if row.questions else ()
+        for stage, limit in limits.items():
+            if any(len(ids) > limit for ids in segments):
+                try:
+                    text = render(row, tokenizer, limit, style=style)
+                    found.too_long[stage] += text.too_long
+                    found.shortened[stage] += bool(text.shortened)
+                except TooLong as error:
+                    found.too_long[stage] += error.questions
+        for ids in segments:
             found.tokens.append(len(ids))
             labels = answer_labels(np.array([ids]), np.zeros((1, len(ids)), int), tokenizer)
             found.supervised.append(int((labels >= 0).sum()))
@@ -113,6 +129,11 @@ def tables(statistics: Statistics, most: int = 12) -> list[Table]:
         if values:
             spread.add_row(label, *(f"{v:,.4g}" for v in np.quantile(values, QUANTILES)))
     out = [overview, spread]
+    if stages := sorted(stage for stage in s.too_long | s.shortened if s.too_long[stage] or s.shortened[stage]):
+        long = Table("stage", "questions left out", "rows without their oldest part", title="above max_text_tokens")
+        for stage in stages:
+            long.add_row(stage, f"{s.too_long[stage]:,}", f"{s.shortened[stage]:,}")
+        out.append(long)
     counters = {"answers": s.answers, "skills": s.skills, "tasks": s.tasks, "problems": s.problems}
     for title, counter in counters.items():
         if counter and set(counter) != {"-"}:

@@ -80,9 +80,7 @@ class Retriever:
         """vector_NJ of the rows' clips below ``root`` (``data.root``); a collective."""
         if self._embedder is None:
             self._embedder = ClapEmbedder(replace(self._config, stage=self._config.retrieval.stage))
-        data = self._config.data if root is None else replace(self._config.data, root=str(root))
-        self._embedder.config = replace(self._embedder.config, data=data)
-        vector_NJ: NDArray[np.float32] = self._embedder.audio(rows).numpy()
+        vector_NJ: NDArray[np.float32] = self._embedder.audio(rows, root=root).numpy()
         return vector_NJ
 
     def few_shot(self, rows: Sequence[Row], count: int) -> list[Row]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_af.config.loading import load_config
+from megatron_af.data.templates import TooLong
 from megatron_af.inference.requests import BadRequest, RequestRows, is_absent
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.bundle import CONFIG, INDEXES, TOKENIZER
@@ -59,8 +60,10 @@ class Answerer:
             few_shot: show this many examples before each question: the training rows that sound most like its audio.
             few_shot_from: data set whose index they come from; it may be left out where the release has one index.
 
+        What comes before a question and does not fit is left out, the oldest turn or example first.
+
         Raises:
-            BadRequest: before any answer is computed.
+            BadRequest: before any answer is computed; also for a question that does not fit alone.
             StaleIndex: the data set is not any more what was indexed.
         """
         with self._lock, RequestRows() as files:
@@ -71,12 +74,16 @@ class Answerer:
                     for index, request in enumerate(requests)
                 ]
             rows = [files.row(request, f"request {index}") for index, request in enumerate(requests)]
-            config = self._listener.config
-            self._listener.config = replace(config, data=replace(config.data, root=str(files.root)))
-            self._listener.max_new_tokens = max_new_tokens
-            answers = iter(self._listener(rows))
-            # Turns and examples before the question are answered as well; theirs is the last of each row.
-            return [[next(answers) for _ in row.questions][-1] for row in rows]
+            for row in rows:
+                try:
+                    self._listener.prompt(row)
+                except TooLong as error:
+                    raise BadRequest(
+                        f"{row.id}: expected a question that takes at most {error.max_tokens} tokens, got one of "
+                        f"{error.tokens}; shorten it"
+                    ) from None
+            answers = self._listener(rows, root=files.root, max_new_tokens=max_new_tokens)
+            return [answer or "" for answer in answers]
 
     def _retriever(self, dataset: str) -> "Retriever":
         dataset = dataset or (self._indexed[0] if len(self._indexed) == 1 else "")

@@ -70,6 +70,6 @@ def test_the_paper_loss_takes_all_captions(tmp_path: Path) -> None:
 def test_a_draw_decides_which_caption_stands_alone(random: int) -> None:
     row = Row(id="x", clips=(Clip(path="x.wav", duration=1.0),), captions=CAPTIONS)
     draw = Draw(index=0, dataset="c", row=0, dataset_pass=0, random=random)
-    (first,) = CaptionTexts(one_positive=True).of(row, draw)
-    (again,) = CaptionTexts(one_positive=True).of(row, draw)
+    _, (first,) = CaptionTexts(one_positive=True).of(row, draw)
+    _, (again,) = CaptionTexts(one_positive=True).of(row, draw)
     assert first == again and first.positives[0] in CAPTIONS

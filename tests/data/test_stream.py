@@ -1,6 +1,7 @@
 """Step batches: what they hold, what they do not depend on, and what happens to bad data."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import torch
 from dali_pipes.mel import MelPipeline, Pcm
 from dali_pipes.waves import AudioError, read_wave
 from megatron_af.config import StageConfig
+from megatron_af.data import clips
 from megatron_af.data.batch import StepBatch, TextBatch
+from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Manifest
 from megatron_af.data.samples import TooManyReplacements
-from megatron_af.data.stream import evaluation_batches
+from megatron_af.data.stream import hear
 from megatron_af.text.tokenizer import Tokenizer
-from tests.data.toy import CPU, FRONT_END, open_stream, toy_config, write_manifest, write_tone
+from tests.data.toy import CPU, FRONT_END, open_stream, toy_config, write_manifest
+from tests.examples import run_example
 
 
 def equal(a: StepBatch[TextBatch], b: StepBatch[TextBatch]) -> bool:
@@ -269,36 +273,60 @@ def test_unknown_data_sets_and_uneven_batches_are_refused(tmp_path: Path) -> Non
         open_stream(config, dp=(0, 3))
 
 
-def test_evaluation_goes_through_all_rows_in_order(tmp_path: Path) -> None:
+def test_given_rows_are_heard_whole_and_nothing_is_replaced(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    rows = list(Manifest(tmp_path / "data" / "a.jsonl"))
+    loader = ClipLoader(config, max_windows=3, device=CPU)
+    audio, heard = hear(loader, [rows[0], rows[3], rows[2], rows[0]])
+    assert [len(clips) for clips in heard] == [1, 0, 2, 1] and heard[0] == heard[3], "a recording is encoded once"
+    assert audio.mel_WFM is not None and len(audio.mel_WFM) == sum(audio.clip_windows) and len(audio.clip_windows) == 3
+    (tmp_path / "data" / "a" / "0-0.wav").write_bytes(b"RIFF")
+    with pytest.raises(AudioError, match="a-0: cannot be heard"):
+        hear(loader, rows[:2])
+    loader.close()
+
+
+def test_the_loaders_example_runs(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     rows = Manifest(tmp_path / "data" / "a.jsonl")
-    tokenizer = Tokenizer.load(config.data.tokenizer)
-    kwargs = {"tokenizer": tokenizer, "device": CPU, "max_windows": 3, "max_text_tokens": 512, "batch_rows": 5}
-    scored = list(evaluation_batches(config, rows, **kwargs))  # type: ignore[arg-type]
-    assert [row.id for chunk, _ in scored for row in chunk] == [row.id for row in rows]
-    assert [len(batch.text.rows[0].clips) for _, batch in scored] == [5, 5, 2]
-    assert all(int(batch.text.rows[0].segment_BS.max()) == 2 for _, batch in scored)
-    prompted = list(evaluation_batches(config, rows, prompts=True, **kwargs))  # type: ignore[arg-type]
-    chunk, batch = prompted[0]
-    texts = [
-        tokenizer.decode([t for t in ids if t != tokenizer.pad_id], skip_special=False)
-        for ids in batch.text.rows[0].ids_BS.tolist()
-    ]
-    assert len(texts) == 15 and texts[0] == f"<audio>{chunk[0].questions[0].prompt}<SEP>"
-    assert (batch.text.rows[0].labels_BS == -100).all()
-    assert batch.audio.clip_windows == scored[0][1].audio.clip_windows
-    write_tone(tmp_path / "data" / "a" / "0-0.wav", 0.2, 0)
-    (tmp_path / "data" / "a" / "0-0.wav").write_bytes(b"RIFF")
-    with pytest.raises(AudioError, match="a-0"):
-        list(evaluation_batches(config, rows[:1], **kwargs))  # type: ignore[arg-type]
+    given = list(rows[0].clips)
+    names = run_example(clips, config=config, clips=given, folder=config.data.root, current_device=lambda: CPU)
+    assert names["bad"] == {} and len(names["mel_WFM"]) == names["loader"].num_windows(given[0])
 
 
 def test_long_rows_of_text_set_one_length_for_the_step(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     rows = list(Manifest(tmp_path / "data" / "a.jsonl"))
-    long = replace(rows[0], questions=(replace(rows[0].questions[0], prompt="x" * 1000),))
+    long = replace(rows[0], questions=(replace(rows[0].questions[0], prompt="x" * 498),))
     write_manifest(tmp_path / "data", "a", [long, *rows[1:]])
     s = open_stream(replace(config, parallel=replace(config.parallel, tensor=3)))
     lengths = {rows.ids_BS.shape[1] for step in range(4) for rows in s.batch(step).text.rows}
     s.close()
     assert max(lengths) == 528 and all(n % 24 == 0 for n in lengths)
+
+
+def test_questions_that_are_too_long_are_left_out_and_counted_by_data_set(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    rows = list(Manifest(tmp_path / "data" / "a.jsonl"))
+    long = replace(rows[0].questions[0], prompt="x" * 1000)
+    clip = replace(rows[0], clips=rows[0].clips[:1])
+    whole = replace(clip, id="whole", questions=(long, long))
+    part = replace(clip, id="part", questions=(long, rows[0].questions[1]))
+    examples = replace(
+        clip, id="examples", clips=(*rows[2].clips, *clip.clips), questions=(long, *rows[0].questions[:2]),
+        template="interleaved",
+    )  # fmt: skip
+    write_manifest(tmp_path / "data", "a", [whole, part, examples])
+    s = open_stream(config)
+    counted: Counter[int] = Counter()
+    for step in range(3):
+        batch = s.batch(step)
+        counted += batch.text.too_long
+        for place, name in enumerate(batch.sample_ids):
+            assert name != "whole"
+            heard = batch.text.rows[place // 2].clips[place % 2]
+            assert len(heard) == {"part": 1, "examples": 2}.get(name, len(heard)), "a dropped example is not heard"
+    s.close()
+    report = (tmp_path / "runs/toy/tune/replaced.jsonl").read_text()
+    assert "row whole: its question and answer take 1014 tokens, the stage's max_text_tokens is 512" in report
+    assert counted.keys() == {0} and counted[0] > 3

@@ -36,6 +36,29 @@ def test_statistics_count_what_training_would_get(tmp_path: Path) -> None:
     assert "12 rows" in text and "text (tokens)" in text and "skills: 3 different" in text
 
 
+def test_statistics_say_what_a_stage_leaves_out(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    tune = replace(config.curriculum["tune"], max_text_tokens=40)
+    config = replace(config, curriculum={"tune": tune, "wide": replace(tune, max_text_tokens=512)})
+    rows = list(Manifest(tmp_path / "data" / "a.jsonl"))
+    long, short = replace(rows[0].questions[0], prompt="x" * 50), replace(rows[0].questions[0], prompt="x")
+    write_manifest(tmp_path / "data", "a", [
+        replace(rows[0], questions=(long, short, long)),
+        replace(rows[0], questions=(long,)),
+        replace(rows[0], questions=(long, short), clips=rows[0].clips * 2, template="interleaved"),
+        replace(rows[0], questions=(short,)),
+    ])  # fmt: skip
+    tune = replace(tune, max_text_tokens=60)
+    statistics = measure(
+        Manifest(tmp_path / "data" / "a.jsonl"), replace(config, curriculum={**config.curriculum, "tune": tune}),
+        Tokenizer.load(config.data.tokenizer), name="a",
+    )  # fmt: skip
+    assert (+statistics.too_long, +statistics.shortened) == ({"tune": 3}, {"tune": 1})
+    console = Console(record=True, width=140, file=io.StringIO())
+    console.print(*tables(statistics))
+    assert "above max_text_tokens" in console.export_text()
+
+
 def test_the_page_shows_hears_and_marks(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     tokenizer = Tokenizer.load(config.data.tokenizer)

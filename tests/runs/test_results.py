@@ -49,7 +49,7 @@ def test_samples_have_scores_and_groups(tmp_path: Path) -> None:
     assert results.score_names() == ["cider", "correct"]
 
 
-FOR_SETS = {f"{kind}/{dataset}" for kind in ("sample_loss", "tokens") for dataset in ("a", "b[c]")}
+FOR_SETS = {f"{kind}/{dataset}" for kind in ("sample_loss", "tokens", "too_long") for dataset in ("a", "b[c]")}
 
 
 def test_exit_gates_know_what_is_measured() -> None:

@@ -105,9 +105,9 @@ def serve(
     asked: list[list[str]] = []
     answer = Listener.__call__
 
-    def watched(listener: Listener, rows: Sequence[Row]) -> list[str]:
+    def watched(listener: Listener, rows: Sequence[Row], **how: Any) -> list[str | None]:
         asked.extend([question.output for question in row.questions] for row in rows)
-        return answer(listener, rows)
+        return answer(listener, rows, **how)
 
     Listener.__call__ = watched  # type: ignore[method-assign]
     for batch in few_shot:
@@ -159,6 +159,8 @@ def test_every_form_of_audio_gets_the_same_answer_and_a_batch_the_answers_of_its
         "examples": [{"audio": str(indexed), "prompt": "w4 w5", "answer": "w7 w8"}],
     }
     few_shot = [[{**prompt, "audio": str(indexed)}], [prompt], [singles[3]]]
+    long = {"prompt": "w3 " * 600, "audio": str(indexed)}
+    few_shot.append([long])
     batches.append([shown])
     ((answers, asked),) = run_distributed(
         serve, 1, str(release), batches, recorded_digest(release), str(tmp_path), few_shot, timeout=240
@@ -168,11 +170,12 @@ def test_every_form_of_audio_gets_the_same_answer_and_a_batch_the_answers_of_its
     assert all(isinstance(answer, str) for answer in (path, *others))
     assert answers[8] == [path, others[0]]
     assert len({path, *others}) > 1, "what comes before the question, and the audio, make a difference"
-    (by_hand,), (found,), (no_audio,), (both,) = answers[9:]
+    (by_hand,), (found,), (no_audio,), (both,), (too_long,) = answers[9:]
     assert asked == [["w7 w8", ""]], "the training row that sounds most alike was found and shown"
     assert found == by_hand
     assert "request 0: audio: expected a recording to find examples for" in no_audio
     assert "request 0: expected few_shot or history, got both" in both
+    assert "request 0: expected a question that takes at most 512 tokens, got one of" in too_long
 
 
 def test_a_release_that_changed_is_not_served(release: Path, tmp_path: Path) -> None:

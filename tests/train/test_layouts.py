@@ -139,6 +139,8 @@ def test_reference_trains_every_part(reference: Any) -> None:
     gradients = reference("everything trains")["gradients"]
     silent = [name for name, gradient in gradients.items() if not gradient.abs().max() > 0]
     assert not silent
+    first = reference("everything trains")["first"]
+    assert (first["too_long/a"], first["too_long/b"]) == (1, 2)
     assert reference("everything trains")["losses"][0] > reference("everything trains")["losses"][-1]
 
 

@@ -15,7 +15,7 @@ Record = dict[str, float]
 """Numbers of one step: ``step``, ``loss``, ``loss/<data set>``, ``sample_loss/<data set>``, ``tokens``,
 ``tokens/<data set>``, ``grad_norm``, ``learning_rate``, ``tokens_per_second``, ``audio_seconds_per_second``, ``mfu``,
 ``data_wait``, ``memory_bytes``, ``eta_seconds``, ``gate_attn/<layer>``, ``gate_ffn/<layer>``; once there are any,
-``skipped`` (steps without an update so far)."""
+``skipped`` (steps without an update so far) and ``too_long/<data set>`` (questions left out so far)."""
 
 
 class Callback:

@@ -33,6 +33,8 @@ def format_line(record: Record, steps: int) -> str:
     """``step 120/5000 2.4% | loss … | grad … | lr … | tok/s … | audio-s/s … | mfu … | data-wait … | mem … | eta …``"""
     step, skipped = int(record["step"]), int(record.get("skipped", 0))
 
+    too_long = [name.removeprefix("too_long/") for name in record if name.startswith("too_long/")]
+
     def number(key: str, form: str) -> str:
         value = record.get(key, math.nan)
         return "–" if math.isnan(value) else format(value, form)
@@ -41,6 +43,7 @@ def format_line(record: Record, steps: int) -> str:
         [
             f"step {step}/{steps} {100 * step / steps:.1f}%",
             *([f"skipped {skipped}"] if skipped else []),
+            *(f"too long {name} {record[f'too_long/{name}']:.0f}" for name in too_long),
             f"loss {number('loss', '.4f')}",
             f"grad {number('grad_norm', '.3f')}",
             f"lr {number('learning_rate', '.2e')}",

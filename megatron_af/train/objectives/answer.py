@@ -27,10 +27,10 @@ SCORES = ("audio", "exchanged", "majority", "n")
 class Answer(Objective):
     parts = ("encoder", "transform", "rows", "xattn", "lm")
     step_metrics = ("tokens", "gate_attn/*", "gate_ffn/*")
-    set_losses = ("loss", "sample_loss", "tokens")
+    set_losses = ("loss", "sample_loss", "tokens", "too_long")
     set_metrics = (
         *(f"{questions}/{score}" for questions in ("overall", "skills/*") for score in SCORES),
-        "overall/gap",
+        *("overall/gap", "overall/too_long", "overall/no_partner"),
     )
 
     def parameters(self, config: Config) -> list[str]:
@@ -81,5 +81,6 @@ class Answer(Objective):
 
     def callbacks(self, config: Config) -> list[Callback]:
         from megatron_af.train.callbacks.gates import Gates
+        from megatron_af.train.callbacks.left_out import LeftOut
 
-        return [Gates(config.log_every_steps)]
+        return [LeftOut(), Gates(config.log_every_steps)]

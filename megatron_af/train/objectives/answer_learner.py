@@ -99,7 +99,8 @@ class AnswerLearner:
         Returns:
             ``loss`` and ``loss/<data set>`` (mean over supervised tokens of the global batch), ``tokens`` and
             ``tokens/<data set>`` (how many those are), and ``sample_loss/<data set>`` (mean over samples of each
-            one's own mean, in which long answers count no more than short ones), equal on all ranks.
+            one's own mean, in which long answers count no more than short ones), equal on all ranks; and
+            ``too_long/<data set>`` (questions that fit into no text row), where there are any.
         """
         for module in (*self._chunks, self._front):
             module.zero_grad_buffer()
@@ -107,8 +108,8 @@ class AnswerLearner:
         self._front.train()
         text = batch.text
         keys = self._ahead.forward(batch.audio, [rows.clips for rows in text.rows])
-        totals = torch.zeros(len(self._datasets), 4, device=self._device, dtype=torch.float64)
-        step = partial(self._forward_step, batch=text, keys=keys, totals=totals)
+        totals = torch.zeros(len(self._datasets), 5, device=self._device, dtype=torch.float64)
+        step = partial(self._forward_step, batch=text, keys=keys, totals=totals[:, :4])
         iterators = [iter(range(len(text.rows))) for _ in self._chunks]
         get_forward_backward_func()(
             forward_step_func=step,
@@ -122,14 +123,19 @@ class AnswerLearner:
         # Only the last pipeline stage has losses, and its tensor ranks all have the same.
         if parallel_state.get_tensor_model_parallel_rank() != 0:
             totals.zero_()
+        if self._groups.model_rank == 0:  # every rank of the group has the same text
+            for dataset, count in text.too_long.items():
+                totals[dataset, 4] = count
         dist.all_reduce(totals)
         loss, count, *_ = totals.sum(0).tolist()
         record = {"loss": loss / max(count, 1.0), "tokens": count}
-        for name, (total, tokens, sample_means, samples) in zip(self._datasets, totals.tolist(), strict=True):
+        for name, (total, tokens, sample_means, samples, lost) in zip(self._datasets, totals.tolist(), strict=True):
             if tokens:
                 record[f"loss/{name}"] = total / tokens
                 record[f"tokens/{name}"] = tokens
                 record[f"sample_loss/{name}"] = sample_means / samples
+            if lost:
+                record[f"too_long/{name}"] = lost
         return record
 
     def flops(self, batch: StepBatch[TextBatch]) -> float:

@@ -29,6 +29,11 @@ def test_log_line_counts_the_steps_that_were_skipped() -> None:
     assert line.startswith("step 4/8 50.0% | skipped 2 | loss – |")
 
 
+def test_log_line_says_by_data_set_how_many_questions_were_too_long() -> None:
+    line = format_line({"step": 4.0, "loss": 1.0, "too_long/clotho": 12.0, "too_long/audioset": 3.0}, 8)
+    assert line.startswith("step 4/8 50.0% | too long clotho 12 | too long audioset 3 | loss 1.0000 |")
+
+
 def test_unknown_numbers_are_dashes() -> None:
     line = format_line({"step": 1.0, "loss": 2.0}, 10)
     assert "tok/s –" in line and "eta –" in line

@@ -41,10 +41,10 @@ class Levels:
 
 
 class LevelTexts:
-    def of(self, row: Row, draw: Draw) -> float:
+    def of(self, row: Row, draw: Draw) -> tuple[Row, float]:
         if len(row.clips) != 1:
             raise RowError(f"row {row.id}: one clip has one level")
-        return len(row.id) / 10
+        return row, len(row.id) / 10
 
     def collate(
         self, samples: Sequence[Sample[float]], heard: Sequence[tuple[int, ...]], windows: Sequence[int]
@@ -136,9 +136,10 @@ class Loudness(Objective):
 
 def main() -> None:
     """The objective's own evaluator: what a pipeline starts under torchrun."""
+    from megatron_af.data.clips import ClipLoader
     from megatron_af.data.shards import open_rows
     from megatron_af.data.storage import DataRoot
-    from megatron_af.data.stream import audio_batches
+    from megatron_af.data.stream import hear
     from megatron_af.parallel import groups as process_groups
     from megatron_af.train.checkpoint import load_parts
 
@@ -160,8 +161,8 @@ def main() -> None:
     for name in stage.evaluation:
         rows = [r for r in open_rows(DataRoot(config.data.root), config.data.datasets[name].manifest) if r.clips]
         with torch.no_grad():
-            for _, audio, _ in audio_batches(config, rows[:4], device=current_device(), max_windows=2, batch_rows=4):
-                numbers[name] = {"error": model.front.eval()(audio.mel_WFM, audio.clip_windows).abs().mean().item()}
+            audio, _ = hear(ClipLoader(config, max_windows=2, device=current_device()), rows[:4])
+            numbers[name] = {"error": model.front.eval()(audio.mel_WFM, audio.clip_windows).abs().mean().item()}
     Path(arguments.json).write_text(json.dumps(numbers))
 
 

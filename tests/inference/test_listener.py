@@ -1,0 +1,139 @@
+"""A listener answers each row's last question, says what is too long, and holds nothing that grows with its calls."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_af.config import Config, ConfigError
+from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.data.templates import TooLong
+from megatron_af.inference import embedder as embedder_module
+from megatron_af.inference import listener as module
+from megatron_af.inference.embedder import ClapEmbedder
+from megatron_af.inference.listener import Listener
+from tests.data.toy import write_tone
+from tests.distributed import run_distributed
+from tests.examples import run_example
+from tests.trained_run import trained_run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = trained_run(tmp_path_factory.mktemp("listener"))
+    for number in range(4):
+        write_tone(Path(config.data.root) / f"{number}.wav", 1.0 + number, number)
+    return config
+
+
+def clip(number: int) -> Clip:
+    return Clip(path=f"{number}.wav", duration=1.0 + number)
+
+
+def asks(*prompts: str) -> tuple[Question, ...]:
+    return tuple(Question(prompt=prompt, output="w1 w2") for prompt in prompts)
+
+
+TALK = Row(id="talk", clips=(clip(0),), questions=asks("w3 w17", "w5", "w3 w17"), template="dialogue")
+SHOTS = Row(id="shots", clips=(clip(1), clip(2)), questions=asks("w3", "w3"), template="interleaved")
+LONG = Row(id="long", clips=(clip(3),), questions=asks("w1 " * 600))
+TEXT = Row(id="text", questions=asks("w9 w8"))
+
+
+def answer(rank: int, world_size: int, config: Config, rows: Sequence[Row]) -> Any:
+    listener = Listener(config)
+    asked: list[list[int]] = []
+    decode = module.greedy_answers
+
+    def watched(model: Any, batch: Any, *rest: Any, **how: Any) -> list[str]:
+        asked.append([len(clips) for clips in batch.text.rows[0].clips])
+        return decode(model, batch, *rest, **how)
+
+    module.greedy_answers = watched
+    together = listener(rows, max_new_tokens=3)
+    together_asked = list(asked)
+    alone = [listener([row], max_new_tokens=3)[0] for row in rows]
+    module.greedy_answers = decode
+    return together, alone, together_asked
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_each_row_gets_one_answer_the_one_that_it_gets_alone(config: Config, ranks: int) -> None:
+    rows = [*TALK.each_question(), *SHOTS.each_question(), LONG, TEXT]
+    results = run_distributed(answer, ranks, config, rows)
+    for together, alone, asked in results:
+        assert together == alone == results[0][0]
+        assert [a is None for a in together] == [row.id == "long" for row in rows]
+        if ranks == 1:
+            assert asked == [[1, 1, 1, 2, 0]], "one text row for each question that fits, examples are not answered"
+    assert len({a for a in results[0][0] if a is not None}) > 1
+
+
+def handles() -> tuple[int, int]:
+    """Threads and open files of this process."""
+    return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
+
+
+def hold(rank: int, world_size: int, config: Config, other: Path) -> list[tuple[int, int]]:
+    """Before the models are there, after each of 60 calls, and when they are closed."""
+    found = [handles()]
+    listener = Listener(config)
+    embedder = ClapEmbedder(dataclasses.replace(config, stage="clap"))
+    rows = [Row(id=str(n), clips=(clip(n),), questions=asks("w3")) for n in range(4)]
+    for call in range(60):
+        some = rows if not call else rows[: 1 + call % 4]
+        root = other if call % 2 else None
+        listener(some, root=root, max_new_tokens=1)
+        embedder.audio(some, root=root)
+        found.append(handles())
+    embedder.close()
+    listener.close()
+    return [*found, handles()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_threads_and_open_files_do_not_grow_with_the_calls(config: Config, tmp_path: Path) -> None:
+    for number in range(4):
+        write_tone(tmp_path / f"{number}.wav", 1.0 + number, number)
+    workers = 3
+    several = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
+    (found,) = run_distributed(hold, 1, several, tmp_path, timeout=180)
+    (_, *calls, (threads_closed, _)) = found
+    threads, files = zip(*calls, strict=True)
+    assert len(set(files)) == 1
+    assert max(threads) <= threads[0] + 2 * workers, "two pools of readers, whose threads begin when they are needed"
+    assert threads_closed < min(threads), "they end with the models"
+
+
+def show(rank: int, world_size: int, config: Config) -> Any:
+    row = Row(id="r", clips=(clip(0),), questions=asks("w3"))
+    names = run_example(module, config=config, rows=[row])
+    heard = run_example(embedder_module, config=dataclasses.replace(config, stage="clap"), rows=[row])
+    return names["answers"], len(names["looks"]), heard["audio_NJ"].shape, heard["text_TJ"].shape
+
+
+def test_the_examples_run(config: Config) -> None:
+    (((answer,), looks, audio, text),) = run_distributed(show, 1, config)
+    assert isinstance(answer, str) and looks == 1 and audio == text == (1, 8)
+
+
+def refuse(rank: int, world_size: int, config: Config) -> list[str]:
+    listener, said = Listener(config), []
+    for action in (
+        lambda: listener.prompt(LONG),
+        lambda: Listener(dataclasses.replace(config, stage="clap")),
+        lambda: ClapEmbedder(config),
+    ):
+        with pytest.raises((TooLong, ConfigError)) as error:
+            action()
+        said.append(str(error.value))
+    return said
+
+
+def test_what_cannot_be_asked_is_refused(config: Config) -> None:
+    ((too_long, contrastive, answering),) = run_distributed(refuse, 1, config)
+    assert "row long: its question takes 602 tokens, the stage's max_text_tokens is 512" in too_long
+    assert "stage = clap: its objective gives no answers" in contrastive
+    assert "stage = stage: its objective is no contrastive one" in answering

@@ -1,0 +1,67 @@
+"""A run as training leaves it, without training: an answering stage and an AF-CLAP stage, with checkpoints.
+
+    config = trained_run(tmp_path)          # stages "clap" and "stage" below runs/tiny
+    other = trained_run(tmp_path, "other", seed=1)
+"""
+
+import dataclasses
+from pathlib import Path
+
+import tokenizers
+import torch
+from tokenizers.models import WordLevel
+
+from megatron_af.config import Config, DataConfig, StageConfig
+from megatron_af.config.loading import to_yaml
+from megatron_af.model import build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.runs.paths import Resume
+from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.train.checkpoint import Checkpoints
+from megatron_af.train.objectives.contrastive_learner import build_clap
+from tests import contrastive_run, tiny
+from tests.distributed import run_distributed
+
+
+def trained_run(folder: Path, name: str = "tiny", seed: int = 0) -> Config:
+    """Its configuration; ``stage`` answers, ``clap`` embeds, words are ``w0`` to ``w88``; each seed has its weights."""
+    words = {f"w{i}": i for i in range(89)} | {"<|endoftext|>": 89}
+    base = tokenizers.Tokenizer(WordLevel(words, unk_token="w0"))
+    base.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    base.save(str(folder / "tokenizer.json"))
+    data = DataConfig(root=str(folder), tokenizer=str(folder / "tokenizer.json"), workers=1)
+    small = tiny.config()
+    config = dataclasses.replace(
+        small,
+        name=name,
+        seed=seed,
+        output=str(folder / "runs"),
+        data=data,
+        model=dataclasses.replace(small.model, clap=contrastive_run.CLAP),
+        curriculum={
+            "clap": StageConfig(objective="contrastive", blend={}, max_windows=2, trainable=("encoder.*", "clap.*")),
+            **small.curriculum,
+        },
+    )
+    run_distributed(_save, 1, config, timeout=120)
+    return config
+
+
+def _save(rank: int, world_size: int, config: Config) -> None:
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, tiny.VOCABULARY, current_device())
+    tiny.fill(model)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        for _, parameter in model.named_parameters():
+            parameter += 0.02 * config.seed * torch.randn(parameter.shape, generator=generator)
+    clap = build_clap(config, Tokenizer.load(config.data.tokenizer), current_device())
+    for stage, trained, parts in (
+        ("stage", model, ("encoder", "transform", "rows", "xattn", "lm")),
+        ("clap", clap, ("encoder", "clap")),
+    ):
+        at = dataclasses.replace(config, stage=stage)
+        resume = Resume(stage=stage, step=1, skipped=0, samples=1, world_size=1)
+        checkpoints = Checkpoints(config.stage_folder(stage) / "checkpoints", keep=1)
+        checkpoints.save(trained, None, groups, resume, {}, parts, to_yaml(at))
