@@ -6,7 +6,7 @@
 A request is a mapping:
 
     prompt     what to answer
-    audio      a file, a ``data:`` URI, base64 or bytes of a recording in any format; absent: text only
+    audio      a file (text or Path), a ``data:`` URI, base64 or bytes of a recording; absent: text only
     history    earlier turns about the audio: [{"user": …, "assistant": …}, …]
     examples   answered examples that come first: [{"audio": …, "prompt": …, "answer": …}, …]
 """
@@ -76,6 +76,10 @@ class RequestRows:
             template="interleaved",
         )
 
+    def recording(self, audio: Any, where: str) -> Row:
+        """A row of one recording and nothing said about it. Raises ``BadRequest``."""
+        return Row(id=where, clips=(self._clip(audio, where),))
+
     def _clip(self, audio: Any, where: str) -> Clip:
         """The recording, whole, under a name of ours: a request names no file inside our folder."""
         place = self.root / f"{self._clips:06d}"
@@ -92,6 +96,8 @@ class RequestRows:
 
 
 def _existing_file(audio: Any) -> Path | None:
+    if isinstance(audio, Path):
+        audio = str(audio)
     if isinstance(audio, str) and len(audio) < LONGEST_PATH and not audio.startswith("data:"):
         path = Path(audio.removeprefix("file://"))
         if path.is_file():
@@ -102,6 +108,8 @@ def _existing_file(audio: Any) -> Path | None:
 def _content(audio: Any, where: str) -> bytes:
     if isinstance(audio, bytes | bytearray | memoryview):
         return bytes(audio)
+    if isinstance(audio, Path):
+        raise BadRequest(f"{where}: expected a file, got {str(audio)!r}, which does not exist")
     if not isinstance(audio, str) or not audio:
         raise BadRequest(f"{where}: expected a file, base64 or bytes, got {type(audio).__name__}")
     try:

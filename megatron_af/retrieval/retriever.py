@@ -3,7 +3,7 @@
     retriever = Retriever(config, "clotho")                             # a process group exists
     for neighbour in retriever.nearest([Path("dog.wav")], 4)[0]:
         print(neighbour.clip.path, neighbour.prompt, neighbour.output, neighbour.similarity)
-    answerer.answer([retriever.request(Path("dog.wav"), "describe the sound", 4)])
+    model.answers([retriever.request(Path("dog.wav"), "describe the sound", 4)])      # serve/loaded_model.py
 
 Audio is a file, base64, bytes, a row below ``data.root``, or its embedding. N queries, J joint dim.
 """
@@ -66,10 +66,7 @@ class Retriever:
             vector_NJ = self.embed(rows)
         else:
             with RequestRows() as requests:
-                rows = [
-                    requests.row({"audio": str(a) if isinstance(a, Path) else a, "prompt": "-"}, f"audio {n}")
-                    for n, a in enumerate(audio)
-                ]
+                rows = [requests.recording(a, f"audio {n}") for n, a in enumerate(audio)]
                 vector_NJ = self.embed(rows, requests.root)
         return [
             draw_rows(self._index, self._rows, pieces, skill, random.Random(0))
@@ -96,7 +93,7 @@ class Retriever:
             {"audio": self._wav(n.clip), "prompt": n.prompt, "answer": n.output}
             for n in self.nearest([audio], count)[0][::-1]
         ]
-        return {"audio": str(audio) if isinstance(audio, Path) else audio, "prompt": prompt, "examples": examples}
+        return {"audio": audio, "prompt": prompt, "examples": examples}
 
     def close(self) -> None:
         if self._embedder is not None:

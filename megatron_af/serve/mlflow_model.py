@@ -49,11 +49,11 @@ class AudioFlamingoModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Raises ``DigestMismatch`` when the release is not the one that was registered."""
         from megatron_af.runs.digests import verify_digest
-        from megatron_af.serve.answerer import Answerer
+        from megatron_af.serve.loaded_model import LoadedModel
 
         release = Path(mlflow.artifacts.download_artifacts(context.model_config["release"]))
         verify_digest(release, context.model_config["digest"])
-        self._answerer = Answerer(release)
+        self._model = LoadedModel(release)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -66,7 +66,7 @@ class AudioFlamingoModel(PythonModel):
             requests.append({**record, "audio": content} if isinstance(content, bytes) else record)
         given = params or {}
         try:
-            return self._answerer.answer(
+            return self._model.answers(
                 requests,
                 max_new_tokens=int(given.get("max_new_tokens", 64)),
                 few_shot=int(given.get("few_shot", 0)),

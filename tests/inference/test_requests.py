@@ -18,12 +18,12 @@ def wav(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["path", "file URI", "bytes", "base64", "data URI"])
+@pytest.mark.parametrize("form", ["text", "path", "file URI", "bytes", "base64", "data URI"])
 def test_audio_in_any_form(wav: Path, form: str) -> None:
     content = wav.read_bytes()
     text = base64.b64encode(content).decode()
     audio: Any = {
-        "path": str(wav), "file URI": f"file://{wav}", "bytes": content, "base64": text,
+        "text": str(wav), "path": wav, "file URI": f"file://{wav}", "bytes": content, "base64": text,
         "data URI": f"data:audio/wav;base64,{text}",
     }[form]  # fmt: skip
     with RequestRows() as requests:
@@ -31,6 +31,14 @@ def test_audio_in_any_form(wav: Path, form: str) -> None:
         assert (requests.root / row.clips[0].path).read_bytes() == content
     assert row.clips[0].duration == 2.0 and row.template == "single"
     assert not requests.root.exists() and wav.exists()
+
+
+def test_a_recording_alone(wav: Path) -> None:
+    with RequestRows() as requests:
+        row = requests.recording(wav, "audio 0")
+        assert (row.id, row.clips[0].duration, row.questions) == ("audio 0", 2.0, ())
+        with pytest.raises(BadRequest, match=r"audio 1: expected a file, base64 or bytes, got 'gone\.wav'"):
+            requests.recording("gone.wav", "audio 1")
 
 
 def test_without_audio_it_is_text(wav: Path) -> None:
@@ -56,6 +64,7 @@ def test_history_is_a_dialogue_and_examples_are_interleaved(wav: Path) -> None:
         ({}, "request 3: prompt: expected text"),
         ({"prompt": "  "}, "prompt: expected text"),
         ({"prompt": "x", "audio": "gone.wav"}, "audio: expected a file, base64 or bytes, got 'gone.wav'"),
+        ({"prompt": "x", "audio": Path("gone.wav")}, "audio: expected a file, got 'gone.wav', which does not exist"),
         ({"prompt": "x", "audio": 7}, "got int"),
         ({"prompt": "x", "audio": b"not a recording"}, "expected a recording, got what cannot be decoded"),
         ({"prompt": "x", "history": "hello"}, "history: expected a list of mappings"),

@@ -1,0 +1,226 @@
+"""A trained model in this process: it answers, and where its run has an AF-CLAP stage it embeds.
+
+    model = LoadedModel(Path("runs/demo"))        # or a stage, a checkpoint, a release; megatron_af.load does the same
+    model.answer("dog.wav", "what is it?")
+    model.answers([{"audio": "dog.wav", "prompt": "what is it?"}])
+    model.embed("dog.wav") @ model.embed(text="a dog barks")
+
+N recordings or texts, J joint dim.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dali_pipes.waves import AudioError
+from megatron_af.config import Config
+from megatron_af.data.templates import TooLong
+from megatron_af.inference.requests import BadRequest, RequestRows, is_absent
+from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.runs.bundle import INDEXES
+from megatron_af.runs.objectives import spec_of
+from megatron_af.serve.places import embedding_stage, find
+
+if TYPE_CHECKING:
+    from megatron_af.inference.embedder import ClapEmbedder
+    from megatron_af.inference.listener import Listener
+    from megatron_af.retrieval.retriever import Retriever
+
+type Audio = str | Path | bytes
+"""A recording in any format that libsndfile or FFmpeg reads: a file, a ``data:`` URI, base64, or its bytes."""
+
+
+class LoadedModel:
+    """Loads once, then answers and embeds; calls from several threads wait for each other.
+
+    Args:
+        place: folder of a run (its last stage that answers is taken), of a stage (its newest checkpoint), of one
+            checkpoint, or of a release.
+
+    Raises:
+        FileNotFoundError: there is no such folder, nothing trained in it, or a file that it needs is gone.
+        ConfigError: its configuration cannot be read.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self._config, checkpoint = find(Path(place))
+        self._stage = self._config.curriculum[self._config.stage]
+        make_megatron_portable()
+        _join_process_group()
+        self._lock = threading.Lock()
+        self._listener: Listener | None = None
+        self._embedder: ClapEmbedder | None = None
+        self._retrievers: dict[str, Retriever] = {}
+        if self._stage.objective == "answer":
+            self._listener = _listener(self._config, checkpoint)
+        elif spec_of(self._stage).embeds:
+            self._embedder = _embedder(self._config, checkpoint)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def answer(
+        self,
+        audio: Audio | None,
+        prompt: str,
+        *,
+        history: Sequence[Mapping[str, str]] = (),
+        examples: Sequence[Mapping[str, Any]] = (),
+        few_shot: int = 0,
+        few_shot_from: str = "",
+        max_new_tokens: int = 64,
+    ) -> str:
+        """What the model says to a prompt about a recording (None: about nothing heard).
+
+        Args:
+            history: earlier turns about the recording, ``{"user": …, "assistant": …}``.
+            examples: answered ones to show first, ``{"audio": …, "prompt": …, "answer": …}``.
+            few_shot, few_shot_from: find the examples: see :meth:`answers`.
+
+        Raises:
+            BadRequest: what was asked cannot be answered; one sentence says why.
+        """
+        request = {"audio": audio, "prompt": prompt, "history": list(history), "examples": list(examples)}
+        given = {key: value for key, value in request.items() if value or key == "prompt"}
+        how = {"few_shot": few_shot, "few_shot_from": few_shot_from, "max_new_tokens": max_new_tokens}
+        return self.answers([given], **how)[0]  # type: ignore[arg-type]
+
+    def answers(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        few_shot: int = 0,
+        few_shot_from: str = "",
+        max_new_tokens: int = 64,
+    ) -> list[str]:
+        """One answer per request (``inference/requests.py`` says what a request holds), computed together.
+
+        What comes before a question and does not fit is left out, the oldest turn or example first.
+
+        Args:
+            few_shot: show this many examples before each question: the training rows that sound most like its audio.
+            few_shot_from: data set whose index they come from; it may be left out where there is one index.
+
+        Raises:
+            BadRequest: before any answer is computed; also for a question that does not fit alone.
+            StaleIndex: the data set is not any more what was indexed.
+        """
+        if self._listener is None:
+            raise BadRequest(
+                f"stage {self._config.stage} of {self._config.name} gives no answers, its objective is "
+                f"{self._stage.objective}; load a stage that answers, or embed with this one"
+            )
+        with self._lock, RequestRows() as files:
+            if few_shot:
+                retriever = self._retriever(few_shot_from)
+                requests = [
+                    self._with_examples(retriever, request, few_shot, f"request {index}")
+                    for index, request in enumerate(requests)
+                ]
+            rows = [files.row(request, f"request {index}") for index, request in enumerate(requests)]
+            for row in rows:
+                try:
+                    self._listener.prompt(row)
+                except TooLong as error:
+                    raise BadRequest(
+                        f"{row.id}: expected a question that takes at most {error.max_tokens} tokens, got one of "
+                        f"{error.tokens}; shorten it"
+                    ) from None
+            try:
+                answers = self._listener(rows, root=files.root, max_new_tokens=max_new_tokens)
+            except AudioError as error:
+                raise BadRequest(str(error)) from None
+            return [answer or "" for answer in answers]
+
+    def embed(
+        self, audio: Audio | Sequence[Audio] | None = None, *, text: str | Sequence[str] | None = None
+    ) -> NDArray[np.float32]:
+        """Recordings, or texts, as unit vectors of one space: the scalar product says how well two fit.
+
+        Returns:
+            float32 [J] of one recording or text, [N, J] of several.
+
+        Raises:
+            BadRequest: nothing or both are given, audio cannot be read, or the run has no AF-CLAP stage.
+        """
+        if (audio is None) == (text is None):
+            raise BadRequest(f"embed: expected audio or text, got {'neither' if text is None else 'both'}")
+        given: Any = text if audio is None else audio
+        one = isinstance(given, str | Path | bytes)
+        items = [given] if one else list(given)
+        with self._lock:
+            if self._embedder is None:
+                self._embedder = _embedder(*embedding_stage(self._config))
+            if audio is None:
+                vectors = self._embedder.texts(items)
+            else:
+                with RequestRows() as files:
+                    rows = [files.recording(item, f"audio {index}") for index, item in enumerate(items)]
+                    try:
+                        vectors = self._embedder.audio(rows, root=files.root)
+                    except AudioError as error:
+                        raise BadRequest(str(error)) from None
+        vector_NJ: NDArray[np.float32] = vectors.numpy()
+        return vector_NJ[0] if one else vector_NJ
+
+    def close(self) -> None:
+        """Ends the model's threads; its memory goes with the last reference to it."""
+        for part in (self._listener, self._embedder, *self._retrievers.values()):
+            if part is not None:
+                part.close()
+        self._listener = self._embedder = None
+        self._retrievers.clear()
+
+    def _retriever(self, dataset: str) -> "Retriever":
+        folder = Path(self._config.output) / self._config.name / INDEXES
+        indexed = sorted(file.parent.name for file in folder.glob("*/index.json"))
+        dataset = dataset or (indexed[0] if len(indexed) == 1 else "")
+        if dataset not in indexed:
+            known = ", ".join(indexed) or "none: build one (tools/build_retrieval.py), and release again"
+            raise BadRequest(f"few_shot_from: expected an index of this model, got {dataset!r}; it has {known}")
+        if dataset not in self._retrievers:
+            from megatron_af.retrieval.retriever import Retriever
+
+            self._retrievers[dataset] = Retriever(self._config, dataset)
+        return self._retrievers[dataset]
+
+    def _with_examples(
+        self, retriever: "Retriever", request: Mapping[str, Any], count: int, where: str
+    ) -> Mapping[str, Any]:
+        given = [key for key in ("history", "examples") if not is_absent(request.get(key))]
+        if given:
+            raise BadRequest(f"{where}: expected few_shot or {given[0]}, got both")
+        if is_absent(request.get("audio")):
+            raise BadRequest(f"{where}: audio: expected a recording to find examples for, got none")
+        return {**request, **retriever.request(request["audio"], request.get("prompt") or "", count)}
+
+
+def _listener(config: Config, checkpoint: Path) -> "Listener":
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.inference.listener import Listener
+
+    return Listener(config, checkpoint)
+
+
+def _embedder(config: Config, checkpoint: Path) -> "ClapEmbedder":
+    from megatron_af.inference.embedder import ClapEmbedder
+
+    return ClapEmbedder(config, checkpoint)
+
+
+def _join_process_group() -> None:
+    """The default process group: torchrun's, another model's of this process, or one of this process alone."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group(current_device().backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

@@ -1,0 +1,82 @@
+"""What lies in a folder that somebody wants to load: a run, a stage, a checkpoint or a release. Needs no torch.
+
+    config, checkpoint = find(Path("runs/demo"))          # config.stage and where its run lies, as it is now
+    config, checkpoint = embedding_stage(config)
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_af.config import Config
+from megatron_af.config.loading import load_config
+from megatron_af.inference.requests import BadRequest
+from megatron_af.runs.bundle import CONFIG, TOKENIZER
+from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.paths import MANIFEST, SETTINGS, latest, read_resume
+
+
+def find(place: Path) -> tuple[Config, Path]:
+    """The configuration of the stage to load, and its checkpoint.
+
+    Of a run that is the last stage of the curriculum that answers and has a checkpoint, or else the last that has one.
+
+    Raises:
+        FileNotFoundError: nothing trained is there.
+        ConfigError: the configuration cannot be read.
+    """
+    place = place.absolute()
+    if not place.is_dir():
+        raise FileNotFoundError(f"expected the folder of a run, stage, checkpoint or release, got {place}: not there")
+    if (place / MANIFEST).is_file():
+        return _of_checkpoint(place)
+    if (place / CONFIG).is_file():
+        return _of_release(place)
+    if (place / "checkpoints").is_dir():
+        return _of_checkpoint(_newest(place))
+    trained = [_of_checkpoint(_newest(stage.parent)) for stage in sorted(place.glob("*/checkpoints"))
+               if latest(stage) is not None]  # fmt: skip
+    if not trained:
+        raise FileNotFoundError(f"expected a run with a trained stage, got {place}: no stage in it has a checkpoint")
+    order = list(trained[-1][0].curriculum)
+    answering = [one for one in trained if one[0].curriculum[one[0].stage].objective == "answer"]
+    return max(answering or trained, key=lambda one: order.index(one[0].stage) if one[0].stage in order else -1)
+
+
+def embedding_stage(config: Config) -> tuple[Config, Path]:
+    """The stage of the same run that embeds: ``retrieval.stage``, or the last AF-CLAP stage with a checkpoint.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    stages = [name for name, stage in config.curriculum.items() if spec_of(stage).embeds]
+    wanted = [config.retrieval.stage] if config.retrieval.stage else stages[::-1]
+    for name in wanted:
+        checkpoint = latest(config.stage_folder(name) / "checkpoints")
+        if checkpoint is not None:
+            return replace(config, stage=name), checkpoint
+    have = f"{', '.join(stages)} without a checkpoint" if stages else "none"
+    raise BadRequest(f"embed: expected a run with a trained AF-CLAP stage, got {config.name}, which has {have}")
+
+
+def _newest(stage: Path) -> Path:
+    checkpoint = latest(stage / "checkpoints")
+    if checkpoint is None:
+        raise FileNotFoundError(f"expected a trained stage, got {stage}, which has no checkpoint yet")
+    return checkpoint
+
+
+def _of_checkpoint(checkpoint: Path) -> tuple[Config, Path]:
+    if not (checkpoint / SETTINGS).is_file():
+        raise FileNotFoundError(f"expected a checkpoint that training wrote, got {checkpoint}, without {SETTINGS}")
+    run = checkpoint.parents[2]
+    config = load_config(checkpoint / SETTINGS)
+    return replace(config, output=str(run.parent), name=run.name, stage=read_resume(checkpoint)["stage"]), checkpoint
+
+
+def _of_release(release: Path) -> tuple[Config, Path]:
+    """A release is laid out like a run of its own."""
+    config = load_config(release / CONFIG)
+    tokenizer = release / TOKENIZER
+    data = replace(config.data, tokenizer=str(tokenizer)) if tokenizer.exists() else config.data
+    config = replace(config, output=str(release.parent), name=release.name, data=data)
+    return config, _newest(config.stage_folder(config.stage))

@@ -1,0 +1,188 @@
+"""The front door: a plain Python process loads what training left, answers, embeds, and says what it cannot do."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import megatron_af
+from megatron_af.config import Config
+from megatron_af.runs.bundle import make_release
+from megatron_af.serve import loaded_model, places
+from tests.data.toy import write_tone
+from tests.examples import example
+from tests.trained_run import trained_run
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with ``dog.wav``, ``rain.wav``, ``runs/demo`` and ``runs/other``."""
+    folder = tmp_path_factory.mktemp("front_door")
+    for name, seconds in (("dog", 2.0), ("rain", 12.0)):
+        write_tone(folder / f"{name}.wav", seconds, len(name))
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    trained_run(folder, "demo")
+    trained_run(folder, "other", seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def release(folder: Path) -> Path:
+    config: Config = places.find(folder / "runs/demo")[0]
+    return make_release(config, "stage")
+
+
+def python(folder: Path, program: str) -> Any:
+    """What a plain Python process prints last, as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_the_package_brings_neither_torch_nor_megatron(folder: Path) -> None:
+    program = "import json, sys, megatron_af; print(json.dumps(sorted(sys.modules)))"
+    loaded = python(folder, program)
+    assert "megatron_af" in loaded
+    assert not {"torch", "megatron", "numpy", "omegaconf", "nvidia", "megatron_af.config"} & set(loaded)
+
+
+EVERY_PLACE = """
+import json
+import megatron_af as af
+
+found = {}
+for place in PLACES:
+    with af.load(place) as model:
+        found[place] = [model.answer("dog.wav", "w3 w17", max_new_tokens=4), model.answer(None, "w3", max_new_tokens=4)]
+print(json.dumps(found))
+"""
+
+
+def test_a_run_a_stage_a_checkpoint_and_a_release_answer_alike(folder: Path, release: Path) -> None:
+    run = "runs/demo"
+    named = [run, f"{run}/stage", f"{run}/stage/checkpoints/step_00000001", str(release)]
+    found = python(folder, EVERY_PLACE.replace("PLACES", repr(named)))
+    assert set(found) == set(named) and len({tuple(answers) for answers in found.values()}) == 1
+    assert all(isinstance(answer, str) for answer in found[run])
+
+
+TWO_MODELS = """
+import json
+from pathlib import Path
+import megatron_af as af
+
+def ask(model):
+    shown = [{"audio": "rain.wav", "prompt": "w1 w2", "answer": "w5"}]
+    return [
+        model.answer("dog.wav", "w3 w17", max_new_tokens=4),
+        model.answer(Path("rain.wav"), "w3", max_new_tokens=4, history=[{"user": "w4", "assistant": "w6"}]),
+        model.answer(Path("rain.wav").read_bytes(), "w3", max_new_tokens=4, examples=shown),
+        *model.answers([{"audio": "rain.wav", "prompt": "w3"}, {"prompt": "w9"}], max_new_tokens=4),
+        model.embed("dog.wav").tolist(),
+        model.embed(["rain.wav", Path("dog.wav")]).tolist(),
+        model.embed(text="w7 w8").tolist(),
+        model.embed(text=["w7 w8", "w9"]).tolist(),
+    ]
+
+demo = af.load("runs/demo")
+alone = ask(demo)
+other = af.load("runs/other")
+together = [ask(other), ask(demo), ask(other)]
+demo.close()
+print(json.dumps({"alone": alone, "together": together, "after": ask(other)}))
+"""
+
+
+def test_two_models_live_in_one_process_and_answer_as_if_alone(folder: Path) -> None:
+    found = python(folder, TWO_MODELS)
+    other, demo, again = found["together"]
+    assert demo == found["alone"] and other == again == found["after"]
+    assert other[:5] != demo[:5], "each has its own weights"
+    dog, (rain, dog_again), text, texts = (np.array(vectors) for vectors in demo[5:])
+    assert dog.shape == text.shape == (8,) and texts.shape == (2, 8)
+    np.testing.assert_allclose(dog, dog_again, atol=1e-5)
+    np.testing.assert_allclose(text, texts[0], atol=1e-5)
+    np.testing.assert_allclose([np.linalg.norm(v) for v in (dog, rain, text)], 1, atol=1e-5)
+    assert abs(dog @ rain) < 1 - 1e-4
+
+
+REFUSALS = """
+import json
+import megatron_af as af
+
+model, clap, released = af.load("runs/demo"), af.load("runs/demo/clap"), af.load(RELEASE)
+said = {}
+for name, ask in {
+    "no file": lambda: model.answer("gone.wav", "w1"),
+    "broken": lambda: model.answer("broken.wav", "w1"),
+    "no prompt": lambda: model.answer("dog.wav", " "),
+    "too long": lambda: model.answer("dog.wav", "w1 " * 600),
+    "both": lambda: model.embed("dog.wav", text="w1"),
+    "neither": lambda: model.embed(),
+    "broken to embed": lambda: model.embed("broken.wav"),
+    "contrastive": lambda: clap.answer("dog.wav", "w1"),
+    "no index": lambda: model.answer("dog.wav", "w1", few_shot=2),
+    "no clap": lambda: released.embed("dog.wav"),
+}.items():
+    try:
+        said[name] = ["", ask()]
+    except Exception as error:
+        said[name] = [type(error).__name__, str(error)]
+said["clap embeds"] = ["", clap.embed("dog.wav").tolist() == model.embed("dog.wav").tolist()]
+print(json.dumps(said))
+"""
+
+
+def test_what_cannot_be_done_is_said_in_one_sentence(folder: Path, release: Path) -> None:
+    said = python(folder, REFUSALS.replace("RELEASE", repr(str(release))))
+    assert said.pop("clap embeds") == ["", True]
+    expected = {
+        "no file": "request 0: audio: expected a file, base64 or bytes, got 'gone.wav', which is neither",
+        "broken": "request 0: audio: expected a recording, got what cannot be decoded: ",
+        "no prompt": "request 0: prompt: expected text, got ' '",
+        "too long": "request 0: expected a question that takes at most 512 tokens, got one of 602; shorten it",
+        "both": "embed: expected audio or text, got both",
+        "neither": "embed: expected audio or text, got neither",
+        "broken to embed": "audio 0: expected a recording, got what cannot be decoded: ",
+        "contrastive": "stage clap of demo gives no answers, its objective is contrastive; load a stage that",
+        "no index": "few_shot_from: expected an index of this model, got ''; it has none: build one",
+        "no clap": "embed: expected a run with a trained AF-CLAP stage, got ",
+    }
+    assert said.keys() == expected.keys()
+    for name, (kind, sentence) in said.items():
+        assert (kind, sentence[: len(expected[name])]) == ("BadRequest", expected[name]) and "\n" not in sentence
+
+
+def examples() -> dict[str, str]:
+    (block,) = re.findall(r"## Use a trained model\n.*?```python\n(.*?)```", README, flags=re.DOTALL)
+    module = "from pathlib import Path\nfrom megatron_af.serve.loaded_model import LoadedModel\n"
+    found = "from pathlib import Path\nfrom megatron_af.serve.places import embedding_stage, find\n"
+    return {
+        "README": block,
+        "megatron_af": example(megatron_af.__doc__),
+        "loaded_model": module + example(loaded_model.__doc__),
+        "places": found + example(places.__doc__),
+    }
+
+
+def test_the_examples_of_readme_and_docstrings_run(folder: Path) -> None:
+    """One after another in one process, as somebody would type them."""
+    assert all("(" in text for text in examples().values())
+    program = "\n".join(examples().values())
+    assert python(folder, program + "\nprint('0')") == 0
