@@ -86,3 +86,12 @@ def test_bad_blends_are_named_together() -> None:
         BlendSampler({"a": 3, "e": 0}, {"x": 1.0, "a": -1, "e": 1.0}, 0)
     with pytest.raises(ValueError, match="raise the weights"):
         BlendSampler({"a": 3}, {"a": 0.001}, 0)
+
+
+def test_what_is_drawn_for_a_sample_follows_from_seed_and_place_alone() -> None:
+    def keys(seed: int | str, sizes: dict[str, int]) -> list[int]:
+        sampler = BlendSampler(sizes, dict.fromkeys(sizes, 1.0), seed)
+        return [sampler.draw(index).random for index in range(50)]
+
+    assert keys("0/clap", {"a": 7}) == keys("0/clap", {"a": 40, "b": 3})
+    assert len(set(keys("0/clap", {"a": 7}) + keys("1/clap", {"a": 7}) + keys("0/tune", {"a": 7}))) == 150
