@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_af.config import ConfigError
+from megatron_af.files import write
 
 SUBJECTS = {
     "clap": "contrastive loss as the batch grows, and windows through mel and encoder",
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         record = {"subject": options.subject, "commit": commit.stdout.strip(), "machine": machine} | result
-        Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
+        write(Path(options.json), json.dumps(record, indent=1) + "\n")
     return 0
 
 

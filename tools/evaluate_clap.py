@@ -18,6 +18,7 @@ from rich.console import Console
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.evaluate.hearing import evaluation_rows
+from megatron_af.files import write
 from megatron_af.parallel.device import current_device, make_megatron_portable
 
 
@@ -52,7 +53,7 @@ def main() -> int:
     if dist.get_rank() == 0:
         Console().print(table(report, f"{config.name}, stage {config.stage}, {len(rows)} rows of {arguments.rows}"))
         if arguments.json:
-            arguments.json.write_text(json.dumps(report, indent=1))
+            write(arguments.json, json.dumps(report, indent=1))
     dist.destroy_process_group()
     return 0
 

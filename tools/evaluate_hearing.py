@@ -19,6 +19,7 @@ from rich.console import Console
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_config
 from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, questions_of, summarise, table
+from megatron_af.files import write
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.check import validate_evaluation
 
@@ -62,8 +63,8 @@ def main() -> int:
             draw(listener.looks(fixed_samples(rows, DRAWN)), folder / "pictures", f"attention-{name}")
     if dist.get_rank() == 0:
         line.end()
-        (folder / "hearing.json").write_text(json.dumps(summaries, indent=1))
-        (folder / "answers.jsonl").write_text("\n".join(lines) + "\n")
+        write(folder / "hearing.json", json.dumps(summaries, indent=1))
+        write(folder / "answers.jsonl", "\n".join(lines) + "\n")
     listener.close()
     dist.destroy_process_group()
     return 0

@@ -18,6 +18,7 @@ from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.data.rows import to_json
 from megatron_af.evaluate.hearing import evaluation_rows
+from megatron_af.files import write
 from megatron_af.parallel.device import current_device, make_megatron_portable
 
 
@@ -51,8 +52,8 @@ def main() -> int:
             print(error, file=sys.stderr)
         return 2
     if dist.get_rank() == 0:
-        arguments.output.write_text("".join(to_json(row) + "\n" for row in kept), encoding="utf-8")
-        Path(f"{arguments.output}.report").write_text(json.dumps(report, indent=1) + "\n")
+        write(arguments.output, "".join(to_json(row) + "\n" for row in kept))
+        write(Path(f"{arguments.output}.report"), json.dumps(report, indent=1) + "\n")
         print(f"{len(kept):,} of {len(rows):,} rows kept; {arguments.output}.report has the deciles of the similarity")
     dist.destroy_process_group()
     return 0

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
+from megatron_af.files import write
 
 
 def import_rows(config: Config, names: list[str]) -> int:
@@ -76,7 +77,7 @@ def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> 
         seen = look(config, name, tokenizer=tokenizer, device=current_device(), count=samples) if samples else []
         console.print(*panels(seen, config.model.front_end))
         if html:
-            Path(html).write_text(page(statistics, seen, config.model.front_end), encoding="utf-8")
+            write(Path(html), page(statistics, seen, config.model.front_end))
             print(f"{name}: {html}")
     return 0
 

@@ -34,6 +34,7 @@ from megatron_af.data.rows import Manifest, Row, Span, to_json
 from megatron_af.demo.caption_rules import CHANGES, hard_negatives, paraphrases
 from megatron_af.demo.questions import Event
 from megatron_af.demo.scenes import prepare_scenes, word_tokenizer
+from megatron_af.files import write
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "clap_claim.yaml"
@@ -82,7 +83,7 @@ def run_claim(path: str | Path, overrides: Sequence[str] = (), *, seeds: int = 3
         why = f"{folder} holds runs of other settings: remove or rename it, or change `name` in {path}"
         raise ConfigError("the comparison cannot go on", [why])
     _prepare(config)
-    stored.write_text(settings)
+    write(stored, settings)
     reports: dict[str, list[dict[str, Any]]] = {loss: [] for loss in LOSSES}
     for seed in range(seeds):
         for loss in LOSSES:
@@ -177,8 +178,8 @@ def _prepare(config: Config) -> None:
     word_tokenizer(texts).save(config.data.tokenizer)
     for name, kept in written.items():
         manifest = root / config.data.datasets[name].manifest
-        manifest.write_text("".join(to_json(row) + "\n" for row in kept))
-    marker.write_text(wanted)
+        write(manifest, "".join(to_json(row) + "\n" for row in kept))
+    write(marker, wanted)
 
 
 def _sources(config: Config) -> str:

@@ -52,6 +52,7 @@ from megatron_af.data.rows import Clip, Question, Row, to_json
 from megatron_af.data.shards import BATCH_ROWS, open_rows, record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.data.stream import Stream
+from megatron_af.files import write
 from megatron_af.parallel.device import Device
 from megatron_af.prepare.sharding import prepare
 from megatron_af.text.tokenizer import Tokenizer
@@ -231,7 +232,7 @@ def _write_sources(folder: Path) -> list[Row]:
         )
         clip = Clip(path=path, duration=frames / RATE)
         rows.append(Row(id=str(number), clips=(clip,), questions=questions))
-    (folder / "bench.jsonl").write_text("".join(to_json(row) + "\n" for row in rows))
+    write(folder / "bench.jsonl", "".join(to_json(row) + "\n" for row in rows))
     alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -8,7 +8,6 @@ Every path is relative and stays inside the root.
 
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,7 @@ from typing import IO
 
 import fsspec
 
-_PART = ".part"
+from megatron_af.files import appearing, sweep
 
 
 class StorageError(OSError):
@@ -82,14 +81,8 @@ class DataRoot:
     def writing(self, path: str) -> Iterator[IO[bytes]]:
         """A file to fill, which then appears whole: by rename on a disk, by one upload in a store."""
         if (local := self.local(path)) is not None:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            part = local.with_name(f".{local.name}.{uuid.uuid4().hex}{_PART}")
-            try:
-                with part.open("wb") as file:
-                    yield file
-                part.replace(local)
-            finally:
-                part.unlink(missing_ok=True)
+            with appearing(local) as draft, draft.open("wb") as file:
+                yield file
             return
         assert self._remote is not None
         address = self._address(path)
@@ -121,8 +114,7 @@ class DataRoot:
     def sweep(self, folder: str) -> None:
         """Removes what killed writers left in a folder on a disk; nobody may be writing there."""
         if (local := self.local(folder)) is not None:
-            for part in local.glob(f".*{_PART}"):
-                part.unlink(missing_ok=True)
+            sweep(local)
 
     def remove(self, path: str) -> None:
         if (local := self.local(path)) is not None:

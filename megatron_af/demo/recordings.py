@@ -29,6 +29,7 @@ import soxr
 from numpy.typing import NDArray
 
 from megatron_af.demo.synthesis import synthesise
+from megatron_af.files import write
 
 Waveform = NDArray[np.float32]
 
@@ -106,7 +107,7 @@ def fetch_recordings(folder: Path, *, offline: bool = False) -> Recordings:
         if not sounds:
             sounds = [(kind, "synthesised", x) for kind, x in synthesise(SAMPLE_RATE)]
         items = [asdict(_store(folder, n, *sound)) for n, sound in enumerate(sounds)]
-        index.write_text(json.dumps({"source": source, "items": items}, indent=1))
+        write(index, json.dumps({"source": source, "items": items}, indent=1))
     stored = json.loads(index.read_text())
     return Recordings(source=stored["source"], items=tuple(Recording(**item) for item in stored["items"]))
 

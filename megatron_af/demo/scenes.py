@@ -28,6 +28,7 @@ from megatron_af.config import ConfigError, ScenesConfig, SceneSet
 from megatron_af.data.rows import Clip, Question, Row, to_json
 from megatron_af.demo.questions import NUMBERS, Event, Scene, ask, captions, listing, negatives, spans, transcript
 from megatron_af.demo.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
+from megatron_af.files import write
 
 PARTS = {"train": 0.65, "development": 0.1, "test": 0.25}
 """Share of each kind's recordings."""
@@ -69,7 +70,7 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
             progress.advance(task)
     lines["text"] = [to_json(row) for row in _texts(config, seed, kinds)]
     for name, rows in lines.items():
-        (root / f"{name}.jsonl").write_text("".join(row + "\n" for row in rows))
+        write(root / f"{name}.jsonl", "".join(row + "\n" for row in rows))
     some = [json.loads(line) for rows in lines.values() for line in rows[:1_000]]
     told = (part for row in some for part in [row, *row.get("spans", [])])
     written = (text for part in told for text in part.get("captions", []) + part.get("negatives", []))

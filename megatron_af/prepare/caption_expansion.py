@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_af.data.rows import Manifest, Row, RowError, to_json
+from megatron_af.files import write
 
 INSTRUCTIONS = """\
 You write training captions for a model that hears. For each caption in the list, write {paraphrases} paraphrases and \
@@ -123,9 +124,9 @@ def expand(config: ExpansionConfig, watch: Callable[[int, int], None] = lambda d
             raise
     refused = {row.id: done[row.id]["refused"] for row in rows if "refused" in done[row.id]}
     kept = [expanded_row(row, _expanded(done[row.id])) for row in rows if row.id not in refused]
-    Path(config.output).write_text("".join(to_json(row) + "\n" for row in kept), encoding="utf-8")
+    write(Path(config.output), "".join(to_json(row) + "\n" for row in kept))
     lines = [json.dumps({"id": row, "reason": reason}) + "\n" for row, reason in refused.items()]
-    Path(f"{config.output}.refused").write_text("".join(lines), encoding="utf-8")
+    write(Path(f"{config.output}.refused"), "".join(lines))
     return Report(rows=len(rows), expanded=len(kept), refused=refused, requests=writer.client.requests)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.data.rows import Clip, Row, to_json
+from megatron_af.files import appearing, write
 
 Similarity = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Similarity of each pair of texts, 1 for the same meaning."""
@@ -56,7 +57,7 @@ def cut(config: MiningConfig) -> Report:
     """Cut every video with sound into segments; the last, shorter one stays if it is long enough."""
     dropped: Counter[str] = Counter()
     kept = 0
-    with _fresh(config.segments) as file:
+    with appearing(Path(config.segments)) as draft, draft.open("w", encoding="utf-8") as file:
         for number, video in enumerate(_lines(config.videos)):
             if not isinstance(video.get("path"), str):
                 raise ValueError(f"{config.videos}:{number + 1}: expected a video's path, got {json.dumps(video)[:80]}")
@@ -97,7 +98,7 @@ def select(config: MiningConfig, similarity: Similarity) -> Report:
     dropped: Counter[str] = Counter()
     kept = 0
     values: list[float] = []
-    with _fresh(config.output) as file:
+    with appearing(Path(config.output)) as draft, draft.open("w", encoding="utf-8") as file:
         for batch in _batches(config.captioned, config.batch_texts):
             complete = []
             for number, segment in batch:
@@ -120,7 +121,7 @@ def select(config: MiningConfig, similarity: Similarity) -> Report:
                 kept += 1
     report = Report(kept=kept, dropped=dict(dropped))
     record = {"kept": kept, "dropped": report.dropped, "similarity_deciles": deciles(values)}
-    Path(f"{config.output}.report").write_text(json.dumps(record, indent=1) + "\n")
+    write(Path(f"{config.output}.report"), json.dumps(record, indent=1) + "\n")
     return report
 
 
@@ -160,8 +161,3 @@ def _batches(path: str, size: int) -> Iterator[list[tuple[int, dict[str, Any]]]]
             batch = []
     if batch:
         yield batch
-
-
-def _fresh(path: str) -> Any:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(path).open("w", encoding="utf-8")

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_af.config import Config
+from megatron_af.files import put_in_place, settled, write
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
 from megatron_af.runs.digests import digest_file, digest_value
 from megatron_af.runs.identity import checkpoint_digest, dataset_index
@@ -77,9 +78,8 @@ class NeighbourIndex:
         np.savez(partial / "catalogue.npz", **arrays)
         faiss.write_index(self._faiss, str(partial / "vectors.faiss"))
         about = {"inputs": inputs, "left_out": left_out, "rows": len(self.catalogue.row_N), "pieces": len(self)}
-        (partial / "index.json").write_text(json.dumps(about, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        write(partial / "index.json", json.dumps(about, indent=1) + "\n")
+        put_in_place(partial, folder)
 
     @classmethod
     def open(cls, config: Config, dataset: str) -> "NeighbourIndex":
@@ -153,7 +153,7 @@ class NeighbourIndex:
 
 
 def index_folder(config: Config, dataset: str) -> Path:
-    return Path(config.output) / config.name / "retrieval" / dataset
+    return settled(Path(config.output) / config.name / "retrieval" / dataset)
 
 
 def why_stale(config: Config, dataset: str) -> str:

@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_af.files import write
+
 DIGEST_FILE = "digest.txt"
 """Holds a folder's recorded digest; the only file that its digest leaves out."""
 
@@ -53,7 +55,7 @@ def digest_value(value: Any) -> str:
 def record_digest(folder: Path) -> str:
     """Write the folder's digest beside its files and return it."""
     digest = digest_tree(folder)
-    (folder / DIGEST_FILE).write_text(digest + "\n")
+    write(folder / DIGEST_FILE, digest + "\n")
     return digest
 
 

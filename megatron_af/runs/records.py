@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_af.config import Config
+from megatron_af.files import write
 from megatron_af.runs.identity import check_resume, stage_inputs
 from megatron_af.runs.paths import latest
 
@@ -34,10 +35,7 @@ class StageRecord:
         return cls(**json.loads(file.read_text())) if file.is_file() else None
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"{RECORD}.new"
-        draft.write_text(json.dumps(asdict(self), indent=1))
-        draft.replace(folder / RECORD)
+        write(folder / RECORD, json.dumps(asdict(self), indent=1))
 
 
 def claim(config: Config) -> None:

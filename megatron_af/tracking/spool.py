@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_af.files import write
+
 METRICS_PREFIX = re.compile(rb'\{"kind":"metrics","step":(\d+),')
 REFUSED_IN_NAMES = re.compile(r"[^\w.\-/ ]", re.ASCII)
 
@@ -46,7 +48,7 @@ class Address:
         return cls(**json.loads((folder / "run.json").read_text()))
 
     def save(self, folder: Path) -> None:
-        _replace(folder / "run.json", asdict(self))
+        write(folder / "run.json", json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Sent:
         return cls(**json.loads(file.read_text())) if file.is_file() else cls()
 
     def save(self, folder: Path) -> None:
-        _replace(folder / "sent.json", asdict(self))
+        write(folder / "sent.json", json.dumps(asdict(self)))
 
 
 class Spool:
@@ -152,10 +154,3 @@ def spool_key(folder: Path) -> str:
 def metric_name(key: str) -> str:
     """``key`` with the characters that MLflow refuses replaced by ``_``."""
     return REFUSED_IN_NAMES.sub("_", key)
-
-
-def _replace(file: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees the old text or the new one."""
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(value))
-    draft.replace(file)

@@ -28,6 +28,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
+from megatron_af.files import write
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
@@ -107,13 +108,13 @@ class Checkpoints:
         def publish() -> None:
             if dist.get_rank() == 0:
                 if settings:
-                    (partial / SETTINGS).write_text(settings)
-                _write_atomically(partial / MANIFEST, json.dumps(manifest, indent=2))
+                    write(partial / SETTINGS, settings)
+                write(partial / MANIFEST, json.dumps(manifest, indent=2))
                 if final.exists():
                     shutil.rmtree(replaced(final), ignore_errors=True)
                     final.rename(replaced(final))
                 partial.rename(final)
-                _write_atomically(self._folder / LATEST, final.name)
+                write(self._folder / LATEST, final.name)
                 self._prune(final)
             dist.barrier()
             self._announce(final)
@@ -275,12 +276,3 @@ def _persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _local_name(name: str) -> str:
     return name.removeprefix("lm.")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from megatron_af.files import write
 from megatron_af.runs.paths import RESULT
 from megatron_af.train.callbacks import Callback, Record
 
@@ -41,4 +42,4 @@ class StageResult(Callback):
                 if values:  # a step that was skipped has a loss that is none
                     means[name] = sum(values) / len(values)
             counters = {name: self._last[-1][name] for name in ("step", "skipped") if name in self._last[-1]}
-            (trainer.folder / RESULT).write_text(json.dumps(means | counters, indent=1))
+            write(trainer.folder / RESULT, json.dumps(means | counters, indent=1))

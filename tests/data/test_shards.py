@@ -109,6 +109,6 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, kind: str) -> None:
     root.remove("a/b.bin")
     assert not root.exists("a/b.bin")
     if kind == "folder":
-        (tmp_path / "a/.b.bin.killed.part").write_bytes(b"half")
+        (tmp_path / "a/.b.bin.killed.draft").write_bytes(b"half")
         root.sweep("a")
         assert not list((tmp_path / "a").iterdir())

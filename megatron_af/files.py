@@ -1,0 +1,83 @@
+"""How files appear: whole under their names, or not at all, whoever dies and whoever else writes.
+
+    write(folder / "result.json", text)                     # text or bytes
+    with appearing(folder / "index.arrow") as draft:        # a place for a library to write to
+        save_file(tensors, draft)
+    put_in_place(partial_folder, folder)                    # the same for a folder
+
+Everything that is read by another process or after a crash is written this way; what is only appended to (logs, spools)
+is not. ``tests/test_structure.py`` looks for other writers.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DRAFT = ".draft"
+REPLACED = ".replaced"
+"""Behind the name of a folder while another one takes its place."""
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file's content; its folder is made if need be."""
+    with appearing(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to, which takes its name when the block ends well and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}{DRAFT}")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Let a complete folder take another one's place; until then the old one can be read there.
+
+    Between two renames there is none for an instant; :func:`settled` brings the old one back if the process died then.
+    """
+    old = settled(folder).with_name(folder.name + REPLACED)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settled(folder: Path) -> Path:
+    """The folder itself, after what a process that died while replacing it had left to do."""
+    old = folder.with_name(folder.name + REPLACED)
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+    return folder
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers left that were killed; nobody may be writing there."""
+    for draft in folder.glob(f".*{DRAFT}"):
+        draft.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # a file system that does not open folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # or does not sync them
+        pass
+    finally:
+        os.close(handle)
