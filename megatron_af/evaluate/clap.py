@@ -9,13 +9,15 @@ what was changed in each). Shapes: N rows, T texts, C classes, J joint dim.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from megatron_af.data.rows import Row
+from megatron_af.data.rows import Question, Row
+from megatron_af.evaluate.exchange import exchange
 from megatron_af.inference.embedder import ClapEmbedder
 
 RANKS = (1, 5, 10)
@@ -30,7 +32,7 @@ def evaluate_clap(
     second captions. A collective.
 
     Raises:
-        ValueError: for rows without a caption or a clip.
+        ValueError: for rows without a caption or a clip, and for negatives of a single recording.
     """
     for row in rows:
         if not row.captions or not row.clips:
@@ -51,8 +53,10 @@ def evaluate_clap(
     if any(len(n) for n in negatives):
         kinds = [row.meta.get("negative_kinds", [""] * len(row.negatives)) for row in rows]
         report["composition"] = composition(audio_NJ, torch.stack(captions), negatives, kinds)
-        # What the texts alone give away: the same test on another row's audio.
-        report["composition, other audio"] = composition(audio_NJ.roll(1, 0), torch.stack(captions), negatives, kinds)
+        # What the texts alone give away: the same test on another recording's audio.
+        said = [replace(row, questions=(Question(prompt="", output=row.captions[0]),)) for row in rows]
+        other_NJ = audio_NJ[[exchanged.other for exchanged in exchange(said)]]
+        report["composition, other audio"] = composition(other_NJ, torch.stack(captions), negatives, kinds)
     classes = [row.meta.get(class_key) for row in rows]
     if all(isinstance(name, str) for name in classes):
         names = sorted({str(name) for name in classes})

@@ -11,12 +11,10 @@ counts such questions. The third number is what always giving the skill's common
 A question that is too long to be asked is answered by nothing, which is wrong; the summary counts these, too.
 """
 
-import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import tee
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from megatron_af.config import Config
 from megatron_af.data.rows import Row
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.exchange import exchange, plain_answer
 from megatron_af.train.callbacks import duration
 
 RESAMPLES = 2_000
@@ -74,76 +73,6 @@ class Score:
 def evaluation_rows(config: Config, dataset: str) -> list[Row]:
     """All rows of a data set of ``data.datasets``, wherever it lies: JSONL or prepared, on a disk or in a store."""
     return list(open_rows(DataRoot(config.data.root), config.data.datasets[dataset].manifest))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exchanged:
-    """A question about the audio of another row."""
-
-    row: Row
-    """The row with the other one's clips in place of its own: turns and examples before the question stay."""
-    partner: bool
-    """Whether the other recording was asked the same question and has another answer to it."""
-
-
-def exchange(asked: Sequence[Row], seed: int = 0) -> list[Exchanged]:
-    """Rows, each asking its last question (``Row.each_question``), about the clips of another recording.
-
-    Partners are drawn among the rows that ask the same question of another recording and want another answer; where
-    there is none, among all rows about another recording. Rows of one question are sorted by answer, shuffled within,
-    and rotated past the most common one, so that, where numbers allow, their audio is exchanged and not drawn anew.
-
-    Raises:
-        ValueError: all rows are about one recording.
-    """
-    rng = random.Random(seed)
-    heard = [_recordings(row) for row in asked]
-    asking: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(asked):
-        asking[row.questions[-1].prompt].append(index)
-    partner: dict[int, int] = {}
-    for group in (asking[prompt] for prompt in sorted(asking)):
-        rng.shuffle(group)
-        group.sort(key=lambda index: _said(asked[index].questions[-1].output))
-        answers = [_said(asked[index].questions[-1].output) for index in group]
-        step = max(Counter(answers).values())
-        if step == len(group):
-            continue
-        taken: set[int] = set()
-        for place, index in enumerate(group):
-            around = [(place + step + more) % len(group) for more in range(len(group))]
-            fits = (o for o in around if answers[o] != answers[place] and not heard[group[o]] & heard[index])
-            fitting, free = tee(fits)
-            other = next((o for o in free if o not in taken), next(fitting, None))
-            if other is not None:
-                taken.add(other)
-                partner[index] = group[other]
-    return [
-        Exchanged(
-            row=_about(row, asked[partner[index] if index in partner else _elsewhere(index, heard, rng)]),
-            partner=index in partner,
-        )
-        for index, row in enumerate(asked)
-    ]
-
-
-def _recordings(row: Row) -> frozenset[str]:
-    """What a row is about; pieces of one recording are one recording."""
-    return frozenset(clip.digest or clip.path for clip in row.own_clips)
-
-
-def _elsewhere(index: int, heard: Sequence[frozenset[str]], rng: random.Random) -> int:
-    start = rng.randrange(len(heard))
-    for more in range(len(heard)):
-        if not heard[(start + more) % len(heard)] & heard[index]:
-            return (start + more) % len(heard)
-    raise ValueError("an evaluation of hearing exchanges audio: it needs rows about two recordings, got one")
-
-
-def _about(row: Row, other: Row) -> Row:
-    if row.template.startswith("interleaved"):
-        return replace(row, clips=(*row.clips[:-1], other.own_clips[-1]))
-    return replace(row, clips=other.own_clips)
 
 
 def ask_all(answer: Callable[[Sequence[Row]], Sequence[str | None]], rows: Sequence[Row]) -> list[Asked]:
@@ -270,11 +199,7 @@ def _interval(asked: Sequence[Asked], seed: int) -> tuple[float, float]:
 
 
 def _same(answer: str, wanted: str) -> bool:
-    return _said(answer) == _said(wanted)
-
-
-def _said(answer: str) -> str:
-    return " ".join(answer.lower().split())
+    return plain_answer(answer) == plain_answer(wanted)
 
 
 def _rounded(score: Score) -> dict[str, float]:

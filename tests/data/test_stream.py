@@ -330,3 +330,8 @@ def test_questions_that_are_too_long_are_left_out_and_counted_by_data_set(tmp_pa
     report = (tmp_path / "runs/toy/tune/replaced.jsonl").read_text()
     assert "row whole: its question and answer take 1014 tokens, the stage's max_text_tokens is 512" in report
     assert counted.keys() == {0} and counted[0] > 3
+    write_manifest(tmp_path / "data", "a", [part])
+    s = open_stream(config)
+    batches = [s.batch(step) for step in range(3)]
+    s.close()
+    assert [batch.text.too_long.get(0, 0) for batch in batches] == [b.sample_ids.count("part") for b in batches]

@@ -1,5 +1,6 @@
 """Evaluation of a CLAP: each number against a case worked by hand, and the towers' embedder on one and two ranks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,10 @@ def test_report_has_what_the_rows_allow():
     assert report["composition, other audio"] == {"all": 0.0, "negation": 0.0}  # no text fits another's audio
     assert report["paraphrase"]["kept_r1"] == 100.0
     assert table(report).row_count > 10
+    twice = [*rows, replace(rows[-1], id="again", captions=("the bell",), negatives=("not a bell",))]
+    twice[-1] = replace(twice[-1], meta=rows[-1].meta)
+    other = evaluate_clap(Stub(), twice)["composition, other audio"]
+    assert other["all"] == 0.0, "a recording of two rows is not its own other one"
     plain = evaluate_clap(Stub(), [Row(id="1", clips=rows[0].clips, captions=("a dog",))])
     assert set(plain) == {"rows", "retrieval"}
     with pytest.raises(ValueError, match="row 2: an evaluation of a CLAP needs a clip and a caption"):

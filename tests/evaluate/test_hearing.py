@@ -12,7 +12,7 @@ from megatron_af.data.rows import Clip, Question, Row, to_json
 from megatron_af.data.shards import record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate import hearing
-from megatron_af.evaluate.hearing import Asked, ask_all, evaluation_rows, exchange, questions_of, summarise, table
+from megatron_af.evaluate.hearing import Asked, ask_all, evaluation_rows, summarise, table
 from tests.examples import run_example
 
 
@@ -25,89 +25,6 @@ def row(number: int, *prompts: str) -> Row:
 
 
 ROWS = [row(0, "first?", "last?"), row(1, "first?"), row(2, "first?", "alone?"), row(3, "last?")]
-
-
-def recordings(rows: Sequence[Row]) -> list[str]:
-    return [row.own_clips[-1].path for row in rows]
-
-
-def test_audio_is_exchanged_within_equal_questions() -> None:
-    asked = questions_of(ROWS)
-    swapped = exchange(asked)
-    assert [e.row.questions for e in swapped] == [r.questions for r in asked]
-    heard = {e.row.questions[0].output: e.row.clips[0].path for e in swapped}
-    assert sorted(heard[f"first? {n}"] for n in (0, 1, 2)) == ["0.flac", "1.flac", "2.flac"]  # a rotation
-    assert (heard["last? 0"], heard["last? 3"]) == ("3.flac", "0.flac")
-    assert [e.row.questions[0].prompt for e in swapped if not e.partner] == ["alone?"]
-    assert heard["alone? 2"] != "2.flac"
-
-
-def test_nobody_gets_their_own_recording_nor_one_with_the_same_answer() -> None:
-    """Two recordings of six rows each, all asked the same; pieces of one file, and prepared copies of one digest."""
-    question = Question(prompt="what?", output="rain")
-    for prepared in (False, True):
-        rows = [
-            Row(
-                id=f"{name}{n}",
-                clips=(
-                    Clip(path="shard", digest=name, length=9, offset=9 * n, duration=1.0)
-                    if prepared
-                    else Clip(path=name, start=float(n), duration=1.0),
-                ),
-                questions=(replace(question, output=f"{name} {n % 2}"),),
-            )
-            for name in "ab"
-            for n in range(6)
-        ]
-        for seed in range(20):
-            swapped = exchange(rows, seed)
-            for before, after in zip(rows, swapped, strict=True):
-                own, other = before.clips[0], after.row.clips[0]
-                assert (own.digest or own.path) != (other.digest or other.path) and after.partner
-            assert len({e.row.clips for e in swapped}) == 12, "exchanged, not drawn anew"
-
-
-@pytest.mark.parametrize("answers", ["aabbbc", "aaaabb", "abcdef"])
-def test_partners_want_another_answer(answers: str) -> None:
-    rows = [row(n, "what?") for n in range(6)]
-    rows = [replace(r, questions=(replace(r.questions[0], output=a),)) for r, a in zip(rows, answers, strict=True)]
-    wanted = {r.clips: a for r, a in zip(rows, answers, strict=True)}
-    for seed in range(20):
-        swapped = exchange(rows, seed)
-        assert all(wanted[e.row.clips] != a and e.partner for e, a in zip(swapped, answers, strict=True))
-        assert (len({e.row.clips for e in swapped}) == 6) == (answers.count("a") <= 3), "exchanged, where numbers allow"
-
-
-def test_who_has_no_partner_hears_any_other_recording_and_is_counted() -> None:
-    same = [replace(row(n, "what?"), questions=(Question(prompt="what?", output="Rain "),)) for n in range(3)]
-    one = replace(same[0], id="one", questions=(Question(prompt="what?", output="rain"),))
-    asked = ask_all(lambda rows: ["rain"] * len(rows), [*same, one])
-    assert not any(question.partner for question in asked)
-    assert summarise(asked)["overall"]["no_partner"] == 4
-    for seed in range(20):
-        swapped = exchange([*same, one], seed)
-        assert all(a != b for a, b in zip(recordings([*same, one]), recordings([e.row for e in swapped]), strict=True))
-    with pytest.raises(ValueError, match="needs rows about two recordings"):
-        exchange([same[0], one])
-
-
-def test_exchanged_copies_keep_history_and_examples() -> None:
-    def turns(number: int) -> tuple[Question, ...]:
-        return tuple(Question(prompt=f"turn {t}?", output=f"answer {t} of {number}") for t in range(2))
-
-    clips = [Clip(path=f"{n}.wav", duration=1.0) for n in range(4)]
-    talks = [Row(id=f"d{n}", clips=(clips[n],), questions=turns(n), template="dialogue") for n in range(2)]
-    shown = [
-        Row(id=f"i{n}", clips=(clips[1 - n], clips[n + 2]), questions=turns(n), template="interleaved")
-        for n in range(2)
-    ]
-    asked = questions_of([*talks, *shown])
-    assert [len(r.questions) for r in asked] == [1, 2, 1, 2, 2, 2]
-    swapped = [e.row for e in exchange(asked)]
-    assert [(r.questions, r.template) for r in swapped] == [(r.questions, r.template) for r in asked]
-    assert [len(r.clips) for r in swapped] == [1, 1, 1, 1, 2, 2]
-    assert [r.clips[0] for r in swapped[4:]] == [clips[1], clips[0]], "an example keeps its own sound"
-    assert all(a != b for a, b in zip(recordings(asked), recordings(swapped), strict=True))
 
 
 def test_every_question_is_asked_about_both_clips() -> None:
@@ -125,6 +42,16 @@ def test_every_question_is_asked_about_both_clips() -> None:
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names = run_example(hearing, rows=ROWS, answer=lambda rows: [r.questions[-1].output for r in rows])
     assert len(names["asked"]) == 6 and "Table" in capsys.readouterr().out
+
+
+def test_questions_without_a_partner_are_counted() -> None:
+    rows = [replace(row(n, "what?"), questions=(Question(prompt="what?", output="rain"),)) for n in range(3)]
+    asked = ask_all(lambda rows: ["rain"] * len(rows), [*rows, row(3, "what?")])
+    assert all(question.partner for question in asked)
+    assert summarise(asked)["overall"]["no_partner"] == 0
+    asked = ask_all(lambda rows: ["rain"] * len(rows), rows)
+    assert not any(question.partner for question in asked)
+    assert summarise(asked)["overall"]["no_partner"] == 3
 
 
 def test_a_question_that_is_too_long_is_wrong_and_counted() -> None:
