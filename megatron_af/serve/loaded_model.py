@@ -52,7 +52,7 @@ class LoadedModel:
         self._stage = self._config.curriculum[self._config.stage]
         make_megatron_portable()
         _join_process_group()
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._listener: Listener | None = None
         self._embedder: ClapEmbedder | None = None
         self._retrievers: dict[str, Retriever] = {}
@@ -90,10 +90,11 @@ class LoadedModel:
         Raises:
             BadRequest: what was asked cannot be answered; one sentence says why.
         """
-        request = {"audio": audio, "prompt": prompt, "history": list(history), "examples": list(examples)}
-        given = {key: value for key, value in request.items() if value or key == "prompt"}
-        how = {"few_shot": few_shot, "few_shot_from": few_shot_from, "max_new_tokens": max_new_tokens}
-        return self.answers([given], **how)[0]  # type: ignore[arg-type]
+        request = {"audio": audio, "prompt": prompt, "history": history or None, "examples": examples or None}
+        (answer,) = self.answers(
+            [request], few_shot=few_shot, few_shot_from=few_shot_from, max_new_tokens=max_new_tokens
+        )
+        return answer
 
     def answers(
         self,
@@ -115,6 +116,7 @@ class LoadedModel:
             BadRequest: before any answer is computed; also for a question that does not fit alone.
             StaleIndex: the data set is not any more what was indexed.
         """
+        self._check_open()
         if self._listener is None:
             raise BadRequest(
                 f"stage {self._config.stage} of {self._config.name} gives no answers, its objective is "
@@ -153,6 +155,7 @@ class LoadedModel:
         Raises:
             BadRequest: nothing or both are given, audio cannot be read, or the run has no AF-CLAP stage.
         """
+        self._check_open()
         if (audio is None) == (text is None):
             raise BadRequest(f"embed: expected audio or text, got {'neither' if text is None else 'both'}")
         given: Any = text if audio is None else audio
@@ -180,6 +183,11 @@ class LoadedModel:
                 part.close()
         self._listener = self._embedder = None
         self._retrievers.clear()
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BadRequest(f"{self._config.name} was closed; load it again")
 
     def _retriever(self, dataset: str) -> "Retriever":
         folder = Path(self._config.output) / self._config.name / INDEXES

@@ -131,6 +131,7 @@ said = {}
 for name, ask in {
     "no file": lambda: model.answer("gone.wav", "w1"),
     "broken": lambda: model.answer("broken.wav", "w1"),
+    "no bytes": lambda: model.answer(b"", "w1"),
     "no prompt": lambda: model.answer("dog.wav", " "),
     "too long": lambda: model.answer("dog.wav", "w1 " * 600),
     "both": lambda: model.embed("dog.wav", text="w1"),
@@ -140,6 +141,14 @@ for name, ask in {
     "no index": lambda: model.answer("dog.wav", "w1", few_shot=2),
     "no clap": lambda: released.embed("dog.wav"),
 }.items():
+    try:
+        said[name] = ["", ask()]
+    except Exception as error:
+        said[name] = [type(error).__name__, str(error)]
+released.close()
+released.close()
+closed = {"closed": lambda: released.answer("dog.wav", "w1"), "gone": lambda: released.embed(text="w1")}
+for name, ask in closed.items():
     try:
         said[name] = ["", ask()]
     except Exception as error:
@@ -155,6 +164,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(folder: Path, release: Path
     expected = {
         "no file": "request 0: audio: expected a file, base64 or bytes, got 'gone.wav', which is neither",
         "broken": "request 0: audio: expected a recording, got what cannot be decoded: ",
+        "no bytes": "request 0: audio: expected a recording, got what cannot be decoded: ",
         "no prompt": "request 0: prompt: expected text, got ' '",
         "too long": "request 0: expected a question that takes at most 512 tokens, got one of 602; shorten it",
         "both": "embed: expected audio or text, got both",
@@ -164,6 +174,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(folder: Path, release: Path
         "no index": "few_shot_from: expected an index of this model, got ''; it has none: build one",
         "no clap": "embed: expected a run with a trained AF-CLAP stage, got ",
     }
+    expected |= dict.fromkeys(("closed", "gone"), f"{release.name} was closed; load it again")
     assert said.keys() == expected.keys()
     for name, (kind, sentence) in said.items():
         assert (kind, sentence[: len(expected[name])]) == ("BadRequest", expected[name]) and "\n" not in sentence
