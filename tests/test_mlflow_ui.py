@@ -17,7 +17,7 @@ import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, RegistryConfig, StageConfig, TrackingConfig
 from megatron_af.inference.attention import Look, draw
-from megatron_af.pipeline.curriculum import measure_stage
+from megatron_af.pipeline.stages import measure_stage
 from megatron_af.release import commands
 from megatron_af.runs.identity import stage_inputs
 from megatron_af.runs.paths import LATEST, MANIFEST
@@ -68,7 +68,7 @@ def tracked(uri: str, folder: Path) -> Config:
         run.end("FINISHED", "done")
         runs.append(run)
     StageRecord(inputs=stage_inputs(config, "long"), done=True, digest="sha256:0").save(config.stage_folder("long"))
-    measure_stage(config, "long", lambda *_: evaluate(config.stage_folder("long")), print, curriculum.spool)
+    measure_stage(config, "long", lambda *_: evaluate(config.stage_folder("long")), curriculum.spool)
     curriculum.end("FINISHED", "done")
     send_waiting(folder / "runs")
     assert all(run.wait(60) for run in (curriculum, *runs))
@@ -77,15 +77,14 @@ def tracked(uri: str, folder: Path) -> Config:
     return config
 
 
-def evaluate(folder: Path) -> int:
-    """What tools/evaluate_hearing.py writes; its exit code."""
+def evaluate(folder: Path) -> None:
+    """What tools/evaluate_hearing.py writes."""
     scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
     (folder / "result.json").write_text(json.dumps({"step": 40}))
     (folder / "hearing.json").write_text(json.dumps({"test": scores}))
     weights_TL, seconds_L = np.full((2, 8), 1 / 8), np.arange(8) * 1.25
     look = Look(prompt="what?", tokens=("a", "dog"), weights_TL=weights_TL, token_seconds_L=seconds_L, seconds=10.0)
     draw([look], folder / "pictures", "attention-test")
-    return 0
 
 
 @contextmanager

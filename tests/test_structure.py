@@ -119,10 +119,6 @@ WRITERS = {
     "megatron_af.retrieval.index": "in a partial folder that appears whole",
     "megatron_af.audio.feature_cache": "many small files with a checksum each: without a sync, which would cost a step",
     "megatron_af.runs.bundle": "in a partial folder that appears whole",
-    "megatron_af.pipeline.curriculum": "a copy of the settings for the tools",
-    "megatron_af.demo.run": "its marker and its summary",
-    "af_pipelines.records": "by a draft of its own",
-    "af_pipelines.report": "for people to look at",
 }
 
 

@@ -6,7 +6,8 @@
     python tools/demo.py --prepare  only the recordings and scenes, as a pipeline's first step
 
 Prepares recordings and scenes, trains every stage of the curriculum, asks held-out questions, prints a table by
-skill and writes runs/NAME/summary.json. A run that was stopped goes on where it was.
+skill and writes runs/NAME/summary.json. A run that was stopped goes on where it was. Exit codes: 0 done, 1 a stage
+failed, 2 the configuration cannot run, 128 + n stopped by signal n.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from megatron_af.config import ConfigError
 from megatron_af.demo.run import prepare_only, run_demo
-from megatron_af.pipeline.curriculum import ExitGateFailed, StageFailed
+from megatron_af.pipeline.job import Cancelled, StepFailed, cancellable
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -29,11 +30,18 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_args()
     try:
-        run = prepare_only if arguments.prepare else run_demo
-        run(arguments.config, arguments.overrides)
-    except (ConfigError, StageFailed, ExitGateFailed, FileNotFoundError) as error:
+        with cancellable():
+            run = prepare_only if arguments.prepare else run_demo
+            run(arguments.config, arguments.overrides)
+    except (ConfigError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
+    except StepFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except Cancelled as stop:
+        print(f"{stop}; the same command goes on from there", file=sys.stderr)
+        return stop.exit_code
     return 0
 
 

@@ -7,8 +7,11 @@
     python tools/run_curriculum.py --config configs/demo.yaml seed=2 name=demo_2  with changes to single keys
 
 A stage is trained again only if its configuration, its data or the checkpoint it starts from changed; its old result
-is then kept beside it as NAME.replaced. Exit codes: 0 done, 1 a stage failed (run it again to resume), 2 the
-configuration cannot run, or data or a checkpoint is not there, 4 a stage did not pass its exit gate.
+is then kept beside it as NAME.replaced. What a stage prints is also kept in OUTPUT/NAME/pipeline/logs.
+
+Exit codes: 0 done, 1 a stage failed (run it again to resume), 2 the configuration cannot run, or data or a checkpoint
+is not there, 4 a stage did not pass its exit gate, 128 + n stopped by signal n: SIGTERM or SIGINT end the stage under
+way with a checkpoint, from which the same command goes on.
 """
 
 import argparse
@@ -16,7 +19,9 @@ import sys
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_config
-from megatron_af.pipeline.curriculum import ExitGateFailed, StageFailed, plan, run_curriculum
+from megatron_af.pipeline.curriculum import plan, run_curriculum
+from megatron_af.pipeline.job import Cancelled, StepFailed, cancellable
+from megatron_af.pipeline.stages import ExitGateFailed
 from megatron_af.runs.check import check
 
 
@@ -29,24 +34,25 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
     try:
-        config, unread = read_config(arguments.config, arguments.overrides)
-        if unread.problems:
-            found = check(config, config.launch.nodes * config.launch.processes_per_node)
-            raise ConfigError(f"{config.name} cannot run", unread.and_also(found))
-        if arguments.dry_run:
-            steps = plan(config, arguments.start, arguments.only)
-            print(*steps, sep="\n")
-            return 2 if any(step.action == "blocked" for step in steps) else 0
-        run_curriculum(config, start=arguments.start, only=arguments.only)
-    except (ConfigError, FileNotFoundError, KeyError) as error:
-        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+        with cancellable():
+            config, unread = read_config(arguments.config, arguments.overrides)
+            if unread.problems:
+                found = check(config, config.launch.nodes * config.launch.processes_per_node)
+                raise ConfigError(f"{config.name} cannot run", unread.and_also(found))
+            if arguments.dry_run:
+                steps = plan(config, arguments.start, arguments.only)
+                print(*steps, sep="\n")
+                return 2 if any(step.action == "blocked" for step in steps) else 0
+            run_curriculum(config, start=arguments.start, only=arguments.only)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
         return 2
-    except StageFailed as error:
+    except StepFailed as error:
         print(error, file=sys.stderr)
-        return 1
-    except ExitGateFailed as error:
-        print(error, file=sys.stderr)
-        return 4
+        return 4 if isinstance(error, ExitGateFailed) else 2 if error.give_up else 1
+    except Cancelled as stop:
+        print(f"{stop}; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return stop.exit_code
     return 0
 
 

@@ -13,7 +13,8 @@
 once. Both leave out what is done already. `status`, `logs`, `cancel` and `resume` mean the last run of this
 configuration, wherever it was started. key=value changes the configuration, cluster.key=value the cluster file.
 
-Exit codes: 0 done, 1 a step or the cluster failed, 2 the command line or a file cannot be used, 143 cancelled.
+Exit codes: 0 done, 1 a step or the cluster failed, 2 the command line or a file cannot be used, 128 + n stopped by
+signal n (143: cancelled).
 """
 
 import argparse
@@ -21,9 +22,9 @@ import sys
 from collections.abc import Callable
 
 from af_pipelines import commands
-from af_pipelines.job import CANCELLED, Cancelled, StepFailed
-from af_pipelines.steps import PIPELINES
 from megatron_af.config import ConfigError
+from megatron_af.pipeline.graph import PIPELINES
+from megatron_af.pipeline.job import Cancelled, StepFailed
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -40,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     except StepFailed as error:
         print(f"af-pipelines: {error}", file=sys.stderr)
         return 1
-    except Cancelled:
-        return CANCELLED
+    except Cancelled as stop:
+        print(f"af-pipelines: {stop}; `af-pipelines resume` goes on", file=sys.stderr)
+        return stop.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

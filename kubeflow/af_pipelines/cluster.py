@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 
-from af_pipelines.steps import measure_step
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import read_values
+from megatron_af.pipeline.graph import measure_step
 from megatron_af.runs.check import check
 
 

@@ -10,16 +10,15 @@ from datetime import UTC, datetime, timedelta
 
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.endpoint import ENDED, IMPLEMENTATION, Endpoint
-from af_pipelines.execute import Arguments, parse_json
+from af_pipelines.execute import Arguments
 from af_pipelines.follow import LogReader, show_status
-from af_pipelines.job import StepFailed
 from af_pipelines.kube import Kube, Object
 from af_pipelines.manifest import HEARTBEAT, MANAGED_BY, RUN, STEP
 from af_pipelines.pipelines import compile_pipeline
-from af_pipelines.records import RunFolder, RunRecord
-from af_pipelines.steps import pipeline_steps
 from af_pipelines.trainjob import ORPHAN, delete_run, ended
-from megatron_af.config import Config
+from megatron_af.config.as_json import from_json
+from megatron_af.pipeline.job import StepFailed
+from megatron_af.pipeline.records import RunFolder, RunRecord
 from megatron_af.tracking.store import file_lock
 
 POLL_SECONDS = 3.0
@@ -48,11 +47,9 @@ def _submit_alone(folder: RunFolder, arguments: Arguments) -> int:
     folder.write_run(
         RunRecord(
             launch=launch,
-            where="cluster",
             config=arguments.config,
             cluster=arguments.cluster,
             kubeflow_run=run_id,
-            started=time.time(),
         )
     )
     print(f"submitted {launch.run} to {endpoint.host}, namespace {cluster.namespace}: {endpoint.link(run_id)}")
@@ -63,7 +60,7 @@ def _submit_alone(folder: RunFolder, arguments: Arguments) -> int:
 def _refuse_a_second_run(folder: RunFolder, endpoint: Endpoint) -> None:
     """Two runs would write the same folders, and ``cancel`` would know of one of them only."""
     last = folder.run()
-    if last is None or last.where != "cluster":
+    if last is None or not last.kubeflow_run:
         return
     state = endpoint.state_if_known(last.kubeflow_run)
     if state is not None and state not in ENDED:
@@ -74,12 +71,12 @@ def _refuse_a_second_run(folder: RunFolder, endpoint: Endpoint) -> None:
 
 
 def show_run(record: RunRecord) -> int:
-    cluster = parse_json(ClusterConfig, record.cluster)
+    cluster = from_json(ClusterConfig, record.cluster)
     endpoint = Endpoint.connect(cluster)
     tasks = endpoint.tasks(record.kubeflow_run)
     print(f"{record.launch.pipeline} {record.launch.run}: {endpoint.state(record.kubeflow_run).lower()} "
           f"at {endpoint.link(record.kubeflow_run)}")  # fmt: skip
-    for spec in pipeline_steps(parse_json(Config, record.config), record.launch.pipeline):
+    for spec in record.graph():
         task = tasks.get(spec.name)
         state = str(task.state or "pending").lower() if task else "waiting"
         error = f": {task.error.message}" if task and task.error and task.error.message else ""
@@ -95,7 +92,7 @@ def show_run(record: RunRecord) -> int:
 
 def show_logs(record: RunRecord, step: str, *, follow: bool) -> int:
     """Lines of the pods that run the steps; those of training steps hold what their jobs' nodes print."""
-    cluster = parse_json(ClusterConfig, record.cluster)
+    cluster = from_json(ClusterConfig, record.cluster)
     kube, endpoint = Kube.connect(cluster), Endpoint.connect(cluster)
     reader = LogReader(kube, "main")
     while True:
@@ -103,7 +100,7 @@ def show_logs(record: RunRecord, step: str, *, follow: bool) -> int:
         pods = kube.select_pods(f"pipeline/runid={record.kubeflow_run}")
         pods = [pod for pod in pods if IMPLEMENTATION in pod.metadata.name]
         if not pods and not follow:
-            folder = RunFolder(parse_json(Config, record.config)).path
+            folder = RunFolder(record.read_config()).path
             print(f"no pod of this run is left; its logs lie in {folder}/logs on the cluster's volume")
         for pod in sorted(pods, key=lambda pod: str(pod.metadata.creation_timestamp)):
             for line in reader.new_lines(pod):
@@ -115,7 +112,7 @@ def show_logs(record: RunRecord, step: str, *, follow: bool) -> int:
 
 
 def cancel_run(record: RunRecord) -> int:
-    cluster = parse_json(ClusterConfig, record.cluster)
+    cluster = from_json(ClusterConfig, record.cluster)
     Endpoint.connect(cluster).terminate(record.kubeflow_run)
     print(f"{record.launch.run} is being terminated; its steps delete their training jobs")
     try:

@@ -5,26 +5,26 @@ kfp and the Kubernetes client take seconds to import, so each verb imports what 
 
 import argparse
 import dataclasses
-import os
-import secrets
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from af_pipelines.cluster import ClusterConfig, Placement, check_cluster, check_placements, load_cluster
-from af_pipelines.execute import Arguments, parse_json, to_json
-from af_pipelines.job import Cancelled, StepFailed
-from af_pipelines.records import Launch, RunFolder, RunRecord
-from af_pipelines.report import stamp, table
-from af_pipelines.steps import pipeline_steps
+from af_pipelines.execute import Arguments
 from megatron_af.config import Config, ConfigError
+from megatron_af.config.as_json import from_json, to_json
 from megatron_af.config.loading import load_config
+from megatron_af.pipeline.driver import drive
+from megatron_af.pipeline.graph import for_pipeline, pipeline_steps
+from megatron_af.pipeline.job import Cancelled, StepFailed
+from megatron_af.pipeline.local import STOP_SECONDS
+from megatron_af.pipeline.records import Launch, RunFolder, RunRecord, new_run
+from megatron_af.pipeline.report import stamp, table
 
 CLUSTER_KEY = "cluster."
 FOLLOW_SECONDS = 0.5
-STOP_SECONDS = 180.0
+CANCEL_SECONDS = STOP_SECONDS + 120.0
 """A cancelled run writes a checkpoint and tells MLflow."""
 
 
@@ -40,7 +40,7 @@ def compile_(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """run the pipeline on this machine"""
-    launch = Launch(run=_new_run(), pipeline=options.pipeline)
+    launch = Launch(run=new_run(), pipeline=options.pipeline)
     return _run_here(_arguments(options, launch))
 
 
@@ -48,23 +48,22 @@ def submit(options: argparse.Namespace) -> int:
     """start the pipeline on a Kubeflow cluster"""
     from af_pipelines.cluster_run import submit_run
 
-    arguments = _arguments(options, Launch(run=_new_run(), pipeline=options.pipeline))
+    arguments = _arguments(options, Launch(run=new_run(), pipeline=options.pipeline))
     return submit_run(_folder(options), arguments)
 
 
 def status(options: argparse.Namespace) -> int:
     """how the last run of this configuration stands"""
     folder, record = _last_run(options)
-    if record.where == "cluster":
+    if record.kubeflow_run:
         from af_pipelines.cluster_run import show_run
 
         return show_run(record)
-    config = parse_json(Config, record.config)
-    alive = _driver(record) is not None
+    alive = record.driver() is not None
     print(f"{record.launch.pipeline} {record.launch.run}: {'running' if alive else 'ended'} here, started "
           f"{stamp(record.started)}")  # fmt: skip
     records = {step.step: step for step in folder.steps()}
-    print("\n".join(table(pipeline_steps(config, record.launch.pipeline), records, record.launch)))
+    print("\n".join(table(record.graph(), records, record.launch)))
     for step in records.values():
         if step.error:
             print(f"{step.step}: {step.error}")
@@ -74,17 +73,17 @@ def status(options: argparse.Namespace) -> int:
 def logs(options: argparse.Namespace) -> int:
     """what the steps of the last run print"""
     folder, record = _last_run(options)
-    if record.where == "cluster":
+    if record.kubeflow_run:
         from af_pipelines.cluster_run import show_logs
 
         return show_logs(record, options.step, follow=options.follow)
-    steps = pipeline_steps(parse_json(Config, record.config), record.launch.pipeline)
+    steps = record.graph()
     names = [spec.name for spec in steps if options.step in ("", spec.name)]
     if not names:
         raise StepFailed(f"no step {options.step!r}; there are {', '.join(spec.name for spec in steps)}")
     read = dict.fromkeys(names, 0)
     while True:
-        alive = _driver(record) is not None
+        alive = record.driver() is not None
         for name in names:
             path = folder.log(name)
             if path.exists():
@@ -100,19 +99,19 @@ def logs(options: argparse.Namespace) -> int:
 def cancel(options: argparse.Namespace) -> int:
     """stop the last run and everything it started"""
     _, record = _last_run(options)
-    if record.where == "cluster":
+    if record.kubeflow_run:
         from af_pipelines.cluster_run import cancel_run
 
         return cancel_run(record)
-    driver = _driver(record)
+    driver = record.driver()
     if driver is None:
         print(f"{record.launch.run} has ended already")
         return 0
     driver.send_signal(signal.SIGTERM)
-    until = time.monotonic() + STOP_SECONDS
-    while _driver(record) is not None:  # psutil's own wait would also wait for whoever started it to notice
+    until = time.monotonic() + CANCEL_SECONDS
+    while record.driver() is not None:  # psutil's own wait would also wait for whoever started it to notice
         if time.monotonic() > until:
-            raise StepFailed(f"process {record.pid} has not stopped in {STOP_SECONDS:.0f} s; `kill -9` ends it")
+            raise StepFailed(f"process {record.pid} has not stopped in {CANCEL_SECONDS:.0f} s; `kill -9` ends it")
         time.sleep(0.1)
     print(f"{record.launch.run} is cancelled")
     return 0
@@ -122,12 +121,13 @@ def resume(options: argparse.Namespace) -> int:
     """go on with the last run from its first step that is not done"""
     folder, record = _last_run(options)
     launch = dataclasses.replace(record.launch, attempt=record.launch.attempt + 1)
-    arguments = Arguments(config=record.config, cluster=record.cluster, launch=launch)
-    if record.where == "cluster":
+    cluster = record.cluster or to_json(_this_machine(record.read_config()))
+    arguments = Arguments(config=record.config, cluster=cluster, launch=launch)
+    if record.kubeflow_run:
         from af_pipelines.cluster_run import submit_run
 
         return submit_run(folder, arguments)
-    return _run_here(arguments)
+    return _run_here(arguments, record.steps)
 
 
 def reap(options: argparse.Namespace) -> int:
@@ -137,30 +137,18 @@ def reap(options: argparse.Namespace) -> int:
     return reap_jobs(load_cluster(options.cluster, options.overrides))
 
 
-def _run_here(arguments: Arguments) -> int:
-    from af_pipelines.drive import drive
-    from af_pipelines.pipelines import compile_pipeline
-
-    folder = RunFolder(arguments.read_config())
-    last = folder.run()
-    if last and last.where == "local" and _driver(last):
-        raise StepFailed(f"{last.launch.run} is still running as process {last.pid}: wait for it, or cancel it")
-    record = RunRecord(
-        launch=arguments.launch,
-        where="local",
-        config=arguments.config,
-        cluster=arguments.cluster,
-        pid=os.getpid(),
-        started=time.time(),
-    )
-    pipeline = folder.path / "pipeline.yaml"
-    compile_pipeline(arguments, pipeline)
-    folder.write_run(record)
-    state = drive(folder, record, pipeline)
-    print(f"{arguments.launch.pipeline} {arguments.launch.run}: {state.lower()}; report: {folder.path / 'report.md'}")
-    if state == "CANCELLED":
-        raise Cancelled
-    return 0 if state == "SUCCEEDED" else 1
+def _run_here(arguments: Arguments, names: Sequence[str] = ()) -> int:
+    config, launch = arguments.read_config(), arguments.launch
+    folder, place, state = RunFolder(config), arguments.place("local"), "failed"
+    try:
+        print(drive(config, launch, place, names=names, cluster=arguments.cluster))
+        state = "succeeded"
+    except Cancelled:
+        state = "cancelled"
+        raise
+    finally:
+        print(f"{launch.pipeline} {launch.run}: {state}; report: {folder.path / 'report.md'}")
+    return 0
 
 
 def _arguments(options: argparse.Namespace, launch: Launch) -> Arguments:
@@ -172,18 +160,15 @@ def _arguments(options: argparse.Namespace, launch: Launch) -> Arguments:
         cluster = load_cluster(options.cluster, changes)
         config = load_config(options.config, [*cluster.overrides, *overrides])
     else:
-        cluster = parse_json(ClusterConfig, to_json(_this_machine(config)), changes)
+        cluster = from_json(ClusterConfig, to_json(_this_machine(config)), changes)
     problems = [*check_cluster(cluster), *check_placements(config, cluster)]
     if problems:
         raise ConfigError(f"{options.config} cannot run on {options.cluster or 'this machine'}", problems)
-    # A pipeline ends the curriculum's MLflow run itself; a stage must not.
-    tracking = dataclasses.replace(config.tracking, alone=False)
-    config = dataclasses.replace(config, tracking=tracking, stage="")
-    return Arguments(config=to_json(config), cluster=to_json(cluster), launch=launch)
+    return Arguments(config=to_json(for_pipeline(config)), cluster=to_json(cluster), launch=launch)
 
 
 def _this_machine(config: Config) -> ClusterConfig:
-    """Without a cluster file: the nodes and processes of ``launch``; kfp has no pods to lose, so nothing to retry."""
+    """Without a cluster file: the nodes and processes of ``launch``."""
     stages = Placement(nodes=config.launch.nodes, processes=config.launch.processes_per_node)
     return ClusterConfig(stages=stages, image="python", retries=0)
 
@@ -200,16 +185,3 @@ def _last_run(options: argparse.Namespace) -> tuple[RunFolder, RunRecord]:
     if record is None:
         raise StepFailed(f"{options.config} was never run or submitted from here: there is no {folder.path}/run.json")
     return folder, record
-
-
-def _driver(record: RunRecord) -> psutil.Process | None:
-    """The process that drives a local run, if it lives; another one may have its number by now."""
-    try:
-        process = psutil.Process(record.pid)
-        return process if process.create_time() <= record.started and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _new_run() -> str:
-    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)

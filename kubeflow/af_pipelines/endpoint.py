@@ -20,7 +20,7 @@ import kfp_server_api  # type: ignore[import-untyped]
 import urllib3
 
 from af_pipelines.cluster import ClusterConfig
-from af_pipelines.job import StepFailed
+from megatron_af.pipeline.job import StepFailed
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)

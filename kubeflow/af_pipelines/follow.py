@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from af_pipelines.job import Job, describe_exit
 from af_pipelines.kube import CONTAINER, Kube, Object, node_of
-from af_pipelines.logs import last_error
+from megatron_af.pipeline.job import Job, describe_exit
+from megatron_af.pipeline.logs import last_error
 
 RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")

@@ -21,8 +21,8 @@ from kubernetes import client, config
 from kubernetes.config import ConfigException
 
 from af_pipelines.cluster import ClusterConfig
-from af_pipelines.job import StepFailed
 from af_pipelines.refusals import explain, message_of
+from megatron_af.pipeline.job import StepFailed
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 CONTAINER = "node"

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from af_pipelines.cluster import ClusterConfig, Placement
-from af_pipelines.job import Job
 from af_pipelines.kube import CONTAINER, GROUP, VERSION, Object
-from af_pipelines.records import Launch
+from megatron_af.pipeline.job import Job
+from megatron_af.pipeline.records import Launch
 from megatron_af.runs.digests import digest_value
 
 MANAGER = "megatron-af/pipelines"
@@ -32,7 +32,7 @@ def trainjob_manifest(job: Job, cluster: ClusterConfig, run: Launch) -> Object:
     placement = cluster.placement(job.step or job.name, stage=True)
     trainer: Object = {
         "image": cluster.image,
-        "command": job.command("python"),
+        "command": ["python", *job.arguments()],
         "numNodes": job.nodes,
         "numProcPerNode": job.processes,
         "env": environment(cluster),

@@ -17,7 +17,7 @@ from kfp import kubernetes as platform
 
 from af_pipelines.cluster import ClusterConfig, Placement
 from af_pipelines.execute import Arguments
-from af_pipelines.steps import StepSpec, pipeline_steps
+from megatron_af.pipeline.graph import StepSpec, pipeline_steps
 
 WATCHER = Placement(cpu="500m", memory="2Gi")
 """A step whose work a training job does only watches it."""
@@ -33,16 +33,16 @@ def step(
     import sys
 
     from af_pipelines.execute import Arguments, run_step
-    from af_pipelines.job import CANCELLED, Cancelled, StepFailed
-    from af_pipelines.records import Launch
+    from megatron_af.pipeline.job import Cancelled, StepFailed
+    from megatron_af.pipeline.records import Launch
 
     launch = Launch(run=run or job, attempt=attempt, pipeline=pipeline)
     try:
         shown = run_step(step, Arguments(config=config, cluster=cluster, launch=launch), launcher)
     except StepFailed:
         sys.exit(1)
-    except Cancelled:
-        sys.exit(CANCELLED)
+    except Cancelled as stop:
+        sys.exit(stop.exit_code)
     for name, value in shown.items():
         metrics.log_metric(name, value)
 
@@ -53,7 +53,7 @@ def finish(
 ) -> None:  # fmt: skip
     """The exit handler, whatever happened before."""
     from af_pipelines.execute import Arguments, finish
-    from af_pipelines.records import Launch
+    from megatron_af.pipeline.records import Launch
 
     launch = Launch(run=run or job, attempt=attempt, pipeline=pipeline)
     print(finish(Arguments(config=config, cluster=cluster, launch=launch), status.state, launcher))

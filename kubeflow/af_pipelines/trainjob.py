@@ -15,10 +15,10 @@ from typing import Any
 
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.follow import PodLogs, blocked, is_queued, restarts_of, show_status
-from af_pipelines.job import Cancelled, Job, StepFailed, cancellable
 from af_pipelines.kube import JOBSET_LABEL, ClusterError, Kube, Object
 from af_pipelines.manifest import ATTEMPT, HEARTBEAT, RUN, SPEC, STEP, WATCHER, now_text, trainjob_manifest
-from af_pipelines.records import Launch
+from megatron_af.pipeline.job import Cancelled, Job, StepFailed, cancellable
+from megatron_af.pipeline.records import Launch
 
 GIVE_UP_REASON = "FailJobSet"
 """Start of JobSet's reason when its failure policy matched an exit code that no restart mends."""

@@ -24,9 +24,11 @@ from megatron_af.config.loading import load_config
 from megatron_af.demo.recordings import Recordings
 from megatron_af.demo.scenes import prepare_scenes
 from megatron_af.evaluate.hearing import table
+from megatron_af.files import write
 from megatron_af.pipeline.curriculum import run_curriculum
 from megatron_af.runs.records import StageRecord
 
+LINE = re.compile(r"\[([\w.-]+)[ \d]*\] (.*)")
 STEP = re.compile(r"^step (\d+)/(\d+) .*?\| loss (\S+)")
 ASKED = re.compile(r"^asked (\d+)/(\d+) ")
 
@@ -36,7 +38,8 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises:
         ConfigError: the configuration cannot be read or cannot run.
-        StageFailed: a stage or its evaluation failed.
+        StepFailed: a stage or its evaluation failed.
+        Cancelled: this process was asked to stop.
     """
     config = load_config(path, overrides)
     console, folder = Console(), Path(config.output) / config.name
@@ -46,7 +49,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         progress.console.print(f"sounds: {recordings.source}")
         # The stage's processes share the machine's cores; one thread each is for machines that do other work, too.
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.launch.processes_per_node))
-        run_curriculum(config, watch=_Stages(config, progress))
+        run_curriculum(config, say=_Stages(config, progress))
     sets = json.loads((config.stage_folder(list(config.curriculum)[-1]) / "hearing.json").read_text())
     seconds = {"prepare": json.loads(_marker(config).read_text())["seconds"]}
     for stage in config.curriculum:
@@ -59,7 +62,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "sources": recordings.source,
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    write(folder / "summary.json", json.dumps(summary, indent=1))
     for name, scores in sets.items():
         console.print(table(scores, f"held-out scenes: {name}"))
     low, high = summary["overall"]["interval"]
@@ -88,7 +91,7 @@ def prepare_demo(config: Config, progress: Progress) -> Recordings:
         marker.unlink(missing_ok=True)  # from here on, what lies there is neither the old nor the new
         started = time.monotonic()
         prepare_scenes(config.scenes, config.seed, root, progress)
-        marker.write_text(json.dumps({"settings": wanted, "seconds": time.monotonic() - started}))
+        write(marker, json.dumps({"settings": wanted, "seconds": time.monotonic() - started}))
     stored = json.loads((root / "recordings" / "recordings.json").read_text())
     return Recordings(source=stored["source"], items=())
 
@@ -109,13 +112,17 @@ class _Stages:
         self._config, self._progress = config, progress
         self._bars: dict[str, TaskID] = {}
 
-    def __call__(self, stage: str, line: str) -> None:
+    def __call__(self, said: str) -> None:
+        match = LINE.match(said)
+        stage, line = (match[1].removeprefix("evaluate-"), match[2]) if match else ("", "")
+        if stage not in self._config.curriculum:
+            return
         if asked := ASKED.match(line):
             self._progress.update(self._bar(f"questions {stage}", int(asked[2])), completed=int(asked[1]))
             return
         steps = self._config.curriculum[stage].steps
         bar = self._bar(f"stage {stage}", steps)
-        if line.split()[1:2] == ["skip"]:
+        if line.startswith("skip: "):
             self._progress.update(bar, completed=steps)
         if match := STEP.match(line):
             self._progress.update(bar, completed=int(match[1]), description=f"stage {stage} (loss {match[3]})")

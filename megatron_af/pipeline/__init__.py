@@ -1,1 +1,1 @@
-"""What runs when: the stages of a curriculum, and the launcher of their processes."""
+"""What runs when: one graph of steps, what a step does, who starts its processes, and the record of it."""

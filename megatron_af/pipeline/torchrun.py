@@ -1,12 +1,15 @@
-"""torchrun with an exit code that says something: that of the worker which failed first.
+"""torchrun for one node of a job: with an exit code that says something, and workers that do not outlive it.
 
     python -m megatron_af.pipeline.torchrun --standalone --nproc_per_node=2 tools/pretrain_af.py --config …
 
 Plain torchrun turns every failure into exit code 1, which hides whether a stage was stopped (3), cannot run (2) or
-broke. Workers are never restarted one by one; when asked to end (SIGTERM, SIGINT) they get the time that a step and a
-checkpoint take, not the 30 s that torchrun grants before it kills.
+broke. Workers are never restarted one by one: the launcher restarts the whole job, which then resumes from its
+checkpoint. When asked to end (SIGTERM, SIGINT) they get the time that a step and a checkpoint take, not the 30 s that
+torchrun grants before it kills; when this process is killed, they end with it (`child`). On one node nothing asks what
+the machine's name resolves to.
 """
 
+import os
 import signal
 import sys
 
@@ -14,8 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-SHUTDOWN_SECONDS = 270
-"""For the step under way and its checkpoint; a little less than a pod's grace period (runtime.yaml: 300)."""
+from megatron_af.pipeline.job import SHUTDOWN_SECONDS
 
 
 def exit_code(failure: ChildFailedError) -> int:
@@ -30,8 +32,15 @@ def main(argv: list[str]) -> int:
     Returns:
         0, the code of the worker that failed first, or 128 + the signal that ended the launcher.
     """
+    arguments = parse_args(["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", *argv])  # type: ignore[no-untyped-call]
+    command = ["-m"] * arguments.module + [arguments.training_script, *arguments.training_script_args]
+    arguments.module, arguments.training_script = True, "megatron_af.pipeline.child"
+    arguments.training_script_args = [str(os.getpid()), "-u", *command]
+    if arguments.nnodes == "1":
+        arguments.local_addr = arguments.local_addr or "127.0.0.1"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        run(parse_args(["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", *argv]))  # type: ignore[no-untyped-call]
+        run(arguments)  # type: ignore[no-untyped-call]
     except ChildFailedError as failure:
         return exit_code(failure)
     except SignalException as stop:

@@ -63,16 +63,16 @@ curriculum:
 
 
 class Checkout:
-    """A copy of af_pipelines beside tools that only note that they were called."""
+    """A copy of the packages beside tools that only note that they were called."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         shutil.copytree(
             ROOT / "kubeflow/af_pipelines", root / "kubeflow/af_pipelines", ignore=shutil.ignore_patterns("__pycache__")
         )
+        shutil.copytree(ROOT / "megatron_af", root / "megatron_af", ignore=shutil.ignore_patterns("__pycache__"))
         # torchrun itself is tested in test_local.py and in the end-to-end test; here it would only cost time.
-        (root / "kubeflow/af_pipelines/node.py").write_text(NODE)
-        (root / "megatron_af").symlink_to(ROOT / "megatron_af")
+        (root / "megatron_af/pipeline/torchrun.py").write_text(NODE)
         (root / "tools").mkdir()
         for name in ("prepare_data", "promote"):
             (root / f"tools/{name}.py").write_text(TOOL)
@@ -100,6 +100,7 @@ class Checkout:
         paths = {"PYTHONPATH": os.pathsep.join([str(self.root / "kubeflow"), str(self.root)])}
         return subprocess.Popen(
             [sys.executable, "-m", "af_pipelines", *arguments, "--config", str(self.config)],
+            cwd=self.root,  # `python -m` looks there first
             env={**os.environ, **paths, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

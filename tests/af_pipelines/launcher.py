@@ -6,9 +6,9 @@ import pytest
 
 from af_pipelines import trainjob
 from af_pipelines.cluster import ClusterConfig
-from af_pipelines.job import Job
 from af_pipelines.manifest import job_name
-from af_pipelines.records import Launch
+from megatron_af.pipeline.job import Job
+from megatron_af.pipeline.records import Launch
 from tests.af_pipelines.fake_cluster import FakeCluster
 
 RUN = Launch(run="20260101-000000-ab12")

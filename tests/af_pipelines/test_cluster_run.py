@@ -7,8 +7,8 @@ import pytest
 
 from af_pipelines import trainjob
 from af_pipelines.cluster_run import reap_jobs
-from af_pipelines.job import Job
 from af_pipelines.manifest import HEARTBEAT, trainjob_manifest
+from megatron_af.pipeline.job import Job
 from tests.af_pipelines.fake_cluster import FakeCluster
 from tests.af_pipelines.launcher import ARGV, CLUSTER, RUN
 

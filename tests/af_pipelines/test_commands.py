@@ -10,10 +10,10 @@ import yaml
 from af_pipelines import cluster_run
 from af_pipelines.__main__ import main
 from af_pipelines.cluster import load_cluster
-from af_pipelines.job import Job
 from af_pipelines.manifest import trainjob_manifest
-from af_pipelines.records import RunFolder
 from megatron_af.config.loading import load_config
+from megatron_af.pipeline.job import Job
+from megatron_af.pipeline.records import RunFolder
 from tests.af_pipelines.fake_cluster import FakeCluster
 
 CONFIG = """

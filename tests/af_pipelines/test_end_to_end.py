@@ -101,7 +101,7 @@ class Killer:
                 command = process.info["cmdline"] or []
                 # Only this run's own: another one on this machine may train a stage of that name.
                 own = "stage=align" in command and self._folder in " ".join(command)
-                if own and "af_pipelines.node" not in command:
+                if own and "megatron_af.pipeline.torchrun" not in command:
                     process.send_signal(signal.SIGKILL)
                     self.killed.set()
                     return

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from af_pipelines.cluster import ClusterConfig, Placement
-from af_pipelines.execute import Arguments, _Place, finish, to_json
-from af_pipelines.job import Job
+from af_pipelines.execute import Arguments, ClusterPlace, finish
 from af_pipelines.manifest import trainjob_manifest
-from af_pipelines.records import RUNNING, Launch, RunFolder, StepRecord
-from af_pipelines.steps import pipeline_steps
 from megatron_af.config import Config, RetrievalConfig, StageConfig
-from megatron_af.tracking import runs
+from megatron_af.config.as_json import to_json
+from megatron_af.pipeline import executor
+from megatron_af.pipeline.graph import pipeline_steps
+from megatron_af.pipeline.job import Job
+from megatron_af.pipeline.records import RUNNING, Launch, RunFolder, StepRecord
 from tests.af_pipelines.fake_cluster import FakeCluster
 
 LAUNCH = Launch(run="20260101-000000-ab12")
@@ -34,7 +35,7 @@ class Ended:
 @pytest.fixture
 def tracked(monkeypatch: pytest.MonkeyPatch) -> Ended:
     ended = Ended()
-    monkeypatch.setattr(runs, "start_curriculum_run", lambda config: ended)
+    monkeypatch.setattr(executor, "start_curriculum_run", lambda config: ended)
     return ended
 
 
@@ -89,7 +90,7 @@ def test_a_distributed_command_gets_what_a_stage_gets() -> None:
     config = Config(name="toy", curriculum=stages, retrieval=RetrievalConfig(stage="clap"))
     sizes = {}
     for spec in pipeline_steps(config, "curriculum"):
-        job = _Place(spec, config, settings, LAUNCH, "local", "c.yaml", print).job(spec, spec.name, ("tool.py",))
+        job = ClusterPlace(config, settings, LAUNCH, "local").job(spec, spec.name, ("tool.py",))
         body = trainjob_manifest(job, settings, LAUNCH)["spec"]["trainer"]
         sizes[spec.name] = (job.nodes, job.processes, body["numNodes"], body["numProcPerNode"])
     assert sizes["clap"] == sizes["retrieval"] == (2, 8, 2, 8)

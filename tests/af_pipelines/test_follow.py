@@ -4,8 +4,8 @@
 import pytest
 
 from af_pipelines.cluster import ClusterConfig
-from af_pipelines.job import StepFailed
 from af_pipelines.manifest import HEARTBEAT
+from megatron_af.pipeline.job import StepFailed
 from tests.af_pipelines.fake_cluster import FakeCluster, Object
 from tests.af_pipelines.launcher import NAME, Launcher, pod_name
 

@@ -25,7 +25,7 @@ def test_manifest_fits_the_published_model() -> None:
     model = models.TrainerV1alpha1TrainJob.from_dict(body)
     assert model is not None
     assert model.to_dict() == body, "the model knows every field and loses none"
-    assert body["spec"]["trainer"]["command"][:3] == ["python", "-m", "af_pipelines.node"]
+    assert body["spec"]["trainer"]["command"][:3] == ["python", "-m", "megatron_af.pipeline.torchrun"]
     assert "password" not in str(body).replace("'key': 'password'", "").lower().replace("mlflow_tracking_password", "")
 
 

@@ -16,8 +16,8 @@ import yaml
 from kubeflow_trainer_api import models
 
 from af_pipelines.cluster import load_cluster
-from af_pipelines.job import GIVE_UP
 from af_pipelines.kube import CONTAINER
+from megatron_af.pipeline.job import GIVE_UP
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = sorted(path.parent.name for path in (ROOT / "kubeflow/manifests/overlays").glob("*/kustomization.yaml"))

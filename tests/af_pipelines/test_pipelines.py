@@ -12,9 +12,8 @@ from typing import Any
 import yaml
 
 from af_pipelines.cluster import ClusterConfig, Placement, SecretKey, Volume
-from af_pipelines.execute import Arguments, to_json
+from af_pipelines.execute import Arguments
 from af_pipelines.pipelines import compile_pipeline
-from af_pipelines.records import Launch
 from megatron_af.config import (
     BoundsConfig,
     Config,
@@ -24,6 +23,8 @@ from megatron_af.config import (
     RetrievalConfig,
     StageConfig,
 )
+from megatron_af.config.as_json import to_json
+from megatron_af.pipeline.records import Launch
 
 GOLDEN = Path(__file__).parent / "golden/curriculum.yaml"
 CONFIG = Config(

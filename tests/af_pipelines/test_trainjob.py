@@ -8,10 +8,10 @@ import pytest
 
 from af_pipelines import trainjob
 from af_pipelines.cluster import ClusterConfig
-from af_pipelines.job import Cancelled, StepFailed
 from af_pipelines.kube import ClusterError
 from af_pipelines.manifest import ATTEMPT, HEARTBEAT, WATCHER, trainjob_manifest
-from af_pipelines.records import Launch
+from megatron_af.pipeline.job import Cancelled, StepFailed
+from megatron_af.pipeline.records import Launch
 from tests.af_pipelines.fake_cluster import FakeCluster, Object
 from tests.af_pipelines.launcher import CLUSTER, JOB, NAME, RUN, Launcher, pod_name
 

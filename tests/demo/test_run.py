@@ -16,7 +16,7 @@ from megatron_af.demo import run
 from megatron_af.demo.questions import SKILLS
 from megatron_af.demo.run import ASKED, STEP, run_demo
 from megatron_af.evaluate.hearing import AskedLine
-from megatron_af.pipeline.curriculum import StageFailed
+from megatron_af.pipeline.job import StepFailed
 from megatron_af.train.callbacks import format_line
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_test.yaml"
@@ -41,7 +41,7 @@ def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert time.monotonic() - started < 10
 
     next((tmp_path / "data" / "test").glob("*.flac")).unlink()
-    with pytest.raises(StageFailed, match="evaluation of stage long failed"):
+    with pytest.raises(StepFailed, match="evaluate-long: exit code 1"):
         run_demo(str(CONFIG), [*overrides, "curriculum.long.evaluation=[test]"])
 
 

@@ -1,7 +1,6 @@
 """Which stages run, which do not, and what happens to the ones that fail."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import BoundsConfig, Config, ConfigError, DataConfig, DatasetConfig, StageConfig, TrackingConfig
-from megatron_af.pipeline import curriculum
-from megatron_af.pipeline.curriculum import ExitGateFailed, StageFailed, plan, run_curriculum
+from megatron_af.pipeline.curriculum import plan, run_curriculum
+from megatron_af.pipeline.executor import ThisMachine
+from megatron_af.pipeline.graph import StepSpec
+from megatron_af.pipeline.job import Job, StepFailed
+from megatron_af.pipeline.stages import ExitGateFailed
 from megatron_af.runs.paths import latest
 from megatron_af.runs.records import StageRecord
 from megatron_af.tracking.runs import stage_spool
@@ -22,11 +24,10 @@ STANDIN = Path(__file__).with_name("standin_stage.py")
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    def command(config: Config, tool: str, stage: str) -> list[str]:
-        resolved = Path(config.output) / config.name / "config.yaml"
-        return [sys.executable, str(STANDIN), "--config", str(resolved), f"stage={stage}"]
+    def job(place: ThisMachine, spec: StepSpec, name: str, argv: tuple[str, ...]) -> Job:
+        return Job(name=name, argv=(str(STANDIN), *argv[1:4]), distributed=False, max_restarts=0)
 
-    monkeypatch.setattr(curriculum, "stage_command", command)
+    monkeypatch.setattr(ThisMachine, "job", job)
     (tmp_path / "text.jsonl").write_text("{}\n")
     (tmp_path / "scenes.jsonl").write_text("{}\n")
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -57,24 +58,12 @@ def actions(config: Config, **chosen: str) -> dict[str, str]:
     return {step.stage: step.action for step in plan(config, **chosen)}
 
 
-class Watched:
-    """Collects what was printed, by stage."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, str]] = []
-
-    def __call__(self, stage: str, line: str) -> None:
-        self.lines.append((stage, line))
-
-    def trained(self) -> list[str]:
-        return list(dict.fromkeys(stage for stage, line in self.lines if line.startswith("step ")))
-
-
-def run(config: Config, **chosen: str) -> list[str]:
+def run(config: Config, said: list[str] | None = None, **chosen: str) -> list[str]:
     """Run and say which stages were trained."""
-    watched = Watched()
-    run_curriculum(config, watch=watched, **chosen)
-    return watched.trained()
+    said = [] if said is None else said
+    run_curriculum(config, say=said.append, **chosen)
+    steps = [line.split("] ")[0].removeprefix("[") for line in said if "] step " in line]
+    return [name for name in dict.fromkeys(steps) if name in config.curriculum]
 
 
 def test_every_stage_once(config: Config) -> None:
@@ -84,7 +73,8 @@ def test_every_stage_once(config: Config) -> None:
     assert run(config) == []
     record = StageRecord.load(config.stage_folder("tune"))
     assert record is not None and record.done and record.digest.startswith("sha256:")
-    assert (config.stage_folder("tune") / "log.txt").read_text().startswith("step 1/2 | loss 1.0000")
+    log = Path(config.output) / "demo/pipeline/logs/tune.log"
+    assert log.read_text().startswith("[tune] train: not trained yet\n[tune] step 1/2 | loss 1.0000\n")
 
 
 @pytest.mark.parametrize(
@@ -133,21 +123,18 @@ def test_changed_data_trains_again_and_keeps_the_old_result_beside(config: Confi
 
 def test_a_failed_stage_resumes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_ALIGN", "fail")
-    with pytest.raises(StageFailed, match=r"stage align failed with exit code 1(.|\n)*RuntimeError: fail"):
+    with pytest.raises(StepFailed, match=r"align: exit code 1, after 0 restarts: RuntimeError: fail"):
         run(config)
     assert actions(config) == {"lm": "skip", "align": "resume", "tune": "train"}
     monkeypatch.delenv("STANDIN_ALIGN")
-    watched = Watched()
-    run_curriculum(config, watch=watched)
-    assert [line for stage, line in watched.lines if stage == "align" and line.startswith("step")] == [
-        "step 2/2 | loss 0.5000\n"
-    ]
-    assert watched.trained() == ["align", "tune"]
+    said: list[str] = []
+    assert run(config, said) == ["align", "tune"]
+    assert [line for line in said if line.startswith("[align] step")] == ["[align] step 2/2 | loss 0.5000"]
 
 
 def test_a_stopped_stage_says_so(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_LM", "stop")
-    with pytest.raises(StageFailed, match="stage lm was stopped; the same command resumes it"):
+    with pytest.raises(StepFailed, match="lm: was asked to stop"):
         run(config)
 
 
@@ -155,21 +142,18 @@ def test_a_stage_that_fails_again_in_the_same_way_is_not_said_to_resume(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STANDIN_LM", "hopeless")
-    with pytest.raises(ConfigError, match="trying again would not help") as error:
+    with pytest.raises(StepFailed, match="exit code 42, which no restart mends") as error:
         run(config)
-    assert "resumes it" not in str(error.value)
+    assert error.value.give_up
 
 
 def test_more_steps_extend_a_stage_and_train_what_stands_on_it(config: Config) -> None:
     run(config)
     longer = with_stage(config, "align", steps=3)
     assert plan(longer)[1].why == "has 2 of 3 steps" and actions(longer)["tune"] == "train"
-    watched = Watched()
-    run_curriculum(longer, watch=watched)
-    assert [line for stage, line in watched.lines if stage == "align" and line.startswith("step ")] == [
-        "step 3/3 | loss 0.3333\n"
-    ]
-    assert watched.trained() == ["align", "tune"]
+    said: list[str] = []
+    assert run(longer, said) == ["align", "tune"]
+    assert [line for line in said if line.startswith("[align] step")] == ["[align] step 3/3 | loss 0.3333"]
     assert actions(config)["align"] == "skip", "what was trained longer is not thrown away"
     assert "2 steps were asked for" in plan(config)[1].why
 
@@ -198,23 +182,6 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     with pytest.raises(ConfigError, match="cannot run") as error:
         run(wrong)
     assert words in str(error.value) and not config.stage_folder("lm").exists(), "before anything is trained"
-
-
-def test_an_interrupted_command_is_heard_to_its_end(tmp_path: Path) -> None:
-    """A stage that is asked to stop still prints; into a closed pipe it would die before its checkpoint."""
-    script = tmp_path / "tool.py"
-    script.write_text(
-        "import signal, sys, time\n"
-        "def stop(*_):\n    print('x' * 200_000, flush=True)\n    print('checkpoint written')\n    sys.exit(3)\n"
-        "signal.signal(signal.SIGTERM, stop)\nprint('ready', flush=True)\ntime.sleep(120)\n"
-    )
-
-    def interrupt(line: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        curriculum.run_command([sys.executable, str(script)], tmp_path / "log.txt", interrupt)
-    assert (tmp_path / "log.txt").read_text().endswith("x\ncheckpoint written\n")
 
 
 def test_from_and_only(config: Config) -> None:
@@ -277,8 +244,8 @@ def test_the_curriculum_and_its_evaluation_are_in_mlflow(config: Config, store: 
 def test_a_curriculum_that_fails_is_marked(config: Config, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_LM", "fail")
     tracking = TrackingConfig(uri=store, system_metrics_seconds=0, linger_seconds=60)
-    with pytest.raises(StageFailed):
+    with pytest.raises(StepFailed):
         run(replace(config, tracking=tracking))
     client = open_client(store)
     (parent,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
-    assert parent.info.status == "FAILED" and "stage lm failed" in parent.data.tags["ended"]
+    assert parent.info.status == "FAILED" and "lm: exit code 1" in parent.data.tags["ended"]

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Sequence
 
-from af_pipelines.records import Launch, RunFolder, StepRecord
-from af_pipelines.steps import StepSpec
+from megatron_af.files import write
+from megatron_af.pipeline.graph import StepSpec
+from megatron_af.pipeline.records import Launch, RunFolder, StepRecord
 
 
 def write_report(folder: RunFolder, launch: Launch, steps: Sequence[StepSpec], state: str) -> str:
@@ -19,8 +20,7 @@ def write_report(folder: RunFolder, launch: Launch, steps: Sequence[StepSpec], s
             *(f"{spec.name}: {records[spec.name].error}\n" for spec in steps if _failed(records.get(spec.name))),
         ]
     )
-    folder.path.mkdir(parents=True, exist_ok=True)  # where not even the first step's pod could start
-    (folder.path / "report.md").write_text(text)
+    write(folder.path / "report.md", text)
     return text
 
 

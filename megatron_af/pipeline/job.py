@@ -1,7 +1,7 @@
 """A job: one command on some nodes, with the outcomes that both launchers know.
 
     job = Job(name="align", argv=("tools/pretrain_af.py", "--config", "run.yaml", "stage=align"), nodes=2, processes=8)
-    restarts = launch_local(job, print)         # local.py; or launch_trainjob, in trainjob.py
+    restarts = launch_local(job, print)         # local.py; on a cluster af_pipelines.trainjob's launch_trainjob
 
 Outcomes are exit codes, so that they pass through torchrun, a container and a Kubernetes job unchanged:
 0 is done, `GIVE_UP` codes mean that another try would fail the same way, anything else is worth a restart.
@@ -12,13 +12,16 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 GIVE_UP = (2, 42)
 """2: the command line or the configuration is wrong (argparse's own code). 42: the job says that it cannot succeed."""
-CANCELLED = 143
-"""128 + SIGTERM, what a shell reports for a process that was asked to stop."""
+STOPPED = 3
+"""A stage that was asked to stop, and wrote a checkpoint if it had begun."""
+SHUTDOWN_SECONDS = 270
+"""For the step under way and its checkpoint, from SIGTERM to SIGKILL; a little less than a pod's grace period
+(runtime.yaml: 300)."""
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout: commands name their tools relative to it."""
@@ -44,10 +47,10 @@ class Job:
     """Restarts of the whole job; on a cluster the training runtime's failure policy counts them instead."""
     deadline_seconds: float = 7 * 24 * 3600.0
 
-    def command(self, python: str, root: Path = Path()) -> list[str]:
-        """The command line of one node, with the tool looked up in ``root``."""
-        launcher = ["-m", "af_pipelines.node"] if self.distributed else []
-        return [python, *launcher, str(root / self.argv[0]), *self.argv[1:]]
+    def arguments(self, root: Path = Path()) -> list[str]:
+        """What one node gives to ``python``, with the tool looked up in ``root``."""
+        launcher = ["-m", "megatron_af.pipeline.torchrun"] if self.distributed else []
+        return [*launcher, str(root / self.argv[0]), *self.argv[1:]]
 
 
 class StepFailed(RuntimeError):
@@ -61,6 +64,11 @@ class StepFailed(RuntimeError):
 class Cancelled(BaseException):
     """Someone asked the step to stop. Like KeyboardInterrupt, it passes handlers of errors by."""
 
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+        """What a shell reports for a process that a signal ended."""
+
 
 def python_env() -> dict[str, str]:
     """Environment in which every command finds the packages of the checkout, installed or not."""
@@ -70,6 +78,8 @@ def python_env() -> dict[str, str]:
 
 def describe_exit(code: int) -> str:
     """``exit code 1`` or the name of the signal that ended the process (codes above 128 and below 0)."""
+    if code == STOPPED:
+        return "was asked to stop (exit code 3)"
     number = -code if code < 0 else code - 128
     try:
         name = signal.Signals(number).name
@@ -78,20 +88,31 @@ def describe_exit(code: int) -> str:
     return f"ended by {name}" + (" (out of memory, or killed from outside)" if name == "SIGKILL" else "")
 
 
+_heeding = False
+
+
 @contextlib.contextmanager
-def cancellable(first: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT call ``first`` and then raise `Cancelled`, so that every ``finally`` stops its own."""
+def cancellable() -> Iterator[None]:
+    """Inside, the first SIGTERM or SIGINT raises `Cancelled`, so that every ``finally`` stops its own.
+
+    Those that follow change nothing: whoever was asked to stop ends when what it started has ended.
+    """
+    global _heeding
 
     def cancel(number: int, _frame: object) -> None:
-        first()
-        raise Cancelled(signal.Signals(number).name)
+        for later in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(later, lambda *_: None)
+        raise Cancelled(number)
 
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+    # Only the main thread may set handlers; inside another `cancellable` they are set.
+    if _heeding or threading.current_thread() is not threading.main_thread():
         yield
         return
+    _heeding = True
     before = {number: signal.signal(number, cancel) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        _heeding = False
         for number, handler in before.items():
             signal.signal(number, handler)

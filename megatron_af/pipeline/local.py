@@ -22,19 +22,29 @@ from collections.abc import Callable
 
 import psutil
 
-from af_pipelines.job import GIVE_UP, ROOT, Cancelled, Job, StepFailed, cancellable, describe_exit, python_env
-from af_pipelines.logs import last_error
+from megatron_af.pipeline.job import (
+    GIVE_UP,
+    ROOT,
+    SHUTDOWN_SECONDS,
+    Cancelled,
+    Job,
+    StepFailed,
+    cancellable,
+    describe_exit,
+    python_env,
+)
+from megatron_af.pipeline.logs import last_error
 from megatron_af.tracking.runs import SENDER
 
-RUN_PID = "AF_PIPELINES_RUN_PID"
-"""Environment variable with the process that drives the pipeline; a step does not outlive it."""
 POLL_SECONDS = 0.1
 PEER_GRACE_SECONDS = 10.0
 """How long the other nodes may take to end by themselves: the one that failed first may be the last to end, when its
 launcher first stops the workers beside the one that died."""
 PORTS = (20_000, 32_000)
-STOP_GRACE_SECONDS = 30.0
-"""From SIGTERM to SIGKILL: time for the step under way and a checkpoint."""
+STOP_SECONDS = SHUTDOWN_SECONDS + 30.0
+"""From SIGTERM to SIGKILL where the job was asked to stop: time for the step under way and a checkpoint."""
+FAILED_STOP_SECONDS = 30.0
+"""The same for what is left of a job that has failed: its collectives may wait for those that are gone."""
 MARK = "AF_PIPELINES_JOB"
 """Environment variable by which a job's processes are found: torchrun gives each worker a session of its own."""
 
@@ -56,7 +66,7 @@ class Node:
             }
         self.rank = rank
         self.process = subprocess.Popen(
-            job.command(sys.executable, ROOT),
+            [sys.executable, "-m", "megatron_af.pipeline.child", str(os.getpid()), *job.arguments(ROOT)],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -87,8 +97,8 @@ class Node:
 def launch_local(job: Job, say: Callable[[str], None]) -> int:
     """Run a job to its end on this machine and return how often it was restarted.
 
-    Raises `StepFailed` with the last error's text, `Cancelled` when this process was asked to stop or the pipeline's
-    process has gone. Nothing that was started is left running.
+    Raises `StepFailed` with the last error's text, and `Cancelled` when this process was asked to stop. Nothing that
+    was started is left running, not even when this process is killed.
     """
     deadline = time.monotonic() + job.deadline_seconds
     tail: collections.deque[str] = collections.deque(maxlen=2000)
@@ -128,7 +138,7 @@ def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> li
     port, mark = _free_port(), secrets.token_hex(16)
     nodes: list[Node] = []
     ended: list[Node] = []
-    driver = int(os.environ.get(RUN_PID, "0"))
+    patience = FAILED_STOP_SECONDS
     try:
         nodes += [Node(job, rank, port, mark, read) for rank in range(job.nodes)]
         give_peers_until = float("inf")
@@ -148,19 +158,20 @@ def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> li
                     "raise deadline_hours in the cluster file, or train fewer steps",
                     give_up=True,
                 )
-            if driver and not _alive(driver):
-                raise Cancelled("the process that drives the pipeline has gone")
+    except Cancelled:
+        patience = STOP_SECONDS
+        raise
     finally:
-        _stop(nodes, mark)
+        _stop(nodes, mark, patience)
     return [(node.rank, node.process.returncode) for node in ended if node.process.returncode]
 
 
-def _stop(nodes: list[Node], mark: str) -> None:
+def _stop(nodes: list[Node], mark: str, patience: float) -> None:
     """End every node and all that it started: SIGTERM, time to write a checkpoint, SIGKILL."""
     running = [node for node in nodes if node.process.poll() is None]
     for node in running:
         node.signal(signal.SIGTERM)
-    until = time.monotonic() + STOP_GRACE_SECONDS
+    until = time.monotonic() + patience
     for node in running:
         try:
             node.process.wait(timeout=max(0.0, until - time.monotonic()))
@@ -183,16 +194,6 @@ def _marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark and SENDER not in process.cmdline():
                 found.append(process)
     return found
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _free_port() -> int:

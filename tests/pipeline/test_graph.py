@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from af_pipelines.steps import RELEASE, StepSpec, pipeline_steps
 from megatron_af.config import (
     BoundsConfig,
     Config,
@@ -19,6 +18,7 @@ from megatron_af.config import (
     release_steps,
 )
 from megatron_af.config.loading import load_config
+from megatron_af.pipeline.graph import RELEASE, StepSpec, pipeline_steps
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

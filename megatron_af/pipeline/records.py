@@ -1,23 +1,30 @@
 """What a pipeline leaves on disk, beside the run's checkpoints: who ran what, how it ended, and the logs.
 
     folder = RunFolder(config)                      # output/name/pipeline
-    folder.write_step(StepRecord(step="align", state="running", …))
+    folder.write_step(StepRecord(step="align", launch=…, reads=…))
     for record in folder.steps(): …
 
 The folder lies on the shared volume of a cluster or on this machine's disk; every file is replaced atomically, and each
 step writes only its own, so steps may run side by side and be killed at any moment.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from megatron_af.config import Config
+from megatron_af.config.as_json import from_json
 from megatron_af.config.loading import to_yaml
+from megatron_af.files import write
+from megatron_af.pipeline.graph import StepSpec, pipeline_steps
 
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 
@@ -38,11 +45,11 @@ class StepRecord:
     """The last time a step ran."""
 
     step: str
-    state: str
     launch: Launch
     reads: str
     """Digest of what it was made from (`StepSpec.reads`)."""
-    started: float
+    state: str = RUNNING
+    started: float = dataclasses.field(default_factory=time.time)
     """Seconds since the epoch."""
     ended: float = 0.0
     restarts: int = 0
@@ -61,17 +68,33 @@ class RunRecord:
     """The last start of a pipeline, as `status`, `logs`, `cancel` and `resume` need it."""
 
     launch: Launch
-    where: str
-    """``local`` or ``cluster``."""
     config: str
     """The resolved configuration, as JSON."""
-    cluster: str
-    """The cluster file's values, as JSON."""
+    steps: tuple[str, ...] = ()
+    """Those that were asked for; empty: all of the pipeline."""
     pid: int = 0
-    """Process that drives a local run."""
+    """Process that drives a run on this machine."""
     kubeflow_run: str = ""
-    """Id of the run in Kubeflow Pipelines."""
-    started: float = 0.0
+    """Id of a run in Kubeflow Pipelines."""
+    cluster: str = ""
+    """The cluster file's values, as JSON; empty: this machine."""
+    started: float = dataclasses.field(default_factory=time.time)
+
+    def read_config(self) -> Config:
+        return from_json(Config, self.config)
+
+    def graph(self) -> list[StepSpec]:
+        """Its steps, in their order."""
+        specs = pipeline_steps(self.read_config(), self.launch.pipeline)
+        return [spec for spec in specs if not self.steps or spec.name in self.steps]
+
+    def driver(self) -> psutil.Process | None:
+        """The other process that drives a run on this machine, if it lives; a new one may have its number by now."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid) if self.pid not in (0, os.getpid()) else None
+            if process and process.create_time() <= self.started and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
 
 
 class RunFolder:
@@ -86,10 +109,12 @@ class RunFolder:
 
     def write_config(self, config: Config) -> Path:
         """The file that the tools read. Every step writes the same text, so it does not matter who was last."""
-        return _write(self.path / "config.yaml", to_yaml(config))
+        file = self.path / "config.yaml"
+        write(file, to_yaml(config))
+        return file
 
     def write_step(self, record: StepRecord) -> None:
-        _write(self.path / "steps" / f"{record.step}.json", _to_json(record))
+        write(self.path / "steps" / f"{record.step}.json", _to_json(record))
 
     def step(self, name: str) -> StepRecord | None:
         """The step's record, or None when it never ran."""
@@ -103,19 +128,18 @@ class RunFolder:
                 yield record
 
     def write_run(self, record: RunRecord) -> None:
-        _write(self.path / "run.json", _to_json(record))
+        write(self.path / "run.json", _to_json(record))
 
     def run(self) -> RunRecord | None:
         values = _read_json(self.path / "run.json")
-        return RunRecord(**values | {"launch": Launch(**values["launch"])}) if values else None
+        if values is None:
+            return None
+        return RunRecord(**values | {"launch": Launch(**values["launch"]), "steps": tuple(values["steps"])})
 
 
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
-    return path
+def new_run() -> str:
+    """A name for a run: when it began, and four letters against two in one second."""
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
 
 
 def _to_json(record: StepRecord | RunRecord) -> str:

@@ -18,7 +18,8 @@ from megatron_af.runs.identity import measured_settings, stage_settings, step_se
 
 STAGES = "stages"
 """In ``after``: every stage of the curriculum, trained and measured."""
-PIPELINES = ("curriculum", "evaluate", "promote")
+PIPELINES = ("curriculum", "stages", "evaluate", "promote")
+"""All steps; the stages, their evaluations and what stands between stages; the evaluations; the release."""
 RELEASE = ("register", "gate", "promote")
 
 type Kind = Literal["train", "measure", "command"]
@@ -63,12 +64,18 @@ def pipeline_steps(config: Config, pipeline: str) -> list[StepSpec]:
             specs.append(StepSpec(kind="command", run=step.run, distributed=step.distributed, **known))  # type: ignore[arg-type]
     if pipeline == "curriculum":
         return specs
-    chosen = RELEASE if pipeline == "promote" else tuple(measured)
+    between = [name for name, step in config.all_steps().items() if step.after and step.before]
+    chosen = {"stages": {*config.curriculum, *measured, *between}, "evaluate": measured, "promote": RELEASE}[pipeline]
     return [
         dataclasses.replace(spec, after=tuple(name for name in spec.after if name in chosen))
         for spec in specs
         if spec.name in chosen
     ]
+
+
+def for_pipeline(config: Config) -> Config:
+    """The configuration of every step: the pipeline ends the curriculum's MLflow run itself, so a stage must not."""
+    return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, alone=False), stage="")
 
 
 def measure_step(stage: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from af_pipelines.logs import Progress, last_error, read_progress
+from megatron_af.pipeline.logs import Progress, last_error, read_progress
 
 TORCHRUN = """\
 W1122 11:00:33.539000 12676 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 12695 closing signal

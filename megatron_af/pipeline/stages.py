@@ -1,0 +1,168 @@
+"""What is to be done about a stage, and doing it: train or resume it, measure it, hold it against its exit gate.
+
+    decide(config, "align")                      # skip, train or resume, and why
+    train_stage(config, "align", launch, print)
+
+What a stage was made from is kept as digests in its folder (``stage.json``): its configuration, its data, and the
+checkpoints it starts from. The same inputs are not trained twice; other inputs put the old result aside and train
+anew. Where a stage's processes run is up to ``launch`` (`executor`).
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from megatron_af.config import Config, ConfigError
+from megatron_af.config.loading import suggestion
+from megatron_af.pipeline.job import StepFailed
+from megatron_af.runs.identity import checkpoint_digest, evaluation_inputs, stage_inputs
+from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.paths import CheckpointError, latest, read_result, read_resume
+from megatron_af.runs.records import StageRecord
+from megatron_af.runs.results import Results, tables
+from megatron_af.runs.sizes import planned_steps, recorded_batch
+from megatron_af.tracking.runs import stage_spool
+from megatron_af.tracking.spool import Spool, metric_name
+
+type Say = Callable[[str], None]
+type Launch = Callable[..., None]
+"""Runs a tool on the stage's processes: ``launch("pretrain_af.py", *arguments)``; raises `StepFailed`."""
+
+
+class ExitGateFailed(StepFailed):
+    """A stage is trained, but its numbers are not good enough to build on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What is to be done about a stage, and why."""
+
+    stage: str
+    action: Literal["skip", "train", "resume", "blocked"]
+    why: str
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.stage:<12} {self.action:<7} {self.why}"
+
+
+def decide(config: Config, stage: str) -> Step:
+    """What to do about a stage whose parents are as they should be.
+
+    Raises ``FileNotFoundError`` or ``KeyError`` for data or parent checkpoints that are missing, naming the key.
+    """
+    inputs = stage_inputs(config, stage)
+    folder = config.stage_folder(stage)
+    record, newest = StageRecord.load(folder), latest(folder / "checkpoints")
+    if record is None:
+        action, why = ("resume", "has a checkpoint, but not its end") if newest else ("train", "not trained yet")
+    elif changed := sorted(name for name in inputs | record.inputs if inputs.get(name) != record.inputs.get(name)):
+        action, why = "train", f"changed: {', '.join(changed)}"
+    elif newest is None:
+        why = f"its checkpoint {record.checkpoint} is gone" if record.done else "did not reach a checkpoint"
+        action = "train"
+    else:
+        action, why = _go_on(config, stage, newest, done=record.done)
+    return Step(stage=stage, action=action, why=why, inputs=inputs)  # type: ignore[arg-type]
+
+
+def _go_on(config: Config, stage: str, newest: Path, *, done: bool) -> tuple[str, str]:
+    """Of a stage that is the same as before: is there anything left of it?"""
+    settings = config.curriculum[stage]
+    if settings.batch_tokens:
+        settings = replace(settings, global_batch_samples=recorded_batch(config, stage))
+    steps, reached = planned_steps(config, settings), read_resume(newest)["step"]
+    if reached < steps:
+        return "resume", f"has {reached} of {steps} steps" if done else "did not come to its end"
+    if not done or not read_result(config.stage_folder(stage)):
+        return "resume", "has its last checkpoint, but not its end"
+    longer = f" ({steps} steps were asked for; a shorter stage needs another name=)" if reached > steps else ""
+    return "skip", f"done: {newest.name}{longer}"
+
+
+def train_stage(config: Config, stage: str, launch: Launch, say: Say) -> None:
+    """Train or resume a stage unless it is done. Raises `StepFailed`, and what :func:`decide` raises."""
+    step, folder = decide(config, stage), config.stage_folder(stage)
+    say(f"{step.action}: {step.why}")
+    if step.action == "skip":
+        return
+    record = StageRecord.load(folder)
+    if record is not None and record.inputs != step.inputs:
+        _put_aside(folder)
+        record = None
+    record = StageRecord(inputs=step.inputs, seconds=record.seconds if record else 0.0)
+    record.save(folder)
+    started = time.monotonic()
+    try:
+        launch("pretrain_af.py")
+    finally:
+        record = replace(record, seconds=record.seconds + time.monotonic() - started)
+        record.save(folder)
+    checkpoint = latest(folder / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"stage {stage} ended well but wrote no checkpoint into {folder / 'checkpoints'}")
+    replace(record, done=True, checkpoint=checkpoint.name, digest=checkpoint_digest(checkpoint)).save(folder)
+
+
+def measure_stage(config: Config, stage: str, launch: Launch, parent: Spool | None) -> dict[str, float]:
+    """Metrics of a trained stage: of its last steps, and of its evaluation, which runs if it has not yet.
+
+    With the curriculum's spool as ``parent`` they also go to the stage's run in MLflow, and their totals to its parent.
+    """
+    settings, folder = config.curriculum[stage], config.stage_folder(stage)
+    record = StageRecord.load(folder)
+    assert record is not None, "only a trained stage is measured"
+    measured = f"{record.digest} on {evaluation_inputs(config, stage)}" if settings.evaluation else record.evaluated
+    if record.evaluated != measured:
+        for tool, more in spec_of(settings).evaluations(config, stage):
+            launch(tool, *more)
+        replace(record, evaluated=measured).save(folder)
+        if parent is not None:
+            _log_evaluation(config, stage, record.inputs, parent)
+    return read_result(folder) | Results.load(folder).metrics
+
+
+def hold_against_gate(config: Config, stage: str, metrics: Mapping[str, float]) -> None:
+    """Raises ``ExitGateFailed`` with every bound that a stage's metrics do not keep."""
+    problems = []
+    for name, bounds in config.curriculum[stage].exit_gate.items():
+        if name not in metrics:
+            known = sorted(metrics)
+            raise ConfigError(f"curriculum.{stage}.exit_gate.{name}: nobody logs it{suggestion(name, known)}")
+        value = metrics[name]
+        if bounds.min is not None and not value >= bounds.min:
+            problems.append(f"{name} = {value:.4g}, expected at least {bounds.min:g}")
+        if bounds.max is not None and not value <= bounds.max:
+            problems.append(f"{name} = {value:.4g}, expected at most {bounds.max:g}")
+    if problems:
+        raise ExitGateFailed(
+            f"stage {stage} is trained but does not pass its exit gate: {'; '.join(problems)}. "
+            f"Train it longer or otherwise, or change curriculum.{stage}.exit_gate",
+            give_up=True,
+        )
+
+
+def _put_aside(folder: Path) -> None:
+    """Keep one older result of a stage, beside it, until the next one replaces it."""
+    old = folder.with_name(f"{folder.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+
+
+def _log_evaluation(config: Config, stage: str, inputs: Mapping[str, str], parent: Spool) -> None:
+    """Numbers and tables of a stage's evaluation, in its own run; its numbers in the curriculum's, too."""
+    folder = config.stage_folder(stage)
+    metrics = Results.load(folder).metrics
+    step = int(read_result(folder).get("step", 0))
+    spool = Spool(stage_spool(config, stage, inputs))
+    # Not ``metrics``: those are the training's own, by whose last step a resumed stage knows how far it came.
+    spool.append("evaluation", step=step, values={metric_name(name): value for name, value in metrics.items()})
+    for name, (columns, rows) in tables(folder).items():
+        spool.append("table", name=f"evaluation/{name}.json", columns=columns, data=rows)
+    for picture in sorted((folder / "pictures").glob("*.png")):
+        spool.append("artifact", file=str(picture.absolute()), to="pictures")
+    totals = {f"{stage}/{name}": value for name, value in metrics.items() if "/overall/" in name}
+    parent.append("evaluation", step=step, values={metric_name(k): v for k, v in totals.items()})
