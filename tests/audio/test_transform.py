@@ -1,9 +1,11 @@
 """Transformation layers: positions, masks, precision. tests/test_parity.py has the published code."""
 
+import math
+
 import pytest
 import torch
 
-from megatron_af.audio.transform import TransformationLayers, rotary_table, rotate
+from megatron_af.audio.transform import TransformationLayers, rotary_table, rotate, sinusoids
 from megatron_af.config import TransformConfig
 
 CONFIG = TransformConfig(layers=2, heads=2, ffn=32)
@@ -45,17 +47,35 @@ def test_rotation_depends_on_distance_only_and_leaves_the_second_half_alone():
 
 def test_tables_stay_float32_in_a_bf16_model():
     """Angles in bf16 would be off by radians after two minutes; only values may lose their last bits."""
-    exact = build(TransformConfig(layers=1, heads=1, ffn=8))
-    rounded = build(TransformConfig(layers=1, heads=1, ffn=8)).bfloat16()
-    tokens = torch.randn(1, 800, 64)
-    difference = exact(tokens, None) - rounded(tokens.bfloat16(), None).float()
-    assert difference[:, -50:].std() < 0.03
+    given: list[tuple[torch.Tensor, ...]] = []
+    layers = build(TransformConfig(layers=1, heads=1, ffn=8)).bfloat16()
+    layers.layers[0].register_forward_pre_hook(lambda module, inputs: given.append(inputs[1]))
+    layers(torch.randn(1, 8000, 64).bfloat16(), None)
+    position = torch.arange(8000, dtype=torch.float64)[:, None]
+    angle = position * 4096.0 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)
+    for table, exact in zip(given[0], (angle.cos(), angle.sin()), strict=True):
+        assert (table - exact).abs().max() < 1e-3  # half a unit in the last place of float32 at 8000 radians
+    x = torch.randn(8000, 64).bfloat16()
+    turned, exactly = rotate(x, *given[0]), rotate(x.double(), angle.cos(), angle.sin())
+    assert turned.dtype == torch.bfloat16
+    assert (turned - exactly).abs().max() < 2**-8 * exactly.abs().max() + 1e-3
 
 
-def test_sinusoidal_positions_tell_times_apart():
+def test_sinusoidal_positions_are_added_to_the_scaled_features():
+    """The reference's, by hand; nothing is rotated besides."""
+    table = sinusoids(3, 4, torch.device("cpu"))
+    angles = [[p, p / 100] for p in range(3)]
+    by_hand = torch.tensor([[f(a) for a in row for f in (math.sin, math.cos)] for row in angles])
+    torch.testing.assert_close(table, by_hand)
     layers = build(TransformConfig(layers=1, heads=2, ffn=8, positions="sinusoidal"))
-    out = layers(torch.ones(1, 4, 64), None)
-    assert (out[0, 1] - out[0, 0]).abs().max() > 1e-3
+    given: list[torch.Tensor] = []
+    layers.layer_norm.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    layers.layers[0].register_forward_pre_hook(lambda module, inputs: given.append(inputs[1]))
+    features = torch.randn(2, 4, 64)
+    layers(features, None)
+    positioned, rotation = given
+    torch.testing.assert_close(positioned, features * 8 + sinusoids(4, 64, features.device))
+    assert rotation is None
 
 
 @pytest.mark.parametrize(

@@ -108,10 +108,14 @@ def test_padding_keys_change_nothing():
 def nothing_supervised(rank: int, world_size: int) -> None:
     lm = single_process_lm(toy_config())
     rows = dataclasses.replace(plain_rows(), labels_BS=torch.full((2, 16), IGNORED))
-    losses = lm(rows, full_audio(), ROWS)
+    load_global([lm], None, open_gates)
+    leaf = ROWS.clone().requires_grad_()
+    losses = lm(rows, full_audio(), leaf)
     assert losses.shape == (0,)
     losses.sum().backward()
-    assert all(not p.grad.any() for p in lm.parameters() if p.grad is not None)
+    # Zero, not none: an overlapped reduction waits for every parameter.
+    for name, gradient in [("rows", leaf.grad), *((name, p.grad) for name, p in lm.named_parameters())]:
+        assert gradient is not None and not gradient.any(), name
 
 
 def test_a_micro_batch_with_nothing_supervised_has_an_empty_loss():
@@ -165,15 +169,23 @@ def test_added_rows_train_like_rows_of_the_table(first_added_id, tied):
 
 
 def frozen_table(rank: int, world_size: int) -> None:
-    lm = single_process_lm(toy_config())
-    load_global([lm], None, open_gates)
-    for name, parameter in lm.named_parameters():
-        parameter.requires_grad = ".xattn." in name
-    leaf = ROWS.clone().requires_grad_()
+    """What trains beside it gets the gradient that it has beside a trainable one."""
     rows, audio = mixed_rows(0)
-    lm(rows, audio, leaf).sum().backward()
-    assert leaf.grad.abs().min() >= 0 and leaf.grad.abs().sum() > 0
-    assert all((p.grad is not None) == (".xattn." in n) for n, p in lm.named_parameters())
+    gradients = []
+    for kept in ("", ".xattn."):
+        lm = single_process_lm(toy_config())
+        load_global([lm], None, open_gates)
+        for name, parameter in lm.named_parameters():
+            parameter.requires_grad = kept in name
+        leaf = ROWS.clone().requires_grad_()
+        lm(rows, audio, leaf).sum().backward()
+        found = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
+        gradients.append(found | {"rows": leaf.grad})
+    everything, frozen = gradients
+    assert frozen["rows"].any(dim=1).all()
+    assert frozen.keys() == {"rows", *(name for name in everything if ".xattn." in name)}
+    for name, gradient in frozen.items():
+        torch.testing.assert_close(gradient, everything[name])
 
 
 def test_a_frozen_table_gets_no_gradient():
