@@ -1,6 +1,7 @@
 """A listener answers each row's last question, says what is too long, and holds nothing that grows with its calls."""
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,16 @@ def handles() -> tuple[int, int]:
     return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
 
 
-def hold(rank: int, world_size: int, config: Config, other: Path) -> list[tuple[int, int]]:
-    """Before the models are there, after each of 60 calls, and when they are closed."""
-    found = [handles()]
+def loading() -> set[str]:
+    """Names of the threads that read and decode."""
+    readers = {thread.name for thread in threading.enumerate() if thread.name.startswith("clips")}
+    named = {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+    return readers | {name for name in named if "DALI" in name}
+
+
+def hold(rank: int, world_size: int, config: Config, other: Path) -> tuple[list[tuple[int, int]], set[str], set[str]]:
+    """Threads and open files after each of 60 calls; and who loads before and after the models are closed."""
+    found = []
     listener = Listener(config)
     embedder = ClapEmbedder(dataclasses.replace(config, stage="clap"))
     rows = [Row(id=str(n), clips=(clip(n),), questions=asks("w3")) for n in range(4)]
@@ -88,9 +96,10 @@ def hold(rank: int, world_size: int, config: Config, other: Path) -> list[tuple[
         listener(some, root=root, max_new_tokens=1)
         embedder.audio(some, root=root)
         found.append(handles())
+    before = loading()
     embedder.close()
     listener.close()
-    return [*found, handles()]
+    return found, before, loading()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
@@ -99,12 +108,11 @@ def test_threads_and_open_files_do_not_grow_with_the_calls(config: Config, tmp_p
         write_tone(tmp_path / f"{number}.wav", 1.0 + number, number)
     workers = 3
     several = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
-    (found,) = run_distributed(hold, 1, several, tmp_path, timeout=180)
-    (_, *calls, (threads_closed, _)) = found
+    ((calls, before, after),) = run_distributed(hold, 1, several, tmp_path, timeout=180)
     threads, files = zip(*calls, strict=True)
     assert len(set(files)) == 1
     assert max(threads) <= threads[0] + 2 * workers, "two pools of readers, whose threads begin when they are needed"
-    assert threads_closed < min(threads), "they end with the models"
+    assert {name.split("_")[0] for name in before} > {"clips"} and not after, "they end with the models"
 
 
 def show(rank: int, world_size: int, config: Config) -> Any:
