@@ -1,1 +1,1 @@
-"""Answers outside of training: requests of any origin to a released model, in this process or behind a server."""
+"""Answers outside of training: requests of any origin to a trained model, in this process or behind a server."""
