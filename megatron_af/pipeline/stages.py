@@ -8,7 +8,6 @@ checkpoints it starts from. The same inputs are not trained twice; other inputs 
 anew. Where a stage's processes run is up to ``launch`` (`executor`).
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,11 @@ from typing import Literal
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import suggestion
 from megatron_af.pipeline.job import StepFailed
-from megatron_af.runs.identity import checkpoint_digest, evaluation_inputs, stage_inputs
+from megatron_af.runs.identity import evaluation_inputs, stage_inputs
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, latest, read_result, read_resume
-from megatron_af.runs.records import StageRecord
+from megatron_af.runs.pointers import checkpoint_digest
+from megatron_af.runs.records import StageRecord, put_aside
 from megatron_af.runs.results import Results, tables
 from megatron_af.runs.sizes import planned_steps, recorded_batch
 from megatron_af.tracking.runs import stage_spool
@@ -91,7 +91,7 @@ def train_stage(config: Config, stage: str, launch: Launch, say: Say) -> None:
         return
     record = StageRecord.load(folder)
     if record is not None and record.inputs != step.inputs:
-        _put_aside(folder)
+        put_aside(folder)
         record = None
     record = StageRecord(inputs=step.inputs, seconds=record.seconds if record else 0.0)
     record.save(folder)
@@ -143,13 +143,6 @@ def hold_against_gate(config: Config, stage: str, metrics: Mapping[str, float]) 
             f"Train it longer or otherwise, or change curriculum.{stage}.exit_gate",
             give_up=True,
         )
-
-
-def _put_aside(folder: Path) -> None:
-    """Keep one older result of a stage, beside it, until the next one replaces it."""
-    old = folder.with_name(f"{folder.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
 
 
 def _log_evaluation(config: Config, stage: str, inputs: Mapping[str, str], parent: Spool) -> None:

@@ -24,9 +24,10 @@ from megatron_af.config import Config
 from megatron_af.files import put_in_place, settled, write
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
 from megatron_af.runs.digests import digest_file, digest_value
-from megatron_af.runs.identity import checkpoint_digest, dataset_index
+from megatron_af.runs.identity import dataset_index
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import resolve_entry, source_of
+from megatron_af.runs.paths import resolve_entry
+from megatron_af.runs.pointers import checkpoint_digest, source_of
 
 EXACT_UP_TO = 200_000
 """Pieces. A search among that many of 512 dimensions takes one core 2.5 ms."""

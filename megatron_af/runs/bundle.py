@@ -17,8 +17,8 @@ from pathlib import Path
 from megatron_af.config import Config
 from megatron_af.config.loading import to_yaml
 from megatron_af.runs.digests import DIGEST_FILE, digest_file, digest_value, record_digest, verify_digest
-from megatron_af.runs.identity import checkpoint_digest
-from megatron_af.runs.paths import LATEST, MANIFEST, latest, source_of
+from megatron_af.runs.paths import LATEST, MANIFEST, latest
+from megatron_af.runs.pointers import checkpoint_digest, source_of
 
 CONFIG, TOKENIZER, INDEXES = "config.yaml", "tokenizer", "retrieval"
 

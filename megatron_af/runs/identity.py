@@ -28,9 +28,10 @@ from megatron_af.config.effects import Effect, values
 from megatron_af.config.loading import load_config
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
-from megatron_af.runs.digests import DIGEST_FILE, digest_file, digest_tree, digest_value, record_digest, recorded_digest
+from megatron_af.runs.digests import digest_file, digest_tree, digest_value
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import SETTINGS, resolve_entry
+from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.presence import how_to_make
 from megatron_af.runs.recordings import Recordings
 
@@ -159,15 +160,6 @@ def dataset_index(config: Config, dataset: str) -> Path:
         raise FileNotFoundError(
             f"data.datasets.{dataset}.manifest: there is no {root}/{manifest}; {how}, or correct the path"
         ) from None
-
-
-def checkpoint_digest(checkpoint: Path) -> str:
-    """Digest of a checkpoint's files, written beside them the first time it is asked for."""
-    if not checkpoint.exists():
-        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; correct the stage's entry")
-    if checkpoint.is_file():
-        return digest_file(checkpoint)
-    return recorded_digest(checkpoint) if (checkpoint / DIGEST_FILE).is_file() else record_digest(checkpoint)
 
 
 def _contents(config: Config, stage: str) -> dict[str, str]:

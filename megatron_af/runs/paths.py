@@ -8,7 +8,6 @@ runs/demo/                     ``config.output/config.name``
 """
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -80,30 +79,9 @@ def replaced(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name + REPLACED)
 
 
-def referenced(output: Path) -> set[Path]:
-    """Checkpoints whose weights the checkpoints of any run in ``output`` point at (resolved)."""
-    found = set()
-    for manifest in output.glob(f"*/*/checkpoints/*/{MANIFEST}"):
-        with suppress(FileNotFoundError, CheckpointError):  # its run has just pruned it
-            parts = _read_manifest(manifest.parent)["parts"].values()
-            found |= {(manifest.parent / part).resolve() for part in parts if part != "."}
-    return found
-
-
 def read_resume(checkpoint: Path) -> Resume:
-    resume: Resume = _read_manifest(checkpoint)["resume"]
+    resume: Resume = read_manifest(checkpoint)["resume"]
     return resume
-
-
-def source_of(checkpoint: Path, part: str) -> Path:
-    """The checkpoint that holds the weights of a part, as ``checkpoint``'s manifest tells."""
-    parts = _read_manifest(checkpoint)["parts"]
-    if part not in parts:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} holds {', '.join(parts)} but no {part}; take {part} from another one in the "
-            "stage's `entry`"
-        )
-    return (checkpoint / parts[part]).resolve()
 
 
 def read_result(folder: Path) -> dict[str, float]:
@@ -113,7 +91,8 @@ def read_result(folder: Path) -> dict[str, float]:
     return result
 
 
-def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Raises ``CheckpointError`` where there is none."""
     path = checkpoint / MANIFEST
     if not path.exists():
         raise CheckpointError(

@@ -13,7 +13,8 @@ from megatron_af.config.loading import suggestion
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import MANIFEST, CheckpointError, latest, source_of
+from megatron_af.runs.paths import MANIFEST, CheckpointError, latest
+from megatron_af.runs.pointers import source_of
 
 
 def missing_for_training(config: Config, coming: Collection[str] = (), *, anew: bool = False) -> Iterator[str]:

@@ -5,13 +5,15 @@
 """
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_af.config import Config
 from megatron_af.files import write
 from megatron_af.runs.identity import check_resume, stage_inputs
-from megatron_af.runs.paths import latest
+from megatron_af.runs.paths import MANIFEST, latest
+from megatron_af.runs.pointers import is_pointed_at
 
 RECORD = "stage.json"
 
@@ -49,3 +51,22 @@ def claim(config: Config) -> None:
         check_resume(config, newest, record.inputs if record else None)
     if record is None or newest is None:
         StageRecord(inputs=stage_inputs(config, config.stage)).save(folder)
+
+
+def put_aside(folder: Path) -> None:
+    """Move a stage's folder away, so that it can be trained anew.
+
+    One older result is kept beside it until the next one replaces it; and all those whose weights others point at.
+    """
+    old = folder.with_name(f"{folder.name}.replaced")
+    if old.exists() and not any(is_pointed_at(place, folder.resolve().parents[1]) for place in checkpoints_in(old)):
+        shutil.rmtree(old)
+    number = 2
+    while old.exists():
+        old, number = folder.with_name(f"{folder.name}.replaced-{number}"), number + 1
+    folder.rename(old)
+
+
+def checkpoints_in(stage: Path) -> list[Path]:
+    """Complete checkpoints of a stage's folder."""
+    return [manifest.parent.resolve() for manifest in stage.glob(f"checkpoints/*/{MANIFEST}")]

@@ -8,8 +8,9 @@
         …                       trained weights and optimizer state, sharded
 
 A part of the model that a stage does not train is not copied into its checkpoints: the manifest points at the
-checkpoint that already holds it, which is not pruned as long as one does. A checkpoint is written beside its place
-and renamed when it is complete, so a run that dies at any moment leaves the previous one as it was.
+checkpoint that already holds it (``runs/pointers.py``), which is not pruned as long as one does. A checkpoint is
+written beside its place and renamed when it is complete, so a run that dies at any moment leaves the previous one as it
+was.
 """
 
 import json
@@ -32,6 +33,7 @@ from megatron_af.files import write
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
+from megatron_af.runs.digests import DIGEST_FILE
 from megatron_af.runs.paths import (
     LATEST,
     MANIFEST,
@@ -40,12 +42,14 @@ from megatron_af.runs.paths import (
     CheckpointError,
     Resume,
     read_resume,
-    referenced,
     replaced,
-    source_of,
 )
+from megatron_af.runs.pointers import checkpoint_digest, is_pointed_at, source_of, verify
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
 from megatron_af.train.trainable import part_of
+
+KEPT = ".kept-"
+"""Behind the name of a checkpoint that others point at, when another one of its step took its place."""
 
 
 class Checkpoints:
@@ -103,6 +107,9 @@ class Checkpoints:
                 part: os.path.relpath(sources[part].resolve(), final.resolve()) if part in sources else "."
                 for part in parts
             },
+            "digests": {part: checkpoint_digest(source) for part, source in sources.items() if part in parts}
+            if dist.get_rank() == 0
+            else {},
         }
 
         def publish() -> None:
@@ -111,8 +118,7 @@ class Checkpoints:
                     write(partial / SETTINGS, settings)
                 write(partial / MANIFEST, json.dumps(manifest, indent=2))
                 if final.exists():
-                    shutil.rmtree(replaced(final), ignore_errors=True)
-                    final.rename(replaced(final))
+                    self._put_aside(final)
                 partial.rename(final)
                 write(self._folder / LATEST, final.name)
                 self._prune(final)
@@ -155,11 +161,21 @@ class Checkpoints:
             shutil.rmtree(left)
         complete = sorted(p for p in self._folder.glob("step_" + 8 * "[0-9]") if (p / MANIFEST).exists())
         old = [p for p in complete[: -self._keep] if p != newest] if self._keep > 0 else []
-        # Later stages, of this run or another one, read their frozen parts from here.
-        needed = referenced(self._folder.resolve().parents[2]) if old else set()
-        for checkpoint in old:
-            if checkpoint.resolve() not in needed:
+        for checkpoint in (*old, *self._folder.glob(f"step_*{KEPT}*")):
+            if not self._is_needed(checkpoint):
                 shutil.rmtree(checkpoint)
+
+    def _is_needed(self, checkpoint: Path) -> bool:
+        """Later stages, of this run or another one, read their frozen parts from here."""
+        return is_pointed_at(checkpoint.resolve(), self._folder.resolve().parents[2])
+
+    def _put_aside(self, checkpoint: Path) -> None:
+        """Make room for another checkpoint of the same step, which is never taken for this one by who points at it."""
+        aside = replaced(checkpoint)
+        if self._is_needed(checkpoint):
+            aside = checkpoint.with_name(f"{checkpoint.name}{KEPT}{checkpoint_digest(checkpoint)[7:19]}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
 
 
 def _still_there(sources: Mapping[str, Path]) -> Mapping[str, Path]:
@@ -181,9 +197,28 @@ def load_parts(model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: It
     wanted: dict[Path, set[str]] = {}
     for part in parts:
         wanted.setdefault(source_of(checkpoint, part), set()).add(part)
+    _verify(wanted, checkpoint)
     for source, group in wanted.items():
         _load_from(model, groups, source, group)
     return {part: source for source, group in wanted.items() for part in group}
+
+
+def _verify(sources: Iterable[Path], resumed: Path) -> None:
+    """Read on one rank what the weights come from, and compare it with its recorded digest; a collective.
+
+    A checkpoint that a run goes on from has none yet, unless its stage had come to its end.
+    """
+    trouble = [""]
+    if dist.get_rank() == 0:
+        try:
+            for source in sources:
+                if source != resumed.resolve() or (source / DIGEST_FILE).is_file():
+                    verify(source)
+        except CheckpointError as error:
+            trouble = [str(error)]
+    dist.broadcast_object_list(trouble)
+    if trouble[0]:
+        raise CheckpointError(trouble[0])
 
 
 def load_optimizer(

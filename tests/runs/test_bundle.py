@@ -11,7 +11,8 @@ from megatron_af.config import Config, DataConfig, StageConfig
 from megatron_af.config.loading import load_config
 from megatron_af.runs.bundle import CONFIG, make_release
 from megatron_af.runs.digests import DigestMismatch, verify_digest
-from megatron_af.runs.paths import LATEST, MANIFEST, latest, source_of
+from megatron_af.runs.paths import LATEST, MANIFEST, latest
+from megatron_af.runs.pointers import source_of
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ from megatron_af.config import (
 )
 from megatron_af.config.effects import Effect, fields_of
 from megatron_af.config.loading import to_yaml
-from megatron_af.runs.identity import check_resume, checkpoint_digest, dataset_digest, stage_inputs, stage_settings
+from megatron_af.runs.identity import check_resume, dataset_digest, stage_inputs, stage_settings
 from megatron_af.runs.paths import LATEST, MANIFEST
+from megatron_af.runs.pointers import checkpoint_digest
 
 
 @pytest.fixture
