@@ -189,7 +189,7 @@ def save_and_die(rank: int, world_size: int, folder: Path, value: float, step: i
         save(folder, value, step, asynchronous=True)
         os._exit(9)
     else:
-        checkpoint._write_atomically = dying(checkpoint._write_atomically)
+        checkpoint.write = dying(checkpoint.write)  # type: ignore[attr-defined]
         Path.rename = dying(Path.rename)  # type: ignore[method-assign]
         checkpoint.shutil = type("shutil", (), {"rmtree": staticmethod(dying(shutil.rmtree))})  # type: ignore[attr-defined]
     save(folder, value, step).close()
