@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import describe, read_config
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.check import validate
+from megatron_af.runs.lock import StageBusy, StageLock
 from megatron_af.runs.records import claim
 from megatron_af.runs.sizes import resolve_sizes
 
@@ -51,9 +53,13 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
             config = replace(config, stage=fitting[0] if fitting else "")
         validate(config, world_size, unread)
         config = resolve_sizes(config, world_size)
-        if os.environ.get("RANK", "0") == "0":
-            claim(config)
-        return EXIT_CODES[train(config, world_size)]
+        with StageLock(config.stage_folder(config.stage)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            if os.environ.get("RANK", "0") == "0":
+                claim(config)
+            return EXIT_CODES[train(config, world_size)]
+    except StageBusy as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(PATIENCE_SECONDS)

@@ -18,6 +18,7 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import suggestion
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.runs.identity import evaluation_inputs, stage_inputs
+from megatron_af.runs.lock import StageBusy, ensure_free
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, latest, read_result, read_resume
 from megatron_af.runs.pointers import checkpoint_digest
@@ -89,6 +90,10 @@ def train_stage(config: Config, stage: str, launch: Launch, say: Say) -> None:
     say(f"{step.action}: {step.why}")
     if step.action == "skip":
         return
+    try:
+        ensure_free(folder)
+    except StageBusy as busy:
+        raise StepFailed(str(busy)) from busy
     record = StageRecord.load(folder)
     if record is not None and record.inputs != step.inputs:
         put_aside(folder)

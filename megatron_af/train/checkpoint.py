@@ -34,6 +34,7 @@ from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
 from megatron_af.runs.digests import DIGEST_FILE
+from megatron_af.runs.lock import ensure_kept
 from megatron_af.runs.paths import (
     LATEST,
     MANIFEST,
@@ -114,6 +115,7 @@ class Checkpoints:
 
         def publish() -> None:
             if dist.get_rank() == 0:
+                ensure_kept(self._folder.parent)
                 if settings:
                     write(partial / SETTINGS, settings)
                 write(partial / MANIFEST, json.dumps(manifest, indent=2))

@@ -1,0 +1,86 @@
+"""Two processes never write one stage's folder, and a dead one holds nobody up."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_af.runs import lock
+from megatron_af.runs.lock import FILE, StageBusy, StageLock, ensure_free, ensure_kept
+
+
+def _hold(folder: Path, entered: Any) -> None:
+    with StageLock(folder):
+        entered.set()
+        time.sleep(60)
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Any:
+    context = multiprocessing.get_context("fork")
+    entered = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "align", entered))
+    process.start()
+    assert entered.wait(10)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_second_process_is_refused_by_name_and_a_dead_one_is_not_waited_for(tmp_path: Path, holder: Any) -> None:
+    with pytest.raises(StageBusy, match=rf"being written by process {holder.pid} on"), StageLock(tmp_path / "align"):
+        pass
+    with pytest.raises(StageBusy):
+        ensure_free(tmp_path / "align")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    ensure_free(tmp_path / "align")
+    with StageLock(tmp_path / "align"):
+        assert json.loads((tmp_path / "align" / FILE).read_text())["pid"] == os.getpid()
+    assert [file.name for file in (tmp_path / "align").iterdir()] == []
+
+
+def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:
+    with StageLock(tmp_path):
+        held = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(held | {"began": "1"}))
+    ensure_free(tmp_path)
+
+
+def elsewhere(folder: Path, age: float) -> None:
+    holder = {"pid": 7, "host": "another-node", "token": "theirs", "began": "5"}
+    (folder / FILE).write_text(json.dumps(holder))
+    os.utime(folder / FILE, (time.time() - age,) * 2)
+
+
+def test_a_holder_on_another_node_counts_until_it_stops_renewing(tmp_path: Path) -> None:
+    elsewhere(tmp_path, age=lock.LOST_SECONDS / 2)
+    with pytest.raises(StageBusy, match="process 7 on another-node"):
+        ensure_free(tmp_path)
+    elsewhere(tmp_path, age=lock.LOST_SECONDS + 1)
+    with StageLock(tmp_path):
+        ensure_kept(tmp_path)
+
+
+def test_a_holder_renews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    with StageLock(tmp_path):
+        os.utime(tmp_path / FILE, (0, 0))
+        until = time.monotonic() + 10
+        while (tmp_path / FILE).stat().st_mtime == 0 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert (tmp_path / FILE).stat().st_mtime > 0
+
+
+def test_who_lost_it_does_not_go_on_and_leaves_the_next_one_alone(tmp_path: Path) -> None:
+    with StageLock(tmp_path):
+        elsewhere(tmp_path, age=0)
+        with pytest.raises(StageBusy, match="taken over by another process"):
+            ensure_kept(tmp_path)
+    assert json.loads((tmp_path / FILE).read_text())["token"] == "theirs"
+    ensure_kept(tmp_path)  # of a folder that this process does not hold it says nothing
