@@ -118,7 +118,6 @@ WRITERS = {
     "megatron_af.prepare.mining": "fills the draft it was given",
     "megatron_af.retrieval.index": "in a partial folder that appears whole",
     "megatron_af.audio.feature_cache": "many small files with a checksum each: without a sync, which would cost a step",
-    "megatron_af.runs.bundle": "in a partial folder that appears whole",
 }
 
 

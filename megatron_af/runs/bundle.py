@@ -1,26 +1,31 @@
 """A release: everything that answering takes, in a folder of its own that later training does not touch.
 
     release = make_release(config, "long")      # runs/demo/releases/3f2a91c04d7e
-      config.yaml  digest.txt  tokenizer  long/checkpoints/{latest,step_…}  sources/…
+      config.yaml  digest.txt  tokenizer/  text_tower/  long/checkpoints/{latest,step_…}  sources/…
       retrieval/…  clap/checkpoints/…          where training rows were indexed: to find examples for prompts
 
 A stage's folder belongs to training, which moves it away when its inputs change; the model in production must not
-move with it. Files are hard links where the disk has them, so a release takes no space of its own.
+move with it. What came from the hub is copied in as well: a release answers on a machine without network and caches.
+Files are hard links where the disk has them, so a release takes no space of its own.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_af.config import Config
 from megatron_af.config.loading import to_yaml
+from megatron_af.files import put_in_place, write
 from megatron_af.runs.digests import DIGEST_FILE, digest_file, digest_value, record_digest, verify_digest
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import LATEST, MANIFEST, latest
 from megatron_af.runs.pointers import checkpoint_digest, source_of
+from megatron_af.text.tokenizer import fetch
 
-CONFIG, TOKENIZER, INDEXES = "config.yaml", "tokenizer", "retrieval"
+CONFIG, TOKENIZER, TEXT_TOWER, INDEXES = "config.yaml", "tokenizer", "text_tower", "retrieval"
 
 
 def make_release(config: Config, stage: str, expected_digest: str = "") -> Path:
@@ -50,20 +55,49 @@ def make_release(config: Config, stage: str, expected_digest: str = "") -> Path:
     hears = latest(config.stage_folder(config.retrieval.stage) / "checkpoints") if indexes else None
     if hears is not None and config.retrieval.stage != stage:
         _add_checkpoint(hears.resolve(), _verified(hears.resolve()), partial, config.retrieval.stage)
-    tokenizer = Path(config.data.tokenizer or "none")  # an empty path would be the working folder
-    if tokenizer.is_dir():
-        _link_tree(tokenizer, partial / TOKENIZER)
-    elif tokenizer.is_file():
-        _link_tree(tokenizer.parent, partial / TOKENIZER, only=(tokenizer.name, "tokenizer_config.json"))
-        (partial / TOKENIZER / tokenizer.name).rename(partial / TOKENIZER / "tokenizer.json")
+    stages = {stage, config.retrieval.stage} & config.curriculum.keys() if indexes else {stage}
+    _add_texts(config, stages, partial)
     tracking = replace(config.tracking, enabled=False)
     # Wherever it will be served from, examples come from the folder they were indexed in.
     root = config.data.root if "://" in config.data.root else str(Path(config.data.root).absolute())
     kept = replace(config, stage=stage, tracking=tracking, data=replace(config.data, root=root))
-    (partial / CONFIG).write_text(to_yaml(kept))
+    write(partial / CONFIG, to_yaml(kept))
     record_digest(partial)
-    partial.replace(release)
+    put_in_place(partial, release)
     return release
+
+
+def _add_texts(config: Config, stages: Iterable[str], partial: Path) -> None:
+    """Tokenizer, and what else the stages' objectives read, from a folder, a file or the hub's cache.
+
+    Raises:
+        FileNotFoundError: a hub name whose files are neither cached here nor can be reached.
+    """
+    name = config.data.tokenizer
+    if Path(name).is_file():
+        tokenizer = Path(name)
+        _link_tree(tokenizer.parent, partial / TOKENIZER, only=(tokenizer.name, "tokenizer_config.json"))
+        (partial / TOKENIZER / tokenizer.name).rename(partial / TOKENIZER / "tokenizer.json")
+    elif name:
+        _link_tree(Path(name) if Path(name).is_dir() else fetch(name), partial / TOKENIZER)
+    for stage in stages:
+        for what, place in spec_of(config.curriculum[stage]).files(config).items():
+            if place:
+                _link_tree(Path(place) if Path(place).is_dir() else _cached(place), partial / what)
+
+
+def _cached(name: str) -> Path:
+    """Folder of a hub repository's files, as they were loaded here."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{name} is no folder, and the hub's cache on this machine has no whole copy of it: a release carries it "
+            "along; download it once (huggingface_hub.snapshot_download) or name a folder"
+        ) from error
 
 
 def _indexes(config: Config) -> list[Path]:
@@ -76,10 +110,8 @@ def _indexes(config: Config) -> list[Path]:
 def _verified(checkpoint: Path, expected_digest: str = "") -> dict[Path, str]:
     """Digest of every folder that holds weights of a checkpoint, after a look at the files."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
-    digests = {
-        folder: checkpoint_digest(folder)
-        for folder in {checkpoint, *(source_of(checkpoint, part) for part in manifest["parts"])}
-    }
+    sources = {source_of(checkpoint, part): part for part in manifest["parts"]}
+    digests = {folder: checkpoint_digest(folder) for folder in {checkpoint, *sources}}
     for folder, digest in digests.items():
         verify_digest(folder, expected_digest or digest if folder == checkpoint else digest)
     return digests
@@ -96,9 +128,8 @@ def _add_checkpoint(checkpoint: Path, digests: dict[Path, str], partial: Path, s
             copy = partial / "sources" / digests[source][7:19]
             _link_tree(source, copy)
             manifest["parts"][part] = os.path.relpath(copy, target)
-    (target / MANIFEST).unlink()  # a link to the original's
-    (target / MANIFEST).write_text(json.dumps(manifest, indent=2))
-    (target.parent / LATEST).write_text(checkpoint.name)
+    write(target / MANIFEST, json.dumps(manifest, indent=2))  # in place of a link to the original's
+    write(target.parent / LATEST, checkpoint.name)
 
 
 def _link_tree(source: Path, target: Path, only: tuple[str, ...] = ()) -> None:
@@ -111,6 +142,6 @@ def _link_tree(source: Path, target: Path, only: tuple[str, ...] = ()) -> None:
             copy = target / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(file, copy)
+                os.link(file.resolve(), copy)  # of the hub's cache the file itself, not the link to it
             except OSError:
                 shutil.copy2(file, copy)

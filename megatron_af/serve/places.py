@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_af.config import Config
 from megatron_af.config.loading import load_config
 from megatron_af.inference.requests import BadRequest
-from megatron_af.runs.bundle import CONFIG, TOKENIZER
+from megatron_af.runs.bundle import CONFIG, TEXT_TOWER, TOKENIZER
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, SETTINGS, latest, read_resume
 
@@ -76,7 +76,11 @@ def _of_checkpoint(checkpoint: Path) -> tuple[Config, Path]:
 def _of_release(release: Path) -> tuple[Config, Path]:
     """A release is laid out like a run of its own."""
     config = load_config(release / CONFIG)
-    tokenizer = release / TOKENIZER
-    data = replace(config.data, tokenizer=str(tokenizer)) if tokenizer.exists() else config.data
-    config = replace(config, output=str(release.parent), name=release.name, data=data)
+    tokenizer, tower = release / TOKENIZER, release / TEXT_TOWER
+    data, model = config.data, config.model
+    if tokenizer.exists():
+        data = replace(data, tokenizer=str(tokenizer))
+    if tower.exists():
+        model = replace(model, clap=replace(model.clap, text_tower=str(tower)))
+    config = replace(config, output=str(release.parent), name=release.name, data=data, model=model)
     return config, _newest(config.stage_folder(config.stage))

@@ -72,7 +72,7 @@ class Tokenizer:
         path = Path(source)
         if path.is_file():
             return cls(tokenizers.Tokenizer.from_file(str(path)), eos=_stated_eos(path.parent))
-        folder = path if path.is_dir() else _fetch(str(source))
+        folder = path if path.is_dir() else fetch(str(source))
         if (folder / "tokenizer.json").is_file():
             return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), eos=_stated_eos(folder))
         return cls(_opt_tokenizer(folder), eos=_stated_eos(folder))
@@ -111,8 +111,12 @@ class Tokenizer:
         return "".join(pieces)
 
 
-def _fetch(name: str) -> Path:
-    """Folder of a hub repository's tokenizer files; which of them there are depends on the model."""
+def fetch(name: str) -> Path:
+    """Folder of a hub repository's tokenizer files; which of them there are depends on the model.
+
+    Raises:
+        FileNotFoundError: it is neither in the hub's cache here nor can it be reached.
+    """
     from transformers.utils import cached_file
 
     try:

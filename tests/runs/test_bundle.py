@@ -13,6 +13,7 @@ from megatron_af.runs.bundle import CONFIG, make_release
 from megatron_af.runs.digests import DigestMismatch, verify_digest
 from megatron_af.runs.paths import LATEST, MANIFEST, latest
 from megatron_af.runs.pointers import source_of
+from megatron_af.serve.places import find
 
 
 @pytest.fixture
@@ -96,9 +97,42 @@ def test_a_stage_without_checkpoint_is_named(config: Config) -> None:
         make_release(config, "long")
 
 
-def test_a_tokenizer_from_the_hub_is_left_there(config: Config) -> None:
-    """And none at all is not the working folder, which an empty path means."""
-    for name in ("Qwen/Qwen2.5-3B", ""):
-        release = make_release(replace(config, data=replace(config.data, tokenizer=name)), "long")
-        assert not (release / "tokenizer").exists()
-        shutil.rmtree(release)
+def hub_cache(folder: Path, name: str, files: dict[str, str]) -> None:
+    """A repository as huggingface_hub keeps it: blobs, and links to them by name."""
+    repository = folder / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("abc")
+    for number, (file, text) in enumerate(files.items()):
+        (repository / f"blobs/{number}").write_text(text)
+        (snapshot / file).symlink_to(f"../../blobs/{number}")
+
+
+def test_what_came_from_the_hub_goes_along(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "hub"
+    hub_cache(cache, "org/lm", {"tokenizer.json": "{}", "tokenizer_config.json": "{}"})
+    hub_cache(cache, "org/tower", {"config.json": "{}", "model.safetensors": "weights"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    clap = replace(config.curriculum["clap"], objective="contrastive")
+    model = replace(config.model, clap=replace(config.model.clap, text_tower="org/tower"))
+    data = replace(config.data, tokenizer="org/lm")
+    hub = replace(config, data=data, model=model, curriculum={**config.curriculum, "clap": clap})
+    release = make_release(hub, "clap")
+    shutil.rmtree(cache)
+    assert (release / "tokenizer/tokenizer.json").read_text() == "{}"
+    assert (release / "text_tower/model.safetensors").read_text() == "weights"
+    assert not [file for file in release.rglob("*") if file.is_symlink()]
+    found, _ = find(release)
+    assert found.data.tokenizer == str(release / "tokenizer")
+    assert found.model.clap.text_tower == str(release / "text_tower")
+    with pytest.raises(FileNotFoundError, match=r"org/nowhere is no folder|org/nowhere"):
+        make_release(replace(hub, name="demo", data=replace(hub.data, tokenizer="org/nowhere")), "long")
+
+
+def test_no_tokenizer_is_not_the_working_folder(config: Config) -> None:
+    release = make_release(replace(config, data=replace(config.data, tokenizer="")), "long")
+    assert not (release / "tokenizer").exists()
