@@ -212,6 +212,7 @@ def test_what_the_project_imports_is_declared() -> None:
         "yaml": "omegaconf",
         "kfp_server_api": "kfp",
         "urllib3": "kubernetes",
+        "huggingface_hub": "transformers",
     }
     used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
     beside = {path.stem for path in (ROOT / "tools").glob("*.py")}  # a script finds its neighbours
