@@ -4,6 +4,8 @@ Core kinds are checked against Kubernetes' own schemas, the training runtime and
 that Kubeflow Trainer publishes. Kueue publishes no schema as a package; its objects are only checked for their scope.
 """
 
+import itertools
+import json
 import subprocess
 import sys
 from functools import cache
@@ -18,6 +20,7 @@ from kubeflow_trainer_api import models
 from af_pipelines.cluster import load_cluster
 from af_pipelines.kube import CONTAINER
 from megatron_af.pipeline.job import GIVE_UP
+from tests.af_pipelines.fake_cluster import RECORDED
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = sorted(path.parent.name for path in (ROOT / "kubeflow/manifests/overlays").glob("*/kustomization.yaml"))
@@ -110,19 +113,36 @@ def test_no_secret_and_no_root(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_pipelines_account_may_do_what_it_does_and_no_more(overlay: str) -> None:
-    rules = {
-        (group, resource): set(rule["verbs"])
-        for rule in only(overlay, "Role", "af-training-jobs")["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
+    expected = {  # the calls of kube.py
+        ("trainer.kubeflow.org", "trainjobs", ""): {"create", "get", "list", "delete", "patch"},
+        ("", "pods", ""): {"list"},
+        ("", "events", ""): {"list"},
+        ("", "pods/log", ""): {"get"},
     }
-    assert rules == {  # the calls of kube.py
-        ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "delete", "patch"},
-        ("", "pods"): {"list"},
-        ("", "events"): {"list"},
-        ("", "pods/log"): {"get"},
-    }
+    # Argo's executor, and KFP's driver and launcher.
+    expected |= {("argoproj.io", "workflowtaskresults", ""): {"create", "patch"}}
+    for case in ("rbac-403-configmap", "rbac-403-secret"):
+        refused = json.loads((RECORDED / f"{case}.json").read_text())["body"]["details"]
+        expected |= {("", refused["kind"], refused["name"]): {"get"}}
+    assert rights_of(overlay, "af-pipeline") == expected
     assert not [body for body in render(overlay) if body["kind"].startswith("ClusterRole")]
+
+
+def rights_of(overlay: str, account: str) -> dict[tuple[str, str, str], set[str]]:
+    """(API group, resource, name or empty for all) -> verbs that the bindings give a service account."""
+    rights = dict[tuple[str, str, str], set[str]]()
+    for binding in (body for body in render(overlay) if body["kind"] == "RoleBinding"):
+        if {"kind": "ServiceAccount", "name": account, "namespace": "megatron-af"} not in binding["subjects"]:
+            continue
+        for rule in only(overlay, "Role", binding["roleRef"]["name"])["rules"]:
+            for key in itertools.product(rule["apiGroups"], rule["resources"], rule.get("resourceNames", [""])):
+                rights.setdefault(key, set()).update(rule["verbs"])
+    return rights
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_multi_user_pipelines_look_after_the_namespace(overlay: str) -> None:
+    assert only(overlay, "Namespace")["metadata"]["labels"]["pipelines.kubeflow.org/enabled"] == "true"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
