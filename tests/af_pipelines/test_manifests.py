@@ -6,6 +6,7 @@ that Kubeflow Trainer publishes. Kueue publishes no schema as a package; its obj
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from functools import cache
@@ -47,7 +48,7 @@ def only(overlay: str, kind: str, name: str = "megatron-af") -> Object:
 def pod_specs(overlay: str) -> list[Object]:
     specs = []
     for body in render(overlay):
-        if body["kind"] in ("Deployment", "StatefulSet"):
+        if body["kind"] in ("Deployment", "StatefulSet", "Job"):
             specs.append(body["spec"]["template"]["spec"])
         elif body["kind"] == "CronJob":
             specs.append(body["spec"]["jobTemplate"]["spec"]["template"]["spec"])
@@ -100,8 +101,9 @@ def test_scope(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_secret_and_no_root(overlay: str) -> None:
     assert not [body for body in render(overlay) if body["kind"] == "Secret"], "secrets are only referred to"
+    hand_over = only(overlay, "Job", "af-volumes")["spec"]["template"]["spec"]
     for spec in pod_specs(overlay):
-        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"].get("runAsNonRoot") is (True if spec != hand_over else None)
         for container in spec["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
@@ -160,6 +162,29 @@ def test_cluster_file_and_manifests_name_the_same_things(overlay: str) -> None:
         (group,) = only(overlay, "ClusterQueue")["spec"]["resourceGroups"]
         asked = {"cpu", "memory", *cluster.stages.devices}
         assert asked <= set(group["coveredResources"]), "Kueue admits nothing that a queue does not cover"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_volumes_are_handed_to_the_user_that_everything_runs_as(overlay: str, tmp_path: Path) -> None:
+    body = only(overlay, "Job", "af-volumes")
+    pod = body["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (node,) = only(overlay, "ClusterTrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
+    user = node["template"]["spec"]["template"]["spec"]["securityContext"]
+    claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
+    mounted = {claims[mount["name"]]: mount["mountPath"] for mount in container["volumeMounts"]}
+    cluster = load_cluster(str(ROOT / f"configs/cluster/{overlay}.yaml"))
+    assert mounted == {volume.claim: volume.mount for volume in cluster.volumes}
+    shell, flags, script = container["command"]
+    for mount in mounted.values():  # the same commands on folders of our own
+        (tmp_path / mount.strip("/")).mkdir(mode=0o700)
+        script = script.replace(mount, str(tmp_path / mount.strip("/")))
+    script = script.replace(f"{user['runAsUser']}:{user['runAsGroup']}", f"{os.getuid()}:{os.getgid()}")
+    subprocess.run([shell, flags, script], check=True, capture_output=True)
+    for mount in mounted.values():
+        assert (tmp_path / mount.strip("/")).stat().st_mode & 0o7777 == 0o2775, "its group writes, and files inherit it"
+    assert str(user["fsGroup"]) in container["command"][2], "and the kubelet finds nothing to change"
+    assert "ttlSecondsAfterFinished" in body["spec"], "a job's image cannot be changed, only made anew"
 
 
 def test_gpu_overlay() -> None:
