@@ -15,8 +15,10 @@ from pathlib import Path
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import read_values
-from megatron_af.pipeline.graph import measure_step
+from megatron_af.pipeline.graph import measure_step, pipeline_steps
 from megatron_af.runs.check import check
+from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.presence import is_hub_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,9 @@ def load_cluster(path: str, overrides: Sequence[str] = ()) -> ClusterConfig:
 
 
 _QUANTITY = re.compile(r"\d+(\.\d+)?([mkMGTPE]|[KMGTPE]i)?")
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+LONGEST_STEP = 60
+"""Kubernetes allows 63 characters in a label; a step's second job is called ``STEP-2``."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
@@ -163,3 +168,36 @@ def check_placements(config: Config, cluster: ClusterConfig) -> list[str]:
         where = f"stage {stage} on {placement.nodes} nodes x {placement.processes} processes: "
         problems += [where + problem for problem in found]
     return problems
+
+
+def check_on_kubernetes(config: Config, cluster: ClusterConfig) -> list[str]:
+    """What a Kubernetes cluster would refuse or miss of a run only when its turn comes: names that are no labels, and
+    files that lie on none of its volumes."""
+    problems = [
+        f"{f'stage {spec.stage}' if spec.stage else f'steps.{spec.name}'}: its step {spec.name} has {len(spec.name)} "
+        f"characters; Kubernetes takes up to {LONGEST_STEP} letters, digits, '-', '_' and '.', a letter or digit at "
+        "both ends; rename it"
+        for spec in pipeline_steps(config, "curriculum")
+        if len(spec.name) > LONGEST_STEP or not _LABEL.fullmatch(spec.name)
+    ]
+    mounts = [Path(volume.mount) for volume in cluster.volumes]
+    where = ", ".join(map(str, mounts)) or "none"
+    problems += [
+        f"{key} = {path}: on no volume of the cluster (mounted: {where}); put it on one, and name it there behind the "
+        "command or in `overrides` of the cluster file"
+        for key, path in _files(config).items()
+        if not any(Path(path).is_relative_to(mount) for mount in mounts)
+    ]
+    return problems
+
+
+def _files(config: Config) -> dict[str, str]:
+    """Key -> path of what steps read and write; addresses, and what may be a name on the hub, are left out."""
+    paths = {"output": config.output, "data.root": config.data.root, "data.feature_cache": config.data.feature_cache}
+    named = {"data.tokenizer": config.data.tokenizer}
+    for name, stage in config.curriculum.items():
+        entries = {part: origin for part, origin in stage.entry.items() if origin not in config.curriculum}
+        paths |= {f"curriculum.{name}.entry.{part}": origin for part, origin in entries.items()}
+        named |= {f"{what} of stage {name}": path for what, path in spec_of(stage).files(config).items()}
+    paths |= {key: path for key, path in named.items() if not is_hub_name(path)}
+    return {key: path for key, path in paths.items() if path and "://" not in path}

@@ -8,7 +8,7 @@ The functions are the cluster's side of the verbs in `commands`.
 import time
 from datetime import UTC, datetime, timedelta
 
-from af_pipelines.cluster import ClusterConfig
+from af_pipelines.cluster import ClusterConfig, check_on_kubernetes
 from af_pipelines.endpoint import ENDED, IMPLEMENTATION, Endpoint
 from af_pipelines.execute import Arguments
 from af_pipelines.follow import LogReader, show_status
@@ -16,6 +16,7 @@ from af_pipelines.kube import Kube, Object
 from af_pipelines.manifest import HEARTBEAT, MANAGED_BY, RUN, STEP
 from af_pipelines.pipelines import compile_pipeline
 from af_pipelines.trainjob import ORPHAN, delete_run, ended
+from megatron_af.config import ConfigError
 from megatron_af.config.as_json import from_json
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.records import RunFolder, RunRecord
@@ -27,19 +28,25 @@ KEPT = timedelta(days=7)
 
 
 def submit_run(folder: RunFolder, arguments: Arguments) -> int:
-    """Hand a run to Kubeflow. Raises `StepFailed` while the last one of this configuration has not ended."""
+    """Hand a run to Kubeflow.
+
+    Raises `ConfigError` for what only this cluster cannot run, and `StepFailed` while the last run of this
+    configuration has not ended.
+    """
     folder.path.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.path / "lock"):
         return _submit_alone(folder, arguments)
 
 
 def _submit_alone(folder: RunFolder, arguments: Arguments) -> int:
-    cluster, launch = arguments.read_cluster(), arguments.launch
+    config, cluster, launch = arguments.read_config(), arguments.read_cluster(), arguments.launch
+    if problems := check_on_kubernetes(config, cluster):
+        raise ConfigError(f"{config.name} cannot run on this cluster", problems)
     endpoint = Endpoint.connect(cluster)
     _refuse_a_second_run(folder, endpoint)
     pipeline = folder.path / "pipeline.yaml"
     compile_pipeline(arguments, pipeline)
-    name = f"{arguments.read_config().name} {launch.pipeline} {launch.run}"
+    name = f"{config.name} {launch.pipeline} {launch.run}"
     if launch.attempt > 1:
         name += f" attempt {launch.attempt}"
     parameters = {"config": arguments.config, "cluster": arguments.cluster}

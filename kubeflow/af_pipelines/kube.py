@@ -130,6 +130,18 @@ class Kube:
     def select_pods(self, selector: str) -> list[Any]:
         return list(self._call(self._core.list_namespaced_pod, self.namespace, label_selector=selector).items)
 
+    def has_queue(self, name: str) -> bool:
+        """Whether Kueue has this queue in the namespace; also where this account may not ask."""
+        with _unless(403):
+            with _unless(404):
+                self._call(
+                    self._custom.get_namespaced_custom_object,
+                    "kueue.x-k8s.io", "v1beta2", self.namespace, "localqueues", name,
+                )  # fmt: skip
+                return True
+            return False
+        return True
+
     def warnings(self, job: Object) -> list[str]:
         """Texts of the warnings about a job's objects, the latest last: quota, admission, scheduling, images.
 

@@ -73,9 +73,17 @@ def launch_trainjob(
 def check(jobs: Sequence[Job], cluster: ClusterConfig, run: Launch, *, kube: Kube | None = None) -> None:
     """Ask the cluster whether it would take these jobs, before hours of preparation lead up to them.
 
-    Finds a missing namespace, CRD or runtime, an account without rights and an expired login; not a full quota.
+    Finds a missing namespace, CRD, runtime or queue, an account without rights and an expired login; not a full quota.
+    That the image can be pulled is shown by the step that asks: it runs from it.
     """
     kube = kube or Kube.connect(cluster)
+    if jobs and cluster.queue and not kube.has_queue(cluster.queue):
+        raise StepFailed(
+            f"namespace {cluster.namespace} has no queue {cluster.queue!r} of Kueue (v1beta2), and a job that names it "
+            "waits for ever: apply kubeflow/manifests/components/kueue, correct `queue` in the cluster file, or "
+            "leave it empty",
+            give_up=True,
+        )
     for job in jobs:
         try:
             kube.create(trainjob_manifest(job, cluster, run), dry_run=True)

@@ -28,6 +28,7 @@ from megatron_af.pipeline.records import CANCELLED, DONE, FAILED, RUNNING, Launc
 from megatron_af.pipeline.report import write_report
 from megatron_af.pipeline.stages import ExitGateFailed, hold_against_gate, measure_stage, train_stage
 from megatron_af.runs.paths import CheckpointError
+from megatron_af.runs.presence import missing_at_the_head
 from megatron_af.tracking.runs import TrackedRun, curriculum_spool, start_curriculum_run
 from megatron_af.tracking.spool import Spool
 
@@ -61,9 +62,7 @@ class ThisMachine:
     def job(self, spec: StepSpec, name: str, argv: tuple[str, ...]) -> Job:
         launch = self._config.launch
         nodes, processes = (launch.nodes, launch.processes_per_node) if spec.distributed else (1, 1)
-        return Job(
-            name=name, argv=argv, distributed=spec.distributed, nodes=nodes, processes=processes, max_restarts=0
-        )
+        return Job(name=name, argv=argv, distributed=spec.distributed, nodes=nodes, processes=processes, max_restarts=0)
 
     def check(self, steps: Sequence[StepSpec]) -> None:
         """This machine takes what it is given."""
@@ -98,7 +97,7 @@ def run_step(name: str, config: Config, launch: Launch, place: Place, say: Say =
         try:
             work = _Work(spec, place, str(folder.write_config(config)), following)
             if not spec.after:
-                place.check(steps)
+                _check_the_rest(config, launch, steps, place)
             if spec.kind == "command":
                 work.run(*spec.argv(work.config_file))
             else:
@@ -186,6 +185,13 @@ def _run_stage(spec: StepSpec, config: Config, work: _Work, say: Say) -> None:
     except (CheckpointError, ConfigError, FileNotFoundError, KeyError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         raise StepFailed(f"{spec.name}: {message}", give_up=True) from error
+
+
+def _check_the_rest(config: Config, launch: Launch, steps: Sequence[StepSpec], place: Place) -> None:
+    """Before the first step: what a later one would fail for only after hours."""
+    if launch.pipeline in TRAINING and (missing := list(missing_at_the_head(config))):
+        raise StepFailed("\n- ".join(["what no step makes is not there:", *missing]), give_up=True)
+    place.check(steps)
 
 
 def _may_skip(spec: StepSpec, before: StepRecord, launch: Launch) -> bool:

@@ -46,6 +46,37 @@ def missing_for_training(config: Config, coming: Collection[str] = (), *, anew: 
             yield f"{where}: stage {origin} has no checkpoint in {folder.parent}; run stage={origin} first"
 
 
+def missing_at_the_head(config: Config) -> Iterator[str]:
+    """What no step of a pipeline makes, and a later one would miss after hours: checkpoints that stages start from, a
+    tokenizer, and what data sets are prepared from."""
+    for name, stage in config.curriculum.items():
+        named = [origin for origin in dict.fromkeys(stage.entry.values()) if origin not in config.curriculum]
+        for origin in named:
+            keys = [key for key, value in stage.entry.items() if value == origin]
+            where = f"curriculum.{name}.entry.{keys[0]} = {origin}"
+            parts = [part for part in spec_of(stage).parts if stage.entry.get(part, stage.entry.get("all")) == origin]
+            yield from _checkpoint(where, Path(origin), parts, list(config.curriculum))
+    tokenizer = config.data.tokenizer
+    if tokenizer and not is_there(tokenizer) and not _is_below(tokenizer, config.data.root, config.output):
+        yield f"data.tokenizer = {tokenizer}: does not exist; name a folder, a tokenizer.json or a hub name"
+    try:
+        root = DataRoot(config.data.root)
+    except (OSError, ValueError, ImportError) as error:
+        yield f"data.root = {config.data.root}: {error}"
+        return
+    used = {name for stage in config.curriculum.values() for name in (*stage.blend, *stage.evaluation)}
+    for name, dataset in config.data.datasets.items():
+        if name not in used or root.exists(rows_file(dataset.manifest)):
+            continue
+        made_of = dataset.origin
+        if dataset.source and not root.exists(dataset.source) and made_of is None:
+            yield f"data.datasets.{name}.source = {dataset.source}: not in {root}; put the rows there"
+        elif made_of and "*" not in made_of.path and not root.exists(dataset.source) and not root.exists(made_of.path):
+            yield f"data.datasets.{name}.origin.path = {made_of.path}: not in {root}; put it there or correct the path"
+        elif made_of and made_of.audio and not root.exists(made_of.audio):
+            yield f"data.datasets.{name}.origin.audio = {made_of.audio}: not in {root}; put the recordings there"
+
+
 def missing_for_evaluation(config: Config) -> Iterator[str]:
     """The sets it is measured on, and its own checkpoint."""
     stage = config.curriculum[config.stage]
@@ -92,10 +123,18 @@ def _texts(config: Config) -> Iterator[str]:
     yield from spec_of(config.curriculum[config.stage]).missing(config, config.stage)
 
 
+def _is_below(path: str, *folders: str) -> bool:
+    return any(Path(path).absolute().is_relative_to(Path(folder).absolute()) for folder in folders)
+
+
 def is_there(name: str) -> bool:
     """A folder or file that exists, or what may be a name on the hub."""
-    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".json")
-    return Path(name).exists() or bool(is_hub_name)
+    return Path(name).exists() or is_hub_name(name)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it may be one, by its form alone."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.endswith(".json")
 
 
 def _checkpoint(where: str, checkpoint: Path, parts: Iterable[str], stages: list[str]) -> Iterator[str]:

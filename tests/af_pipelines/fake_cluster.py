@@ -1,10 +1,10 @@
 """A cluster's API over real HTTP: the Kubernetes and Kubeflow Pipelines paths that af_pipelines uses, and their moods.
 
-    with FakeCluster() as cluster:
-        cluster.on_get(0, lambda job: cluster.run_pods(job))       # what the controllers do before the first GET
-        cluster.refuse("POST", "trainjobs", 403, "…")               # the next such request
-        cluster.answer_as("POST", "trainjobs", "create-500-webhook-down")    # as a real control plane answered
-        kube = cluster.kube(ClusterConfig(…))
+with FakeCluster() as cluster:
+    cluster.on_get(0, lambda job: cluster.run_pods(job))       # what the controllers do before the first GET
+    cluster.refuse("POST", "trainjobs", 403, "…")               # the next such request
+    cluster.answer_as("POST", "trainjobs", "create-500-webhook-down")    # as a real control plane answered
+    kube = cluster.kube(ClusterConfig(…))
 """
 
 import contextlib
@@ -27,6 +27,7 @@ Object = dict[str, Any]
 RECORDED = Path(__file__).parents[1] / "fixtures" / "kubernetes"
 JOBS = re.compile(r"^/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/([^/]+)/trainjobs(?:/([^/]+))?$")
 PODS = re.compile(r"^/api/v1/namespaces/([^/]+)/pods(?:/([^/]+)/log)?$")
+QUEUES = re.compile(r"^/apis/kueue\.x-k8s\.io/v1beta2/namespaces/([^/]+)/localqueues/([^/]+)$")
 EVENTS = re.compile(r"^/api/v1/namespaces/([^/]+)/events$")
 PIPELINES = re.compile(r"^/apis/v2beta1/(healthz|experiments|runs)(?:/([^:]+))?(?::(\w+))?$")
 
@@ -40,6 +41,7 @@ class FakeCluster:
         self.pods: list[Object] = []
         self.logs: dict[str, list[str]] = {}
         self.events: list[Object] = []
+        self.queues: set[str] = set()
         self.runs: dict[str, Object] = {}
         self.requests: list[str] = []
         self.queries: list[str] = []
@@ -178,7 +180,7 @@ class FakeCluster:
                 if refusal[0] == method and refusal[1] in parsed.path:
                     self._refusals.remove(refusal)
                     return refusal[2], refusal[3], refusal[4]
-            for pattern, handle in ((JOBS, self._job), (PODS, self._pod), (EVENTS, self._event)):
+            for pattern, handle in ((JOBS, self._job), (PODS, self._pod), (EVENTS, self._event), (QUEUES, self._queue)):
                 if match := pattern.match(parsed.path):
                     if match[1] != self.namespace:
                         return 404, {"message": f'namespaces "{match[1]}" not found'}, {}
@@ -240,6 +242,11 @@ class FakeCluster:
 
     def _event(self, method: str, name: str | None, query: dict[str, str], body: Object) -> tuple[int, Any]:
         return 200, {"items": self.events}
+
+    def _queue(self, method: str, name: str | None, query: dict[str, str], body: Object) -> tuple[int, Any]:
+        if name in self.queues:
+            return 200, {"metadata": {"name": name}}
+        return 404, {"message": f'localqueues.kueue.x-k8s.io "{name}" not found'}
 
     def _pipelines(self, method: str, match: re.Match[str], body: Object) -> tuple[int, Any]:
         kind, name, action = match.groups()

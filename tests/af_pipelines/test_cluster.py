@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from af_pipelines.cluster import check_placements, load_cluster
-from megatron_af.config import Config, ConfigError, ParallelConfig, StageConfig
+from af_pipelines.cluster import ClusterConfig, Volume, check_on_kubernetes, check_placements, load_cluster
+from megatron_af.config import ClapConfig, Config, ConfigError, DataConfig, ModelConfig, ParallelConfig, StageConfig
+from megatron_af.config.loading import load_config
 
-CLUSTERS = sorted((Path(__file__).parents[2] / "configs/cluster").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+CLUSTERS = sorted((ROOT / "configs/cluster").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
@@ -46,3 +48,38 @@ def test_a_run_must_fit(tmp_path: Path) -> None:
     )
     assert all(problem.startswith("stage tune on 3 nodes x 1 processes: ") for problem in problems[1:])
     assert len(problems) > 1
+
+
+def test_names_that_are_no_labels_and_files_on_no_volume() -> None:
+    long = "a" * 52  # its evaluation is called evaluate-…
+    curriculum = {
+        long: StageConfig(objective="contrastive", evaluation=("test",)),
+        "_tune": StageConfig(entry={"lm": "checkpoints/qwen/step_00000000", "rows": "/runs/x/step_1", "encoder": long}),
+    }
+    config = Config(
+        name="toy",
+        output="/runs",
+        data=DataConfig(root="s3://bucket/data", tokenizer="/datasets/tokenizer"),
+        model=ModelConfig(clap=ClapConfig(text_tower="intfloat/e5-base")),
+        curriculum=curriculum,
+    )
+    volumes = (Volume(claim="runs", mount="/runs"), Volume(claim="data", mount="/data"))
+    problems = check_on_kubernetes(config, ClusterConfig(volumes=volumes))
+    keys = [problem.split(": ")[0] for problem in problems]
+    assert keys == [
+        f"stage {long}",
+        "stage _tune",
+        "curriculum._tune.entry.lm = checkpoints/qwen/step_00000000",
+        "data.tokenizer = /datasets/tokenizer",
+    ]
+    assert f"its step evaluate-{long} has 61 characters; Kubernetes takes up to 60" in problems[0]
+    assert "(mounted: /runs, /data); put it on one" in problems[2]
+    assert [problem.split(" = ")[0] for problem in check_on_kubernetes(config, ClusterConfig())][2:4] == [
+        "output", "curriculum._tune.entry.lm",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("run", "cluster"), [("demo", "cpu"), ("af2_3b", "gpu")])
+def test_what_ships_lies_on_the_volumes(run: str, cluster: str) -> None:
+    settings = load_cluster(str(ROOT / f"configs/cluster/{cluster}.yaml"))
+    assert check_on_kubernetes(load_config(ROOT / f"configs/{run}.yaml", settings.overrides), settings) == []

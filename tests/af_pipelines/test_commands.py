@@ -32,7 +32,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeClu
         (tmp_path / "toy.yaml").write_text(CONFIG.format(tmp=tmp_path))
         (tmp_path / "cluster.yaml").write_text(
             "away_minutes: 0.01\nenv: {A: b}\nsecrets: {MLFLOW_TRACKING_PASSWORD: {secret: login, key: password}}\n"
-            "overrides: [output=/runs]\n"
+            "overrides: [output=/runs, data.root=/data]\n"
+            "volumes: [{claim: af-data, mount: /data}, {claim: af-runs, mount: /runs}]\n"
         )
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", fake.url)
@@ -49,9 +50,16 @@ def submit(tmp_path: Path) -> int:
     return pipelines(tmp_path, "submit", "--cluster", str(tmp_path / "cluster.yaml"))
 
 
-def test_from_submit_to_cancel(
+def test_a_file_on_no_volume_is_refused_before_anything_is_sent(
     cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    here = ("--cluster", str(tmp_path / "cluster.yaml"), "curriculum.align.entry.lm=checkpoints/qwen/step_00000000")
+    assert pipelines(tmp_path, "submit", *here) == 2
+    assert "curriculum.align.entry.lm = checkpoints/qwen/step_00000000: on no volume" in capsys.readouterr().err
+    assert not cluster.runs
+
+
+def test_from_submit_to_cancel(cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(tmp_path) == 0
     (sent,) = cluster.runs.values()
     assert f"{cluster.url}/#/runs/details/run-1" in capsys.readouterr().out
@@ -133,9 +141,7 @@ def test_a_token_file_that_is_not_there(
 
 
 @pytest.mark.parametrize("verb", ["submit", "resume"])
-def test_one_run_at_a_time(
-    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
-) -> None:
+def test_one_run_at_a_time(cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     def again() -> int:
         return submit(tmp_path) if verb == "submit" else pipelines(tmp_path, "resume")
 

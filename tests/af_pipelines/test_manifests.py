@@ -126,6 +126,8 @@ def test_the_pipelines_account_may_do_what_it_does_and_no_more(overlay: str) -> 
     for case in ("rbac-403-configmap", "rbac-403-secret"):
         refused = json.loads((RECORDED / f"{case}.json").read_text())["body"]["details"]
         expected |= {("", refused["kind"], refused["name"]): {"get"}}
+    if overlay == "gpu":  # Kube.has_queue
+        expected |= {("kueue.x-k8s.io", "localqueues", ""): {"get"}}
     assert rights_of(overlay, "af-pipeline") == expected
     assert not [body for body in render(overlay) if body["kind"].startswith("ClusterRole")]
 
@@ -157,6 +159,8 @@ def test_cluster_file_and_manifests_name_the_same_things(overlay: str) -> None:
         claim = only(overlay, "PersistentVolumeClaim", volume.claim)
         assert claim["spec"]["accessModes"] == ["ReadWriteMany"], "all nodes of a job mount it"
     if cluster.queue:
+        kueue = [body["apiVersion"] for body in render(overlay) if body["apiVersion"].startswith("kueue.x-k8s.io/")]
+        assert set(kueue) == {"kueue.x-k8s.io/v1beta2"}, "of the older versions the API server warns"
         assert only(overlay, "LocalQueue", cluster.queue)
         assert only(overlay, "WorkloadPriorityClass", cluster.priority)
         (group,) = only(overlay, "ClusterQueue")["spec"]["resourceGroups"]

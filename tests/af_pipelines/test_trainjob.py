@@ -1,5 +1,6 @@
 """The cluster launcher's whole life, through the real Kubernetes client, against an HTTP server in this process."""
 
+import dataclasses
 import os
 import signal
 from datetime import UTC, datetime, timedelta
@@ -178,3 +179,16 @@ def test_a_job_that_another_process_took_over_is_not_deleted(cluster: FakeCluste
         launch()
     assert NAME in cluster.jobs
     assert "goes on under another process of this step" in launch.text
+
+
+def test_the_head_asks_for_the_queue(cluster: FakeCluster) -> None:
+    queued = dataclasses.replace(CLUSTER, queue="training")
+    kube = cluster.kube(queued)
+    with pytest.raises(StepFailed, match=r"has no queue 'training' of Kueue .*waits for ever"):
+        trainjob.check([JOB], queued, RUN, kube=kube)
+    trainjob.check([], queued, RUN, kube=kube)  # a pipeline without training jobs
+    cluster.queues.add("training")
+    trainjob.check([JOB], queued, RUN, kube=kube)
+    cluster.refuse("GET", "localqueues", 403, 'User "system:serviceaccount:…" cannot get resource "localqueues"')
+    cluster.queues.clear()
+    trainjob.check([JOB], queued, RUN, kube=kube)  # who may not ask finds out when the job waits

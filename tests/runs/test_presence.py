@@ -1,0 +1,69 @@
+"""What is missing, told before anything begins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig, StageConfig
+from megatron_af.runs.presence import missing_at_the_head
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    origin = ImportConfig(format="audio_flamingo", path="manifests/clotho.json", audio="audio")
+    datasets = {
+        "clotho": DatasetConfig(manifest="prepared/clotho", source="rows/clotho.jsonl", origin=origin),
+        "captions": DatasetConfig(manifest="prepared/captions", source="rows/captions.jsonl"),
+        "made": DatasetConfig(manifest="made.jsonl"),
+        "unused": DatasetConfig(manifest="prepared/unused", source="rows/unused.jsonl"),
+    }
+    (tmp_path / "data").mkdir()
+    return Config(
+        name="toy",
+        output=str(tmp_path / "runs"),
+        data=DataConfig(
+            root=str(tmp_path / "data"), datasets=datasets, tokenizer=str(tmp_path / "data/tokenizer.json")
+        ),
+        curriculum={
+            "clap": StageConfig(objective="contrastive", blend={"captions": 1.0}),
+            "align": StageConfig(
+                blend={"clotho": 1.0, "made": 1.0},
+                entry={"lm": "converted/qwen", "rows": "converted/qwen", "encoder": "clap"},
+            ),
+        },
+    )
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_what_no_step_makes(config: Config, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    found = [problem.split(":")[0] for problem in missing_at_the_head(config)]
+    assert found == [
+        "curriculum.align.entry.lm = converted/qwen",
+        "data.datasets.clotho.origin.path = manifests/clotho.json",
+        "data.datasets.captions.source = rows/captions.jsonl",
+    ], "the tokenizer and 'made' may be made below data.root, and nobody reads 'unused'"
+    touch(data / "manifests/clotho.json")
+    assert "data.datasets.clotho.origin.audio = audio" in "\n".join(missing_at_the_head(config))
+    touch(data / "audio/1.wav")
+    touch(data / "rows/captions.jsonl")
+    assert [problem.split(":")[0] for problem in missing_at_the_head(config)] == found[:1]
+
+
+def test_what_is_prepared_already_needs_no_source(config: Config, tmp_path: Path) -> None:
+    for name in ("clotho", "captions"):
+        touch(tmp_path / f"data/prepared/{name}/index.arrow")
+        touch(tmp_path / f"data/prepared/{name}/index.jsonl")
+    assert len(list(missing_at_the_head(config))) == 1
+
+
+def test_a_tokenizer_from_elsewhere_must_be_there(config: Config, tmp_path: Path) -> None:
+    elsewhere = replace(config, data=replace(config.data, tokenizer=str(tmp_path / "models/tokenizer")))
+    assert any(problem.startswith("data.tokenizer = ") for problem in missing_at_the_head(elsewhere))
+    hub = replace(config, data=replace(config.data, tokenizer="Qwen/Qwen2.5-3B"))
+    assert not any(problem.startswith("data.tokenizer = ") for problem in missing_at_the_head(hub))
