@@ -6,6 +6,7 @@
 Every path is relative and stays inside the root.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -54,6 +55,31 @@ class DataRoot:
                 return local.stat().st_size
             assert self._remote is not None
             return int(self._remote.size(self._address(path)))
+        except OSError as error:
+            raise StorageError(f"{self._address(path)}: {error}") from error
+
+    def stamp(self, path: str) -> str:
+        """What changes whenever a file is replaced, without reading it; empty where there is none."""
+        try:
+            if (local := self.local(path)) is not None:
+                status = local.stat()
+                return f"{status.st_size} {status.st_mtime_ns}"
+            assert self._remote is not None
+            return str(self._remote.ukey(self._address(path)))
+        except OSError:
+            return ""
+
+    def digest(self, path: str, offset: int = 0, length: int | None = None) -> str:
+        """SHA-256 of a file, or of a part of it; takes no memory for a whole local file.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        if length is not None or (local := self.local(path)) is None:
+            return hashlib.sha256(self.read(path, offset, length)).hexdigest()
+        try:
+            with local.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise StorageError(f"{self._address(path)}: {error}") from error
 

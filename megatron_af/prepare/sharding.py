@@ -3,8 +3,9 @@
     summary = prepare(config, "clotho", progress=print)     # tools/prepare_data.py prepare does this
 
 Bad audio is found here, once, and left out with a reason, so that training can decode without care. Rows are
-prepared in groups of one shard each; a finished group is not done again, so an interrupted run goes on where it
-stopped. What comes out depends on what goes in and on nothing else: not on the number of processes, nor on time.
+prepared in groups of one shard each; a finished group is done again only when its rows, settings or recordings are
+others, so an interrupted run goes on where it stopped. What comes out depends on what goes in and on nothing else: not
+on the number of processes, nor on time. (Only ``parts/``, which holds what each shard was made from, has times in it.)
 
 What happens to odd signals: silence, constants and clips under 10 ms are left out as ``silent`` and ``empty``; NaN and
 infinite samples as ``not finite``; a clip that begins behind the end or ends before it should (by more than 5% and
@@ -23,7 +24,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +41,8 @@ from megatron_af.data.storage import DataRoot, StorageError
 
 FORMAT = 1
 """Part of every digest; raised when prepared data changes its form."""
+_KINDS = ("json", "arrow")
+"""What ``parts/`` holds of a group: what it was made from and what was left out, and its rows for the index."""
 SHORTEST_SECONDS = 0.01
 SILENT_SPAN = 2e-4
 """A signal that moves less than this over the whole clip (-80 dB of full scale) is silent."""
@@ -122,11 +126,11 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
     rows = len(manifest)
     whole = hashlib.sha256(plan.digest().encode() + _file_digest(source)).hexdigest()
     done = f"{plan.output}/prepared.json"
-    if root.exists(done) and (earlier := json.loads(root.read(done)))["inputs"] == whole:
-        progress(f"{name}: already prepared, {earlier['summary']['kept']:,} rows (remove {done} to prepare it again)")
-        return Summary(**earlier["summary"])
     groups = range(-(-rows // plan.rows_per_shard))
-    _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
+    made = _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
+    if not made and root.exists(done) and (earlier := json.loads(root.read(done)))["inputs"] == whole:
+        progress(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
+        return Summary(**earlier["summary"])
     states = [json.loads(root.read(_part(plan, group, "json"))) for group in groups]
     with root.writing(f"{plan.output}/{INDEX}") as file:
         write_index(Path(file.name), _indexed(root, plan, groups))
@@ -142,20 +146,19 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
         report=report,
     )
     root.write(done, json.dumps({"inputs": whole, "summary": asdict(summary)}, indent=1).encode())
-    for group in groups:
-        for kind in ("json", "arrow"):
-            root.remove(_part(plan, group, kind))
     for folder in ("", "/shards", "/parts"):
         root.sweep(plan.output + folder)
-    made = {PurePosixPath(_shard(plan, group)).name for group in groups}
-    for old in root.names(f"{plan.output}/shards"):
-        if old.endswith(".tar") and old not in made:  # of an earlier, longer manifest
-            root.remove(f"{plan.output}/shards/{old}")
+    current = {file for group in groups for file in (_shard(plan, group), *(_part(plan, group, k) for k in _KINDS))}
+    for folder in ("shards", "parts"):
+        for old in root.names(f"{plan.output}/{folder}"):
+            if f"{plan.output}/{folder}/{old}" not in current:  # of an earlier, longer manifest
+                root.remove(f"{plan.output}/{folder}/{old}")
     return summary
 
 
-def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Callable[[str], None]) -> None:
-    began, rows, finished, bad = time.monotonic(), len(manifest), 0, 0
+def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Callable[[str], None]) -> int:
+    """Prepares all groups; returns how many were not there already."""
+    began, rows, finished, bad, made = time.monotonic(), len(manifest), 0, 0, 0
     step = plan.rows_per_shard
     jobs = ((group, manifest.part(begin, min(rows, begin + step))) for group, begin in enumerate(range(0, rows, step)))
     context = multiprocessing.get_context("spawn")
@@ -164,14 +167,15 @@ def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progr
         while running:
             ready, running = wait(running, return_when=FIRST_COMPLETED)
             for future in ready:
-                done, left_out = future.result()
-                finished, bad = finished + done, bad + left_out
+                done, left_out, new = future.result()
+                finished, bad, made = finished + done, bad + left_out, made + new
             running |= {pool.submit(prepare_group, plan, *job) for _, job in zip(ready, jobs, strict=False)}
             rate = finished / max(1e-9, time.monotonic() - began)
             progress(
                 f"{name}: {finished:,}/{rows:,} rows {finished / rows:.0%} | {bad:,} left out | {rate:,.0f} rows/s | "
                 f"eta {(rows - finished) / rate:,.0f} s"
             )
+    return made
 
 
 def _end_with_parent() -> None:
@@ -185,15 +189,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, int]:
-    """Prepares the rows of one shard, unless it is there already; returns how many, and how many were left out."""
+def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, int, bool]:
+    """Prepares the rows of one shard, unless they are there already.
+
+    Returns:
+        how many rows, how many of them were left out, and whether the shard was written.
+    """
     root = DataRoot(plan.root)
     loaded = list(_load_rows(manifest, group * plan.rows_per_shard))
     shard_path = _shard(plan, group)
-    inputs = _group_digest(plan, root, loaded)
-    if _is_done(root, plan, group, inputs, shard_path):
-        return len(loaded), len(json.loads(root.read(_part(plan, group, "json")))["bad"])
+    if (done := _done(root, plan, group, loaded)) is not None:
+        return len(loaded), len(done["bad"]), False
 
+    stamps = {clip.path: root.stamp(clip.path) for clip in _clips(loaded)}  # before they are read
     with root.writing(shard_path) as file, ShardWriter(file) as shard:
         kept, bad = _fill(shard, shard_path, plan, root, loaded)
     sink = io.BytesIO()
@@ -202,9 +210,16 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
         writer.write_batch(record_batch(kept, windows))
     root.write(_part(plan, group, "arrow"), sink.getvalue())
     seconds = sum(clip.duration for clip in {clip for row in kept for clip in row.clips})
-    state = {"inputs": inputs, "bytes": root.size(shard_path), "seconds": seconds, "bad": bad}
+    state = {
+        "inputs": _group_digest(plan, loaded),
+        "stamps": stamps,
+        "contents": _contents(root, loaded),
+        "bytes": root.size(shard_path),
+        "seconds": seconds,
+        "bad": bad,
+    }
     root.write(_part(plan, group, "json"), json.dumps(state).encode())
-    return len(loaded), len(bad)
+    return len(loaded), len(bad), True
 
 
 def _fill(
@@ -281,23 +296,42 @@ def _load_rows(manifest: Manifest, first: int) -> Iterator[tuple[int, Row | RowE
             yield first + place, error
 
 
-def _group_digest(plan: Recipe, root: DataRoot, rows: list[tuple[int, Row | RowError]]) -> str:
+def _group_digest(plan: Recipe, rows: list[tuple[int, Row | RowError]]) -> str:
+    """Of what is to be done; what the recordings hold is looked at by `_done`."""
     digest = hashlib.sha256(plan.digest().encode())
     for _, row in rows:
         digest.update(str(row).encode() if isinstance(row, RowError) else to_json(row).encode())
-        for clip in () if isinstance(row, RowError) else row.clips:
-            try:
-                digest.update(str(root.size(clip.path)).encode())
-            except StorageError:
-                digest.update(b"missing")
     return digest.hexdigest()
 
 
-def _is_done(root: DataRoot, plan: Recipe, group: int, inputs: str, shard_path: str) -> bool:
-    if not (root.exists(_part(plan, group, "json")) and root.exists(shard_path)):
-        return False
-    state = json.loads(root.read(_part(plan, group, "json")))
-    return bool(state["inputs"] == inputs and root.size(shard_path) == state["bytes"])
+def _clips(rows: list[tuple[int, Row | RowError]]) -> list[Clip]:
+    return [clip for _, row in rows if isinstance(row, Row) for clip in row.clips]
+
+
+def _contents(root: DataRoot, rows: list[tuple[int, Row | RowError]]) -> str:
+    """Digest of all recordings of a group: of whole files, and of the parts of tars that are clips."""
+    digest = hashlib.sha256()
+    for path, offset, length in sorted({(clip.path, clip.offset, clip.length) for clip in _clips(rows)}):
+        try:
+            digest.update(f"{path} {root.digest(path, offset, length or None)}\n".encode())
+        except StorageError:
+            digest.update(f"{path} missing\n".encode())
+    return digest.hexdigest()
+
+
+def _done(root: DataRoot, plan: Recipe, group: int, rows: list[tuple[int, Row | RowError]]) -> dict[str, Any] | None:
+    """What was noted about a group that is there already, made from the same rows and recordings.
+
+    Recordings whose size and time are the same are not read again.
+    """
+    files = [_part(plan, group, kind) for kind in _KINDS]
+    if not all(root.exists(file) for file in (*files, _shard(plan, group))):
+        return None
+    state: dict[str, Any] = json.loads(root.read(_part(plan, group, "json")))
+    if state["inputs"] != _group_digest(plan, rows) or root.size(_shard(plan, group)) != state["bytes"]:
+        return None
+    same = all(root.stamp(path) == stamp for path, stamp in state["stamps"].items())
+    return state if same or _contents(root, rows) == state["contents"] else None
 
 
 def _indexed(root: DataRoot, plan: Recipe, groups: range) -> Iterator[pa.RecordBatch]:

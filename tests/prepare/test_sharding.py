@@ -70,10 +70,11 @@ def run(c: Config) -> Summary:
 
 
 def tree(folder: Path) -> dict[str, str]:
+    """All that training may read."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        if p.is_file() and p.parent.name != "parts"
     }
 
 
@@ -145,7 +146,6 @@ def test_shards_are_web_datasets_and_do_not_depend_on_workers_or_time(tmp_path: 
         time.sleep(0.05)
     one, two = (tree(tmp_path / n / "data" / "prepared") for n in ("one", "two"))
     assert one == two and len([n for n in one if n.endswith(".tar")]) == 3
-    assert not [n for n in one if "parts" in n]
     with tarfile.open(tmp_path / "one/data/prepared/a/shards/000000.tar") as tar:
         names = tar.getnames()
     assert names == [
@@ -209,13 +209,42 @@ def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     c = config(tmp_path)
     first = run(c)
     said: list[str] = []
-    assert prepare(c, "a", said.append) == first and "already prepared" in said[0]
+    assert prepare(c, "a", said.append) == first and "already prepared" in said[-1]
     write_manifest(folder, "a", [*rows[:-1], replace(rows[-1], id="changed")])
     run(c)
     assert open_rows(DataRoot(str(folder)), "prepared/a")[5].id == "changed"
     write_manifest(folder, "a", rows[:3])
     assert run(c).kept == 3
     assert [p.name for p in (folder / "prepared/a/shards").iterdir()] == ["000000.tar"]
+    assert sorted(p.name for p in (folder / "prepared/a/parts").iterdir()) == ["000000.arrow", "000000.json"]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_recordings_replaced_under_the_same_name_are_prepared_again(tmp_path: Path, scheme: str) -> None:
+    """Of the same size, too; what was only touched is not. Alone the shards that hold them are made again."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", noise(1.0, seed=i), RATE)
+    (folder / "a.jsonl").write_text("\n".join(to_json(row(str(i), f"{i}.wav")) for i in range(8)))
+    c = config(tmp_path)
+    c = replace(c, data=replace(c.data, root=f"{scheme}{folder}"))
+    run(c)
+    digests = [r.clips[0].digest for r in open_rows(DataRoot(str(folder)), "prepared/a")]
+    kept = (folder / "prepared/a/shards/000000.tar").stat().st_mtime_ns
+    (folder / "5.wav").touch()
+    said: list[str] = []
+    prepare(c, "a", said.append)
+    assert "already prepared" in said[-1]
+    other = noise(1.0, seed=5)
+    other[-100:] = 0.05  # the size, the beginning and the middle are what they were
+    soundfile.write(folder / "5.wav", other, RATE)
+    run(c)
+    now = [r.clips[0].digest for r in open_rows(DataRoot(str(folder)), "prepared/a")]
+    assert [i for i in range(8) if now[i] != digests[i]] == [5]
+    assert (folder / "prepared/a/shards/000000.tar").stat().st_mtime_ns == kept
+    (folder / "6.wav").unlink()
+    assert run(c).reasons == {"unreadable": 1}
 
 
 def test_clips_are_cut_to_what_the_longest_stage_uses(tmp_path: Path) -> None:
@@ -239,7 +268,7 @@ def test_prepared_data_trains_like_the_recordings(tmp_path: Path) -> None:
     for step in range(3):
         prepared, recorded = (s.batch(step) for s in streams)
         assert prepared.sample_ids == recorded.sample_ids and prepared.audio.clip_windows == recorded.audio.clip_windows
-        assert prepared.rows[0].ids_BS.equal(recorded.rows[0].ids_BS)
+        assert prepared.text.rows[0].ids_BS.equal(recorded.text.rows[0].ids_BS)
         if prepared.audio.mel_WFM is not None and recorded.audio.mel_WFM is not None:
             loud = recorded.audio.mel_WFM > -50
             assert (prepared.audio.mel_WFM - recorded.audio.mel_WFM)[loud].abs().max() < 0.1
@@ -291,5 +320,5 @@ def test_one_group_can_be_prepared_alone(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_manifest(folder, "a", toy_rows(folder, "a", 6))
     plan = recipe(config(tmp_path), "a")
-    assert prepare_group(plan, 1, Manifest(folder / "a.jsonl").part(4, 6)) == (2, 0)
+    assert prepare_group(plan, 1, Manifest(folder / "a.jsonl").part(4, 6)) == (2, 0, True)
     assert sorted(p.name for p in (folder / "prepared/a").rglob("*.*")) == ["000001.arrow", "000001.json", "000001.tar"]
