@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "megatron_af.files",
     "megatron_af.config",
+    "megatron_af.flops",
     "megatron_af.text",
     "megatron_af.parallel",
     "dali_pipes",

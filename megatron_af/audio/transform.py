@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_af.config import TransformConfig
+from megatron_af.flops import Tally
 
 NORM_EPS = 1e-6
 SINUSOID_BASE = 10_000.0
@@ -122,3 +123,25 @@ def sinusoids(length: int, dim: int, device: torch.device) -> Tensor:
     frequency = SINUSOID_BASE ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+
+
+def tally_transform(tally: Tally, x: bool, dim: int, config: TransformConfig) -> bool:
+    """The layers' products for clips; returns whether a gradient flows into the audio tokens.
+
+    Args:
+        x: one flows into the features.
+    """
+    x = tally.passes(x, "transform.layer_norm.weight", "transform.layer_norm.bias")
+    for layer in range(config.layers):
+        at = f"transform.layers.{layer}"
+        query, key, value = (
+            tally.linear(x, f"{at}.{name}", dim**2, "clip_tokens") for name in ("query", "key", "value")
+        )
+        y = tally.attention(query, key, value, dim, "clip_scores")
+        x = tally.linear(y, f"{at}.output", dim**2, "clip_tokens") or x
+        x = tally.passes(x, f"{at}.attention_norm.weight", f"{at}.attention_norm.bias")
+        y = x
+        for name in ("ffn_in", "ffn_out"):
+            y = tally.linear(y, f"{at}.{name}", dim * config.ffn, "clip_tokens", bias=True)
+        x = tally.passes(x or y, f"{at}.ffn_norm.weight", f"{at}.ffn_norm.bias")
+    return x

@@ -1,15 +1,25 @@
-"""Floating-point operations that one step of training really executes, for the model-FLOPs-utilisation figure.
+"""Operations that a step of training executes, and the most a device could, for the model-FLOPs-utilisation figure.
 
-A weight that is multiplied with n vectors costs 2n operations forward, 2n for the gradient of the input and 2n for
-its own gradient; the last is not executed where the weight is frozen, nor the second below the first trainable
-parameter. Attention scores are counted with their full length (no causal saving), as is customary.
+    tally = answer_tally(config.model, stage)                   # once; needs no model, no device
+    flops = tally.of(answer_amounts(tokens_per_window, batch.audio, batch.text.rows))
+
+Counted is what runs: padding too, gradients where they are wanted, the encoder on windows that no cache has. What is
+run a second time to save memory (recomputation) is not counted. What the parts of the model cost, they say themselves
+(``megatron_af/flops.py``).
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.audio.htsat import tally_htsat
+from megatron_af.audio.transform import tally_transform
+from megatron_af.config import ModelConfig, StageConfig
+from megatron_af.data.batch import IGNORED, StepAudio, TextRows
+from megatron_af.decoder.operations import tally_decoder
+from megatron_af.flops import Amounts, Tally
+from megatron_af.model import length_groups
 from megatron_af.parallel.device import Device
 from megatron_af.train.trainable import is_trainable
 
@@ -17,53 +27,62 @@ PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B2
 """Dense bfloat16 peak of GPUs by a part of their name, from NVIDIA's data sheets."""
 
 
-def step_flops(config: Config, stage: StageConfig, text_tokens: float, windows: float, *, encode: bool = True) -> float:
-    """Operations of one step over all ranks.
+def encoder_tally(model: ModelConfig, stage: StageConfig) -> Tally:
+    """Of the encoder alone."""
+    tally = Tally(lambda name: is_trainable(name, stage.trainable, stage.frozen))
+    tally_htsat(tally, model.encoder)
+    return tally
+
+
+def answer_tally(model: ModelConfig, stage: StageConfig, *, blocks: bool = True) -> Tally:
+    """Of Audio Flamingo; ``blocks`` is False where its gated blocks are left out (``AudioLM.skip_identity_blocks``)."""
+    tally = Tally(lambda name: is_trainable(name, stage.trainable, stage.frozen))
+    features = tally_htsat(tally, model.encoder)
+    audio = tally_transform(tally, features, model.encoder.feature_dim, model.transform)
+    tally_decoder(tally, model, audio, blocks=blocks)
+    return tally
+
+
+def answer_amounts(
+    tokens_per_window: int, audio: StepAudio, rows: Sequence[TextRows], *, encoded_share: float = 1.0
+) -> Amounts:
+    """What one data-parallel rank's step has (all ranks of its model-parallel group together).
 
     Args:
-        text_tokens: text positions of the global batch.
-        windows: audio windows of the global batch.
-        encode: the encoder runs (False: its features came from the cache).
+        rows: its micro-batches.
+        encoded_share: of the windows, those that are encoded and not read from a cache.
     """
-    model = config.model
-    lm, cross = model.lm, model.cross_attention
-    dim = model.encoder.feature_dim
-    audio_tokens = windows * model.encoder.tokens_per_window
-
-    def passes(name: str) -> int:
-        return 3 if is_trainable(name, stage.trainable, stage.frozen) else 2
-
-    head_dim = lm.hidden // lm.heads
-    lm_layer = lm.hidden * (2 * lm.hidden + 2 * lm.kv_heads * head_dim) + 3 * lm.hidden * lm.ffn
-    # The output layer runs on supervised tokens only; counted whole it would flatter.
-    flops = 2 * passes("lm.decoder.layers.0.mlp.linear_fc1.weight") * lm.layers * lm_layer * text_tokens
-    blocks = lm.layers // cross.interval
-    inner = cross.heads * cross.head_dim
-    on_text = 2 * lm.hidden * inner + 2 * cross.ffn_multiplier * lm.hidden**2
-    block_passes = passes("lm.decoder.layers.0.xattn.linear_q.weight")
-    flops += 2 * block_passes * blocks * (on_text * text_tokens + 2 * dim * inner * audio_tokens)
-    transform_passes = passes("transform.layer_stack.0.slf_attn.w_qs.weight")
-    flops += 2 * transform_passes * model.transform.layers * (4 * dim**2 + 2 * dim * model.transform.ffn) * audio_tokens
-    return float(flops + (encoder_flops(config, stage, windows) if encode else 0))
+    windows = audio.clip_windows
+    calls = [
+        (len(group), max(windows[clips[i]] for i in group) * tokens_per_window)
+        for clips in audio.owners
+        for group in length_groups([windows[clip] for clip in clips])
+    ]
+    text = [(*micro.ids_BS.shape, _longest(micro, windows) * tokens_per_window) for micro in rows]
+    return Amounts(
+        windows=sum(windows) * encoded_share,
+        clip_tokens=sum(clips * length for clips, length in calls),
+        clip_scores=sum(clips * length**2 for clips, length in calls),
+        text=sum(batch * length for batch, length, _ in text),
+        text_scores=sum(batch * length**2 for batch, length, _ in text),
+        keys=sum(batch * keys for batch, _, keys in text),
+        audio_scores=sum(batch * length * keys for batch, length, keys in text),
+        supervised=sum(int((micro.labels_BS != IGNORED).sum()) for micro in rows),
+    )
 
 
-def encoder_flops(config: Config, stage: StageConfig, windows: float) -> float:
-    """Operations of the encoder alone in one step over all ranks."""
-    passes = 3 if is_trainable("encoder.norm.weight", stage.trainable, stage.frozen) else 1
-    return float(2 * passes * _encoder_weights_times_tokens(config) * windows)
+def _longest(rows: TextRows, windows: Sequence[int]) -> int:
+    return max((sum(windows[clip] for clip in clips) for clips in rows.clips), default=0)
 
 
-def _encoder_weights_times_tokens(config: Config) -> float:
-    """Sum over HTS-AT's stages of weights per block x tokens it works on, for one window."""
-    encoder = config.model.encoder
-    side = 256 // encoder.patch_size
-    total = 0.0
-    for stage, depth in enumerate(encoder.depths):
-        dim, tokens = encoder.embed_dim * 2**stage, (side // 2**stage) ** 2
-        total += depth * (4 + 2 * encoder.mlp_ratio) * dim**2 * tokens
-        if stage < len(encoder.depths) - 1:
-            total += 8 * dim**2 * tokens / 4
-    return total
+def encoded_share(audio: StepAudio, rank: int) -> float:
+    """Of the windows that this rank owns, those that are encoded; 1 where it owns none.
+
+    Args:
+        rank: in the model-parallel group.
+    """
+    own = sum(audio.clip_windows[clip] for clip in audio.owners[rank])
+    return (0 if audio.mel_WFM is None else len(audio.mel_WFM)) / own if own else 1.0
 
 
 def peak_flops(precision: str, device: Device) -> float:

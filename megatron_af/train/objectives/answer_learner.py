@@ -30,7 +30,7 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import IGNORED, AudioKeys, EncoderSide, StepBatch, TextBatch, TextRows
 from megatron_af.model import AudioFlamingo, AudioFront
 from megatron_af.parallel.groups import Groups
-from megatron_af.train.flops import step_flops
+from megatron_af.train.flops import answer_amounts, answer_tally, encoded_share
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, build_optimizer
 
 
@@ -46,10 +46,10 @@ class AnswerLearner:
         device: torch.device,
     ) -> None:
         """Weights must be loaded and ``requires_grad`` be final: gradient buffers are made here."""
-        self._config, self._stage = config, stage
         self._groups, self._device = groups, device
-        for chunk in model.chunks:
-            chunk.skip_identity_blocks()
+        skipped = sum([chunk.skip_identity_blocks() for chunk in model.chunks])
+        self._tally = answer_tally(config.model, stage, blocks=not skipped)
+        self._tokens_per_window = config.model.encoder.tokens_per_window
         self._datasets = sorted(stage.blend)
         parallel = config.parallel
         self._chunks = [
@@ -139,9 +139,13 @@ class AnswerLearner:
         return record
 
     def flops(self, batch: StepBatch[TextBatch]) -> float:
-        copies = self._groups.data_size
-        windows = sum(batch.audio.clip_windows)
-        return step_flops(self._config, self._stage, batch.text.num_tokens * copies, windows * copies)
+        amounts = answer_amounts(
+            self._tokens_per_window,
+            batch.audio,
+            batch.text.rows,
+            encoded_share=encoded_share(batch.audio, self._groups.model_rank),
+        )
+        return self._tally.of(amounts) * self._groups.data_size
 
     def sync_parameters(self) -> None:
         """Under overlapped ZeRO-1, gather the parameters that a next forward pass would gather."""

@@ -25,10 +25,11 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import EncoderSide, StepBatch
 from megatron_af.data.caption_texts import CaptionBatch, Captions
 from megatron_af.decoder.transformer_config import transformer_config
+from megatron_af.flops import Amounts
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.device import Device, current_device
 from megatron_af.parallel.groups import Groups
-from megatron_af.train.flops import encoder_flops
+from megatron_af.train.flops import encoder_tally
 from megatron_af.train.objectives.answer_learner import wrap_front
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, build_optimizer
 
@@ -52,7 +53,7 @@ class ContrastiveLearner:
     ) -> None:
         """``requires_grad`` of the parameters must be final: gradient buffers are made here."""
         assert isinstance(model.front, ClapModel)
-        self._config, self._stage = config, stage
+        self._tally = encoder_tally(config.model, stage)
         self.encoder_side: EncoderSide | None = None  # features are embedded where they are made, and kept nowhere
         self._model, self._groups, self._device = model.front, groups, device
         self._settings, self._text_micro_batch = stage.contrastive, config.model.clap.text_micro_batch
@@ -82,8 +83,8 @@ class ContrastiveLearner:
         return {**record, "temperature": 1 / self._model.scale.item()}
 
     def flops(self, batch: StepBatch[CaptionBatch]) -> float:
-        # The text tower is small beside ten seconds of audio, and left out.
-        return encoder_flops(self._config, self._stage, sum(batch.audio.clip_windows) * self._groups.data_size)
+        # The text tower is not counted: its texts have no length before they are tokenised in the step.
+        return self._tally.of(Amounts(windows=sum(batch.audio.clip_windows) * self._groups.data_size))
 
     def sync_parameters(self) -> None:
         """Nothing is gathered lazily here."""

@@ -1,0 +1,57 @@
+"""The decoder's matrix products and attention, as ``megatron_af.flops`` counts them.
+
+audio_flows = tally_transform(tally, tally_htsat(tally, model.encoder), model.encoder.feature_dim, model.transform)
+tally_decoder(tally, model, audio_flows)
+"""
+
+from megatron_af.config import ModelConfig
+from megatron_af.decoder.layer_spec import has_block
+from megatron_af.flops import Tally
+
+
+def tally_decoder(tally: Tally, model: ModelConfig, audio: bool, *, blocks: bool = True) -> None:
+    """The products of layers, gated blocks and output layer.
+
+    Args:
+        audio: a gradient flows into the audio tokens.
+        blocks: the gated blocks run (False: they are left out, frozen with closed gates).
+    """
+    lm = model.lm
+    table = "lm.embedding.word_embeddings"
+    x = tally.passes(False, f"{table}.weight", "added_rows")
+    for layer in range(lm.layers):
+        at = f"lm.decoder.layers.{layer}"
+        if blocks and has_block(model, layer):
+            x = _gated_block(tally, x, audio, f"{at}.xattn", model)
+        x = _layer(tally, x, at, model)
+    x = tally.passes(x, "lm.decoder.final_layernorm.weight")
+    tally.linear(x, table if lm.tied else "lm.output_layer", lm.hidden * lm.vocab, "supervised")
+
+
+def _layer(tally: Tally, x: bool, at: str, model: ModelConfig) -> bool:
+    lm = model.lm
+    key_width = lm.hidden // lm.heads * lm.kv_heads
+    y = tally.passes(x, f"{at}.input_layernorm.weight")
+    y = tally.linear(y, f"{at}.self_attention.linear_qkv", lm.hidden * (lm.hidden + 2 * key_width), "text", bias=True)
+    y = tally.attention(y, y, y, lm.hidden, "text_scores")
+    x = tally.linear(y, f"{at}.self_attention.linear_proj", lm.hidden**2, "text") or x
+    y = tally.passes(x, f"{at}.pre_mlp_layernorm.weight")
+    y = tally.linear(y, f"{at}.mlp.linear_fc1", 2 * lm.hidden * lm.ffn, "text")
+    return tally.linear(y, f"{at}.mlp.linear_fc2", lm.hidden * lm.ffn, "text") or x
+
+
+def _gated_block(tally: Tally, x: bool, audio: bool, at: str, model: ModelConfig) -> bool:
+    lm, cross = model.lm, model.cross_attention
+    inner, ffn = cross.heads * cross.head_dim, cross.ffn_multiplier * lm.hidden
+    y = tally.passes(x, f"{at}.attention_norm.weight", f"{at}.attention_norm.bias")
+    query = tally.linear(y, f"{at}.attention.linear_q", lm.hidden * inner, "text")
+    # megatron-core's linear computes its input's gradient even where the audio side is frozen and nobody wants it.
+    size = 2 * model.encoder.feature_dim * inner
+    key_value = tally.linear(audio, f"{at}.attention.linear_kv", size, "keys", input_always=True)
+    y = tally.attention(query, key_value, key_value, inner, "audio_scores")
+    y = tally.linear(y, f"{at}.attention.linear_proj", inner * lm.hidden, "text")
+    x = tally.passes(x or y, f"{at}.gate_attn")
+    y = tally.passes(x, f"{at}.ffn_norm.weight", f"{at}.ffn_norm.bias")
+    for part in ("linear_fc1", "linear_fc2"):
+        y = tally.linear(y, f"{at}.ffn.{part}", lm.hidden * ffn, "text")
+    return tally.passes(x or y, f"{at}.gate_ffn")
