@@ -72,7 +72,7 @@ def train(config: Config, world_size: int) -> str:
     make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.tracking.callback import MLflowTracking
-    from megatron_af.train.callbacks import LogLine, StopOnSignal
+    from megatron_af.train.callbacks import LogLine, StopOnSignal, TrainerStatus
     from megatron_af.train.optimizer import NonFiniteGradient
     from megatron_af.train.stage_result import StageResult
     from megatron_af.train.trainer import Trainer
@@ -81,9 +81,9 @@ def train(config: Config, world_size: int) -> str:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
             os.environ.setdefault(name, value)
     dist.init_process_group(current_device().backend)
-    callbacks = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), StopOnSignal()]
+    followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]
     try:
-        with Trainer(config, callbacks) as trainer:
+        with Trainer(config, [*followers, StopOnSignal()]) as trainer:
             reason = trainer.train()
     except NonFiniteGradient as error:  # on all processes alike
         print(error, file=sys.stderr, flush=True)

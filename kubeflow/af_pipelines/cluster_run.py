@@ -13,7 +13,7 @@ from af_pipelines.endpoint import ENDED, IMPLEMENTATION, Endpoint
 from af_pipelines.execute import Arguments
 from af_pipelines.follow import LogReader, show_status
 from af_pipelines.kube import Kube, Object
-from af_pipelines.manifest import HEARTBEAT, MANAGED_BY, RUN, STEP
+from af_pipelines.manifest import HEARTBEAT, MANAGED_BY, PROGRESS, RUN, STEP
 from af_pipelines.pipelines import compile_pipeline
 from af_pipelines.trainjob import ORPHAN, delete_run, ended
 from megatron_af.config import ConfigError
@@ -150,4 +150,6 @@ def _job_line(job: Object, kube: Kube) -> str:
     name, step, condition = job["metadata"]["name"], job["metadata"]["labels"][STEP], ended(job)
     if condition:
         return f"{step:20} TrainJob {name}: {condition['type'].lower()} {condition.get('message', '')}"
-    return f"{step:20} TrainJob {name}: {show_status(job, kube.pods(name))}"
+    status = show_status(job, kube.pods(name))
+    progress = job["metadata"].get("annotations", {}).get(PROGRESS, "")  # Trainer's own is behind a feature gate
+    return f"{step:20} TrainJob {name}: {status}" + (f"; {progress}" if progress else "")

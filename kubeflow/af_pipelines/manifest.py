@@ -21,8 +21,9 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "megatron-af"}
 RUN, STEP = "megatron-af/run", "megatron-af/step"
 """Labels by which a run finds its jobs again."""
 SPEC, ATTEMPT = "megatron-af/spec", "megatron-af/attempt"
-HEARTBEAT, WATCHER = "megatron-af/heartbeat", "megatron-af/watcher"
-"""Annotations: digest of what the job was made from, which attempt made it, when someone last watched it, and who."""
+HEARTBEAT, WATCHER, PROGRESS = "megatron-af/heartbeat", "megatron-af/watcher", "megatron-af/progress"
+"""Annotations: digest of what the job was made from, which attempt made it, when someone last watched it, who, and how
+far it was then."""
 LONGEST_NAME = 40
 """JobSet appends the node's name and index, and pods must stay below 63 characters."""
 

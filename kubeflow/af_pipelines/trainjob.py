@@ -16,8 +16,9 @@ from typing import Any
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.follow import PodLogs, blocked, is_queued, restarts_of, show_status
 from af_pipelines.kube import JOBSET_LABEL, ClusterError, Kube, Object
-from af_pipelines.manifest import ATTEMPT, HEARTBEAT, RUN, SPEC, STEP, WATCHER, now_text, trainjob_manifest
+from af_pipelines.manifest import ATTEMPT, HEARTBEAT, PROGRESS, RUN, SPEC, STEP, WATCHER, now_text, trainjob_manifest
 from megatron_af.pipeline.job import Cancelled, Job, StepFailed, cancellable
+from megatron_af.pipeline.logs import read_progress
 from megatron_af.pipeline.records import Launch
 
 GIVE_UP_REASON = "FailJobSet"
@@ -173,7 +174,8 @@ class _Watch:
         self, kube: Kube, job: Job, cluster: ClusterConfig, name: str, say: Callable[[str], None], pace: Pace
     ) -> None:
         self.kube, self.job, self.cluster, self.name, self.say, self.pace = kube, job, cluster, name, say, pace
-        self.logs = PodLogs(kube, job, say)
+        self.logs = PodLogs(kube, job, self._pass_on)
+        self.progress = ""
         self.restarts = 0
         self.watcher = uuid.uuid4().hex
         self.last_status = ""
@@ -202,6 +204,11 @@ class _Watch:
             self._end_if_blocked(reason)
             time.sleep(self.pace.poll_seconds)
 
+    def _pass_on(self, line: str) -> None:
+        if progress := read_progress(line):
+            self.progress = str(progress)
+        self.say(line)
+
     def _notice_restart(self, pods: list[Any]) -> None:
         restarts = restarts_of(pods)
         if restarts > self.restarts:
@@ -229,11 +236,12 @@ class _Watch:
             raise StepFailed(message, give_up=True)
 
     def _beat(self, found: Object) -> None:
-        """Tell the reaper, and other processes of this step, that this one watches the job."""
+        """Tell the reaper, and other processes of this step, that this one watches the job, and how far that is."""
         begun = self.last_heartbeat > float("-inf")
         if time.monotonic() - self.last_heartbeat < HEARTBEAT_SECONDS or (begun and self._is_taken(found)):
             return
-        if self.kube.annotate(self.name, {HEARTBEAT: now_text(), WATCHER: self.watcher}):
+        known = {PROGRESS: self.progress} if self.progress else {}
+        if self.kube.annotate(self.name, {HEARTBEAT: now_text(), WATCHER: self.watcher, **known}):
             self.last_heartbeat = time.monotonic()
 
     def _is_taken(self, found: Object) -> bool:

@@ -223,7 +223,8 @@ class _Following:
             if progress is None:
                 return
             self._metrics = {"step": float(progress.step)}
-            self._metrics |= {"loss": progress.loss} if progress.loss is not None else {}
+            found = {"loss": progress.loss, "tokens_per_second": progress.tokens_per_second}
+            self._metrics |= {name: value for name, value in found.items() if value is not None}
             self._record = dataclasses.replace(self._record, progress=str(progress))
             if time.monotonic() - self._written > PROGRESS_SECONDS:
                 self._written = time.monotonic()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 _STEP = re.compile(r"\bstep\s+(\d+)\s*/\s*(\d+)")
-_FIELD = re.compile(r"\|\s*(loss|eta)\s+([^|\s]+)")
+_FIELD = re.compile(r"\|\s*(loss|tok/s|eta)\s+([^|\s]+)")
 _RANK = re.compile(r"^\[rank\d+\]:\s?")
 _ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Mismatch|Exit|Failed|Timeout|Interrupt|Refused)(?::.*)?$")
 # Lines of the interpreter, torchrun and the training loop around the error that a person has to read.
@@ -35,10 +35,12 @@ class Progress:
     steps: int
     loss: float | None = None
     eta: str = ""
+    tokens_per_second: float | None = None
 
     def __str__(self) -> str:
         parts = [f"step {self.step}/{self.steps}"]
         parts += [f"loss {self.loss:.4g}"] if self.loss is not None else []
+        parts += [f"{self.tokens_per_second:,.0f} tok/s"] if self.tokens_per_second is not None else []
         parts += [f"eta {self.eta}"] if self.eta else []
         return ", ".join(parts)
 
@@ -49,11 +51,16 @@ def read_progress(line: str) -> Progress | None:
     if not step:
         return None
     fields = dict(_FIELD.findall(line))
+    eta = fields.get("eta", "").removeprefix("–")
+    return Progress(int(step[1]), int(step[2]), _number(fields.get("loss")), eta, _number(fields.get("tok/s")))
+
+
+def _number(text: str | None) -> float | None:
+    """What a field says, or None where it says that it is unknown."""
     try:
-        loss = float(fields.get("loss", ""))
+        return float((text or "").replace(",", ""))
     except ValueError:
-        loss = None
-    return Progress(int(step[1]), int(step[2]), loss, fields.get("eta", ""))
+        return None
 
 
 def last_error(lines: Iterable[str], limit: int = 600) -> str:

@@ -10,7 +10,7 @@ import yaml
 from af_pipelines import cluster_run
 from af_pipelines.__main__ import main
 from af_pipelines.cluster import load_cluster
-from af_pipelines.manifest import trainjob_manifest
+from af_pipelines.manifest import PROGRESS, trainjob_manifest
 from megatron_af.config.loading import load_config
 from megatron_af.pipeline.job import Job
 from megatron_af.pipeline.records import RunFolder
@@ -73,6 +73,7 @@ def test_from_submit_to_cancel(cluster: FakeCluster, tmp_path: Path, capsys: pyt
     assert record is not None and record.kubeflow_run == "run-1"
     settings = load_cluster(str(tmp_path / "cluster.yaml"))
     body = trainjob_manifest(Job(name="align", argv=("x",), nodes=2), settings, record.launch)
+    body["metadata"]["annotations"][PROGRESS] = "step 1/3, loss 2.5, 1,200 tok/s, eta 0:02"
     cluster.jobs[body["metadata"]["name"]] = body
     cluster.run_pods(body)
     details = [{"display_name": "prepare", "state": "SUCCEEDED"}, {"display_name": "align", "state": "RUNNING"}]
@@ -81,7 +82,7 @@ def test_from_submit_to_cancel(cluster: FakeCluster, tmp_path: Path, capsys: pyt
     shown = capsys.readouterr().out
     assert "prepare              succeeded" in shown
     assert "promote              waiting" in shown
-    assert "2 of 2 nodes running" in shown
+    assert "2 of 2 nodes running; step 1/3, loss 2.5, 1,200 tok/s, eta 0:02" in shown
 
     name = "toy-system-container-impl-1"
     cluster.pods.append({"metadata": {"name": name, "uid": name, "labels": {"pipeline/runid": "run-1"}}, "status": {}})

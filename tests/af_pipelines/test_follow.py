@@ -1,10 +1,10 @@
 """What the cluster shows of a job: logs, nodes, why it waits."""
 
-
 import pytest
 
+from af_pipelines import trainjob
 from af_pipelines.cluster import ClusterConfig
-from af_pipelines.manifest import HEARTBEAT
+from af_pipelines.manifest import HEARTBEAT, PROGRESS
 from megatron_af.pipeline.job import StepFailed
 from tests.af_pipelines.fake_cluster import FakeCluster, Object
 from tests.af_pipelines.launcher import NAME, Launcher, pod_name
@@ -36,6 +36,20 @@ def test_runs_to_completion_with_logs_and_progress(cluster: FakeCluster, launch:
     ]
     assert NAME in cluster.jobs, "a finished job stays for kubectl describe"
     assert cluster.jobs[NAME]["metadata"]["annotations"][HEARTBEAT]
+
+
+def test_the_heartbeat_says_how_far_the_job_is(
+    cluster: FakeCluster, launch: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(job: Object) -> None:
+        cluster.run_pods(job)
+        cluster.print(pod_name(0), "step 1/3 33.3% | loss 2.5 | tok/s 1,200 | eta 0:02")
+
+    monkeypatch.setattr(trainjob, "HEARTBEAT_SECONDS", 0.0)
+    cluster.on_get(0, start)
+    cluster.on_get(3, lambda job: cluster.finish(job))
+    assert launch() == 0
+    assert cluster.jobs[NAME]["metadata"]["annotations"][PROGRESS] == "step 1/3, loss 2.5, 1,200 tok/s, eta 0:02"
 
 
 def test_restart_of_the_whole_job_is_told_with_its_reason(cluster: FakeCluster, launch: Launcher) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from megatron_af.pipeline.logs import Progress, last_error, read_progress
+from megatron_af.train.callbacks.log_line import format_line
 
 TORCHRUN = """\
 W1122 11:00:33.539000 12676 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 12695 closing signal
@@ -30,11 +31,14 @@ PEER = (
 def test_progress() -> None:
     line = "step 120/5000 2.4% | loss 1.31 | grad 0.4 | lr 1e-4 | tok/s 812 | eta 1:02:11"
     progress = read_progress(line)
-    assert progress == Progress(120, 5000, 1.31, "1:02:11")
-    assert str(progress) == "step 120/5000, loss 1.31, eta 1:02:11"
+    assert progress == Progress(120, 5000, 1.31, "1:02:11", 812.0)
+    assert str(progress) == "step 120/5000, loss 1.31, 812 tok/s, eta 1:02:11"
     assert read_progress("[rank 0] step 3 / 10") == Progress(3, 10)
     assert read_progress("step 3/10 | loss n/a") == Progress(3, 10)
     assert read_progress("stepping back") is None
+    record = {"step": 120.0, "loss": 1.5, "tokens_per_second": 12_345.6, "eta_seconds": 65.0}
+    assert read_progress(format_line(record, 5_000)) == Progress(120, 5000, 1.5, "1:05", 12_346.0)
+    assert read_progress(format_line({"step": 1.0}, 5_000)) == Progress(1, 5000), "what is not known yet is left out"
 
 
 @pytest.mark.parametrize(
