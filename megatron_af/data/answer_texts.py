@@ -16,8 +16,8 @@ from megatron_af.data.batch import IGNORED, TextBatch
 from megatron_af.data.collate import PackedRow, Segment, collate, padded_length
 from megatron_af.data.packing import pack
 from megatron_af.data.rows import Question, Row, RowError
+from megatron_af.data.sample_source import Sample, Shown
 from megatron_af.data.sampler import Draw, keyed_hash
-from megatron_af.data.samples import Sample, Shown
 from megatron_af.data.templates import STYLES, RowText, TooLong, answer_labels, render
 from megatron_af.text.tokenizer import Tokenizer
 

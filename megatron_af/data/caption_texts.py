@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megatron_af.data.rows import Row, RowError
+from megatron_af.data.sample_source import Sample, Shown
 from megatron_af.data.sampler import Draw, keyed_hash
-from megatron_af.data.samples import Sample, Shown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from megatron_af.data.batch import (
 )
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Clip, Row
-from megatron_af.data.samples import SampleSource, Texts
+from megatron_af.data.sample_source import SampleSource, Texts
 from megatron_af.parallel.device import Device
 
 AHEAD = 2

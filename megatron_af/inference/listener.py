@@ -23,7 +23,7 @@ from megatron_af.data.answer_texts import packed_row, text_batch
 from megatron_af.data.batch import IGNORED, StepBatch, TextBatch
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
-from megatron_af.data.samples import Sample
+from megatron_af.data.sample_source import Sample
 from megatron_af.data.stream import hear
 from megatron_af.data.templates import STYLES, RowText, TooLong, render
 from megatron_af.inference.attention import Look, recorded, token_seconds

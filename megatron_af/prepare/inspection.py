@@ -26,7 +26,7 @@ from dali_pipes.waves import AudioError
 from megatron_af.config import Config, FrontEndConfig, StageConfig
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
-from megatron_af.data.samples import Shown
+from megatron_af.data.sample_source import Shown
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.parallel.device import Device

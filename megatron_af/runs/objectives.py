@@ -17,7 +17,7 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.config.components import UnknownComponent, component
 
 if TYPE_CHECKING:
-    from megatron_af.data.samples import Texts
+    from megatron_af.data.sample_source import Texts
     from megatron_af.text.tokenizer import Tokenizer
 
 OBJECTIVES = {

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.rows import Row, RowError, Span, parse_row
-from megatron_af.data.samples import TooManyReplacements
+from megatron_af.data.sample_source import TooManyReplacements
 from megatron_af.runs.check import check
 from tests.data.toy import open_stream, toy_config, toy_rows, write_manifest
 

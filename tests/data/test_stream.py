@@ -17,7 +17,7 @@ from megatron_af.data import clips
 from megatron_af.data.batch import StepBatch, TextBatch
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Manifest
-from megatron_af.data.samples import TooManyReplacements
+from megatron_af.data.sample_source import TooManyReplacements
 from megatron_af.data.stream import hear
 from megatron_af.text.tokenizer import Tokenizer
 from tests.data.toy import CPU, FRONT_END, open_stream, toy_config, write_manifest

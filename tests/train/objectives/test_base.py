@@ -19,8 +19,8 @@ from megatron_af.config.components import UnknownComponent
 from megatron_af.config.loading import load_config, to_yaml
 from megatron_af.data.batch import StepBatch
 from megatron_af.data.rows import Row, RowError
+from megatron_af.data.sample_source import Sample
 from megatron_af.data.sampler import Draw
-from megatron_af.data.samples import Sample
 from megatron_af.parallel.device import Device, current_device, make_megatron_portable
 from megatron_af.pipeline.curriculum import run_curriculum
 from megatron_af.prepare.inspection import look
@@ -220,6 +220,7 @@ def _train(rank: int, world_size: int, config: Config, stop_after: int = 0, ever
     return losses, checkpoints
 
 
+@pytest.mark.slow
 def test_it_trains_and_resumes_in_any_layout(config: Config) -> None:
     from tests.distributed import run_distributed
 
