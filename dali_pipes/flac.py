@@ -38,6 +38,6 @@ def flac_samples(data: bytes) -> int:
     Raises:
         ValueError: not a FLAC stream.
     """
-    if data[:4] != b"fLaC" or data[4] & 0x7F != 0 or len(data) < 42:
+    if data[:4] != b"fLaC" or len(data) < 42 or data[4] & 0x7F != 0:
         raise ValueError(f"expected a FLAC stream that begins with STREAMINFO, got {data[:8]!r}")
     return int.from_bytes(data[_TOTAL_SAMPLES : _TOTAL_SAMPLES + 5], "big") & (1 << 36) - 1
