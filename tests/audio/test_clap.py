@@ -1,21 +1,11 @@
-"""CLAP's towers: pooling over real tokens only, clips of several windows, Hugging Face towers from a folder."""
+"""CLAP's towers: clips of several windows, the joint space, the temperature."""
 
 import math
-from pathlib import Path
 
 import pytest
-import tokenizers
 import torch
-from transformers import (
-    AutoModelForTextEncoding,
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-)
 
-from megatron_af.audio.clap import ClapModel, JointSpace, clip_means, part_means
+from megatron_af.audio.clap import ClapModel, clip_means, part_means
 from megatron_af.config import ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "dog", "barks", "then", "rain", "falls"]
@@ -23,14 +13,6 @@ ENCODER = EncoderConfig(
     embed_dim=8, depths=(1, 1), heads=(1, 2), patch_size=16, fusion=False, classes=0, stft_weights=False, drop_path=0
 )
 FRESH = ClapConfig(text_tower="", text_hidden=16, text_layers=1, text_heads=2, text_max_tokens=12, joint_dim=8)
-
-
-def word_level() -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return tokenizer
 
 
 class WordTokenizer:
@@ -46,25 +28,6 @@ class WordTokenizer:
 def build(clap: ClapConfig = FRESH) -> ClapModel:
     torch.manual_seed(0)
     return ClapModel(ModelConfig(encoder=ENCODER, clap=clap), WordTokenizer())
-
-
-def test_padding_does_not_change_a_text():
-    clap = build().eval().clap
-    short, long = "a dog barks", "a dog barks then rain falls then rain falls"
-    together = clap.join_text(*clap.text.tokenize([short, long]))
-    for text, vector in zip((short, long), together, strict=True):
-        torch.testing.assert_close(clap.join_text(*clap.text.tokenize([text]))[0], vector, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(together.norm(dim=-1), torch.ones(2))
-
-
-def test_texts_are_cut_and_empty_ones_refused():
-    clap = build().clap
-    ids, real = clap.text.tokenize(["a " * 50, "rain"])
-    assert ids.shape == real.shape == (2, 12)
-    assert real.sum(1).tolist() == [12, 1]
-    with pytest.raises(ValueError, match="text 1 of 2 has no token"):
-        clap.text.tokenize(["a", " "])
-    assert clap.text.tokenize([])[0].shape == (0, 1)
 
 
 def test_clip_is_the_mean_of_all_its_windows():
@@ -107,36 +70,3 @@ def test_temperature_is_fixed_or_learnt():
         log_scale.fill_(math.log(1000.0))
     learnt.scale.backward()
     assert log_scale.grad is not None and log_scale.grad > 0, "beyond its limit it has no way back"
-
-
-def save_tower(folder: Path, kind: str) -> None:
-    if kind == "t5":
-        T5EncoderModel(T5Config(vocab_size=9, d_model=16, d_kv=8, num_layers=1, num_heads=2, d_ff=32)).save_pretrained(
-            folder
-        )
-    else:
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=word_level(), pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
-
-
-@pytest.mark.parametrize("kind", ["t5", "bert"])
-def test_any_hugging_face_encoder_is_a_tower(tmp_path, kind):
-    save_tower(tmp_path, kind)
-    config = ClapConfig(text_tower=str(tmp_path), joint_dim=8)
-    space = JointSpace(config, ENCODER, None).eval()
-    ids, real = space.text.tokenize(["a dog barks", "rain"])
-    assert ids.tolist() == [[3, 4, 5], [7, 0, 0]]
-    # by hand: mean of the tower's outputs over the real tokens, then the projection
-    tower = AutoModelForTextEncoding.from_pretrained(tmp_path).eval()
-    hidden = tower(input_ids=ids[1:, :1]).last_hidden_state[0].mean(0)
-    expected = torch.nn.functional.normalize(space.text_projection(hidden), dim=-1)
-    torch.testing.assert_close(space.join_text(ids, real)[1], expected, atol=1e-5, rtol=1e-4)
-    assert not [name for name, _ in space.named_parameters() if "pooler" in name]
-
-
-def test_missing_tower_names_its_key(tmp_path):
-    with pytest.raises(ValueError, match="text_tower"):
-        JointSpace(ClapConfig(text_tower=str(tmp_path)), ENCODER, None)
-    with pytest.raises(ValueError, match="tokenizer"):
-        JointSpace(FRESH, ENCODER, None)
