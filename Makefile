@@ -1,6 +1,8 @@
 # make demo        train and evaluate the small model on real recordings (about 15 minutes on 2 cores)
 # make demo-long   the same for up to an hour; hears more
 # make test        every test that needs no GPU
+# make test-fast   those of them that start no process: under two minutes on 2 cores
+# make test-slow   the others: several ranks, training runs, whole tools
 # make lint        ruff
 # make types       mypy, strict
 #
@@ -16,7 +18,7 @@ RUN = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-long test lint types
+.PHONY: help demo demo-long test test-fast test-slow lint types
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -29,6 +31,12 @@ demo-long: .venv/ready
 
 test: .venv/ready
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-fast: .venv/ready
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: .venv/ready
+	$(RUN) -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

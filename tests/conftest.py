@@ -1,10 +1,16 @@
 """What every test shares: one thread a process, no network, and the two things a test may ask for.
 
-    .venv/bin/pytest tests/test_parity.py --fixture FILE.npz    # parity against any fixture of the format
-    @requires_gpu                                               # from tests.conftest; skipped without a GPU
+.venv/bin/pytest tests/test_parity.py --fixture FILE.npz    # parity against any fixture of the format
+@requires_gpu                                               # from tests.conftest; skipped without a GPU
+pytestmark = pytest.mark.slow                               # the tier of what starts processes, or takes long
 """
 
 import os
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 # Before torch, mlflow and huggingface_hub are imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +22,9 @@ import pytest
 import torch
 
 requires_gpu = pytest.mark.requires_gpu
+
+FAST_SECONDS = 10
+"""Processor time within which a test of the fast tier ends."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,3 +39,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("requires_gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+_fast_test = ""
+"""What runs of the fast tier, while that tier alone is asked for (`make test-fast`)."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    global _fast_test
+    _fast_test = item.nodeid if item.config.option.markexpr == "not slow" else ""
+    try:
+        return (yield)
+    finally:
+        _fast_test = ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    began = time.process_time()
+    result = yield
+    if _fast_test and (took := time.process_time() - began) > FAST_SECONDS:
+        pytest.fail(f"took {took:.0f} s of processor time, the fast tier allows {FAST_SECONDS}: mark it slow")
+    return result
+
+
+def _no_process_in_the_fast_tier(event: str, arguments: tuple[Any, ...]) -> None:
+    starts = event == "os.fork" or (event == "subprocess.Popen" and Path(os.fsdecode(arguments[0])).name != "git")
+    if starts and _fast_test:
+        raise AssertionError(f"{_fast_test} starts a process: mark it, or its module, slow")
+
+
+sys.addaudithook(_no_process_in_the_fast_tier)

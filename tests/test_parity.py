@@ -75,6 +75,7 @@ def test_htsat(fixture: Fixture, monkeypatch: pytest.MonkeyPatch):
     assert (from_waveform - expected).abs().max() <= 1e-3 * largest
 
 
+@pytest.mark.slow
 def test_af2(fixture: Fixture):
     run_distributed(_af2, 1, fixture)
 

@@ -67,6 +67,7 @@ def python_program(command: list[str]) -> tuple[list[str], list[str]] | None:
 PROGRAMS = [(doc, *found) for doc, command in COMMANDS if (found := python_program(command))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("doc", "program", "arguments"), PROGRAMS, ids=[f"{d}: {' '.join([*p, *a])}"[:80] for d, p, a in PROGRAMS]
 )

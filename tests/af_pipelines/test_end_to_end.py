@@ -14,6 +14,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/demo.yaml"
 SMALLEST = """

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "kubeflow/images").glob("*.Dockerfile"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.stem)
 def test_linted(image: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
@@ -42,6 +43,7 @@ def test_everything_copied_exists_and_is_sent_to_the_builder(image: Path) -> Non
                 assert f"!{source}" in ignore, source
 
 
+@pytest.mark.slow
 def test_dependencies_are_those_of_the_project() -> None:
     script = str(ROOT / "kubeflow/images/dependencies.py")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -23,6 +23,8 @@ from af_pipelines.kube import CONTAINER
 from megatron_af.pipeline.job import GIVE_UP
 from tests.af_pipelines.fake_cluster import RECORDED
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 OVERLAYS = sorted(path.parent.name for path in (ROOT / "kubeflow/manifests/overlays").glob("*/kustomization.yaml"))
 CORE = ("v1", "apps/v1", "batch/v1", "rbac.authorization.k8s.io/v1", "networking.k8s.io/v1")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from af_pipelines.cluster import ClusterConfig, Placement, SecretKey, Volume
@@ -64,6 +65,7 @@ def test_golden_file(tmp_path: Path) -> None:
     assert compiled(tmp_path / "out.yaml") == GOLDEN.read_text(), "see this file's docstring"
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
     outputs = []
     for seed in ("1", "2"):

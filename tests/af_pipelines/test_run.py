@@ -5,8 +5,11 @@ import signal
 import time
 
 import psutil
+import pytest
 
 from tests.af_pipelines.conftest import Checkout
+
+pytestmark = pytest.mark.slow
 
 STAGES = [f"{tool} stage={stage}" for tool, stage in (("pretrain_af", "clap"), ("pretrain_af", "align"),
           ("evaluate_hearing", "align")) for node in range(2)]  # fmt: skip

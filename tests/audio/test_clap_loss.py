@@ -93,6 +93,7 @@ def test_equals_the_dense_statement(case, chunk, dtype, tolerance):
     _compare([_share(0, 1, case, dtype, chunk)], case, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("world", [2, 4])
 def test_equals_the_dense_statement_over_ranks(case, world):
@@ -135,6 +136,7 @@ def _plain(rank: int, world: int) -> tuple[Tensor, list[Tensor]]:
     return loss.detach(), [leaf.grad for leaf in leaves]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_plain_loss_is_torchs_symmetric_cross_entropy(world):
     audio, text = unit(8, 0).requires_grad_(), unit(8, 1).requires_grad_()

@@ -138,6 +138,7 @@ def step_on_a_stand_in(rank: int, world_size: int, cached: str) -> None:
         assert gradient is not None and gradient.device.type == "meta"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", CACHED)
 def test_encode_ahead_runs_on_a_stand_in_accelerator(cached: str) -> None:
     """Cached features come from the host, those of fresh clips are made on the device."""

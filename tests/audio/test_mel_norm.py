@@ -1,5 +1,6 @@
 """Statistics of the mel norm: of the whole global batch while they are learnt, still otherwise."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -47,6 +48,7 @@ def _share(rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor]:
     return norm(share).detach(), norm.running_var
 
 
+@pytest.mark.slow
 def test_ranks_share_one_batch():
     whole = learning()
     expected = whole(mel())

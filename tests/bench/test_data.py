@@ -13,6 +13,7 @@ SECONDS = [2.0, 3.5, 5.0, 6.0, 7.5, 9.0, 24.0, 41.0]
 WINDOWS = [1, 1, 1, 1, 1, 1, 3, 5]
 
 
+@pytest.mark.slow
 def test_the_bench_measures_every_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

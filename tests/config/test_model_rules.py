@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import hypothesis
+import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from megatron_af.parallel.device import Device, make_megatron_portable
 from megatron_af.runs.check import check
 from tests import tiny
 from tests.distributed import run_distributed
+
+pytestmark = pytest.mark.slow
 
 META = Device(torch.device("meta"))
 SIZES: dict[str, dict[str, list[Any]]] = {

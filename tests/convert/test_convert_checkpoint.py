@@ -57,6 +57,7 @@ def start_from_it(rank: int, world_size: int, folder: Path, checkpoint: str) -> 
     return (logits[0] if logits else None), added
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_a_converted_folder_starts_stages_in_another_layout(tmp_path, tied):
     from transformers import AutoModelForCausalLM

@@ -26,6 +26,8 @@ from tests.decoder.toy import (
 )
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 
 def write_folder(folder: Path, *, tied: bool) -> Path:
     """A small random Qwen2 in several safetensors files; also its logits for ``plain_rows()``."""

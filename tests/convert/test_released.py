@@ -51,6 +51,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_reads_into_any_layout_and_writes_the_same_back(folder, tensor_parallel):
     released = run_distributed(_round_trip, tensor_parallel, str(folder))[0]
@@ -69,6 +70,7 @@ def _wrong_vocabulary(rank: int, world_size: int) -> None:
         load_released(model, FIXTURE.weights().__getitem__, config.model, Vocabulary(first_added_id=121, num_added=3))
 
 
+@pytest.mark.slow
 def test_another_vocabulary_names_its_key():
     run_distributed(_wrong_vocabulary, 1)
 

@@ -92,6 +92,7 @@ def _gradients(rank: int, world_size: int, folder: Path, pack_tokens: int) -> di
     return {"record": record, "gradients": gradients, "shape": shape, "tokens": batch.text.num_tokens}
 
 
+@pytest.mark.slow
 def test_packed_rows_give_the_loss_and_gradients_of_unpacked_ones(tmp_path: Path) -> None:
     (alone,) = run_distributed(_gradients, 1, tmp_path, 0, timeout=120)
     (packed,) = run_distributed(_gradients, 1, tmp_path, 220, timeout=120)

@@ -21,6 +21,8 @@ from tests.decoder.toy import (
 )
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 HEADS, HEAD_DIM = 2, 24
 
 

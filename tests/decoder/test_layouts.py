@@ -28,6 +28,8 @@ from tests.decoder.toy import (
 )
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 MICRO_BATCHES = 4
 Result = dict[str, dict[str, Tensor]]

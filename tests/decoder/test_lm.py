@@ -22,6 +22,8 @@ from tests.decoder.toy import (
 )
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 ROWS = torch.randn(ADDED, HIDDEN, generator=torch.Generator().manual_seed(3)) * 0.15
 
 

@@ -29,6 +29,8 @@ from megatron_af.parallel.global_state import placements
 from tests.decoder.toy import build_chunks, plain_rows, run_schedule
 from tests.distributed import RankError, run_distributed
 
+pytestmark = pytest.mark.slow
+
 TP2_PP4 = ParallelConfig(tensor=2, pipeline=4, sequence=True)
 FIRST_ADDED_ID = 151_665
 LENGTH, AUDIO_TOKENS, SUPERVISED = 1024, 1920, 100

@@ -119,6 +119,7 @@ def _embed(rank: int, world_size: int, file: Path) -> tuple[Tensor, Tensor]:
     return audio, text
 
 
+@pytest.mark.slow
 def test_embedder_gives_the_same_on_any_number_of_ranks(tmp_path: Path):
     file = write_run(tmp_path)
     ((audio, text),) = run_distributed(_embed, 1, file)

@@ -83,6 +83,7 @@ def look(rank: int, world_size: int, run: Config, rows: list[Row]) -> Any:
     return difference, listener(rows), listener.looks(rows)
 
 
+@pytest.mark.slow
 def test_answers_and_where_they_looked(tmp_path: Path) -> None:
     for name, seconds in (("a", 3), ("b", 25)):
         sound = np.sin(np.arange(16_000 * seconds) * 0.1).astype(np.float32)

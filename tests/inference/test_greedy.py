@@ -19,6 +19,8 @@ from megatron_af.text.tokenizer import Tokenizer
 from tests import tiny
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 NEW = 5
 
 

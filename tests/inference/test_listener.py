@@ -20,6 +20,8 @@ from tests.distributed import run_distributed
 from tests.examples import run_example
 from tests.trained_run import trained_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:

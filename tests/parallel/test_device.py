@@ -81,6 +81,7 @@ def retargeted_device_type(rank: int, world_size: int) -> tuple[str, ...]:
     return *(device.type for device in devices), str("meta" in constants)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is retargeted with CUDA")
 def test_meta_stands_in_for_an_accelerator():
     assert run_distributed(retargeted_device_type, 1) == [("meta", "meta", "meta", "True")]
@@ -108,16 +109,19 @@ def hang_on_one(rank: int, world_size: int) -> None:
         time.sleep(600)
 
 
+@pytest.mark.slow
 def test_harness_returns_one_value_per_rank():
     results = run_distributed(sum_of_ranks, 3, 10, timeout=30)
     assert [result["total"].item() for result in results] == [30, 30, 30]
 
 
+@pytest.mark.slow
 def test_harness_raises_with_the_failing_ranks_traceback():
     with pytest.raises(RankError, match=r"(?s)failed-1.*fail_on_one.*ValueError: the reason"):
         run_distributed(fail_on_one, 2, timeout=30)
 
 
+@pytest.mark.slow
 def test_harness_ends_ranks_that_hang():
     with pytest.raises(RankError, match=r"(?s)not finished within.*hanging-0.*hang_on_one"):
         run_distributed(hang_on_one, 2, timeout=2)

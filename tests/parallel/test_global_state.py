@@ -73,6 +73,7 @@ def round_trip(rank: int, world_size: int) -> list[str]:
     return sorted(weights)
 
 
+@pytest.mark.slow
 def test_what_is_loaded_is_what_is_gathered():
     names = run_distributed(round_trip, 4)[0]
     assert {"weight", "bias", "lm.embedding.word_embeddings.weight", "lm.decoder.final_layernorm.weight"} < set(names)

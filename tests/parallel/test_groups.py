@@ -1,10 +1,13 @@
 """megatron-core's groups are global: they last as long as some model of the process lives in them."""
 
+import pytest
 from megatron.core import parallel_state
 
 from megatron_af.config import ParallelConfig
 from megatron_af.parallel import groups
 from tests.distributed import run_distributed
+
+pytestmark = pytest.mark.slow
 
 
 def two_models(rank: int, world_size: int) -> list[bool]:

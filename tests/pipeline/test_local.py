@@ -66,6 +66,7 @@ def test_deadline(tmp_path: Path) -> None:
     assert failure.value.give_up
 
 
+@pytest.mark.slow
 def test_cancel_stops_children_that_ignore_sigterm(tmp_path: Path) -> None:
     pids: list[int] = []
 

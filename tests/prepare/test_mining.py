@@ -99,6 +99,7 @@ def test_deciles_of_few_and_many():
     assert deciles([i / 100 for i in range(101)]) == [round(i / 10, 4) for i in range(11)]
 
 
+@pytest.mark.slow
 def test_tool_compares_captions_with_a_sentence_encoder(tmp_path):
     (tmp_path / "tower").mkdir()
     save_tower(tmp_path / "tower", "bert")

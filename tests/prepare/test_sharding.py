@@ -175,6 +175,7 @@ def runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     """Killed when the first of twelve shards is finished, with two workers at work on others."""
     folder = tmp_path / "data"

@@ -22,6 +22,8 @@ from tests.data.toy import open_stream, write_manifest
 from tests.distributed import run_distributed
 from tests.retrieval.toy import StubEmbedder, retrieval_config, write_checkpoint, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 def _with_stub(rank: int, world_size: int, config: Config, steps: Callable[[Config], object]) -> object:
     build.ClapEmbedder = StubEmbedder  # type: ignore[attr-defined, assignment]  # in this forked process alone

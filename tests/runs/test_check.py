@@ -299,6 +299,7 @@ def run_tool(tool: str, file: Path, *overrides: str, rank: int = 0) -> subproces
     )
 
 
+@pytest.mark.slow
 def test_the_tool_stops_with_one_message_before_any_process_group(tmp_path: Path) -> None:
     config = with_model(with_stage(runnable(tensor=4), entry={"lm": "gone"}), "cross_attention", interval=0)
     (tmp_path / "bad.yaml").write_text(to_yaml(config))
@@ -310,6 +311,7 @@ def test_the_tool_stops_with_one_message_before_any_process_group(tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_evaluation_stops_with_one_message_of_one_rank(tmp_path: Path, rank: int) -> None:
     (tmp_path / "bad.yaml").write_text(to_yaml(with_stage(runnable(), evaluation=("aa",))))

@@ -18,6 +18,8 @@ from tests.data.toy import write_tone
 from tests.examples import example
 from tests.trained_run import trained_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 

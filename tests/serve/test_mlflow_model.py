@@ -29,6 +29,8 @@ from tests import contrastive_run, tiny
 from tests.data.toy import write_manifest
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 SERVING = Path(__file__).parents[2] / "megatron_af/serve/mlflow_model.py"
 
 

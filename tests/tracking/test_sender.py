@@ -53,6 +53,7 @@ def named(server: MlflowServer, name: str) -> dict[str, object]:
     return next((run for run in server.runs.values() if run["info"]["run_name"] == name), {"info": {}})
 
 
+@pytest.mark.slow
 def test_metrics_arrive_while_the_job_runs_and_a_killed_job_is_marked(tmp_path: Path, server: MlflowServer) -> None:
     arguments = [sys.executable, "-c", JOB, str(tmp_path / "runs"), f"http://127.0.0.1:{server.port}"]
     env = {**os.environ, "PYTHONPATH": "."}
@@ -90,6 +91,7 @@ def test_training_does_not_feel_a_bad_server(tmp_path: Path, server: MlflowServe
     assert server.history(run_id, "loss") == list(range(1, 301))
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_keeps_nobody(tmp_path: Path, server: MlflowServer) -> None:
     server.stop()
     run = start_stage_run(config(tmp_path, server, linger_seconds=1), gpus="", world_size=1)

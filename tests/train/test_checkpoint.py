@@ -25,6 +25,8 @@ from megatron_af.train.trainable import select
 from tests import tiny
 from tests.distributed import RankError, run_distributed
 
+pytestmark = pytest.mark.slow
+
 SAVED_AT = 3
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {

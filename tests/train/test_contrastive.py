@@ -30,6 +30,8 @@ from tests.contrastive_run import config, write_run
 from tests.distributed import run_distributed
 from tests.text.toy_tokenizer import toy_tokenizer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WORDS = ("dog", "rain", "bell", "door", "frog", "wind")
 SAMPLES = [

@@ -94,6 +94,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_is_told_is_what_torch_counts(name: str) -> None:
     trainable, changes = SETTINGS[name]
@@ -105,6 +106,7 @@ def test_what_is_told_is_what_torch_counts(name: str) -> None:
     assert found["told"] == pytest.approx(found["torch"], rel=RELATIVE_ERROR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vector", ["", "mlp", "residual"])
 def test_every_matrix_of_the_model_is_told(vector: str) -> None:
     config = tiny.config(tied=False, interval=2)

@@ -19,6 +19,8 @@ from megatron_af.train.trainable import select
 from tests import tiny
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -15,6 +15,8 @@ from megatron_af.train.trainable import select
 from tests import tiny
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 
 def objective_of(config: Any) -> tuple[Any, AnswerLearner]:
     stage = config.curriculum["stage"]

@@ -24,6 +24,8 @@ from tests import tiny
 from tests.data.toy import toy_config
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 STEPS, STOP = 7, 3
 
 

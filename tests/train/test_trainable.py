@@ -74,6 +74,7 @@ def cost_of_frozen_parts(rank: int, world_size: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_frozen_parts_cost_nothing() -> None:
     cost = run_distributed(cost_of_frozen_parts, 1)[0]
     assert cost["trainable"] > 0

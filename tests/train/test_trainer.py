@@ -18,6 +18,8 @@ import yaml
 
 from tests.text.toy_tokenizer import toy_base
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 20
 LOGGED = {"loss", "loss/noise", "grad_norm", "learning_rate", "tokens_per_second", "audio_seconds_per_second", "mfu"}

@@ -10,6 +10,8 @@ import torch
 from megatron_af.train.callbacks.gates import Gates
 from tests.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 
 def gates(rank: int, world_size: int, step: int) -> dict[str, float]:
     """Each rank is a stage of one layer, whose gate is opened by its number."""
