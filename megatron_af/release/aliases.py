@@ -4,11 +4,13 @@
 
 MLflow sets one alias per request and knows no transactions. So a move is announced first, whole, as a registered model
 of its own name (``af2.move``), which a server makes for one caller only; then it is carried out, and the announcement
-removed. Whoever finds one has to wait; one that its author left behind is finished by whoever comes next.
+removed. Whoever finds one has to wait; one that its author left behind is finished by whoever comes next. An author
+that was paused until then finds the announcement gone, or one of another token, and makes no further change.
 """
 
 import json
 import time
+import uuid
 from dataclasses import asdict, dataclass, field
 
 import megatron_af.tracking.store  # noqa: F401  (before mlflow: it sets its environment)
@@ -42,6 +44,8 @@ class Move:
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     """Version -> tags."""
     began: float = field(default_factory=time.time)
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this announcement from every other one."""
 
     @property
     def announcement(self) -> str:
@@ -111,10 +115,29 @@ def _apply(client: MlflowClient, move: Move) -> None:
             client.set_model_version_tag(move.model, version, key, value)
     present = aliases(client, move.model)
     for alias, version in move.after.items():
+        _ensure_announced(client, move)
         if version:
             client.set_registered_model_alias(move.model, alias, version)
         elif alias in present:
             client.delete_registered_model_alias(move.model, alias)
+
+
+def _ensure_announced(client: MlflowClient, move: Move) -> None:
+    """Raises ``MoveRefused`` where this move is not the one under way any more: somebody took its author for gone.
+
+    Between this look and the change behind it lies one request: MLflow has no condition to set an alias on.
+    """
+    try:
+        announced = json.loads(client.get_registered_model(move.announcement).tags["move"])
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        announced = {}
+    if announced.get("token") != move.token:
+        raise MoveRefused(
+            f"{move.what} took longer than {LEASE_SECONDS:.0f} s and was taken over; look at {move.model} and decide "
+            "again"
+        )
 
 
 def _refusal(move: Move, error: MlflowException) -> Exception:

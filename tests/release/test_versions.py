@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -221,6 +222,38 @@ def test_a_move_that_was_interrupted_is_finished_by_the_next_command(
     monkeypatch.setattr(alias_moves, "LEASE_SECONDS", 0.0)
     assert shop.releases.rollback("now") == ("1", "2"), "promoted first, then rolled back"
     assert shop.aliases() == {"champion": "1"}
+
+
+class Paused(MlflowClient):
+    """A client whose process stands still just before its first change, while others go on."""
+
+    def __init__(self, client: MlflowClient, meanwhile: Callable[[], None]) -> None:
+        super().__init__(client.tracking_uri, client._registry_uri)
+        self.meanwhile: Callable[[], None] | None = meanwhile
+
+    def set_model_version_tag(self, *args: object, **kwargs: object) -> None:
+        if self.meanwhile:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        super().set_model_version_tag(*args, **kwargs)
+
+
+def test_an_author_that_was_taken_for_gone_changes_nothing_more(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.promote(shop.register("one", 60))
+    report = shop.releases.gate(shop.register("two", 70), GATES, no_try_loading)
+    third = shop.register("three", 80)
+
+    def meanwhile() -> None:
+        monkeypatch.setattr(alias_moves, "LEASE_SECONDS", 0.0)
+        shop.releases.rollback("two is finished, and taken back")
+        shop.promote(third)
+
+    paused = Releases(Paused(shop.client, meanwhile), MODEL, who="bob")
+    with pytest.raises(MoveRefused, match="was taken over"):
+        paused.promote(report, why="late")
+    assert shop.aliases()["champion"] == third
 
 
 def test_a_registry_that_refuses_the_user_is_left_as_it_was(shop: Shop) -> None:
