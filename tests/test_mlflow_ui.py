@@ -21,7 +21,9 @@ from megatron_af.pipeline.stages import measure_stage
 from megatron_af.release import commands
 from megatron_af.runs.identity import stage_inputs
 from megatron_af.runs.paths import LATEST, MANIFEST
+from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord
+from megatron_af.runs.results import bind_results
 from megatron_af.tracking import runs
 from megatron_af.tracking.delivery import send_waiting
 from megatron_af.tracking.runs import start_curriculum_run, start_stage_run
@@ -69,8 +71,9 @@ def tracked(uri: str, folder: Path) -> Config:
             run.spool.metrics(step, {"loss": 3 / step, "loss/scenes": 2 / step, **gates})
         run.end("FINISHED", "done")
         runs.append(run)
-    StageRecord(inputs=stage_inputs(config, "long"), done=True, digest="sha256:0").save(config.stage_folder("long"))
-    measure_stage(config, "long", lambda *_: evaluate(config.stage_folder("long")), curriculum.spool)
+    digest = checkpoint_digest(config.stage_folder("long") / "checkpoints" / "step_00000040")
+    StageRecord(inputs=stage_inputs(config, "long"), done=True, digest=digest).save(config.stage_folder("long"))
+    measure_stage(config, "long", lambda *_: evaluate(config), curriculum.spool)
     curriculum.end("FINISHED", "done")
     send_waiting(folder / "runs")
     assert all(run.wait(60) for run in (curriculum, *runs))
@@ -79,11 +82,13 @@ def tracked(uri: str, folder: Path) -> Config:
     return config
 
 
-def evaluate(folder: Path) -> None:
+def evaluate(config: Config) -> None:
     """What tools/evaluate_hearing.py writes."""
+    folder = config.stage_folder("long")
     scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
     (folder / "result.json").write_text(json.dumps({"step": 40}))
     (folder / "hearing.json").write_text(json.dumps({"test": scores}))
+    bind_results(replace(config, stage="long"), [folder / "hearing.json"])
     weights_TL, seconds_L = np.full((2, 8), 1 / 8), np.arange(8) * 1.25
     look = Look(prompt="what?", tokens=("a", "dog"), weights_TL=weights_TL, token_seconds_L=seconds_L, seconds=10.0)
     draw([look], folder / "pictures", "attention-test")

@@ -20,6 +20,7 @@ from megatron_af.config.loading import load_config
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.files import write
 from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.runs.results import bind_results
 
 
 def main() -> int:
@@ -54,6 +55,8 @@ def main() -> int:
         Console().print(table(report, f"{config.name}, stage {config.stage}, {len(rows)} rows of {arguments.rows}"))
         if arguments.json:
             write(arguments.json, json.dumps(report, indent=1))
+            if arguments.json.parent.resolve() == config.stage_folder(config.stage).resolve():
+                bind_results(config, [arguments.json])
     dist.destroy_process_group()
     return 0
 

@@ -22,6 +22,7 @@ from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, qu
 from megatron_af.files import write
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.check import validate_evaluation
+from megatron_af.runs.results import bind_results
 
 DRAWN = 4
 """Answers of each data set that are drawn."""
@@ -65,6 +66,7 @@ def main() -> int:
         line.end()
         write(folder / "hearing.json", json.dumps(summaries, indent=1))
         write(folder / "answers.jsonl", "\n".join(lines) + "\n")
+        bind_results(config, [folder / "hearing.json", folder / "answers.jsonl"])
     listener.close()
     dist.destroy_process_group()
     return 0

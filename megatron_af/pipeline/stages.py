@@ -127,7 +127,7 @@ def measure_stage(config: Config, stage: str, launch: Launch, parent: Spool | No
         replace(record, evaluated=measured).save(folder)
         if parent is not None:
             _log_evaluation(config, stage, record.inputs, parent)
-    return read_result(folder) | Results.load(folder).metrics
+    return read_result(folder) | Results.load(folder, record.digest if settings.evaluation else "").metrics
 
 
 def hold_against_gate(config: Config, stage: str, metrics: Mapping[str, float]) -> None:

@@ -28,6 +28,8 @@ from megatron_af.release.versions import CANDIDATE, Releases, Report
 from megatron_af.runs.bundle import make_release
 from megatron_af.runs.digests import digest_value, recorded_digest
 from megatron_af.runs.identity import stage_inputs
+from megatron_af.runs.paths import latest
+from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord
 from megatron_af.tracking.delivery import Delivery
 from megatron_af.tracking.runs import tracking_uri
@@ -53,6 +55,9 @@ def register(config: Config, stage: str = "", digest: str = "") -> str:
     if stage not in config.curriculum:
         raise ConfigError(f"{config.name} has no stage {stage!r}{suggestion(stage, list(config.curriculum))}")
     release = make_release(config, stage, digest)
+    newest = latest(config.stage_folder(stage) / "checkpoints")
+    assert newest is not None, "it was just released"
+    weights = checkpoint_digest(newest)
     releases = _releases(config)
     run_id = _stage_run(config, stage, releases.client)
     lineage = _lineage(config, stage)
@@ -62,7 +67,7 @@ def register(config: Config, stage: str = "", digest: str = "") -> str:
     digests = {str(release): recorded_digest(release)}
     known = releases.registered(digests, config.stage_folder(stage))
     source = known.source if known else _log_serving_model(config, releases.client, run_id, release)
-    return releases.register(release, digests, config.stage_folder(stage), run_id, source, tags)
+    return releases.register(release, digests, config.stage_folder(stage), run_id, source, tags, weights)
 
 
 def gate(config: Config, name: str = CANDIDATE) -> Report:

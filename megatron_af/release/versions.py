@@ -77,6 +77,7 @@ class Releases:
         run_id: str,
         source: str,
         tags: Mapping[str, str],
+        weights: str = "",
     ) -> str:
         """Make the checkpoint a version and the candidate; the version's number.
 
@@ -88,13 +89,15 @@ class Releases:
             run_id: run that the version belongs to and that gets the evaluation as an artifact.
             source: what MLflow loads: ``models:/…``, or a folder in the run's artifacts.
             tags: lineage, in the words of ``runs/identity.py``.
+            weights: digest of the stage's checkpoint that the evaluation has to be of.
 
         Raises:
             DigestMismatch: files are not the ones that were recorded; nothing is registered.
+            BadResults: the evaluation is of other weights; nothing is registered.
         """
         for folder, digest in digests.items():
             verify_digest(Path(folder), digest)
-        found, identity = Results.load(results), _identity(digests, results)
+        found, identity = Results.load(results, weights), _identity(digests, results)
         known = self.registered(digests, results)
         version = str(known.version) if known else ""
         if not version:
@@ -109,6 +112,7 @@ class Releases:
                 tags={
                     **tags,
                     "identity": identity,
+                    "weights.digest": weights,
                     "checkpoint.uri": checkpoint.absolute().as_uri(),
                     "checkpoint.digest": digests[str(checkpoint)],
                     "registered.by": self.who,
@@ -221,7 +225,8 @@ class Releases:
         if not self.client.list_artifacts(version.run_id, place):
             return Results(metrics={})
         with tempfile.TemporaryDirectory() as folder:
-            return Results.load(Path(self.client.download_artifacts(version.run_id, place, folder)))
+            downloaded = Path(self.client.download_artifacts(version.run_id, place, folder))
+            return Results.load(downloaded, version.tags.get("weights.digest", ""))
 
     def _make_model(self) -> None:
         try:

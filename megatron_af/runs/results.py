@@ -7,19 +7,29 @@
 metric ``test/overall/audio``; ``clap-test.json`` the same for one data set. ``answers.jsonl`` has a line per sample:
 ``{"id": "test/17", "group": "test/scene-7", "right": 1, …}``; every number in it is a score, and samples of one group
 (questions about one scene) are no independent ones.
+
+``measured.json`` says which weights these files are about, on which rows and settings, by which code, and holds the
+files' digests: numbers of one checkpoint are never taken for those of another.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from megatron_af.config import StageConfig
+from megatron_af.config import Config, StageConfig
+from megatron_af.files import write
+from megatron_af.runs.code import code_version
+from megatron_af.runs.digests import digest_file
+from megatron_af.runs.identity import evaluation_inputs
 from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.paths import latest
+from megatron_af.runs.pointers import checkpoint_digest
 
 HEARING, CLAP, SAMPLES = "hearing.json", "clap-*.json", "answers.jsonl"
+MEASURED = "measured.json"
 STEP_METRICS = (
     *("step", "loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "audio_seconds_per_second"),
     *("flops_per_second", "mfu", "data_wait", "memory_bytes", "eta_seconds"),
@@ -52,8 +62,17 @@ class Results:
     samples: tuple[Sample, ...] = ()
 
     @classmethod
-    def load(cls, folder: Path) -> "Results":
-        """Read what is there; a folder without results gives empty ones."""
+    def load(cls, folder: Path, weights: str = "") -> "Results":
+        """Read what is there; a folder without results gives empty ones.
+
+        Args:
+            weights: digest of the checkpoint that the results must be of.
+
+        Raises:
+            BadResults: a file cannot be read, or is not of these weights; the message names it.
+        """
+        if weights:
+            _check_weights(folder, weights)
         metrics = dict(_numbers(_summaries(folder)))
         samples = folder / SAMPLES
         lines = samples.read_text().splitlines() if samples.is_file() else []
@@ -72,7 +91,46 @@ class Results:
 
 def result_files(folder: Path) -> list[Path]:
     """The files that :meth:`Results.load` reads, of those that are there."""
-    return [file for name in (HEARING, CLAP, SAMPLES) for file in sorted(folder.glob(name))]
+    return [file for name in (HEARING, CLAP, SAMPLES, MEASURED) for file in sorted(folder.glob(name))]
+
+
+def bind_results(config: Config, files: Iterable[Path]) -> None:
+    """Say of which weights ``config.stage``'s results are; whoever measured a checkpoint calls it when it is done.
+
+    Results of other weights that lie in the stage's folder from before are not vouched for any more.
+    """
+    folder = config.stage_folder(config.stage)
+    checkpoint = latest(folder / "checkpoints")
+    if checkpoint is None:
+        raise FileNotFoundError(f"stage {config.stage} has no checkpoint in {folder}; nothing can be measured")
+    before, weights = _measured(folder), checkpoint_digest(checkpoint)
+    kept = before["files"] if before.get("weights") == weights else {}
+    measured = {
+        "weights": weights,
+        "checkpoint": checkpoint.name,
+        "asked": evaluation_inputs(config, config.stage),
+        "code": code_version(),
+        "files": kept | {file.name: digest_file(file) for file in files},
+    }
+    write(folder / MEASURED, json.dumps(measured, indent=1))
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    file = folder / MEASURED
+    measured: dict[str, Any] = _parse(file.read_text(), str(file)) if file.is_file() else {}
+    return measured
+
+
+def _check_weights(folder: Path, weights: str) -> None:
+    measured = _measured(folder)
+    for file in result_files(folder):
+        if file.name == MEASURED:
+            continue
+        if measured.get("weights", "") != weights:
+            of = f"is of {measured['checkpoint']} ({measured['weights'][:19]})" if measured else "names no checkpoint"
+            raise BadResults(f"{file} {of}, not of the one with {weights[:19]}: measure the stage again")
+        if measured["files"].get(file.name) != digest_file(file):
+            raise BadResults(f"{file} is not what was measured of {measured['checkpoint']}: measure the stage again")
 
 
 def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:

@@ -7,10 +7,10 @@
 import dataclasses
 import os
 import platform
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from megatron_af.runs.code import installed, source_revision
 
 PACKAGES = (
     "megatron-af", "megatron-core", "torch", "transformer-engine", "nvidia-dali-cuda130", "nvidia-dali-cuda120",
@@ -25,19 +25,12 @@ def provenance_tags(gpus: str = "") -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "source.uncommitted_changes": changed,
         "mlflow.source.type": "LOCAL",
-        "packages": ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name))),
+        "packages": ", ".join(f"{name} {found}" for name in PACKAGES if (found := installed(name))),
         "python": platform.python_version(),
         "hardware.cpu": f"{os.cpu_count()} x {_cpu_model()}",
         "hardware.gpu": gpus,
         "hardware.host": platform.node(),
     }
-
-
-def source_revision() -> tuple[str, str]:
-    """The checkout's commit and whether it has changes (``yes`` or ``no``); empty for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    commit = _git(root, "rev-parse", "HEAD")
-    return commit, ("yes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "no") if commit else ""
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:
@@ -50,21 +43,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     for key, inner in value.items():
         leaves |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     return leaves
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _cpu_model() -> str:

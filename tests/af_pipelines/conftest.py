@@ -42,6 +42,8 @@ from megatron_af.config.loading import load_config
 config = load_config(sys.argv[2], sys.argv[3:4])
 scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
 (config.stage_folder(config.stage) / "hearing.json").write_text(json.dumps({"test": scores}))
+from megatron_af.runs.results import bind_results
+bind_results(config, [config.stage_folder(config.stage) / "hearing.json"])
 """
 NODE = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 CONFIG = """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_af.config.loading import load_config
 from megatron_af.runs.paths import LATEST, MANIFEST, latest, read_resume
+from megatron_af.runs.results import bind_results
 
 _, _, file, override = sys.argv
 config = load_config(file, [override])
@@ -34,5 +35,6 @@ Path(folder / "result.json").write_text(json.dumps({"step": float(steps), "loss"
 if config.curriculum[stage].evaluation:
     scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
     Path(folder / "hearing.json").write_text(json.dumps(dict.fromkeys(config.curriculum[stage].evaluation, scores)))
+    bind_results(config, [folder / "hearing.json"])
     (folder / "pictures").mkdir(exist_ok=True)
     (folder / "pictures" / "attention-text-1.png").write_bytes(b"")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from megatron_af.config.loading import to_yaml
 from megatron_af.release import commands
 from megatron_af.runs.digests import digest_file, recorded_digest
 from megatron_af.runs.paths import LATEST, MANIFEST, latest
+from megatron_af.runs.results import bind_results
 from megatron_af.tracking.store import open_client
 
 type Promote = Callable[..., int]
@@ -65,6 +67,7 @@ def train(config: Config, weights: str, gap: int) -> None:
     (folder / "hearing.json").write_text(json.dumps({"test": scores}))
     lines = [json.dumps({"id": str(i), "right": int(i % 100 < 30 + gap)}) for i in range(100)]
     (folder / "answers.jsonl").write_text("\n".join(lines))
+    bind_results(replace(config, stage="long"), [folder / "hearing.json", folder / "answers.jsonl"])
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_af.config import StageConfig
+from megatron_af.config import Config, StageConfig
 from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
 from megatron_af.evaluate.hearing import Asked, summarise
-from megatron_af.runs.results import BadResults, Results, metric_patterns, result_files, tables
+from megatron_af.runs.digests import recorded_digest
+from megatron_af.runs.results import BadResults, Results, bind_results, metric_patterns, result_files, tables
 from megatron_af.train.callbacks.meter import Meter
 from tests.train.callbacks.test_meter import measured
 
@@ -95,3 +96,51 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "answers.jsonl").write_text('{"id": "a"}\n' + line + "\n")
     with pytest.raises(BadResults, match=r"answers\.jsonl:2"):
         Results.load(tmp_path)
+
+
+def evaluated(tmp_path: Path, weights: str) -> Config:
+    """A stage with a checkpoint of these weights and results of them."""
+    config = Config(name="demo", output=str(tmp_path), stage="long", curriculum={"long": StageConfig()})
+    folder = config.stage_folder("long")
+    checkpoint = folder / "checkpoints" / f"step_{len(weights):08d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checkpoint.json").write_text('{"parts": {}}')
+    (checkpoint / "weights").write_text(weights)
+    (checkpoint.parent / "latest").write_text(checkpoint.name)
+    (folder / "hearing.json").write_text(json.dumps({"test": SCORES}))
+    (folder / "answers.jsonl").write_text('{"id": "a", "right": 1}')
+    bind_results(config, [folder / "hearing.json", folder / "answers.jsonl"])
+    return config
+
+
+def test_results_are_of_the_weights_that_were_measured(tmp_path: Path) -> None:
+    config = evaluated(tmp_path, "one")
+    folder = config.stage_folder("long")
+    weights = recorded_digest(folder / "checkpoints/step_00000003")
+    assert Results.load(folder, weights) == Results.load(folder)
+    record = json.loads((folder / "measured.json").read_text())
+    assert record["weights"] == weights and record["code"].startswith("0.") and "sha256:" in record["asked"]
+
+    with pytest.raises(BadResults, match=r"hearing\.json is of step_00000003 .*, not of the one with sha256:0000"):
+        Results.load(folder, "sha256:0000")
+    (folder / "answers.jsonl").write_text('{"id": "a", "right": 0}')
+    with pytest.raises(BadResults, match=r"answers\.jsonl is not what was measured"):
+        Results.load(folder, weights)
+    (folder / "measured.json").unlink()
+    with pytest.raises(BadResults, match="names no checkpoint"):
+        Results.load(folder, weights)
+
+
+def test_results_of_an_earlier_checkpoint_are_not_vouched_for(tmp_path: Path) -> None:
+    config = evaluated(tmp_path, "one")
+    folder = config.stage_folder("long")
+    (folder / "clap-old.json").write_text("{}")
+    bind_results(config, [folder / "clap-old.json"])
+    assert set(json.loads((folder / "measured.json").read_text())["files"]) == {
+        "hearing.json",
+        "answers.jsonl",
+        "clap-old.json",
+    }
+    evaluated(tmp_path, "other")
+    with pytest.raises(BadResults, match=r"clap-old\.json is not what was measured"):
+        Results.load(folder, recorded_digest(folder / "checkpoints/step_00000005"))

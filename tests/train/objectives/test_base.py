@@ -26,7 +26,7 @@ from megatron_af.pipeline.curriculum import run_curriculum
 from megatron_af.prepare.inspection import look
 from megatron_af.runs.check import check
 from megatron_af.runs.paths import latest, read_result
-from megatron_af.runs.results import Results
+from megatron_af.runs.results import Results, bind_results
 from megatron_af.train.objectives.base import Objective, objective_of
 
 NAME = "tests.train.objectives.test_base:Loudness"
@@ -164,7 +164,9 @@ def main() -> None:
         with torch.no_grad():
             audio, _ = hear(ClipLoader(config, max_windows=2, device=current_device()), rows[:4])
             numbers[name] = {"error": model.front.eval()(audio.mel_WFM, audio.clip_windows).abs().mean().item()}
-    Path(arguments.json).write_text(json.dumps(numbers))
+    if dist.get_rank() == 0:
+        Path(arguments.json).write_text(json.dumps(numbers))
+        bind_results(config, [Path(arguments.json)])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,35 @@
+"""Which code made something: version, commit, and whether it was changed since."""
+
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def code_version() -> str:
+    """``0.1.0 (3e9cab5, changed)``; without a checkout the installed version alone."""
+    commit, changed = source_revision()
+    where = f" ({commit[:7]}{', changed' if changed == 'yes' else ''})" if commit else ""
+    return f"{installed('megatron-af') or 'not installed'}{where}"
+
+
+def source_revision() -> tuple[str, str]:
+    """The checkout's commit and whether it has changes (``yes`` or ``no``); empty for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    commit = _git(root, "rev-parse", "HEAD")
+    return commit, ("yes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "no") if commit else ""
+
+
+def installed(package: str) -> str:
+    """Version of an installed package; empty where it is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
