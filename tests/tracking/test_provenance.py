@@ -1,14 +1,9 @@
 """Where a run comes from, and its configuration flat."""
 
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
-
-import pytest
 
 from megatron_af.config import Config
-from megatron_af.tracking import provenance
-from megatron_af.tracking.provenance import flatten, provenance_tags, source_revision
+from megatron_af.tracking.provenance import flatten, provenance_tags
 
 
 @dataclass
@@ -38,29 +33,6 @@ def test_every_leaf_has_its_key() -> None:
 def test_a_whole_configuration_has_no_two_leaves_of_one_key() -> None:
     flat = flatten(Config(name="x"))
     assert flat["name"] == "x" and flat["model.lm.hidden"] and not any(key.startswith(".") for key in flat)
-
-
-def git(folder: Path, *arguments: str) -> str:
-    author = ("-c", "user.name=a", "-c", "user.email=a@b")
-    done = subprocess.run(["git", "-C", folder, *author, *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def test_the_source_is_its_commit_and_whether_it_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tmp_path / "megatron_af/tracking/provenance.py"
-    monkeypatch.setattr(provenance, "__file__", str(module))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    module.parent.mkdir(parents=True)
-    module.write_text("one")
-    assert source_revision() == ("", "")  # installed, not checked out
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "first")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    (tmp_path / "notes").touch()  # what git does not know changes nothing
-    assert source_revision() == (commit, "no")
-    module.write_text("two")
-    assert source_revision() == (commit, "yes")
 
 
 def test_tags_name_packages_and_machine() -> None:
