@@ -2,10 +2,13 @@
 
     wave_TC, rate = decode(Path("talk.m4a"), start=60.0, duration=10.0)
 
-T samples, C channels.
+Seconds count from the first sample of the sound, whatever the container's clock says there: in videos the sound often
+begins later than the picture, and broadcast streams begin anywhere. T samples, C channels.
 """
 
 import io
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -15,6 +18,10 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from megatron_af.foreign import described, head_of
+
+_OGG_PAGE = 27
+"""Bytes of a page's header before its table of segments (RFC 3533, section 6)."""
 _MARGIN = 0.2
 """Seconds decoded ahead of the start: codecs with overlapping frames need a run-up."""
 
@@ -36,32 +43,64 @@ def decode(
     """
     try:
         with _opened(source) as container:
-            stream = _audio_stream(container)
-            if seek and start > _MARGIN:
-                container.seek(round((start - _MARGIN) / stream.time_base), stream=stream)
+            stream = _audio_stream(container, source)
+            frames = container.decode(stream)
+            first = next(frames, None)
             rate = stream.codec_context.sample_rate
-            return _frames(container, stream, rate, start, duration), rate
+            if first is None:
+                return np.zeros((0, 1), np.float32), rate
+            origin = _time(first, stream)
+            if seek and start > _MARGIN:
+                container.seek(round((origin + start - _MARGIN) / stream.time_base), stream=stream)
+                frames = container.decode(stream)
+            else:
+                frames = chain([first], frames)
+            return _cut(frames, stream, rate, origin + start, duration), rate
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise ContainerError(str(error)) from error
+        raise ContainerError(_in_words(error, source)) from error
 
 
-def seconds(source: Path | bytes) -> float:
-    """Length that the container states, or that of its packets where it states none.
+def seconds(source: Path | bytes, *, count: bool = False) -> float:
+    """Length of the sound by the container, or that of its packets where it states none.
+
+    Args:
+        count: decode it and count, whatever is stated.
 
     Raises:
         ContainerError: no container, or no audio in it.
     """
     try:
         with _opened(source) as container:
-            stream = _audio_stream(container)
+            stream = _audio_stream(container, source)
+            if count:
+                return sum(frame.samples / frame.sample_rate for frame in container.decode(stream))
             guessed = container.format.name == "mp3" and not has_mp3_header(source)
-            if guessed or not (stream.duration or container.duration):
-                return sum(float((p.duration or 0) * p.time_base) for p in container.demux(stream) if p.time_base)
-            if stream.duration:
+            if stream.duration and not guessed:
                 return float(stream.duration * stream.time_base)
-            return (container.duration or 0) / av.time_base
+            # What a container states without saying it of the stream begins and ends with its other streams.
+            alone = len(container.streams) == 1 and not stream.start_time
+            if container.duration and alone and not guessed:
+                return container.duration / av.time_base
+            return sum(float((p.duration or 0) * p.time_base) for p in container.demux(stream) if p.time_base)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise ContainerError(str(error)) from error
+        raise ContainerError(_in_words(error, source)) from error
+
+
+def is_chained(source: Path | bytes) -> bool:
+    """Whether an Ogg file is several recordings one behind another, as radio streams are; libsndfile reads the first.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        begun = False
+        while len(head := file.read(_OGG_PAGE)) == _OGG_PAGE and head[:4] == b"OggS":
+            first_of_stream = bool(head[5] & 2)
+            if begun and first_of_stream:
+                return True
+            begun = begun or not first_of_stream  # several streams side by side begin before any of them goes on
+            file.seek(sum(file.read(head[26])), io.SEEK_CUR)
+    return False
 
 
 def has_mp3_header(source: Path | bytes) -> bool:
@@ -81,27 +120,47 @@ def _opened(source: Path | bytes) -> InputContainer:
     return av.open(io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", "r")
 
 
-def _audio_stream(container: InputContainer) -> AudioStream:
+def _audio_stream(container: InputContainer, source: Path | bytes) -> AudioStream:
     if not container.streams.audio or not container.streams.audio[0].codec_context.sample_rate:
-        raise ContainerError("holds no audio")
+        raise ContainerError(f"it {described(head_of(source)) or 'holds no audio'}")
     return container.streams.audio[0]
 
 
-def _frames(
-    container: InputContainer, stream: AudioStream, rate: int, start: float, duration: float
+def _cut(
+    frames: Iterable[av.AudioFrame], stream: AudioStream, rate: int, begin: float, duration: float
 ) -> NDArray[np.float32]:
+    """Samples [T, C] from ``begin`` on, a time by the container's clock."""
     resampler = av.AudioResampler(format="fltp")  # the codec's own rate and channels, as planar floats
     parts: list[NDArray[np.float32]] = []
     first: float | None = None
     have = 0
-    for frame in container.decode(stream):
+    for frame in frames:
         if first is None:
-            first = float((frame.pts or 0) * (frame.time_base or stream.time_base))
+            first = _time(frame, stream)
         for piece in resampler.resample(frame):
             parts.append(piece.to_ndarray().astype(np.float32, copy=False))
             have += parts[-1].shape[1]
-        if first + have / rate >= start + duration:
+        if first + have / rate >= begin + duration:
             break
     wave_TC = np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)
-    begin = round((start - (first or 0.0)) * rate)
-    return np.ascontiguousarray(wave_TC[max(0, begin) : max(0, begin) + round(duration * rate)], np.float32)
+    skip = max(0, round((begin - (first or 0.0)) * rate))
+    return np.ascontiguousarray(wave_TC[skip : skip + round(duration * rate)], np.float32)
+
+
+def _time(frame: av.AudioFrame, stream: AudioStream) -> float:
+    return float((frame.pts or 0) * (frame.time_base or stream.time_base))
+
+
+def _in_words(error: Exception, source: Path | bytes) -> str:
+    """What is wrong with a file, instead of FFmpeg's words for it."""
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
+    if isinstance(error, PermissionError):
+        return "it may not be read"
+    if known := described(head_of(source)):
+        return f"it {known}"
+    if isinstance(error, ValueError) and "AudioResampler" in str(error):
+        return "its rate or channels change on the way: convert its parts one by one"
+    return "it is damaged, cut, or of a kind that neither libsndfile nor FFmpeg knows"

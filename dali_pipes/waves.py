@@ -16,13 +16,14 @@ import soxr
 from numpy.typing import NDArray
 
 from dali_pipes import containers
+from dali_pipes.wav_sizes import NOT_STATED, wav_correction
 
 SHORTFALL_SECONDS, SHORTFALL_FRACTION = 0.05, 0.05
 """A clip may be this much shorter than its manifest says (both together); more means a truncated file."""
 _DATA_BYTES = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """In libsndfile's notes on WAV, AIFF and AU: bytes of audio by the header, and in the file."""
-_NOT_STATED = 0x7FFF_0000
-"""Writers that do not know the length yet state about 2^31 or 2^32 bytes."""
+CANCELLED = 1e-3
+"""Channels whose average has less than this of their power cancel each other: opposite phase, not stereo."""
 
 
 class AudioError(Exception):
@@ -53,14 +54,26 @@ def read_mono(
         channels: ``mix`` averages them, ``first`` takes channel 0 (what the reference does but for mp3).
 
     Raises:
-        AudioError: missing, not audio, begins behind the end, truncated, or not finite.
+        AudioError: missing, not audio, begins behind the end, truncated, not finite, or without anything left of it
+            when its channels are mixed.
     """
     wave_TC, rate = _decode(source, start, duration)
     _check_duration(len(wave_TC) / rate, duration)
     wave_T = to_mono(wave_TC, channels)
     if not np.isfinite(wave_T).all():
         raise AudioError("holds NaN or infinite samples", "not finite")
+    if channels == "mix" and wave_TC.shape[1] > 1 and _cancels(wave_TC, wave_T):
+        raise AudioError("its channels cancel each other when they are mixed (opposite phase)", "channels cancel")
     return wave_T, rate
+
+
+def header_note(source: Path | bytes) -> str:
+    """What was read although the header states something else; empty where they agree or nothing can be read."""
+    try:
+        correction = wav_correction(source)
+    except OSError:
+        return ""
+    return correction.note if correction else ""
 
 
 def recording_seconds(source: Path | bytes) -> float:
@@ -87,18 +100,21 @@ def check_header(path: Path, *, start: float, duration: float) -> None:
         raise AudioError(f"truncated: {there:.2f} s of {promised:.2f} s are there", "truncated")
 
 
+def _cancels(wave_TC: NDArray[np.float32], wave_T: NDArray[np.float32]) -> bool:
+    loud = float(np.mean(np.square(wave_TC, dtype=np.float64)))
+    return float(np.mean(np.square(wave_T, dtype=np.float64))) < CANCELLED * loud
+
+
 def _lengths(source: Path | bytes) -> tuple[float, float]:
     """Seconds that the header promises, and seconds that the file is large enough for."""
     try:
         with _open(source) as file:
             if _states_length(file, source):
                 return _promised_frames(file) / file.samplerate, file.frames / file.samplerate
-    except soundfile.LibsndfileError:
-        pass
-    except OSError as error:
-        raise AudioError(f"cannot be opened: {error}") from error
+    except (soundfile.LibsndfileError, OSError):
+        pass  # FFmpeg may know it, and there are words for what it does not
     try:
-        seconds = containers.seconds(source)
+        seconds = containers.seconds(source, count=_is_chained(source))
         return seconds, seconds
     except containers.ContainerError as error:
         raise AudioError(f"cannot be opened: {error}") from error
@@ -111,12 +127,10 @@ def _decode(source: Path | bytes, start: float, duration: float) -> tuple[NDArra
             if seekable := _states_length(file, source):
                 reason = "truncated"  # what libsndfile opens but cannot read
                 return _read(file, start, duration), file.samplerate
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, OSError):
         pass
-    except OSError as error:
-        raise AudioError(f"cannot be opened: {error}") from error
     try:
-        _check_start(start, containers.seconds(source) or start + duration)
+        _check_start(start, containers.seconds(source, count=_is_chained(source)) or start + duration)
         return containers.decode(source, start=start, duration=duration, seek=seekable)
     except containers.ContainerError as error:
         raise AudioError(f"cannot be decoded: {error}", reason) from error
@@ -130,7 +144,9 @@ def _read(file: soundfile.SoundFile, start: float, duration: float) -> NDArray[n
         file.seek(min(begin, file.frames))
     wave_TC: NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
     lost = min(wanted, promised - begin) - len(wave_TC)
-    if lost > 0 and file.format != "MP3":  # MP3's headers count in frames of 26 ms and are often off by some
+    if (
+        lost > 0 and file.subtype != "MPEG_LAYER_III"
+    ):  # MP3's headers count in frames of 26 ms and are often off by some
         raise AudioError(f"truncated: {lost / rate:.2f} s of what its header promises are missing", "truncated")
     return wave_TC
 
@@ -139,6 +155,8 @@ def _states_length(file: soundfile.SoundFile, source: Path | bytes) -> bool:
     """Whether the header knows how long the recording is; seeking by time needs that, too."""
     if file.format == "MP3":  # without a table of contents, libsndfile guesses from the first frame
         return containers.has_mp3_header(source)
+    if file.format == "OGG":
+        return not containers.is_chained(source)
     return bool(file.frames < 1 << 62)  # a FLAC stream written into a pipe
 
 
@@ -147,12 +165,21 @@ def _promised_frames(file: soundfile.SoundFile) -> int:
     stated, there = 0, 1
     for found in _DATA_BYTES.finditer(file.extra_info):
         stated, there = int(found[1]), int(found[2])
-    if there < stated < _NOT_STATED:
+    if there < stated < NOT_STATED:
         return int(file.frames * stated / max(1, there))
     return int(file.frames)
 
 
+def _is_chained(source: Path | bytes) -> bool:
+    try:
+        return containers.is_chained(source)
+    except OSError:
+        return False
+
+
 def _open(source: Path | bytes) -> soundfile.SoundFile:
+    if (correction := wav_correction(source)) is not None:
+        return soundfile.SoundFile(correction.opened(source))
     return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 

@@ -43,7 +43,7 @@ def prepare_recordings(config: Config, names: list[str]) -> int:
         summary = prepare(config, name)
         print(
             f"{name}: {summary.kept:,} of {summary.rows:,} rows prepared, {summary.seconds / 3600:,.2f} hours of audio"
-            f", {summary.rows - summary.kept:,} left out"
+            f", {summary.rows - summary.kept:,} left out, {summary.notes:,} notes"
         )
         status |= _left_out(config, name, summary.reasons, summary.report, summary.bad_fraction)
     return status

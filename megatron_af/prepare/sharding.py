@@ -8,9 +8,10 @@ others, so an interrupted run goes on where it stopped. What comes out depends o
 on the number of processes, nor on time. (Only ``parts/``, which holds what each shard was made from, has times in it.)
 
 What happens to odd signals: silence, constants and clips under 10 ms are left out as ``silent`` and ``empty``; NaN and
-infinite samples as ``not finite``; a clip that begins behind the end or ends before it should (by more than 5% and
-50 ms) as ``behind the end`` and ``truncated``; signals that are positive throughout are kept and scaled by their peak
-like any other (the reference shifts them, AF2 data/data.py).
+infinite samples as ``not finite``; channels of opposite phase, of which mixing leaves nothing, as ``channels cancel``;
+a clip that begins behind the end or ends before it should (by more than 5% and 50 ms) as ``behind the end`` and
+``truncated``; signals that are positive throughout are kept and scaled by their peak like any other (the reference
+shifts them, AF2 data/data.py). A WAV that is longer than its header states is read to its end, with a note.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from dali_pipes.flac import flac_samples
-from dali_pipes.waves import AudioError, read_mono, resample
+from dali_pipes.waves import AudioError, header_note, read_mono, resample
 from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 from megatron_af.data.shards import INDEX, SCHEMA, ShardWriter, record_batch, write_index
@@ -46,6 +47,10 @@ _KINDS = ("json", "arrow")
 SHORTEST_SECONDS = 0.01
 SILENT_SPAN = 2e-4
 """A signal that moves less than this over the whole clip (-80 dB of full scale) is silent."""
+
+
+type _Entry = dict[str, str | int]
+"""A line of the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,9 @@ class Summary:
     reasons: dict[str, int]
     """Reason -> rows left out for it."""
     report: str
-    """Where every row that was left out stands, relative to the data root."""
+    """Where every row that was left out stands, and every note on one that was kept, relative to the data root."""
+    notes: int = 0
+    """Kept rows with a note: their header states another length than what is there and was read."""
 
     @property
     def bad_fraction(self) -> float:
@@ -136,7 +143,8 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
         write_index(Path(file.name), _indexed(root, plan, groups))
     bad = [entry for state in states for entry in state["bad"]]
     report = f"{plan.output}/report.jsonl"
-    root.write(report, "".join(json.dumps(entry) + "\n" for entry in bad).encode())
+    notes = [entry for state in states for entry in state["notes"]]
+    root.write(report, "".join(json.dumps(entry) + "\n" for entry in bad + notes).encode())
     summary = Summary(
         name=name,
         rows=rows,
@@ -144,6 +152,7 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
         seconds=sum(state["seconds"] for state in states),
         reasons=dict(Counter(entry["reason"] for entry in bad).most_common()),
         report=report,
+        notes=len(notes),
     )
     root.write(done, json.dumps({"inputs": whole, "summary": asdict(summary)}, indent=1).encode())
     for folder in ("", "/shards", "/parts"):
@@ -203,7 +212,7 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
 
     stamps = {clip.path: root.stamp(clip.path) for clip in _clips(loaded)}  # before they are read
     with root.writing(shard_path) as file, ShardWriter(file) as shard:
-        kept, bad = _fill(shard, shard_path, plan, root, loaded)
+        kept, bad, notes = _fill(shard, shard_path, plan, root, loaded)
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
         windows = [sum(_windows(plan.front_end, clip.duration) for clip in row.clips) for row in kept]
@@ -217,6 +226,7 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
         "bytes": root.size(shard_path),
         "seconds": seconds,
         "bad": bad,
+        "notes": notes,
     }
     root.write(_part(plan, group, "json"), json.dumps(state).encode())
     return len(loaded), len(bad), True
@@ -224,10 +234,15 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
 
 def _fill(
     shard: ShardWriter, path: str, plan: Recipe, root: DataRoot, loaded: list[tuple[int, Row | RowError]]
-) -> tuple[list[Row], list[dict[str, str | int]]]:
-    """Adds every good row to the shard; returns the rows as they are in it, and what was wrong with the others."""
+) -> tuple[list[Row], list[_Entry], list[_Entry]]:
+    """Adds every good row to the shard.
+
+    Returns:
+        the rows as they are in it, what was wrong with the others, and notes on those that were kept.
+    """
     kept: list[Row] = []
-    bad: list[dict[str, str | int]] = []
+    bad: list[_Entry] = []
+    notes: list[_Entry] = []
     written: dict[Clip, Clip] = {}
     for number, row in loaded:
         if isinstance(row, RowError):
@@ -246,9 +261,11 @@ def _fill(
                 seconds = flac_samples(data) / plan.front_end.sample_rate
                 digest = hashlib.sha256(data).hexdigest()
                 written[clip] = Clip(path=path, duration=seconds, offset=offset, length=length, digest=digest)
+                if note := header_note(_recording(root, clip)):
+                    notes.append({"row": number + 1, "id": row.id, "note": f"{clip.path}: {note}"})
         kept.append(replace(row, clips=tuple(written[clip] for clip in row.clips)))
         shard.add(f"{number:09d}.json", to_json(replace(row, clips=())).encode())
-    return kept, bad
+    return kept, bad, notes
 
 
 def check_signal(wave_T: NDArray[np.float32], sample_rate: int) -> None:
@@ -264,18 +281,21 @@ def peak_int16(wave_T: NDArray[np.float32]) -> NDArray[np.int16]:
     return (wave_T / np.abs(wave_T).max() * np.float32(32_767)).astype(np.int16)
 
 
-def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
-    recording: Path | bytes
+def _recording(root: DataRoot, clip: Clip) -> Path | bytes:
     if clip.length:
-        recording = root.read(clip.path, clip.offset, clip.length)
-    else:
-        recording = root.local(clip.path) or root.read(clip.path)
+        return root.read(clip.path, clip.offset, clip.length)
+    return root.local(clip.path) or root.read(clip.path)
+
+
+def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
+    recording = _recording(root, clip)
     duration = min(clip.duration, plan.max_seconds)
     try:
         wave_T, rate = read_mono(recording, start=clip.start, duration=duration, channels=plan.channels)
         check_signal(wave_T, rate)  # before resampling, whose edges would give a constant some life
     except AudioError as error:
-        raise AudioError(f"{clip.path}: {error}", error.reason) from error
+        cure = "; set data.prepare.channels=first" if error.reason == "channels cancel" else ""
+        raise AudioError(f"{clip.path}: {error}{cure}", error.reason) from error
     pcm_T = peak_int16(resample(wave_T, rate, plan.front_end.sample_rate))
     data = io.BytesIO()
     soundfile.write(data, pcm_T, plan.front_end.sample_rate, format="FLAC", subtype="PCM_16")

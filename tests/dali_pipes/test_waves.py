@@ -1,6 +1,7 @@
 """Reading clips: formats, offsets, and every kind of damage."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,94 @@ def test_names_are_never_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AudioError, match="cannot be opened"):
         recording_seconds(Path(f"concat:{tmp_path}/a.mp3"))
+
+
+def test_opposite_phase_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([tone(1.0), -0.99 * tone(1.0)], axis=1), RATE)
+    with pytest.raises(AudioError, match="opposite phase") as error:
+        read_mono(path, start=0.0, duration=1.0)
+    assert error.value.reason == "channels cancel"
+    assert np.abs(read_mono(path, start=0.0, duration=1.0, channels="first")[0]).max() > 0.4
+    six = np.zeros((RATE, 6), np.float32)
+    six[:, 2] = tone(1.0)  # the centre alone is no cancellation
+    soundfile.write(path, six, RATE)
+    assert np.abs(read_mono(path, start=0.0, duration=1.0)[0]).max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.opus"])
+def test_several_ogg_recordings_in_one_file_are_read_whole(tmp_path: Path, name: str) -> None:
+    subtype = "OPUS" if name == "a.opus" else "VORBIS"
+    rate = 48_000 if name == "a.opus" else RATE
+    for part, hz in ((1, 440.0), (2, 880.0)):
+        soundfile.write(tmp_path / f"{part}.ogg", tone(2.0, rate, hz), rate, format="OGG", subtype=subtype)
+    path = tmp_path / name
+    path.write_bytes((tmp_path / "1.ogg").read_bytes() + (tmp_path / "2.ogg").read_bytes())
+    assert abs(recording_seconds(path) - 4.0) < 0.05
+    for start, hz in ((0.5, 440.0), (2.5, 880.0)):
+        wave = read_wave(path, start=start, duration=1.0, sample_rate=16_000)
+        assert abs(np.fft.rfftfreq(len(wave), 1 / 16_000)[np.abs(np.fft.rfft(wave)).argmax()] - hz) < 2
+    wave, own = read_mono(path, start=0.0, duration=recording_seconds(path))
+    assert abs(len(wave) / own - 4.0) < 0.05
+
+
+def write_late_video(path: Path, late: float) -> None:
+    """A picture from second 0, sound from ``late`` on: 2 s of 440 Hz, then 2 s of 880 Hz."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=5)
+        picture.width = picture.height = 64
+        sound = container.add_stream("aac" if path.suffix != ".mkv" else "flac", rate=RATE, layout="mono")
+        packets = []
+        for number in range(round(5 * (late + 4.0))):
+            image = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            image.pts, image.time_base = number, Fraction(1, 5)
+            packets += picture.encode(image)
+        packets += picture.encode(None)
+        wave = np.concatenate([tone(2.0), tone(2.0, hz=880.0)])[None]
+        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, round(late * RATE), Fraction(1, RATE)
+        resampler = av.AudioResampler(sound.format, "mono", RATE, frame_size=1024)
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            packets += sound.encode(piece)
+        packets += sound.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.pts * packet.time_base):
+            container.mux(packet)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_second_zero_is_the_first_sample_whatever_the_container_says(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_late_video(path, late=2.0)
+    assert abs(recording_seconds(path) - 4.0) < 0.15
+    wave, rate = read_mono(path, start=0.0, duration=recording_seconds(path))
+    assert abs(len(wave) / rate - 4.0) < 0.15
+    for start, hz in ((0.2, 440.0), (1.0, 440.0), (2.2, 880.0), (3.0, 880.0)):
+        piece = read_wave(path, start=start, duration=0.7, sample_rate=16_000)
+        assert abs(np.fft.rfftfreq(len(piece), 1 / 16_000)[np.abs(np.fft.rfft(piece)).argmax()] - hz) < 3, start
+        own, _ = read_mono(path, start=start, duration=0.7)
+        near = range(round(start * rate) - 30, round(start * rate) + 31)  # Matroska's clock ticks in milliseconds
+        assert min(np.abs(own - wave[at : at + len(own)]).max() for at in near) < 0.02, start
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (b"404: Not Found", "it is text ('404: Not Found')"),
+        (b"<!DOCTYPE html><html><body>gone</body></html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "git lfs pull"),
+        (bytes(4096), "nothing but zero bytes"),
+        (b"\x1f\x8b\x08" + bytes(range(100)), "compressed (gzip)"),
+        (bytes(range(7, 250)) * 9, "neither libsndfile nor FFmpeg knows"),
+    ],
+)
+def test_what_is_no_audio_is_called_by_its_name(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(content)
+    for source in (path, content):
+        with pytest.raises(AudioError) as error:
+            recording_seconds(source)
+        assert words in str(error.value) and "Errno" not in str(error.value)
+    for other, name in ((tmp_path, "it is a folder"), (tmp_path / "no.wav", "it does not exist")):
+        with pytest.raises(AudioError, match=name):
+            read_mono(other, start=0.0, duration=1.0)

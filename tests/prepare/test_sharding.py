@@ -138,6 +138,26 @@ def test_every_kind_of_damage_has_its_outcome(tmp_path: Path) -> None:
     assert abs(kept[1].clips[0].duration - 0.5) < 1e-3
 
 
+def test_odd_headers_and_channels_have_their_sentence(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    soundfile.write(root / "a.wav", noise(1.0), RATE, subtype="PCM_16")
+    crashed = bytearray((root / "a.wav").read_bytes())
+    crashed[4:8] = crashed[40:44] = bytes(4)
+    (root / "crashed.wav").write_bytes(crashed)
+    soundfile.write(root / "opposite.wav", np.stack([noise(1.0), -noise(1.0)], 1), RATE)
+    rows = [row("crashed", "crashed.wav"), row("opposite", "opposite.wav"), row("good", "a.wav")]
+    (root / "a.jsonl").write_text("\n".join(map(to_json, rows)))
+    summary = run(config(tmp_path))
+    assert summary.reasons == {"channels cancel": 1} and summary.notes == 1 and summary.kept == 2
+    opposite, crashed_entry = [json.loads(line) for line in (root / summary.report).read_text().splitlines()]
+    assert opposite["problem"].endswith("set data.prepare.channels=first")
+    assert crashed_entry["note"].startswith("crashed.wav: its header states 0 bytes")
+    kept = list(open_rows(DataRoot(str(root)), "prepared/a"))
+    assert abs(kept[0].clips[0].duration - 1.0) < 1e-3 and kept[0].clips[0].digest == kept[1].clips[0].digest
+    assert run(config(tmp_path, channels="first")).kept == 3
+
+
 def test_shards_are_web_datasets_and_do_not_depend_on_workers_or_time(tmp_path: Path) -> None:
     for name, workers in (("one", 1), ("two", 2)):
         folder = tmp_path / name

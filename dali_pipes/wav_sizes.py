@@ -1,0 +1,135 @@
+"""WAV headers that state a wrong amount of audio: what is really there.
+
+    correction = wav_correction(Path("field.wav"))      # None: the header is right, or the file is no WAV
+    correction.opened(Path("field.wav"))                # the same file, with the right size in its header
+
+A recorder that lost power, a program that wrote into a pipe, and many converters leave 0, 2^32 - 1 or a size that is
+off by some bytes. A file that was cut is another matter: there the size of the whole RIFF, which stands at the
+beginning, is beyond the end as well.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+NOT_STATED = 0x7FFF_0000
+"""Writers that do not know the length yet state about 2^31 or 2^32 bytes."""
+SLACK_SECONDS = 0.01
+"""So little missing at the end is a wrong size, not a cut file."""
+_LARGEST = 0xFFFF_FFFE
+
+
+@dataclass(frozen=True)
+class WavCorrection:
+    """The true size of a WAV's audio, where its header states another."""
+
+    place: int
+    """Byte of the size in the header."""
+    size: bytes
+    """What must stand there."""
+    note: str
+
+    def opened(self, source: Path | bytes) -> IO[bytes]:
+        """The file as if its header were right."""
+        if isinstance(source, bytes):
+            return io.BytesIO(source[: self.place] + self.size + source[self.place + 4 :])
+        return io.BufferedReader(_Overlaid(source, self))
+
+
+def wav_correction(source: Path | bytes) -> WavCorrection | None:
+    """What is wrong with the size that a WAV's header states; None where nothing is that can be mended.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        head = file.read(12)
+        if head[:4] not in (b"RIFF", b"RIFX") or head[8:12] != b"WAVE":
+            return None
+        order = "<" if head[:4] == b"RIFF" else ">"
+        length = file.seek(0, io.SEEK_END)
+        riff_end = 8 + int(struct.unpack(f"{order}I", head[4:8])[0])
+        block, rate, position = 1, 0, 12
+        while True:
+            file.seek(position)
+            chunk = file.read(8)
+            if len(chunk) < 8:
+                return None
+            size = int(struct.unpack(f"{order}I", chunk[4:])[0])
+            if chunk[:4] == b"data":
+                break
+            if chunk[:4] == b"fmt ":
+                form = file.read(16)
+                if len(form) == 16:
+                    rate, block = struct.unpack(f"{order}I", form[8:12])[0], struct.unpack(f"{order}H", form[12:14])[0]
+            position += 8 + size + (size & 1)
+        begin, there = position + 8, length - position - 8
+        true = _true_size(file, order, begin, size, there, riff_end, length, rate * max(1, block))
+    if true is None:
+        return None
+    true = min(true - true % max(1, block), _LARGEST)
+    note = f"its header states {size:,} bytes of audio; the {true:,} that are there were read"
+    return WavCorrection(position + 4, struct.pack(f"{order}I", true), note)
+
+
+def _true_size(
+    file: IO[bytes], order: str, begin: int, stated: int, there: int, riff_end: int, length: int, byte_rate: int
+) -> int | None:
+    if there <= 0 or stated == there:
+        return None
+    if stated > there:
+        whole = begin <= riff_end <= length + 1  # the RIFF's size is right, so nothing is missing
+        return there if stated >= NOT_STATED or whole or stated - there <= SLACK_SECONDS * byte_rate else None
+    behind = begin + stated + (stated & 1)
+    if length - behind < 8 or _are_chunks(file, order, behind, length):
+        return None
+    if stated == 0:
+        return there
+    return min(there, riff_end - begin) if riff_end > behind + 8 else None  # else it is no part of the RIFF
+
+
+def _are_chunks(file: IO[bytes], order: str, position: int, length: int) -> bool:
+    """Whether chunks of a RIFF fill the file from here on."""
+    while length - position >= 8:
+        file.seek(position)
+        head = file.read(8)
+        size = struct.unpack(f"{order}I", head[4:])[0]
+        if not all(32 <= byte < 127 for byte in head[:4]) or position + 8 + size > length:
+            return False
+        position += 8 + size + (size & 1)
+    return True
+
+
+class _Overlaid(io.RawIOBase):
+    """A file in which four bytes are others."""
+
+    def __init__(self, path: Path, correction: WavCorrection) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._correction = correction
+
+    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
+        begin = self._file.tell()
+        count = self._file.readinto(buffer) or 0
+        place, size = self._correction.place, self._correction.size
+        for i, byte in enumerate(size):
+            if 0 <= place + i - begin < count:
+                buffer[place + i - begin] = byte
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,99 @@
+"""Files from elsewhere: what they are when they are not what they should be, and what no one means to hand over.
+
+    described(b"version https://git-lfs...")      # "is a Git LFS pointer, not the file: run `git lfs pull` where ..."
+
+Messages about a file that cannot be read say what it is, for that names the cure: a download that failed left a web
+page, a clone without Git LFS left pointers.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+HEAD_BYTES = 512
+"""How much of a file `described` looks at."""
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+}
+
+
+class ForeignError(ValueError):
+    """A file that is not what it should be; the message names it and says what it is."""
+
+
+def described(head: bytes) -> str:
+    """What the beginning of a file shows about it, as a predicate; empty where it shows nothing."""
+    head = head[:HEAD_BYTES]
+    text = head.lstrip()
+    if not head:
+        return "is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file: run `git lfs pull` where it was cloned"
+    if text[:1] == b"<" and (b"<html" in text.lower() or text[:9].lower() == b"<!doctype"):
+        return f"is a web page ({shown(text)}): the download failed"
+    if head.startswith(b"\x00\x05\x16\x07"):
+        return "is what macOS keeps beside a file (AppleDouble), not the file"
+    for magic, name in _COMPRESSED.items():
+        if head.startswith(magic):
+            return f"is compressed ({name}): unpack it"
+    if not head.strip(b"\x00"):
+        return "begins with nothing but zero bytes: a copy or download that broke off"
+    if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in head):
+        return f"is text ({shown(text)})"
+    return ""
+
+
+def shown(data: bytes) -> str:
+    """The first line of bytes, short and printable, in quotes."""
+    line = data.splitlines()[0] if data.splitlines() else b""
+    text = line[:40].decode("utf-8", "replace")
+    return f"'{''.join(c if c.isprintable() else '.' for c in text)}{'...' if len(line) > 40 else ''}'"
+
+
+def head_of(source: Path | bytes) -> bytes:
+    """The first bytes of a file, none where it cannot be read."""
+    if isinstance(source, bytes):
+        return source[:HEAD_BYTES]
+    try:
+        with source.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def is_litter(name: str) -> bool:
+    """Whether a path is what archives and file managers leave behind: ``__MACOSX/``, ``._x.wav``, ``.DS_Store``."""
+    parts = PurePosixPath(name).parts
+    return any(
+        part == "__MACOSX"
+        or part.startswith("._")
+        or part in (".DS_Store", "Thumbs.db", "desktop.ini", ".Spotlight-V100")
+        for part in parts
+    )
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """Decoded JSON, UTF-8 or UTF-16.
+
+    Raises:
+        ForeignError: it is something else; the message begins with ``where``.
+    """
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        known = described(data if isinstance(data, bytes) else data[:HEAD_BYTES].encode("utf-8", "replace"))
+        if known and not known.startswith("is text"):
+            raise ForeignError(f"{where} {known}") from None
+        reason = f"{error.msg[:1].lower()}{error.msg[1:]} in line {error.lineno}, column {error.colno}"
+        raise ForeignError(f"{where} is not JSON: {reason}") from None
+    except UnicodeDecodeError as error:
+        raise ForeignError(f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except RecursionError:
+        raise ForeignError(f"{where} is nested too deeply to be data") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ForeignError(f"{where} cannot be read: {error}") from None

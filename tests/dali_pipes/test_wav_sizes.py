@@ -1,0 +1,59 @@
+"""WAV headers with wrong sizes are read as far as the file goes; right ones are left alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dali_pipes.waves import check_header, header_note, read_mono, recording_seconds
+from tests.dali_pipes.test_waves import RATE, tone
+
+
+def pcm_wav(path: Path, wave: np.ndarray, *, data: int | None = None, riff: int | None = None) -> Path:
+    """A WAV of 16 bits whose header states other sizes."""
+    soundfile.write(path, wave, RATE, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    if data is not None:
+        content[40:44] = data.to_bytes(4, "little")
+    if riff is not None:
+        content[4:8] = riff.to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+BYTES = 2 * 2 * RATE
+"""Of two seconds."""
+
+
+@pytest.mark.parametrize(
+    ("data", "riff"),
+    [(data, riff) for data in (0, 2**32 - 1, BYTES + 2, BYTES + 36, 2**31) for riff in (None, 0, 36)]
+    + [(BYTES // 2, None)],  # with another RIFF size, too, no header counts the rest in: it may be anything
+)
+def test_wrong_sizes_in_wav_headers_are_read_as_far_as_the_file_goes(
+    tmp_path: Path, data: int, riff: int | None
+) -> None:
+    path = pcm_wav(tmp_path / "a.wav", tone(2.0), data=data, riff=riff)
+    assert abs(recording_seconds(path) - 2.0) < 1e-3
+    expected = soundfile.read(pcm_wav(tmp_path / "right.wav", tone(2.0)), dtype="float32")[0]
+    for source in (path, path.read_bytes()):
+        assert np.array_equal(read_mono(source, start=0.0, duration=2.0)[0], expected)
+        piece = read_mono(source, start=1.5, duration=0.5)[0]
+        assert np.array_equal(piece, expected[round(1.5 * RATE) :])
+        assert f"states {data:,} bytes" in header_note(source)
+    check_header(path, start=0.0, duration=2.0)
+
+
+def test_right_headers_are_left_alone(tmp_path: Path) -> None:
+    path = pcm_wav(tmp_path / "a.wav", tone(2.0))
+    assert header_note(path) == "" and header_note(tmp_path / "missing.wav") == ""
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(range(256)) * 20)  # junk behind what the header counts in
+    assert header_note(path) == "" and recording_seconds(path) == 2.0
+    listed = content[:4] + (len(content) + 4).to_bytes(4, "little") + content[8:] + b"LIST\x04\0\0\0abcd"
+    path.write_bytes(listed)
+    assert header_note(path) == "" and recording_seconds(path) == 2.0
+    empty = pcm_wav(tmp_path / "b.wav", tone(0.0))
+    empty.write_bytes(empty.read_bytes() + b"LIST\x04\0\0\0abcd")
+    assert header_note(empty) == "" and recording_seconds(empty) == 0.0

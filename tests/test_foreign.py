@@ -1,0 +1,44 @@
+"""What is said about a file that is not what it should be."""
+
+import pytest
+
+from megatron_af.foreign import ForeignError, described, is_litter, parse_json, shown
+
+
+def test_what_a_file_is() -> None:
+    assert described(b"") == "is empty"
+    assert "git lfs pull" in described(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "download failed" in described(b"\n <!doctype HTML>\n<html>")
+    assert described(b"PK\x03\x04rest") == "is compressed (zip): unpack it"
+    assert "AppleDouble" in described(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    assert "zero bytes" in described(bytes(9))
+    assert described(b"hello\nworld") == "is text ('hello')"
+    assert described(b"RIFF\x00\x01\x02\x80WAVE") == ""
+    assert shown(b"\xff" * 90) == "'" + "\ufffd" * 40 + "...'"
+
+
+def test_litter() -> None:
+    assert all(map(is_litter, ("__MACOSX/a/b.wav", "a/._b.wav", "a/.DS_Store", "Thumbs.db")))
+    assert not any(map(is_litter, ("a/b.wav", "a/.hidden.wav", "MACOSX/a.wav", "a._b.wav")))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"a": 1,}', "t.json is not JSON: illegal trailing comma|t.json is not JSON: expecting"),
+        (b'[1,\n2\n3]', "in line 3, column 1"),
+        (b"<html>404</html>", "t.json is a web page"),
+        (b"", "t.json is empty"),
+        (b'{"a": "\xe9"}', "t.json is not UTF-8 .byte 7."),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"9" * 5_000, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_json_that_is_none(data: bytes, words: str) -> None:
+    with pytest.raises(ForeignError, match=words):
+        parse_json(data, "t.json")
+
+
+def test_json_with_a_mark_or_of_two_bytes_a_letter_is_read() -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        assert parse_json('{"a": "é"}'.encode(encoding), "t.json") == {"a": "é"}
