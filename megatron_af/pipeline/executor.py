@@ -29,7 +29,7 @@ from megatron_af.pipeline.report import write_report
 from megatron_af.pipeline.stages import ExitGateFailed, hold_against_gate, measure_stage, train_stage
 from megatron_af.runs.paths import CheckpointError
 from megatron_af.runs.presence import missing_at_the_head
-from megatron_af.tracking.runs import TrackedRun, curriculum_spool, start_curriculum_run
+from megatron_af.tracking.runs import TrackedRun, adopt_outer_run, curriculum_spool, start_curriculum_run
 from megatron_af.tracking.spool import Spool
 
 type Say = Callable[[str], None]
@@ -96,6 +96,8 @@ def run_step(name: str, config: Config, launch: Launch, place: Place, say: Say =
         following = _Following(folder, StepRecord(step=name, launch=launch, reads=spec.reads), before, note)
         try:
             work = _Work(spec, place, str(folder.write_config(config)), following)
+            if launch.pipeline in TRAINING:
+                adopt_outer_run(config)
             if not spec.after:
                 _check_the_rest(config, launch, steps, place)
             if spec.kind == "command":

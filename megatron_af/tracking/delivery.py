@@ -188,7 +188,7 @@ def ensure_run(client: MlflowClient, folder: Path) -> str:
         sent = Sent.load(folder)
         if sent.run_id and sent.uri == address.uri:
             return sent.run_id
-        run_id = address.adopt or _find_or_create(client, folder, address, key)
+        run_id = _top_of(client, address.adopt) if address.adopt else _find_or_create(client, folder, address, key)
         Sent(uri=address.uri, run_id=run_id).save(folder)
         return run_id
 
@@ -202,14 +202,21 @@ def send_waiting(root: Path) -> int:
     return len(folders)
 
 
+def _top_of(client: MlflowClient, run_id: str) -> str:
+    """The run above one that somebody else made: of a pipeline's task, the pipeline's, which outlives the task."""
+    return str(client.get_run(run_id).data.tags.get("mlflow.parentRunId", run_id))
+
+
 def _find_or_create(client: MlflowClient, folder: Path, address: Address, key: str) -> str:
-    experiment = experiment_id(client, address.experiment)
+    parent = ensure_run(client, folder / address.parent) if address.parent else ""
+    # MLflow shows runs as a tree only within one experiment.
+    experiment = client.get_run(parent).info.experiment_id if parent else experiment_id(client, address.experiment)
     found = client.search_runs([experiment], f"tags.{KEY_TAG} = '{key}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
     tags = {KEY_TAG: key}
-    if address.parent:
-        tags["mlflow.parentRunId"] = ensure_run(client, folder / address.parent)
+    if parent:
+        tags["mlflow.parentRunId"] = parent
     first = next((record["time"] for record, _ in read_spool(folder)), None)
     return str(client.create_run(experiment, start_time=first, tags=tags, run_name=address.name).info.run_id)
 

@@ -78,6 +78,17 @@ def start_curriculum_run(config: Config) -> TrackedRun:
     )
 
 
+def adopt_outer_run(config: Config) -> None:
+    """Let the stages' runs lie below the run of whoever started this process, if it is in one (``$MLFLOW_RUN_ID``).
+
+    Kubeflow Pipelines' MLflow plugin tells only its own pods, so a pipeline's steps call this before the training jobs
+    that they start. The first one counts; a curriculum that has its run keeps it.
+    """
+    parent = curriculum_spool(config)
+    if os.environ.get("MLFLOW_RUN_ID") and config.tracking.enabled and not (parent / "run.json").exists():
+        Spool(parent).open(_curriculum_address(config), params={}, tags={}, texts={"config.yaml": to_yaml(config)})
+
+
 def start_stage_run(config: Config, *, gpus: str, world_size: int) -> TrackedRun:
     """The run of ``config.stage`` with its present inputs, below the curriculum's run; resumed if it exists.
 

@@ -1,5 +1,6 @@
 """What happens before the first step of a pipeline."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from megatron_af.config import Config, DataConfig, StageConfig
 from megatron_af.pipeline.executor import ThisMachine, run_step
 from megatron_af.pipeline.job import Job, StepFailed
 from megatron_af.pipeline.records import FAILED, Launch, RunFolder
+from megatron_af.tracking.runs import curriculum_spool
+from megatron_af.tracking.spool import Address
 
 
 class Nowhere(ThisMachine):
@@ -15,6 +18,28 @@ class Nowhere(ThisMachine):
 
     def run(self, job: Job, say: object) -> int:
         raise AssertionError(f"{job.name} was started")
+
+
+class Quiet(ThisMachine):
+    """Does nothing, well."""
+
+    def run(self, job: Job, say: object) -> int:
+        return 0
+
+
+def test_a_step_inside_a_pipelines_mlflow_run_hangs_the_stages_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(name="toy", output=str(tmp_path), data=DataConfig(root=str(tmp_path)), curriculum={})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    spool = curriculum_spool(config)
+    run_step("prepare", config, Launch(run="r-0"), Quiet(config), lambda line: None)
+    assert not (spool / "run.json").exists(), "no run around it"
+    for seed, task in enumerate(("task-1", "task-2"), start=1):
+        # Each step has a run of its own; the first counts, and all lie below one pipeline.
+        monkeypatch.setenv("MLFLOW_RUN_ID", task)
+        run_step("prepare", replace(config, seed=seed), Launch(run=task), Quiet(config), lambda line: None)
+        assert Address.load(spool).adopt == "task-1"
 
 
 def test_the_head_refuses_what_a_later_step_would_miss(tmp_path: Path) -> None:

@@ -150,6 +150,19 @@ def test_a_parent_that_somebody_else_made_is_not_ended(tmp_path: Path, server: M
     assert [run["tags"].get("mlflow.parentRunId") for run in server.runs.values()] == [None, theirs]
 
 
+def test_below_a_pipelines_task_the_stages_hang_on_the_pipeline(tmp_path: Path, server: MlflowServer) -> None:
+    client = open_client(f"http://127.0.0.1:{server.port}")
+    experiment = client.create_experiment("of the pipelines")
+    pipeline = client.create_run(experiment, run_name="pipeline").info.run_id
+    task = client.create_run(experiment, tags={"mlflow.parentRunId": pipeline}, run_name="align").info.run_id
+    opened(tmp_path / "tracking", address(server, adopt=task))
+    child = opened(tmp_path / "align", address(server, parent="../tracking"))
+    child.end("FINISHED", "done")
+    Delivery(child.folder).send_pending()
+    assert [run["tags"].get("mlflow.parentRunId") for run in server.runs.values()] == [None, pipeline, pipeline]
+    assert {run["info"]["experiment_id"] for run in server.runs.values()} == {experiment}, "or no page shows the tree"
+
+
 def test_another_server_gets_the_run_from_its_start(tmp_path: Path, server: MlflowServer) -> None:
     first = opened(tmp_path / "s", address(server))
     write_steps(first, 1, 4)
