@@ -8,10 +8,14 @@
     python -m af_pipelines cancel  --config configs/af2_3b.yaml
     python -m af_pipelines resume  --config configs/af2_3b.yaml
     python -m af_pipelines reap    --cluster configs/cluster/gpu.yaml
+    python -m af_pipelines serve   --config configs/af2_3b.yaml --cluster configs/cluster/gpu.yaml
+    python -m af_pipelines unserve --cluster configs/cluster/gpu.yaml
 
 `run` works here and returns when the pipeline has ended; `submit` hands the same pipeline to Kubeflow and returns at
 once. Both leave out what is done already. `status`, `logs`, `cancel` and `resume` mean the last run of this
-configuration, wherever it was started. key=value changes the configuration, cluster.key=value the cluster file.
+configuration, wherever it was started. `serve` puts the registry's champion behind an address in the cluster; a
+rollback is `tools/promote.py rollback`, which the server follows. key=value changes the configuration,
+cluster.key=value the cluster file.
 
 Exit codes: 0 done, 1 a step or the cluster failed, 2 the command line or a file cannot be used, 128 + n stopped by
 signal n (143: cancelled).
@@ -72,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--follow", action="store_true", help="go on until the run has ended")
     verb("cancel", commands.cancel)
     verb("resume", commands.resume)
-    verb("reap", commands.reap, config=False).add_argument("--cluster", required=True)
+    verb("serve", commands.serve).add_argument("--cluster", required=True, help="cluster file")
+    for name, command in (("unserve", commands.unserve), ("roll-out", commands.roll_out), ("reap", commands.reap)):
+        verb(name, command, config=False).add_argument("--cluster", required=True, help="cluster file")
     return parser
 
 

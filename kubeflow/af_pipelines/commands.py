@@ -137,6 +137,40 @@ def reap(options: argparse.Namespace) -> int:
     return reap_jobs(load_cluster(options.cluster, options.overrides))
 
 
+def serve(options: argparse.Namespace) -> int:
+    """serve the champion of this configuration on a cluster, and every later one"""
+    from af_pipelines.kube import Kube
+    from af_pipelines.serving import serve
+
+    overrides = [text for text in options.overrides if not text.startswith(CLUSTER_KEY)]
+    config = load_config(options.config, overrides)
+    print(serve(Kube.connect(_cluster(options)), config.registry.model or config.name))
+    return 0
+
+
+def unserve(options: argparse.Namespace) -> int:
+    """end the server on a cluster"""
+    from af_pipelines.kube import Kube
+    from af_pipelines.serving import unserve
+
+    print(unserve(Kube.connect(_cluster(options))))
+    return 0
+
+
+def roll_out(options: argparse.Namespace) -> int:
+    """bring what a cluster serves to the champion, as it does itself every two minutes"""
+    from af_pipelines.kube import Kube
+    from af_pipelines.serving import roll_out
+
+    print(roll_out(Kube.connect(_cluster(options))))
+    return 0
+
+
+def _cluster(options: argparse.Namespace) -> ClusterConfig:
+    changes = [text.removeprefix(CLUSTER_KEY) for text in options.overrides if text.startswith(CLUSTER_KEY)]
+    return load_cluster(options.cluster, changes)
+
+
 def _run_here(arguments: Arguments, names: Sequence[str] = ()) -> int:
     config, launch = arguments.read_config(), arguments.launch
     folder, place, state = RunFolder(config), arguments.place("local"), "failed"

@@ -12,7 +12,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -59,6 +59,7 @@ class Kube:
         self.namespace = cluster.namespace
         self._cluster = cluster
         self._custom, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
+        self._apps = client.AppsV1Api(api)
         self._first_wait = first_wait
         self.say: Callable[[str], None] = lambda line: None
         """Told once that an answer is waited for, and what the API server warns of."""
@@ -141,6 +142,19 @@ class Kube:
                 return True
             return False
         return True
+
+    def deployment(self, name: str) -> Any | None:
+        with _unless(404):
+            return self._call(self._apps.read_namespaced_deployment, name, self.namespace)
+        return None
+
+    def patch_deployment(
+        self, name: str, annotations: Mapping[str, str | None], *, replicas: int | None = None
+    ) -> None:
+        """Change annotations of its pods, which starts new ones in the place of the old, and how many there are."""
+        spec: Object = {"template": {"metadata": {"annotations": dict(annotations)}}} if annotations else {}
+        spec |= {"replicas": replicas} if replicas is not None else {}
+        self._call(self._apps.patch_namespaced_deployment, name, self.namespace, {"spec": spec})
 
     def warnings(self, job: Object) -> list[str]:
         """Texts of the warnings about a job's objects, the latest last: quota, admission, scheduling, images.

@@ -28,6 +28,7 @@ RECORDED = Path(__file__).parents[1] / "fixtures" / "kubernetes"
 JOBS = re.compile(r"^/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/([^/]+)/trainjobs(?:/([^/]+))?$")
 PODS = re.compile(r"^/api/v1/namespaces/([^/]+)/pods(?:/([^/]+)/log)?$")
 QUEUES = re.compile(r"^/apis/kueue\.x-k8s\.io/v1beta2/namespaces/([^/]+)/localqueues/([^/]+)$")
+DEPLOYMENTS = re.compile(r"^/apis/apps/v1/namespaces/([^/]+)/deployments/([^/]+)$")
 EVENTS = re.compile(r"^/api/v1/namespaces/([^/]+)/events$")
 PIPELINES = re.compile(r"^/apis/v2beta1/(healthz|experiments|runs)(?:/([^:]+))?(?::(\w+))?$")
 
@@ -42,6 +43,7 @@ class FakeCluster:
         self.logs: dict[str, list[str]] = {}
         self.events: list[Object] = []
         self.queues: set[str] = set()
+        self.deployments: dict[str, Object] = {}
         self.runs: dict[str, Object] = {}
         self.requests: list[str] = []
         self.queries: list[str] = []
@@ -180,7 +182,8 @@ class FakeCluster:
                 if refusal[0] == method and refusal[1] in parsed.path:
                     self._refusals.remove(refusal)
                     return refusal[2], refusal[3], refusal[4]
-            for pattern, handle in ((JOBS, self._job), (PODS, self._pod), (EVENTS, self._event), (QUEUES, self._queue)):
+            named = ((QUEUES, self._queue), (DEPLOYMENTS, self._deployment))
+            for pattern, handle in ((JOBS, self._job), (PODS, self._pod), (EVENTS, self._event), *named):
                 if match := pattern.match(parsed.path):
                     if match[1] != self.namespace:
                         return 404, {"message": f'namespaces "{match[1]}" not found'}, {}
@@ -247,6 +250,18 @@ class FakeCluster:
         if name in self.queues:
             return 200, {"metadata": {"name": name}}
         return 404, {"message": f'localqueues.kueue.x-k8s.io "{name}" not found'}
+
+    def _deployment(self, method: str, name: str | None, query: dict[str, str], body: Object) -> tuple[int, Any]:
+        if name not in self.deployments:
+            return 404, {"message": f'deployments.apps "{name}" not found'}
+        spec = self.deployments[name]["spec"]
+        if method == "PATCH":
+            annotations = spec["template"].setdefault("metadata", {}).setdefault("annotations", {})
+            annotations |= body["spec"].pop("template", {}).get("metadata", {}).get("annotations", {})
+            for key in [key for key, value in annotations.items() if value is None]:
+                del annotations[key]
+            spec |= body["spec"]
+        return 200, self.deployments[name]
 
     def _pipelines(self, method: str, match: re.Match[str], body: Object) -> tuple[int, Any]:
         kind, name, action = match.groups()

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
+from af_pipelines.__main__ import _parser
 from af_pipelines.cluster import load_cluster
 from af_pipelines.kube import CONTAINER
 from megatron_af.pipeline.job import GIVE_UP
@@ -207,19 +208,45 @@ def test_gpu_overlay() -> None:
     assert store["valueFrom"] == {"secretKeyRef": {"name": "mlflow-postgres", "key": "uri"}}
 
 
-def test_gang_scheduling_component(tmp_path: Path) -> None:
-    manifests = ROOT / "kubeflow/manifests"
+def render_with(component: str, tmp_path: Path) -> list[Object]:
+    """The base with one component more."""
     overlay = tmp_path / "overlay"
     overlay.mkdir()
     # kustomize reads only relative paths, so the tree is made to lie beside the overlay.
-    (tmp_path / "manifests").symlink_to(manifests)
+    (tmp_path / "manifests").symlink_to(ROOT / "kubeflow/manifests")
     (overlay / "kustomization.yaml").write_text(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        "resources: [../manifests/base]\ncomponents: [../manifests/components/gang-scheduling]\n"
+        f"resources: [../manifests/base]\ncomponents: [../manifests/components/{component}]\n"
     )
     kubectl = Path(sys.executable).with_name("kubectl")
     command = [str(kubectl), "kustomize", "--load-restrictor=LoadRestrictionsNone", str(overlay)]
-    rendered = yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    (runtime,) = (body for body in rendered if body["kind"] == "ClusterTrainingRuntime")
+    return list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def test_gang_scheduling_component(tmp_path: Path) -> None:
+    (runtime,) = (body for body in render_with("gang-scheduling", tmp_path) if body["kind"] == "ClusterTrainingRuntime")
     assert runtime["spec"]["podGroupPolicy"] == {"coscheduling": {"scheduleTimeoutSeconds": 600}}
     assert models.TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime).to_dict() == runtime  # type: ignore[union-attr]
+
+
+def test_serving_component(tmp_path: Path) -> None:
+    mine = [body for body in render_with("serving", tmp_path) if body["metadata"]["name"] in SERVING]
+    assert len(mine) == 8
+    for body in mine:
+        kubernetes_validate.validate(body, "1.37", strict=True)
+        assert body["metadata"]["namespace"] == "megatron-af"
+    bodies = {(body["kind"], body["metadata"]["name"]): body for body in mine}
+    server = bodies["Deployment", "af-serving"]["spec"]
+    assert "replicas" not in server, "the next apply would undo what serve, unserve and the autoscaler set"
+    assert server["strategy"]["rollingUpdate"]["maxUnavailable"] == 0, "the old pods answer until a new one is ready"
+    job = bodies["CronJob", "af-roll-out"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    for pod in (server["template"]["spec"], job):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["containers"][0]["image"] == "megatron-af:cpu"
+        assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+    (rule,) = bodies["Role", "af-roll-out"]["rules"]
+    assert rule["resourceNames"] == ["af-serving"] and rule["verbs"] == ["get", "patch"]
+    _parser().parse_args(job["containers"][0]["args"][2:])
+
+
+SERVING = ("af-serving", "af-roll-out", "serving-from-ingress")
