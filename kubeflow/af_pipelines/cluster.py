@@ -68,7 +68,7 @@ class ClusterConfig:
     image: str = "megatron-af:latest"
     """Image of every step: this project with its tools (``kubeflow/images``)."""
     image_pull_secrets: tuple[str, ...] = ()
-    runtime: str = "megatron-af"
+    runtime: str = "megatron-af-v1"
     """ClusterTrainingRuntime of the training jobs (``kubeflow/manifests``)."""
     queue: str = ""
     """Kueue queue that admits the training jobs; empty: they start when the scheduler finds room."""

@@ -19,9 +19,10 @@ import yaml
 from kubeflow_trainer_api import models
 
 from af_pipelines.__main__ import _parser
-from af_pipelines.cluster import load_cluster
+from af_pipelines.cluster import ClusterConfig, load_cluster
 from af_pipelines.kube import CONTAINER
 from megatron_af.pipeline.job import GIVE_UP
+from megatron_af.runs.digests import digest_value
 from tests.af_pipelines.fake_cluster import RECORDED
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,10 @@ def only(overlay: str, kind: str, name: str = "megatron-af") -> Object:
     return found
 
 
+def training_runtime(overlay: str) -> Object:
+    return only(overlay, "ClusterTrainingRuntime", ClusterConfig().runtime)
+
+
 def pod_specs(overlay: str) -> list[Object]:
     specs = []
     for body in render(overlay):
@@ -71,7 +76,7 @@ def test_core_kinds_fit_kubernetes_schemas(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_runtime_fits_trainer_and_jobset(overlay: str) -> None:
-    runtime = only(overlay, "ClusterTrainingRuntime")
+    runtime = training_runtime(overlay)
     model = models.TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime)
     assert model is not None
     assert model.to_dict() == runtime, "the models know every field and lose none"
@@ -81,7 +86,7 @@ def test_runtime_fits_trainer_and_jobset(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_failures_mean_what_the_launcher_says(overlay: str) -> None:
-    spec = only(overlay, "ClusterTrainingRuntime")["spec"]["template"]["spec"]
+    spec = training_runtime(overlay)["spec"]["template"]["spec"]
     (job,) = spec["replicatedJobs"]
     lost, gave_up = job["template"]["spec"]["podFailurePolicy"]["rules"]
     assert gave_up["onExitCodes"] == {"containerName": CONTAINER, "operator": "In", "values": list(GIVE_UP)}
@@ -176,7 +181,7 @@ def test_the_volumes_are_handed_to_the_user_that_everything_runs_as(overlay: str
     body = only(overlay, "Job", "af-volumes")
     pod = body["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    (node,) = only(overlay, "ClusterTrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
+    (node,) = training_runtime(overlay)["spec"]["template"]["spec"]["replicatedJobs"]
     user = node["template"]["spec"]["template"]["spec"]["securityContext"]
     claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
     mounted = {claims[mount["name"]]: mount["mountPath"] for mount in container["volumeMounts"]}
@@ -195,10 +200,10 @@ def test_the_volumes_are_handed_to_the_user_that_everything_runs_as(overlay: str
 
 
 def test_gpu_overlay() -> None:
-    (node,) = only("gpu", "ClusterTrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
+    (node,) = training_runtime("gpu")["spec"]["template"]["spec"]["replicatedJobs"]
     spec = node["template"]["spec"]["template"]["spec"]
     (container,) = spec["containers"]
-    assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, "one would do nothing for this user"
     assert {"name": "NCCL_IB_HCA", "value": "mlx5"} in container["env"]
     memory = next(volume for volume in spec["volumes"] if volume["name"] == "shared-memory")
     assert memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
@@ -221,6 +226,34 @@ def render_with(component: str, tmp_path: Path) -> list[Object]:
     kubectl = Path(sys.executable).with_name("kubectl")
     command = [str(kubectl), "kustomize", "--load-restrictor=LoadRestrictionsNone", str(overlay)]
     return list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def test_second_network_component(tmp_path: Path) -> None:
+    (runtime,) = (body for body in render_with("second-network", tmp_path) if body["kind"] == "ClusterTrainingRuntime")
+    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    annotations = node["template"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations == {"k8s.v1.cni.cncf.io/networks": "rdma"}
+    assert models.TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime).to_dict() == runtime  # type: ignore[union-attr]
+
+
+IMMUTABLE = {
+    "megatron-af-v1": {
+        "cpu": "sha256:0851eae56255bf3a51c8a4bee004cca1245a6b506582505a91337c9c447fdb85",
+        "gpu": "sha256:356b0638b896c806baed8e62981ef9e0c433250bc2c804223d339ddcc8f51ad5",
+    }
+}
+"""Runtime -> overlay -> digest of the part that an API server lets nobody change
+(tests/fixtures/kubernetes: runtime-422-immutable-failure-policy)."""
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_another_failure_policy_is_another_runtime(overlay: str) -> None:
+    runtime = training_runtime(overlay)
+    digest = digest_value(runtime["spec"]["template"]["spec"]["failurePolicy"])
+    assert digest == IMMUTABLE[runtime["metadata"]["name"]][overlay], (
+        "the API server refuses this under the old name: give the runtime the next version (runtime.yaml, the "
+        "components that patch it, ClusterConfig.runtime) and record its digest here"
+    )
 
 
 def test_gang_scheduling_component(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.af_pipelines.launcher import Launcher
             403,
             'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: spec.RuntimeRef: Invalid '
             "value: specified clusterTrainingRuntime must be created before the TrainJob is created",
-            "has no training runtime 'megatron-af'",
+            "has no training runtime 'megatron-af-v1'",
         ),
         (422, "spec.trainer.numNodes: Invalid value", "the cluster answers 422"),
     ],
@@ -41,7 +41,7 @@ def test_refusals_name_cause_and_next_step(
         ("create-403-admission-policy", "a rule of this cluster forbids the job", "rbac"),
         ("create-422-admission-policy", "images must come from registry.corp", "rbac"),
         ("create-webhook-denial-reserved-env", "a rule of this cluster forbids the job", "rbac"),
-        ("create-webhook-denial-runtime-missing", "has no training runtime 'megatron-af'", "rbac"),
+        ("create-webhook-denial-runtime-missing", "has no training runtime 'megatron-af-v1'", "rbac"),
         ("quota-403-trainjob-create", "the quota in namespace megatron-af is used up", "rbac"),
         ("create-403-namespace-missing-as-account", "namespace 'megatron-af' or Kubeflow Trainer does not exist", ""),
         ("auth-403-anonymous", "the cluster sees no login at all", "rbac"),
