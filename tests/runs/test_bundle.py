@@ -14,6 +14,7 @@ from megatron_af.runs.digests import DigestMismatch, verify_digest
 from megatron_af.runs.paths import LATEST, MANIFEST, latest
 from megatron_af.runs.pointers import source_of
 from megatron_af.serve.places import find
+from tests.hub import hub_cache
 
 
 @pytest.fixture
@@ -95,19 +96,6 @@ def test_a_stage_without_checkpoint_is_named(config: Config) -> None:
     shutil.rmtree(config.stage_folder("long"))
     with pytest.raises(FileNotFoundError, match="stage long has no checkpoint"):
         make_release(config, "long")
-
-
-def hub_cache(folder: Path, name: str, files: dict[str, str]) -> None:
-    """A repository as huggingface_hub keeps it: blobs, and links to them by name."""
-    repository = folder / f"models--{name.replace('/', '--')}"
-    snapshot = repository / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text("abc")
-    for number, (file, text) in enumerate(files.items()):
-        (repository / f"blobs/{number}").write_text(text)
-        (snapshot / file).symlink_to(f"../../blobs/{number}")
 
 
 def test_what_came_from_the_hub_goes_along(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from megatron_af.runs.bundle import make_release
 from megatron_af.serve import loaded_model, places
 from tests.data.toy import write_tone
 from tests.examples import example
+from tests.hub import hub_cache
 from tests.trained_run import trained_run
 
 pytestmark = pytest.mark.slow
@@ -199,3 +202,28 @@ def test_the_examples_of_readme_and_docstrings_run(folder: Path) -> None:
     assert all("(" in text for text in examples().values())
     program = "\n".join(examples().values())
     assert python(folder, program + "\nprint('0')") == 0
+
+
+def test_a_release_answers_alone_when_every_cache_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained with a tokenizer from the hub; released, moved, and all that it was made from removed."""
+    write_tone(tmp_path / "dog.wav", 2.0, 0)
+    config = trained_run(tmp_path, "demo")
+    cache = tmp_path / "hub"
+    words = (tmp_path / "tokenizer.json").read_text()
+    hub_cache(cache, "org/words", {"tokenizer.json": words, "tokenizer_config.json": "{}"})
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    named = replace(config, data=replace(config.data, tokenizer="org/words"))
+    made = make_release(named, "stage")
+    said = python(tmp_path, ALONE.format(place="runs/demo"))
+    moved = made.rename(tmp_path / "released")
+    for gone in (cache, tmp_path / "runs"):
+        shutil.rmtree(gone)
+    (tmp_path / "tokenizer.json").unlink()
+    assert python(tmp_path, ALONE.format(place=moved)) == said
+
+
+ALONE = """
+import json, megatron_af as af
+print(json.dumps(af.load("{place}").answer("dog.wav", "w1 w2", max_new_tokens=4)))
+"""
