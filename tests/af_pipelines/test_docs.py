@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from af_pipelines import commands
 from af_pipelines.__main__ import _parser
-from af_pipelines.cluster import check_placements, load_cluster
+from af_pipelines.cluster import check_on_kubernetes, check_placements, load_cluster
 from megatron_af.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -23,15 +24,20 @@ COMMANDS = sorted(
 
 
 def test_there_are_commands() -> None:
-    assert {command.split()[1] for command in COMMANDS} >= {"run", "submit"}
+    assert {command.split()[1] for command in COMMANDS} >= {"run", "submit", "serve", "unserve"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse_and_their_runs_fit_the_cluster(command: str) -> None:
     options = _parser().parse_args(shlex.split(command)[1:])
-    cluster = load_cluster(str(ROOT / options.cluster))
-    config = load_config(ROOT / options.config, [*cluster.overrides, *options.overrides])
+    changes = [text.removeprefix("cluster.") for text in options.overrides if text.startswith("cluster.")]
+    cluster = load_cluster(str(ROOT / options.cluster), changes)
+    if "config" not in options:
+        return
+    overrides = [text for text in options.overrides if not text.startswith("cluster.")]
+    config = load_config(ROOT / options.config, [*cluster.overrides, *overrides])
     assert check_placements(config, cluster) == []
+    assert options.command is not commands.submit or check_on_kubernetes(config, cluster) == []
     assert config.registry.gates, "the last steps hold the model against them"
 
 
