@@ -32,7 +32,7 @@ from tests.text.toy_tokenizer import toy_tokenizer
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORDS = ("dog", "rain", "bell", "door", "frog", "wind")
 SAMPLES = [
     Captions(
