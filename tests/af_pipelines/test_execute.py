@@ -17,6 +17,8 @@ from megatron_af.pipeline.job import Job
 from megatron_af.pipeline.records import RUNNING, Launch, RunFolder, StepRecord
 from tests.af_pipelines.fake_cluster import FakeCluster
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = Launch(run="20260101-000000-ab12")
 
 

@@ -1,0 +1,59 @@
+"""The attention kernel against its statement: masks, causality, grouped queries; norms for sequence parallelism."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from megatron_af.decoder.attention import CausalAttention, TorchNorm, TorchSpecProvider, fused_attention, spec_provider
+from megatron_af.parallel.device import Device
+
+S, L, B, N, D = 5, 7, 2, 4, 8
+
+
+def by_hand(query: Tensor, key: Tensor, value: Tensor, visible_BSL: Tensor) -> Tensor:
+    groups = query.shape[2] // key.shape[2]
+    key, value = (x.repeat_interleave(groups, dim=2) for x in (key, value))
+    scores = torch.einsum("sbnd,lbnd->bnsl", query, key) / math.sqrt(D)
+    weights = scores.masked_fill(~visible_BSL[:, None], float("-inf")).softmax(-1)
+    return torch.einsum("bnsl,lbnd->sbnd", weights, value).flatten(2)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("kind", ["mask", "causal", "open"])
+def test_it_is_scaled_dot_product_attention(kv_heads: int, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys = S if kind == "causal" else L
+    query = torch.randn(S, B, N, D, generator=generator)
+    key, value = (torch.randn(keys, B, kv_heads, D, generator=generator) for _ in range(2))
+    visible = torch.ones(B, S, keys, dtype=torch.bool)
+    mask = None
+    if kind == "causal":
+        visible = visible.tril()
+    if kind == "mask":
+        visible = torch.rand(B, S, keys, generator=generator) > 0.4
+        visible[:, :, 0] = True
+        mask = torch.zeros(B, 1, S, keys).masked_fill(~visible[:, None], float("-inf"))
+    found = fused_attention(query, key, value, mask, causal=kind != "open")  # with a mask, the mask alone counts
+    torch.testing.assert_close(found, by_hand(query, key, value, visible), atol=1e-5, rtol=1e-5)
+    if kind == "causal":
+        core = CausalAttention.forward(SimpleNamespace(), query, key, value, None, attn_mask_type="ignored")  # type: ignore[arg-type]
+        torch.testing.assert_close(core, found)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("RMSNorm", nn.RMSNorm), ("LayerNorm", nn.LayerNorm)])
+@pytest.mark.parametrize("sequence", [True, False])
+def test_norms_are_torchs_and_say_whether_their_gradients_are_partial(name: str, kind: type, sequence: bool) -> None:
+    config = SimpleNamespace(normalization=name, params_dtype=torch.bfloat16, sequence_parallel=sequence)
+    norm = TorchNorm(config, 6, eps=1e-3)
+    assert type(norm) is kind and norm.eps == 1e-3
+    for parameter in norm.parameters():
+        assert parameter.sequence_parallel is sequence and parameter.dtype == torch.bfloat16 and parameter.shape == (6,)
+
+
+def test_on_the_cpu_everything_is_torchs() -> None:
+    provider = spec_provider(Device(torch=torch.device("cpu")))
+    assert isinstance(provider, TorchSpecProvider)
+    assert provider.layer_norm(rms_norm=True) is TorchNorm and provider.core_attention() is CausalAttention
