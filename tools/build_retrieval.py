@@ -17,12 +17,11 @@ import torch.distributed as dist
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
-from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import retrieval_problems
 
 
 def build(config: Config, command: str) -> None:
-    make_megatron_portable()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.retrieval.build import Builder
 
@@ -42,14 +41,12 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="top YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-        os.environ.setdefault(name, value)
-    first = os.environ["RANK"] == "0"
+    first = os.environ.get("RANK", "0") == "0"
     try:
         config = load_config(arguments.config, arguments.overrides)
         if problems := list(retrieval_problems(config)):
             raise ConfigError(f"{arguments.config} cannot be used", problems)
-        dist.init_process_group(current_device().backend)
+        join_world()
         build(config, arguments.command)
     except (ConfigError, FileNotFoundError) as error:
         if first:

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config, to_yaml
-from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.parallel.device import current_device
+from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import check
 
 CONVERTED = ("lm", "rows")
@@ -70,14 +71,11 @@ def main() -> int:
     parser.add_argument("--to", dest="target", type=Path, required=True, help="folder to write the checkpoint into")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML file")
     arguments = parser.parse_args()
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-        os.environ.setdefault(name, value)
     try:
         config = load_config(arguments.config, arguments.overrides)
-        if problems := check(config, int(os.environ["WORLD_SIZE"])):
+        if problems := check(config, int(os.environ.get("WORLD_SIZE", "1"))):
             raise ConfigError(f"{config.name} cannot be built", problems)
-        make_megatron_portable()
-        dist.init_process_group(current_device().backend)
+        join_world()
         written = convert(config, arguments.source, arguments.target)
     except (ConfigError, ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)

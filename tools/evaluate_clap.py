@@ -8,7 +8,6 @@ where they have them.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.files import write
-from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.parallel.world import join_world
 from megatron_af.runs.results import bind_results
 
 
@@ -30,14 +29,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys, stage=NAME first")
     arguments = parser.parse_intermixed_args()
-    make_megatron_portable()
+    join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.evaluate.clap import evaluate_clap, table
     from megatron_af.inference.embedder import ClapEmbedder
 
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-        os.environ.setdefault(name, value)
-    dist.init_process_group(current_device().backend)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.rows not in config.data.datasets:

@@ -20,7 +20,7 @@ from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_config
 from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, questions_of, summarise, table
 from megatron_af.files import write
-from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import validate_evaluation
 from megatron_af.runs.results import bind_results
 
@@ -40,14 +40,11 @@ def main() -> int:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         return 2
-    make_megatron_portable()
+    join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.inference.attention import draw, fixed_samples
     from megatron_af.inference.listener import Listener
 
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-        os.environ.setdefault(name, value)
-    dist.init_process_group(current_device().backend)
     folder, summaries, lines = config.stage_folder(config.stage), {}, []
     sets = {name: evaluation_rows(config, name) for name in config.curriculum[config.stage].evaluation}
     questions = sum(len(questions_of(rows)) for rows in sets.values())

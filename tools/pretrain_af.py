@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import describe, read_config
-from megatron_af.parallel.device import current_device, make_megatron_portable
+from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import validate
 from megatron_af.runs.lock import StageBusy, StageLock
 from megatron_af.runs.records import claim
@@ -56,7 +56,7 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
         with StageLock(config.stage_folder(config.stage)) if os.environ.get("RANK", "0") == "0" else nullcontext():
             if os.environ.get("RANK", "0") == "0":
                 claim(config)
-            return EXIT_CODES[train(config, world_size)]
+            return EXIT_CODES[train(config)]
     except StageBusy as error:
         print(error, file=sys.stderr, flush=True)
         return 1
@@ -67,9 +67,9 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
         return 2
 
 
-def train(config: Config, world_size: int) -> str:
+def train(config: Config) -> str:
     """Train ``config.stage``, its sizes resolved, on this process and its peers: a key of ``EXIT_CODES``."""
-    make_megatron_portable()
+    join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.tracking.callback import MLflowTracking
     from megatron_af.train.callbacks import LogLine, StopOnSignal, TrainerStatus
@@ -77,10 +77,6 @@ def train(config: Config, world_size: int) -> str:
     from megatron_af.train.stage_result import StageResult
     from megatron_af.train.trainer import Trainer
 
-    if world_size == 1:
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-            os.environ.setdefault(name, value)
-    dist.init_process_group(current_device().backend)
     followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]
     try:
         with Trainer(config, [*followers, StopOnSignal()]) as trainer:

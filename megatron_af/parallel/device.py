@@ -18,11 +18,12 @@ import os
 import re
 import resource
 import types
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from megatron_af.parallel.foreign_warnings import silence
 
 TorchDevice = torch.device
 
@@ -144,10 +145,10 @@ def make_megatron_portable(target: str = "cpu") -> None:
         RuntimeError: a function in :data:`LITERAL_SITES` is gone or holds no literal (another version).
     """
     global _target
+    silence()
     if torch.cuda.is_available() or _target == TorchDevice(target):
         return
     _target = TorchDevice(target)
-    warnings.filterwarnings("ignore", message="Apex is not installed")
     _answer_for_cuda()
     for module, names in LITERAL_SITES.items():
         for name in names:

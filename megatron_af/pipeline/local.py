@@ -66,7 +66,7 @@ class Node:
             }
         self.rank = rank
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "megatron_af.pipeline.child", str(os.getpid()), *job.arguments(ROOT)],
+            [sys.executable, "-m", "megatron_af.parallel.child", str(os.getpid()), *job.arguments(ROOT)],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     """
     arguments = parse_args(["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", *argv])  # type: ignore[no-untyped-call]
     command = ["-m"] * arguments.module + [arguments.training_script, *arguments.training_script_args]
-    arguments.module, arguments.training_script = True, "megatron_af.pipeline.child"
+    arguments.module, arguments.training_script = True, "megatron_af.parallel.child"
     arguments.training_script_args = [str(os.getpid()), "-u", *command]
-    if arguments.nnodes == "1":
+    if arguments.standalone or arguments.nnodes in ("1", "1:1"):
         arguments.local_addr = arguments.local_addr or "127.0.0.1"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:

@@ -14,9 +14,13 @@ was.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +29,14 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedBase
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
 from megatron_af.files import write
 from megatron_af.model import AudioFlamingo
+from megatron_af.parallel.child import end_with
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
 from megatron_af.runs.digests import DIGEST_FILE
@@ -127,6 +133,7 @@ class Checkpoints:
             dist.barrier()
             self._announce(final)
 
+        _keep_results_queue()
         if self._queue is None:
             dist_checkpointing.save(state, str(partial))
             publish()
@@ -304,6 +311,24 @@ def _model_state(
         for key, entries in state.items()
     }
     return {key: entries for key, entries in state.items() if entries}, weights
+
+
+def _keep_results_queue() -> None:
+    """Make the queue through which megatron-core's writers report, in a process that a launcher's signals do not end.
+
+    megatron-core would make it itself, in a process that dies of the SIGTERM which asks for the last checkpoint:
+    launchers signal whole process groups. Signals that are blocked here stay blocked in a process started meanwhile.
+    """
+    if filesystem_async._results_queue is not None:
+        return
+    resource_tracker.ensure_running()  # which else is started on the way, and unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+    try:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(initializer=end_with, initargs=(os.getpid(),))
+        filesystem_async._results_queue = manager.Queue()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -51,3 +51,25 @@ def test_workers_that_need_longer_than_torchrun_grants_are_not_killed(tmp_path: 
                     process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert "checkpoint written\n" in lines
+
+
+def test_a_host_name_that_does_not_resolve_delays_nothing(tmp_path: Path) -> None:
+    """On one machine only its own address is used; under another name of this machine the old one does not resolve."""
+    unshare = ["unshare", "--map-root-user", "--uts"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare --uts is not permitted here")
+    script = tmp_path / "tool.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\nx = torch.ones(1)\ndist.all_reduce(x)\n"
+        "dist.barrier(dist.new_group([0, 1]))\nprint(f'sum {x.item():.0f}')\n"
+    )
+    launch = f"{sys.executable} -m megatron_af.pipeline.torchrun --standalone --nproc_per_node=2 {script}"
+    done = subprocess.run(
+        [*unshare, "sh", "-c", f"hostname nowhere.invalid && exec {launch}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sum 2") == 2
+    assert "nowhere.invalid" not in done.stderr

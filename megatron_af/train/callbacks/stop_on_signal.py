@@ -1,5 +1,6 @@
 """A run that is asked to end by a signal ends well."""
 
+import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ class StopOnSignal(Callback):
     """
 
     def on_start(self, trainer: "Trainer") -> None:
+        own = os.getpid()
+
         def stop(signum: int, frame: Any) -> None:
-            trainer.request_stop()
+            if os.getpid() == own:  # and not of a writer that was forked from this process
+                trainer.request_stop()
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, stop)

@@ -1,6 +1,6 @@
 """A command that does not outlive the process that started it, not even one that is killed.
 
-    python -m megatron_af.pipeline.child PARENT tool.py arguments …
+    python -m megatron_af.parallel.child PARENT tool.py arguments …
 
 PARENT is the process id of the starter. Linux kills this process when its parent ends, and keeps to that when the
 command takes its place.
