@@ -1,7 +1,7 @@
 """Floating-point operations of matrix products and attention, told by each module without building it.
 
     tally = Tally(lambda name: is_trainable(name, stage.trainable, stage.frozen))
-    features = tally_htsat(tally, config.model.encoder)      # walks its products in the order of its forward pass
+    features = encoder_of(config.model.encoder).tally(tally)     # walks its products as its forward pass does
     flops = tally.of(Amounts(windows=30))
 
 A module says its products by the names of its weights and passes on whether a gradient flows; what is frozen then costs

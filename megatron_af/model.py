@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from megatron_af.audio.htsat import HTSAT
+from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.transform import TransformationLayers
 from megatron_af.config import Config
 from megatron_af.decoder.lm import AudioLM
@@ -44,7 +44,7 @@ class AudioFront(nn.Module):
         model = config.model
         self.tokens_per_window = model.encoder.tokens_per_window
         self.feature_dim = model.encoder.feature_dim
-        self.encoder = HTSAT(model.front_end, model.encoder)
+        self.encoder = encoder_of(model.encoder).build(model.front_end)
         self.transform = TransformationLayers(model.encoder.feature_dim, model.transform)
         self.added_rows = nn.Parameter(torch.zeros(vocabulary.num_added, model.lm.hidden))
         # megatron-core asks every model it reduces gradients for about these two.

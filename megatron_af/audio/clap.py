@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron_af.audio.htsat import HTSAT, IMAGE_SIDE
+from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.projection import projection
 from megatron_af.audio.text_tower import TextTokenizer, TextTower
 from megatron_af.config import LOWEST_TEMPERATURE, ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
@@ -34,8 +34,9 @@ class ClapModel(nn.Module):
         """``tokenizer`` serves a fresh text tower; one that is loaded brings its own."""
         super().__init__()
         self.front_end, self.joint_dim = config.front_end, config.clap.joint_dim
-        self.encoder = HTSAT(config.front_end, config.encoder)
-        self.encoder.bn0.learns_statistics = True
+        encoder = encoder_of(config.encoder)
+        self.time_steps = encoder.time_steps
+        self.encoder = encoder.build(config.front_end, pretraining=True)
         self.clap = JointSpace(config.clap, config.encoder, tokenizer)
         # megatron-core asks every model it reduces gradients for about these two.
         self.share_embeddings_and_output_weights = False
@@ -60,7 +61,7 @@ class ClapModel(nn.Module):
                 clip_B = torch.tensor([clip for clip, _, _ in parts], dtype=torch.int64, device=means_BD.device)
                 means_BD = means_BD[clip_B]
         else:
-            means_BD = part_means(features_WLD, windows, parts, self.front_end)
+            means_BD = part_means(features_WLD, windows, parts, self.front_end, self.time_steps)
         return self.clap.join_audio(means_BD)
 
     def embed_text(self, ids_TS: Tensor, real_TS: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ class JointSpace(nn.Module):
         super().__init__()
         kind = encoder.vector or "mlp"
         self.text = TextTower(config, tokenizer)
-        self.audio_projection = nn.Identity() if encoder.vector else projection(kind, encoder.width, config.joint_dim)
+        width = encoder.feature_dim
+        self.audio_projection = nn.Identity() if encoder.vector else projection(kind, width, config.joint_dim)
         self.text_projection = projection(kind, self.text.width, config.joint_dim)
         log_scale = torch.tensor(-math.log(config.temperature))
         if config.learn_temperature:
@@ -109,14 +111,17 @@ def clip_means(features_WLD: Tensor, windows: Sequence[int]) -> Tensor:
 
 
 def part_means(
-    features_WLD: Tensor, windows: Sequence[int], parts: Sequence[tuple[int, float, float]], front_end: FrontEndConfig
+    features_WLD: Tensor,
+    windows: Sequence[int],
+    parts: Sequence[tuple[int, float, float]],
+    front_end: FrontEndConfig,
+    steps: int,
 ) -> Tensor:
     """Mean over the tokens whose time step lies in each part (clip, start, end), at least the nearest one; means_BD.
 
-    Token l of a window stands at time step l modulo the number of steps, in each half of the frequency axis.
+    Token l of a window stands at time step l modulo ``steps`` (``AudioEncoder.time_steps``).
     """
     tokens, dim = features_WLD.shape[1:]
-    steps = _time_steps(tokens, front_end)
     stride = front_end.window_seconds - front_end.overlap_seconds
     middle_L = (np.arange(tokens) % steps + 0.5) * front_end.window_seconds / steps
     first_window = np.concatenate([[0], np.cumsum(windows)])
@@ -134,9 +139,3 @@ def part_means(
     sums_BD = features_WLD.new_zeros(len(parts), dim).index_add(0, part_T, features_WLD.reshape(-1, dim)[index_T])
     counts_B = torch.from_numpy(np.array([len(tokens_of) for tokens_of in index])).to(sums_BD)
     return sums_BD / counts_B[:, None]
-
-
-def _time_steps(tokens: int, front_end: FrontEndConfig) -> int:
-    """Time steps of a window: the grid's columns times the quarters that lie below each other (HTS-AT 2.1); a vector
-    stands for the whole window."""
-    return min(tokens, math.isqrt(tokens) * (IMAGE_SIDE // front_end.mel_bins))

@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron_af.audio.augment import SpecAugment
+from megatron_af.audio.htsat_encoder import IMAGE_SIDE, HTSATEncoder
 from megatron_af.audio.mel_norm import MelNorm
-from megatron_af.audio.projection import projection, tally_projection
+from megatron_af.audio.projection import projection
 from megatron_af.config import EncoderConfig, FrontEndConfig
-from megatron_af.flops import Tally
 
-IMAGE_SIDE = 256
-"""The mel windows are folded to a square image of this many rows and columns (HTS-AT section 2.1)."""
 MASKED = -100.0
 """Score between patches that only the cyclic shift made neighbours; released weights saw -100, not -inf."""
 
@@ -242,7 +240,7 @@ class HTSAT(nn.Module):
 
     def __init__(self, front_end: FrontEndConfig, config: EncoderConfig) -> None:
         super().__init__()
-        self.dim = config.feature_dim
+        width = HTSATEncoder(config).width
         self.recompute = config.recompute
         self.folds = IMAGE_SIDE // front_end.mel_bins
         self.bn0 = MelNorm(front_end.mel_bins)
@@ -263,11 +261,11 @@ class HTSAT(nn.Module):
             ]
             layers.append(SwinLayer(blocks, PatchMerging(dim) if i + 1 < len(config.depths) else None))
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(config.width)
-        self.projection = projection(config.vector, config.width, config.vector_dim) if config.vector else None
+        self.norm = nn.LayerNorm(width)
+        self.projection = projection(config.vector, width, config.vector_dim) if config.vector else None
         if config.classes:
             halves = rows // self.folds
-            self.tscam_conv = nn.Conv2d(config.width, config.classes, (halves, 3), padding=(0, 1))
+            self.tscam_conv = nn.Conv2d(width, config.classes, (halves, 3), padding=(0, 1))
             self.head = nn.Linear(config.classes, config.classes)
         if config.stft_weights:
             frequencies = front_end.fft_size // 2 + 1
@@ -335,39 +333,3 @@ def _init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def tally_htsat(tally: Tally, config: EncoderConfig) -> bool:
-    """The encoder's products for a window; returns whether a gradient flows into its features."""
-    dim, rows = config.embed_dim, IMAGE_SIDE // config.patch_size
-    x = tally.passes(False, "encoder.bn0.weight", "encoder.bn0.bias")
-    x = tally.linear(x, "encoder.patch_embed.proj", config.patch_size**2 * dim * rows**2, "windows", bias=True)
-    x = tally.passes(x, *_norm("encoder.patch_embed.norm"))
-    if config.absolute_positions:
-        x = tally.passes(x, "encoder.absolute_pos_embed")
-    for i, depth in enumerate(config.depths):
-        for j in range(depth):
-            x = _tally_block(tally, x, f"encoder.layers.{i}.blocks.{j}", dim, rows, config)
-        if i + 1 < len(config.depths):
-            at, dim, rows = f"encoder.layers.{i}.downsample", 2 * dim, rows // 2
-            x = tally.passes(x, *_norm(f"{at}.norm"))
-            x = tally.linear(x, f"{at}.reduction", 2 * dim**2 * rows**2, "windows")
-    x = tally.passes(x, *_norm("encoder.norm"))
-    return tally_projection(tally, x, "encoder.projection", config.vector, dim, config.vector_dim)
-
-
-def _tally_block(tally: Tally, x: bool, at: str, dim: int, rows: int, config: EncoderConfig) -> bool:
-    patches, side = rows**2, min(config.window_size, rows)
-    y = tally.passes(x, *_norm(f"{at}.norm1"))
-    y = tally.linear(y, f"{at}.attn.qkv", 3 * dim**2 * patches, "windows", bias=True)
-    bias = tally.trains(f"{at}.attn.relative_position_bias_table")
-    y = tally.attention(y, y, y, dim * patches * side**2, "windows", bias=bias)
-    x = tally.linear(y, f"{at}.attn.proj", dim**2 * patches, "windows", bias=True) or x
-    y = tally.passes(x, *_norm(f"{at}.norm2"))
-    for part in ("fc1", "fc2"):
-        y = tally.linear(y, f"{at}.mlp.{part}", config.mlp_ratio * dim**2 * patches, "windows", bias=True)
-    return x or y
-
-
-def _norm(name: str) -> tuple[str, str]:
-    return f"{name}.weight", f"{name}.bias"

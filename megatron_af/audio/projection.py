@@ -12,8 +12,6 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron_af.flops import Tally
-
 
 class ResidualProjection(nn.Module):
     """Two linear layers, the second on top of the first one's output, and a norm; dropout in training only."""
@@ -35,16 +33,3 @@ def projection(kind: Literal["mlp", "residual"], width: int, joint_dim: int) -> 
     if kind == "residual":
         return ResidualProjection(width, joint_dim)
     return nn.Sequential(nn.Linear(width, joint_dim), nn.ReLU(), nn.Linear(joint_dim, joint_dim))
-
-
-def tally_projection(
-    tally: Tally, x: bool, at: str, kind: Literal["", "mlp", "residual"], width: int, joint_dim: int
-) -> bool:
-    """The products of a projection for a window; none where there is none."""
-    if not kind:
-        return x
-    first, second = ("linear1", "linear2") if kind == "residual" else ("0", "2")
-    bias = kind == "mlp"
-    y = tally.linear(x, f"{at}.{first}", width * joint_dim, "windows", bias=bias)
-    y = tally.linear(y, f"{at}.{second}", joint_dim**2, "windows", bias=bias)
-    return tally.passes(y, f"{at}.layer_norm.weight", f"{at}.layer_norm.bias") if kind == "residual" else y

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from megatron_af.config.loading import suggestion
+from megatron_af.config.errors import suggestion
 
 
 class UnknownComponent(ValueError):

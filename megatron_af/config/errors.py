@@ -1,6 +1,7 @@
-"""What a configuration that cannot run raises."""
+"""What a configuration that cannot run raises, and how its message helps."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 
 class ConfigError(ValueError):
@@ -13,3 +14,11 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
         count = {0: "", 1: ": 1 problem"}.get(len(problems), f": {len(problems)} problems")
         super().__init__("\n".join([f"{subject}{count}", *(f"  - {problem}" for problem in problems)]))
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """``; did you mean …?`` where something known is close, or else what is known."""
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""

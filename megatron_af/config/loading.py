@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_af.config import Config, ConfigError
+from megatron_af.config.errors import suggestion
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMAND_LINE = "command line"
@@ -109,14 +110,6 @@ def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML without includes."""
     return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """``; did you mean …?`` where something known is close, or else what is known."""
-    close = get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; known: {', '.join(known)}" if known else ""
 
 
 def describe(schema: type = Config) -> str:
@@ -233,6 +226,8 @@ class _Reader:
         if origin in (Union, types.UnionType):
             (inner,) = (option for option in options if option is not type(None))
             return None if value is None else self.read(inner, value, key)
+        if kind is Any:
+            return value
         if origin is Literal:
             if value not in options:
                 known = [str(option) for option in options]

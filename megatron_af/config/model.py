@@ -1,10 +1,13 @@
 """Sizes of the model: front end, encoder, transformation layers, language model, gated blocks, CLAP."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from megatron_af.config.components import UnknownComponent, component
 from megatron_af.config.effects import Rounding, Weights
 from megatron_af.config.ranges import BelowOne, Count, NotNegative, Positive, Whole
+
+ENCODERS = {"htsat": "megatron_af.audio.htsat_encoder:HTSATEncoder"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,12 @@ class FrontEndConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """HTS-AT. Defaults are the released AF-CLAP encoder ("large", 278,770,007 parameters)."""
+    """HTS-AT, whose defaults are the released AF-CLAP encoder ("large", 278,770,007 parameters), or another one."""
 
+    kind: Weights[str] = "htsat"
+    """A built-in encoder, or ``module:Class`` of your own (``megatron_af/audio/encoder.py``)."""
+    settings: Weights[dict[str, Any]] = field(default_factory=dict)
+    """Of an encoder that is not built in; the keys below are HTS-AT's."""
     embed_dim: Weights[Count] = 256
     depths: Weights[tuple[Count, ...]] = (2, 2, 12, 2)
     heads: Weights[tuple[Count, ...]] = (4, 8, 16, 32)
@@ -78,18 +85,29 @@ class EncoderConfig:
     """Width of that vector; 1024 in ClapCap."""
 
     @property
-    def width(self) -> int:
-        """Of the tokens."""
-        return self.embed_dim * 2 ** (len(self.depths) - 1)
+    def component(self) -> Any:
+        """The ``megatron_af.audio.encoder.AudioEncoder`` of these settings; its module is imported only now.
+
+        Raises:
+            UnknownComponent: ``kind`` names none.
+        """
+        found = component(self.kind, ENCODERS)
+        if not hasattr(found, "tokens_per_window"):
+            raise UnknownComponent(
+                f"'{self.kind}' is no encoder: expected a subclass of megatron_af.audio.encoder.AudioEncoder"
+            )
+        return found(self)
 
     @property
     def feature_dim(self) -> int:
         """Of what the encoder hands on: tokens, or vectors."""
-        return self.vector_dim if self.vector else self.width
+        dim: int = self.component.feature_dim
+        return dim
 
     @property
     def tokens_per_window(self) -> int:
-        return 1 if self.vector else (256 // self.patch_size // 2 ** (len(self.depths) - 1)) ** 2
+        tokens: int = self.component.tokens_per_window
+        return tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,7 @@ problems = list(model_problems(config.model))       # numbers must lie in their 
 from collections.abc import Iterator, Sequence
 
 from megatron_af.config import ModelConfig
-
-MEL_FRAMES, MEL_BINS, IMAGE_SIDE = 1024, 64, 256
-"""HTS-AT folds this many frames by bins into its square image."""
-FOLDS = IMAGE_SIDE // MEL_BINS
+from megatron_af.config.components import UnknownComponent
 
 
 def model_problems(model: ModelConfig) -> Iterator[str]:
@@ -35,33 +32,16 @@ def _language_model(model: ModelConfig) -> Iterator[str]:
 
 
 def _encoder(model: ModelConfig) -> Iterator[str]:
-    encoder, transform = model.encoder, model.transform
-    width = encoder.feature_dim if encoder.depths else 0
-    if not encoder.depths:
-        yield "model.encoder.depths is empty: give each stage of the encoder its number of blocks"
-    elif len(encoder.depths) != len(encoder.heads):
-        yield (
-            f"model.encoder.heads has {len(encoder.heads)} stages and model.encoder.depths has "
-            f"{len(encoder.depths)}: give both the same length"
-        )
-
-    def times(stage: int) -> str:
-        return f"model.encoder.embed_dim x {2**stage}"
-
-    for stage, heads in enumerate(encoder.heads):
-        dim = encoder.embed_dim * 2**stage
-        yield from divides(
-            f"model.encoder.heads[{stage}]", heads, f"the width of encoder stage {stage}, {times(stage)}", dim
-        )
-    if encoder.fusion and encoder.embed_dim < 4:
-        yield f"model.encoder.embed_dim = {encoder.embed_dim}: feature fusion needs 4; raise it or set fusion to false"
-    if IMAGE_SIDE % encoder.patch_size:
-        yield from divides("model.encoder.patch_size", encoder.patch_size, "the side of HTS-AT's image", IMAGE_SIDE)
-    else:
-        yield from _grid(model)
+    transform = model.transform
+    try:
+        encoder = model.encoder.component
+    except UnknownComponent as error:
+        yield f"model.encoder.kind = {error}"
+        return
+    yield from encoder.problems(model.front_end)
+    width, source = encoder.feature_dim, encoder.feature_key
     if not width:
         return
-    source = "model.encoder.vector_dim" if encoder.vector else times(len(encoder.depths) - 1)
     yield from divides("model.transform.heads", transform.heads, f"the encoder's width, {source}", width)
     turned = transform.heads if transform.positions == "rope" else 1
     if transform.layers and width % turned == 0 and width // turned % 2:
@@ -71,26 +51,8 @@ def _encoder(model: ModelConfig) -> Iterator[str]:
         )
 
 
-def _grid(model: ModelConfig) -> Iterator[str]:
-    encoder = model.encoder
-    rows = [IMAGE_SIDE // encoder.patch_size // 2**stage for stage in range(len(encoder.depths))]
-    if rows and rows[-1] < FOLDS:
-        yield (
-            f"model.encoder.patch_size = {encoder.patch_size} with {len(rows)} stages leaves a grid of {rows[-1]} "
-            f"rows for the {FOLDS} folds of a window: use smaller patches or fewer model.encoder.depths"
-        )
-    side = encoder.window_size
-    if split := [stage for stage, number in enumerate(rows) if number > side and number % side]:
-        yield (
-            f"model.encoder.window_size = {side} does not divide the {rows[split[0]]} rows of encoder stage "
-            f"{split[0]}: set it to a power of 2"
-        )
-
-
 def _front_end(model: ModelConfig) -> Iterator[str]:
     front = model.front_end
-    if front.mel_bins != MEL_BINS:
-        yield f"model.front_end.mel_bins = {front.mel_bins}: HTS-AT's image holds {MEL_BINS}; set it to {MEL_BINS}"
     if front.overlap_seconds >= front.window_seconds:
         yield (
             f"model.front_end.overlap_seconds = {front.overlap_seconds}: must be below "
@@ -100,11 +62,6 @@ def _front_end(model: ModelConfig) -> Iterator[str]:
         yield (
             f"model.front_end.window_seconds = {front.window_seconds} less overlap_seconds = {front.overlap_seconds}"
             f" is no whole sample at sample_rate = {front.sample_rate}: lengthen the window"
-        )
-    elif front.window_frames > MEL_FRAMES:
-        yield (
-            f"model.front_end.window_seconds = {front.window_seconds} makes {front.window_frames} mel frames; "
-            f"HTS-AT takes {MEL_FRAMES}: shorten the window or raise model.front_end.hop_samples = {front.hop_samples}"
         )
     which = "mel_sample_rate" if front.mel_sample_rate else "sample_rate"
     mel_rate = front.mel_sample_rate or front.sample_rate

@@ -1,7 +1,8 @@
 """The decoder's matrix products and attention, as ``megatron_af.flops`` counts them.
 
-audio_flows = tally_transform(tally, tally_htsat(tally, model.encoder), model.encoder.feature_dim, model.transform)
-tally_decoder(tally, model, audio_flows)
+features = encoder_of(model.encoder).tally(tally)
+audio = tally_transform(tally, features, model.encoder.feature_dim, model.transform)
+tally_decoder(tally, model, audio)
 """
 
 from megatron_af.config import ModelConfig

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from megatron_af.audio.htsat import IMAGE_SIDE
+from megatron_af.audio.encoder import encoder_of
 from megatron_af.config import ModelConfig
 from megatron_af.data.rows import Row
 from megatron_af.decoder.cross_attention import AudioCrossAttention
@@ -76,11 +76,11 @@ def recorded(decoder: nn.Module) -> Iterator[list[Tensor]]:
 def token_seconds(model: ModelConfig, windows: int) -> Floats:
     """When the part of a clip begins that each of its audio tokens was made of, [windows * tokens_per_window].
 
-    HTS-AT gives a window's tokens frequency band by frequency band, each in the order of time (``audio/htsat.py``).
+    A window's tokens come band by band, each in the order of time (``AudioEncoder.time_steps``).
     """
-    per_window, front = model.encoder.tokens_per_window, model.front_end
-    steps = round(per_window**0.5) * (IMAGE_SIDE // front.mel_bins)  # columns of the grid x folds of time
-    within_window = np.arange(per_window) % steps * (front.window_seconds / steps)
+    encoder, front = encoder_of(model.encoder), model.front_end
+    steps = encoder.time_steps
+    within_window = np.arange(encoder.tokens_per_window) % steps * (front.window_seconds / steps)
     starts = np.arange(windows) * (front.window_seconds - front.overlap_seconds)
     return (starts[:, None] + within_window).reshape(-1)
 

@@ -75,7 +75,7 @@ def audio_keys(front: AudioFront, audio: StepAudio, rows: TextRows) -> AudioKeys
     starts = (torch.tensor([0, *windows]).cumsum(0) * per_window).tolist()
     index_BL, audio_of_BL = key_layout(rows.clips, audio.clip_windows, dict(enumerate(starts)), per_window)
     if audio.mel_WFM is None:
-        tokens_TD = front.added_rows.new_zeros(1, front.encoder.dim)
+        tokens_TD = front.added_rows.new_zeros(1, front.feature_dim)
     else:
         tokens_TD = front(front.encode(audio.mel_WFM), windows)
     return AudioKeys(tokens_LBD=tokens_TD[index_BL.t().to(tokens_TD.device)], audio_of_BL=audio_of_BL)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config.loading import suggestion
+from megatron_af.config.errors import suggestion
 from megatron_af.pipeline.driver import drive
 from megatron_af.pipeline.executor import Say, ThisMachine, show
 from megatron_af.pipeline.graph import for_pipeline, pipeline_steps

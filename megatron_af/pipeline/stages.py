@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config.loading import suggestion
+from megatron_af.config.errors import suggestion
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.runs.identity import evaluation_inputs, stage_inputs
 from megatron_af.runs.lock import StageBusy, ensure_free

@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config.loading import suggestion
+from megatron_af.config.errors import suggestion
 from megatron_af.release.gates import read_gates
 from megatron_af.release.trial import try_loading
 from megatron_af.release.versions import CANDIDATE, Releases, Report

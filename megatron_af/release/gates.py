@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_af.config import ConfigError
-from megatron_af.config.loading import CONFIGS, read_values, suggestion
+from megatron_af.config.errors import suggestion
+from megatron_af.config.loading import CONFIGS, read_values
 from megatron_af.runs.results import Results
 
 RESAMPLES = 4_000

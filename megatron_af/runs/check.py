@@ -13,7 +13,8 @@ from functools import cache
 
 from megatron_af.config import Config, ConfigError, StageConfig
 from megatron_af.config.components import UnknownComponent
-from megatron_af.config.loading import Unread, suggestion, unexplained
+from megatron_af.config.errors import suggestion
+from megatron_af.config.loading import Unread, unexplained
 from megatron_af.config.model_rules import divisors, listed, model_problems
 from megatron_af.config.ranges import keep_in_range
 from megatron_af.runs.objectives import spec_of

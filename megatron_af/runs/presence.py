@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from megatron_af.config import Config, DatasetConfig
-from megatron_af.config.loading import suggestion
+from megatron_af.config.errors import suggestion
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.runs.objectives import spec_of

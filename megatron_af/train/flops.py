@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_af.audio.htsat import tally_htsat
+from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.transform import tally_transform
 from megatron_af.config import ModelConfig, StageConfig
 from megatron_af.data.batch import IGNORED, StepAudio, TextRows
@@ -30,14 +30,14 @@ PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B2
 def encoder_tally(model: ModelConfig, stage: StageConfig) -> Tally:
     """Of the encoder alone."""
     tally = Tally(lambda name: is_trainable(name, stage.trainable, stage.frozen))
-    tally_htsat(tally, model.encoder)
+    encoder_of(model.encoder).tally(tally)
     return tally
 
 
 def answer_tally(model: ModelConfig, stage: StageConfig, *, blocks: bool = True) -> Tally:
     """Of Audio Flamingo; ``blocks`` is False where its gated blocks are left out (``AudioLM.skip_identity_blocks``)."""
     tally = Tally(lambda name: is_trainable(name, stage.trainable, stage.frozen))
-    features = tally_htsat(tally, model.encoder)
+    features = encoder_of(model.encoder).tally(tally)
     audio = tally_transform(tally, features, model.encoder.feature_dim, model.transform)
     tally_decoder(tally, model, audio, blocks=blocks)
     return tally

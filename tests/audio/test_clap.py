@@ -43,7 +43,7 @@ def test_clip_is_the_mean_of_all_its_windows():
 def test_part_of_a_clip_is_the_mean_of_its_time_steps():
     features = torch.randn(4, 64, 3)  # 64 tokens: two halves of the frequency axis, 32 steps of 312.5 ms
     parts = [(0, 0.0, math.inf), (1, 0.0, math.inf), (0, 0.0, 0.625), (1, 10.0, 10.3), (1, 4.0, 4.01)]
-    means = part_means(features, [1, 3], parts, FrontEndConfig())
+    means = part_means(features, [1, 3], parts, FrontEndConfig(), steps=32)
     torch.testing.assert_close(means[:2], clip_means(features, [1, 3]))
     torch.testing.assert_close(means[2], features[0, [0, 1, 32, 33]].mean(0))
     torch.testing.assert_close(means[3], features[2, [0, 32]].mean(0))  # the second window of the second clip
