@@ -8,6 +8,7 @@
     python -m af_pipelines cancel  --config configs/af2_3b.yaml
     python -m af_pipelines resume  --config configs/af2_3b.yaml
     python -m af_pipelines reap    --cluster configs/cluster/gpu.yaml
+    python -m af_pipelines smoke   --cluster configs/cluster/gpu.yaml
     python -m af_pipelines serve   --config configs/af2_3b.yaml --cluster configs/cluster/gpu.yaml
     python -m af_pipelines unserve --cluster configs/cluster/gpu.yaml
 
@@ -77,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     verb("cancel", commands.cancel)
     verb("resume", commands.resume)
     verb("serve", commands.serve).add_argument("--cluster", required=True, help="cluster file")
-    for name, command in (("unserve", commands.unserve), ("roll-out", commands.roll_out), ("reap", commands.reap)):
+    on_the_cluster = {"unserve": commands.unserve, "roll-out": commands.roll_out, "smoke": commands.smoke}
+    for name, command in {**on_the_cluster, "reap": commands.reap}.items():
         verb(name, command, config=False).add_argument("--cluster", required=True, help="cluster file")
     return parser
 

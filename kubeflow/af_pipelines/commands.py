@@ -17,12 +17,13 @@ from megatron_af.config.as_json import from_json, to_json
 from megatron_af.config.loading import load_config
 from megatron_af.pipeline.driver import drive
 from megatron_af.pipeline.graph import for_pipeline, pipeline_steps
-from megatron_af.pipeline.job import Cancelled, StepFailed
+from megatron_af.pipeline.job import Cancelled, Job, StepFailed
 from megatron_af.pipeline.local import STOP_SECONDS
 from megatron_af.pipeline.records import Launch, RunFolder, RunRecord, new_run
 from megatron_af.pipeline.report import stamp, table
 
 CLUSTER_KEY = "cluster."
+SMOKE, SMOKE_SECONDS = "smoke", 1800.0
 FOLLOW_SECONDS = 0.5
 CANCEL_SECONDS = STOP_SECONDS + 120.0
 """A cancelled run writes a checkpoint and tells MLflow."""
@@ -163,6 +164,23 @@ def roll_out(options: argparse.Namespace) -> int:
     from af_pipelines.serving import roll_out
 
     print(roll_out(Kube.connect(_cluster(options))))
+    return 0
+
+
+def smoke(options: argparse.Namespace) -> int:
+    """measure the network between two nodes of a cluster, as training uses it"""
+    from af_pipelines.trainjob import launch_trainjob
+
+    cluster = _cluster(options)
+    job = Job(
+        name=SMOKE,
+        owner=cluster.namespace,
+        argv=("tools/measure_network.py",),
+        nodes=2,
+        processes=cluster.placement(SMOKE, stage=True).processes,
+        deadline_seconds=SMOKE_SECONDS,
+    )
+    launch_trainjob(job, cluster, Launch(run=new_run()), lambda line: print(line, flush=True))
     return 0
 
 

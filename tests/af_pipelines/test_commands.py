@@ -14,7 +14,7 @@ from af_pipelines.manifest import PROGRESS, trainjob_manifest
 from megatron_af.config.loading import load_config
 from megatron_af.pipeline.job import Job
 from megatron_af.pipeline.records import RunFolder
-from tests.af_pipelines.fake_cluster import FakeCluster
+from tests.af_pipelines.fake_cluster import FakeCluster, Object
 
 CONFIG = """
 name: toy
@@ -173,3 +173,20 @@ def test_compile_writes_a_file_that_can_be_uploaded(tmp_path: Path) -> None:
     assert pipelines(tmp_path, "compile", "curriculum.align.micro_batch_samples=8", "--output", str(out)) == 0
     pipeline = next(yaml.safe_load_all(out.read_text()))
     assert pipeline["pipelineInfo"]["name"] == "curriculum-toy"
+
+
+def test_smoke_measures_between_two_nodes(
+    cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(job: Object) -> None:
+        cluster.run_pods(job)
+        cluster.print(f"{job['metadata']['name']}-node-0-0-r0", "256 MiB 2.000 ms 134.22 GB/s bus")
+        cluster.finish(job)
+
+    cluster.on_get(0, run)
+    assert main(["smoke", "--cluster", str(tmp_path / "cluster.yaml"), "cluster.stages.processes=8"]) == 0
+    (job,) = cluster.jobs.values()
+    trainer = job["spec"]["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
+    assert trainer["command"][-1] == "tools/measure_network.py"
+    assert "[smoke 0] 256 MiB 2.000 ms 134.22 GB/s bus" in capsys.readouterr().out
