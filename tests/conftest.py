@@ -7,9 +7,9 @@ pytestmark = pytest.mark.slow                               # the tier of what s
 
 import os
 import sys
-import time
 from collections.abc import Generator
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 # Before torch, mlflow and huggingface_hub are imported, here and in the processes that tests start.
@@ -57,9 +57,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    began = time.process_time()
+    began = process_time()
     result = yield
-    if _fast_test and (took := time.process_time() - began) > FAST_SECONDS:
+    if _fast_test and (took := process_time() - began) > FAST_SECONDS:
         pytest.fail(f"took {took:.0f} s of processor time, the fast tier allows {FAST_SECONDS}: mark it slow")
     return result
 

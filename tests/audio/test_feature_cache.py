@@ -80,6 +80,7 @@ def _write_all(folder: Path, count: int, forever: bool) -> None:
             path.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_concurrent_and_killed_writers_never_leave_wrong_features(tmp_path: Path) -> None:
     context = get_context("fork")
     writers = [context.Process(target=_write_all, args=(tmp_path, 40, True)) for _ in range(2)]

@@ -22,6 +22,7 @@ from megatron_af.train.callbacks import format_line
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_test.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     overrides = [f"output={tmp_path / 'runs'}", f"data.root={tmp_path / 'data'}"]

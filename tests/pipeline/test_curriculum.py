@@ -19,6 +19,8 @@ from megatron_af.tracking.runs import stage_spool
 from megatron_af.tracking.spool import read_spool
 from megatron_af.tracking.store import open_client
 
+pytestmark = pytest.mark.slow
+
 STANDIN = Path(__file__).with_name("standin_stage.py")
 
 

@@ -13,6 +13,8 @@ from megatron_af.pipeline import local
 from megatron_af.pipeline.job import Cancelled, Job, StepFailed, describe_exit
 from megatron_af.pipeline.local import _cause, launch_local
 
+pytestmark = pytest.mark.slow
+
 STANDIN = str(Path(__file__).parent / "standin_train.py")
 
 

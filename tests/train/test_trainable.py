@@ -1,16 +1,20 @@
 """Patterns choose what trains; what is frozen costs no gradient, no optimizer state and no bucket."""
 
+import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.train import trainable
 from megatron_af.train.objectives.answer import Answer
 from megatron_af.train.objectives.answer_learner import AnswerLearner
-from megatron_af.train.trainable import is_trainable, part_of, select
+from megatron_af.train.trainable import Count, global_counts, is_trainable, part_of, select, table
 from tests import tiny
 from tests.distributed import run_distributed
 
@@ -81,3 +85,45 @@ def test_frozen_parts_cost_nothing() -> None:
     assert cost["same parameters in buckets"]
     assert cost["with state"] == cost["trainable"]
     assert cost["frozen with gradient"] == []
+
+
+class Module(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Linear(3, 2)
+        self.added_rows = torch.nn.Parameter(torch.zeros(4))
+        self.encoder.bias.unused = True
+
+
+def test_what_trains_is_counted_and_what_nothing_uses_never_trains() -> None:
+    module = Module()
+    assert select(module.named_parameters(), ("*",), ("added_*",)) == {
+        "encoder": Count(trainable=6, frozen=2),
+        "rows": Count(trainable=0, frozen=4),
+    }
+    assert [p.requires_grad for p in (module.encoder.weight, module.encoder.bias, module.added_rows)] == [
+        True, False, False,
+    ]  # fmt: skip
+
+
+def test_a_whole_models_counts_take_shared_parts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = [
+        {"encoder": Count(trainable=5, frozen=1), "lm": Count(trainable=0, frozen=7)},
+        {"encoder": Count(trainable=5, frozen=1), "lm": Count(trainable=2, frozen=8)},
+        {"encoder": Count(trainable=5, frozen=1)},  # a stage without a part of it
+    ]
+
+    def gather(everyone: list[Any], own: Any, group: Any) -> None:
+        everyone[:] = shares
+
+    monkeypatch.setattr(trainable.dist, "all_gather_object", gather)
+    group: Any = SimpleNamespace(size=lambda: 3)
+    found = global_counts(shares[0], group, ["lm", "encoder"], ["encoder"])
+    assert list(found.items()) == [
+        ("lm", Count(trainable=2, frozen=15)),
+        ("encoder", Count(trainable=5, frozen=1)),
+    ]
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(table({"lm": Count(trainable=1200, frozen=3), "rows": Count(trainable=1, frozen=0)}, "align"))
+    rows = [line.split() for line in console.export_text().replace("│", " ").splitlines()]
+    assert ["lm", "1,200", "3"] in rows and ["all", "1,201", "3"] in rows
