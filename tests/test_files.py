@@ -36,6 +36,7 @@ def _write_for_ever(place: Path, letter: str) -> None:
         write(place, letter * 100_000)
 
 
+@pytest.mark.slow
 def test_many_writers_and_a_kill_never_show_half_a_file(tmp_path: Path) -> None:
     place = tmp_path / "c.txt"
     write(place, "z" * 100_000)

@@ -1,5 +1,6 @@
 """Every kind of gate: what passes, what is refused and by how much, and gates that cannot be used."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def test_the_champion_must_not_be_missed() -> None:
     for scores, passed in ((champion, True), (better, True), (worse, False)):
         (found,) = verdict(gate, results(scores), results(champion))
         assert found.passed is passed, found.finding
-    assert "-0.05 against the champion over 2000 samples" in found.finding and "short by" in found.finding
+    assert "-0.05 against the champion over 2000 samples" in found.finding
+    said = re.search(r"confidence at least (\S+), expected at least -0\.02: short by (\S+)$", found.finding)
+    assert said and float(said[2]) == pytest.approx(-0.02 - float(said[1]), abs=1e-4)
     (found,) = verdict(gate, results(champion), None)
     assert found.passed and "no champion" in found.finding
 

@@ -32,6 +32,7 @@ def holder(tmp_path: Path) -> Any:
     process.join()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_by_name_and_a_dead_one_is_not_waited_for(tmp_path: Path, holder: Any) -> None:
     with pytest.raises(StageBusy, match=rf"being written by process {holder.pid} on"), StageLock(tmp_path / "align"):
         pass
