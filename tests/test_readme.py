@@ -1,5 +1,6 @@
 """What the README and the docs tell a reader to type exists, and what they point at is there."""
 
+import ast
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_structure import tracked
+from tests.test_structure import MODULES, tracked
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,12 +21,23 @@ README = (ROOT / "README.md").read_text()
 def commands(path: Path) -> list[list[str]]:
     """Commands of the ``sh`` blocks, continued lines joined and comments cut."""
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", path.read_text(), flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    typed = re.findall(r"^\$ (.*(?:\\\n.*)*)", path.read_text(), flags=re.MULTILINE)
+    lines = "\n".join([*blocks, *typed]).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if "<<" not in line]
     return [command for command in words if command]
 
 
+def docstring_commands(path: Path) -> list[list[str]]:
+    """Commands in a module's docstring: indented lines that start a program; what stands behind two spaces is prose."""
+    text = (ast.get_docstring(ast.parse(path.read_text())) or "").replace("\\\n", " ")
+    starts = r"^    ((?:\w+=\S+ +)*(?:torchrun|python|af-pipelines) .*)$"
+    lines = [re.sub(r"(?<=\S) {2,}(?=-)", " ", line) for line in re.findall(starts, text, flags=re.MULTILINE)]
+    return [re.split(r" {2,}", line)[0].replace("[", " ").replace("]", " ").split() for line in lines]
+
+
+MODULE_FILES = sorted(set(MODULES.values()) | set((ROOT / "tests").rglob("*.py")))
 COMMANDS = [(path.name, command) for path in DOCS for command in commands(path)]
+COMMANDS += [(str(path.relative_to(ROOT)), command) for path in MODULE_FILES for command in docstring_commands(path)]
 
 
 @cache
@@ -88,6 +100,15 @@ def test_commands_and_their_flags_exist(doc: str, program: list[str], arguments:
             assert re.search(rf"(?<![\w-]){re.escape(word.split('=')[0])}(?![\w-])", text), f"no {word} in --help"
         if word.startswith("configs/"):
             assert (ROOT / word).is_file(), f"{word} does not exist"
+
+
+def test_docstrings_have_commands_and_their_modules_and_tools_exist() -> None:
+    found = [command for _, command in COMMANDS]
+    assert ["python", "tools/demo.py"] in found and len(found) > 40
+    modules = {command[command.index("-m") + 1] for command in found if "-m" in command}
+    assert {name for name in modules if name.startswith(("megatron_af", "af_pip")) and name not in MODULES} == set()
+    tools = {word for command in found for word in command if word.startswith(("tools/", "tests/"))}
+    assert {name for name in tools if not (ROOT / name.split("::")[0]).exists()} == set()
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda path: path.name)

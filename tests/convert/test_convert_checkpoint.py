@@ -10,22 +10,27 @@ from torch import Tensor
 
 from megatron_af.config import DataConfig, EncoderConfig, TransformConfig
 from megatron_af.convert.qwen2 import Qwen2Folder
+from megatron_af.convert.released import released_tensors
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.parallel.global_state import gather_global
 from megatron_af.runs.paths import CheckpointError
 from megatron_af.train.checkpoint import load_parts
 from tests.convert.test_qwen2 import write_folder
+from tests.convert.test_released import FIXTURE, folder
 from tests.decoder.toy import full_audio, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed
-from tools.convert_checkpoint import convert
+from tests.test_parity import _af2_config
+from tools.convert_checkpoint import WHOLE, convert
 
+__all__ = ["folder"]
 KNOWN_TOKENS = 85
 
 
-def write_tokenizer(path: Path) -> None:
-    tokens = ["<|endoftext|>", "[UNK]", *(f"w{i}" for i in range(KNOWN_TOKENS - 2))]
+def write_tokenizer(path: Path, known: int = KNOWN_TOKENS) -> None:
+    tokens = ["<|endoftext|>", "[UNK]", *(f"w{i}" for i in range(known - 2))]
     model = tokenizers.models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]")
     tokenizers.Tokenizer(model).save(str(path))
 
@@ -80,3 +85,30 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
     config = toy_config(lm={"ffn": 96})
     with pytest.raises(ValueError, match=r"model\.lm\.ffn = 96: the folder has 160"):
         convert(config, folder, tmp_path)
+
+
+def released_run(tokenizer: Path, tensor: int):
+    config, vocabulary = _af2_config(FIXTURE)
+    parallel = dataclasses.replace(config.parallel, tensor=tensor)
+    return dataclasses.replace(config, parallel=parallel, data=DataConfig(tokenizer=str(tokenizer))), vocabulary
+
+
+def write_released(rank: int, world_size: int, source: Path, target: Path) -> str:
+    return str(convert(released_run(source / "tokenizer.json", 2)[0], source, target))
+
+
+def read_released(rank: int, world_size: int, tokenizer: Path, checkpoint: str) -> dict[str, Tensor]:
+    config, vocabulary = released_run(tokenizer, 1)
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, vocabulary, current_device())
+    load_parts(model, groups, Path(checkpoint), WHOLE)
+    return released_tensors(gather_global(model.chunks, model.front), config.model)
+
+
+def test_a_released_model_becomes_a_checkpoint_of_all_its_parts(folder, tmp_path):
+    write_tokenizer(folder / "tokenizer.json", known=FIXTURE.info["config"]["media_id"])
+    written = run_distributed(write_released, 2, folder, tmp_path / "converted")[0]
+    tensors = run_distributed(read_released, 1, folder / "tokenizer.json", written)[0]
+    for name, tensor in FIXTURE.weights().items():
+        assert torch.equal(tensors[name], tensor), name
+    assert any(name.startswith("clap.nvclap.") for name in tensors), "and its encoder"
