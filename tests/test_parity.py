@@ -43,6 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("fixture", chosen, ids=[fixture.name for fixture in chosen])
 
 
+@pytest.mark.slow
 def test_htsat(fixture: Fixture, monkeypatch: pytest.MonkeyPatch):
     for name in ("trunc_normal_", "kaiming_uniform_", "uniform_"):  # 279 million numbers that are overwritten at once
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)

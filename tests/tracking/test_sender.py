@@ -106,6 +106,7 @@ def test_a_server_that_stays_away_keeps_nobody(tmp_path: Path, server: MlflowSer
     assert named(server, "align")["info"]["status"] == "FINISHED"  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_a_restarted_job_goes_on_in_its_run_and_other_inputs_are_another(tmp_path: Path, server: MlflowServer) -> None:
     base = config(tmp_path, server)
     stage = base.curriculum["align"]
@@ -127,6 +128,7 @@ def test_a_restarted_job_goes_on_in_its_run_and_other_inputs_are_another(tmp_pat
     assert server.history("run2", "loss") == [0]
 
 
+@pytest.mark.slow
 def test_a_curriculum_holds_its_stages(tmp_path: Path, store: str) -> None:
     base = config(tmp_path, MlflowServer(tmp_path))
     base = replace(base, tracking=replace(base.tracking, uri=store, alone=False))

@@ -238,6 +238,7 @@ def test_it_trains_and_resumes_in_any_layout(config: Config) -> None:
     assert set(manifest["parts"]) == {"encoder", "head"}
 
 
+@pytest.mark.slow
 def test_a_curriculum_trains_measures_and_gates_it(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(config.data.root)
     gate = {"clips": {"min": 4}, "b/error": {"min": 0}}
