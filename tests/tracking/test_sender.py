@@ -73,6 +73,7 @@ def test_metrics_arrive_while_the_job_runs_and_a_killed_job_is_marked(tmp_path: 
     assert named(server, "demo")["info"]["status"] == "FAILED", "a stage on its own ends the parent run"  # type: ignore[index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["refuse", "slow"])
 def test_training_does_not_feel_a_bad_server(tmp_path: Path, server: MlflowServer, trouble: str) -> None:
     server.trouble = trouble
