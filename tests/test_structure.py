@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground floor up: a package may import what stands before it, and nothing else.
 ORDER = (
     "megatron_af.files",
+    "megatron_af.progress",
     "megatron_af.foreign",
     "megatron_af.config",
     "megatron_af.flops",

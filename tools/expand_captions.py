@@ -12,12 +12,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import describe, read_values
 from megatron_af.data.rows import RowError
 from megatron_af.prepare.caption_expansion import EndpointError, ExpansionConfig, expand
+from megatron_af.progress import Progress
 
 
 def main() -> int:
@@ -29,9 +28,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = read_values(ExpansionConfig, arguments.config, arguments.overrides)
-        with Progress(MofNCompleteColumn(), BarColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
-            bar = progress.add_task("rows")
-            report = expand(config, lambda done, rows: progress.update(bar, completed=done, total=rows))
+        with Progress() as progress:
+            report = expand(config, lambda done, rows: progress.update("rows", done, rows))
     except (ConfigError, RowError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2

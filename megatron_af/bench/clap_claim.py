@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from megatron_af.config import Config, ConfigError
@@ -35,6 +34,7 @@ from megatron_af.demo.caption_rules import CHANGES, hard_negatives, paraphrases
 from megatron_af.demo.questions import Event
 from megatron_af.demo.scenes import prepare_scenes, word_tokenizer
 from megatron_af.files import write
+from megatron_af.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "clap_claim.yaml"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megatron_af.config import Config
 from megatron_af.config.loading import load_config
@@ -26,6 +25,7 @@ from megatron_af.demo.scenes import prepare_scenes
 from megatron_af.evaluate.hearing import table
 from megatron_af.files import write
 from megatron_af.pipeline.curriculum import run_curriculum
+from megatron_af.progress import Progress
 from megatron_af.runs.records import StageRecord
 
 LINE = re.compile(r"\[([\w.-]+)[ \d]*\] (.*)")
@@ -44,9 +44,9 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = load_config(path, overrides)
     console, folder = Console(), Path(config.output) / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    with _progress(console) as progress:
+    with Progress(console) as progress:
         recordings = prepare_demo(config, progress)
-        progress.console.print(f"sounds: {recordings.source}")
+        progress.say(f"sounds: {recordings.source}")
         # The stage's processes share the machine's cores; one thread each is for machines that do other work, too.
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.launch.processes_per_node))
         run_curriculum(config, say=_Stages(config, progress))
@@ -77,7 +77,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def prepare_only(path: str, overrides: Sequence[str] = ()) -> None:
     """Only the recordings, scenes and tokenizer, where a pipeline does the rest."""
     config = load_config(path, overrides)
-    with _progress(Console()) as progress:
+    with Progress() as progress:
         recordings = prepare_demo(config, progress)
     print(f"sounds: {recordings.source}")
 
@@ -100,17 +100,11 @@ def _marker(config: Config) -> Path:
     return Path(config.data.root) / "prepared.json"
 
 
-def _progress(console: Console) -> Progress:
-    columns = TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console)
-
-
 class _Stages:
-    """A bar for each stage and each evaluation, moved by the lines that their processes print."""
+    """How far each stage and each evaluation is, by the lines that their processes print."""
 
     def __init__(self, config: Config, progress: Progress) -> None:
         self._config, self._progress = config, progress
-        self._bars: dict[str, TaskID] = {}
 
     def __call__(self, said: str) -> None:
         match = LINE.match(said)
@@ -118,16 +112,11 @@ class _Stages:
         if stage not in self._config.curriculum:
             return
         if asked := ASKED.match(line):
-            self._progress.update(self._bar(f"questions {stage}", int(asked[2])), completed=int(asked[1]))
-            return
-        steps = self._config.curriculum[stage].steps
-        bar = self._bar(f"stage {stage}", steps)
-        if line.startswith("skip: "):
-            self._progress.update(bar, completed=steps)
-        if match := STEP.match(line):
-            self._progress.update(bar, completed=int(match[1]), description=f"stage {stage} (loss {match[3]})")
-
-    def _bar(self, name: str, total: int) -> TaskID:
-        if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, total=total)
-        return self._bars[name]
+            self._progress.update(f"questions {stage}", int(asked[1]), int(asked[2]))
+        elif match := STEP.match(line):
+            self._progress.update(f"stage {stage}", int(match[1]), int(match[2]), f"loss {match[3]}")
+        elif line.startswith("skip: "):
+            steps = self._config.curriculum[stage].steps
+            self._progress.update(f"stage {stage}", steps, steps)
+        elif line.startswith(("train: ", "resume: ")):
+            self._progress.update(f"stage {stage}", 0, self._config.curriculum[stage].steps)

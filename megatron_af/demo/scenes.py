@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from rich.progress import Progress
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -29,6 +28,7 @@ from megatron_af.data.rows import Clip, Question, Row, to_json
 from megatron_af.demo.questions import NUMBERS, Event, Scene, ask, captions, listing, negatives, spans, transcript
 from megatron_af.demo.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
 from megatron_af.files import write
+from megatron_af.progress import Progress
 
 PARTS = {"train": 0.65, "development": 0.1, "test": 0.25}
 """Share of each kind's recordings."""
@@ -48,9 +48,9 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
     Raises:
         ConfigError: ``scenes.kinds`` names a kind that there is no recording of.
     """
-    task = progress.add_task("recordings", total=1)
+    progress.update("recordings", 0, 1)
     recordings = fetch_recordings(root / "recordings", offline=config.offline)
-    progress.update(task, completed=1)
+    progress.update("recordings", 1, 1)
     known = {item.kind for item in recordings.items}
     if missing := set(config.kinds) - known:
         raise ConfigError("no such sounds", [f"scenes.kinds: {min(missing)} is none of {', '.join(sorted(known))}"])
@@ -61,13 +61,12 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
         for name, s in config.sets.items()
         for chunk in np.array_split(np.arange(s.scenes), max(1, s.scenes // 250))
     ]
-    task = progress.add_task("scenes", total=len(jobs))
     lines: dict[str, list[str]] = {name: [] for name in config.sets}
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
-        for name, rows in pool.imap(_call, jobs):
+        for done, (name, rows) in enumerate(pool.imap(_call, jobs), 1):
             lines[name] += rows
-            progress.advance(task)
+            progress.update("scenes", done, len(jobs))
     lines["text"] = [to_json(row) for row in _texts(config, seed, kinds)]
     for name, rows in lines.items():
         write(root / f"{name}.jsonl", "".join(row + "\n" for row in rows))

@@ -25,7 +25,7 @@ from megatron_af.data.rows import Row
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import exchange, plain_answer
-from megatron_af.train.callbacks import duration
+from megatron_af.progress import duration
 
 RESAMPLES = 2_000
 LINE_SECONDS = 5.0

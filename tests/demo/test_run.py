@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.progress import Progress
 
 from megatron_af.config import ScenesConfig
 from megatron_af.config.loading import load_config
@@ -17,6 +16,7 @@ from megatron_af.demo.questions import SKILLS
 from megatron_af.demo.run import ASKED, STEP, run_demo
 from megatron_af.evaluate.hearing import AskedLine
 from megatron_af.pipeline.job import StepFailed
+from megatron_af.progress import Progress
 from megatron_af.train.callbacks import format_line
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_test.yaml"
@@ -35,7 +35,10 @@ def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "synthesised" in summary["sources"]
     assert {"prepare", "lm", "clap", "align", "tune", "long", "training"} == summary["seconds"].keys()
     assert summary["seconds"]["training"] > 5
-    assert "exchanged" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "exchanged" in shown
+    for line in ("recordings 1/1 100.0%", "stage lm 0/4 0.0% | eta", "stage align 4/4 100.0% | loss", "questions long"):
+        assert line in shown, "it says how far it is where there is no terminal"
 
     started = time.monotonic()
     assert run_demo(str(CONFIG), overrides) == summary  # everything is there: nothing runs again
@@ -71,7 +74,7 @@ def test_scenes_that_are_made_again_are_not_taken_for_done(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "prepare_scenes", dies)
-    with pytest.raises(KeyboardInterrupt), Progress(disable=True) as progress:
+    with pytest.raises(KeyboardInterrupt), Progress() as progress:
         run.prepare_demo(config, progress)
     assert not (tmp_path / "prepared.json").exists()
 

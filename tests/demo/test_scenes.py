@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 from rich.console import Console
-from rich.progress import Progress
 
 from megatron_af.config import ConfigError, ScenesConfig, SceneSet
 from megatron_af.data.rows import Manifest
 from megatron_af.demo.recordings import SAMPLE_RATE, Recordings, fetch_recordings, load
 from megatron_af.demo.scenes import Bank, augment, mix, prepare_scenes, split
+from megatron_af.progress import Progress
 from megatron_af.text.tokenizer import Tokenizer
 
 CONFIG = ScenesConfig(
@@ -29,7 +29,7 @@ CONFIG = ScenesConfig(
 
 
 def prepare(root: Path) -> Recordings:
-    with Progress(console=Console(file=io.StringIO())) as progress:
+    with Progress(Console(file=io.StringIO())) as progress:
         return prepare_scenes(CONFIG, 0, root, progress)
 
 
@@ -55,7 +55,7 @@ def test_scenes_of_some_kinds_hold_no_others(root: Path, tmp_path: Path) -> None
     (tmp_path / "recordings").symlink_to(root / "recordings")
     kinds = tuple(sorted({item.kind for item in fetch_recordings(root / "recordings").items}))[:8]
     config = replace(CONFIG, kinds=kinds, texts=0, sets={"few": SceneSet(part="test", scenes=8, max_events=3)})
-    with Progress(console=Console(file=io.StringIO())) as progress:
+    with Progress(Console(file=io.StringIO())) as progress:
         prepare_scenes(config, 0, tmp_path, progress)
         heard = {event["kind"] for row in Manifest(tmp_path / "few.jsonl") for event in row.meta["events"]}
         assert heard and heard <= set(kinds)

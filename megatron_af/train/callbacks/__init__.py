@@ -1,8 +1,8 @@
 """What attaches to the training loop: the log line, rates, gates, skipped steps, checkpoints on the way, signals."""
 
 from megatron_af.train.callbacks.base import Callback, Record
-from megatron_af.train.callbacks.log_line import LogLine, duration, format_line
+from megatron_af.train.callbacks.log_line import LogLine, format_line
 from megatron_af.train.callbacks.stop_on_signal import StopOnSignal
 from megatron_af.train.callbacks.trainer_status import TrainerStatus
 
-__all__ = ["Callback", "LogLine", "Record", "StopOnSignal", "TrainerStatus", "duration", "format_line"]
+__all__ = ["Callback", "LogLine", "Record", "StopOnSignal", "TrainerStatus", "format_line"]

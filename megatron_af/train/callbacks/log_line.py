@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from megatron_af.progress import duration
 from megatron_af.train.callbacks.base import Callback, Record
 from megatron_af.train.trainable import table
 
@@ -55,12 +56,3 @@ def format_line(record: Record, steps: int) -> str:
             f"eta {duration(record.get('eta_seconds', math.nan))}",
         ]
     )
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``; a dash while unknown."""
-    if math.isnan(seconds):
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

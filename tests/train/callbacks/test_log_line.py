@@ -1,8 +1,6 @@
 """The log line."""
 
-import pytest
-
-from megatron_af.train.callbacks.log_line import duration, format_line
+from megatron_af.train.callbacks.log_line import format_line
 
 
 def test_log_line_shows_everything_in_one_line() -> None:
@@ -37,8 +35,3 @@ def test_log_line_says_by_data_set_how_many_questions_were_too_long() -> None:
 def test_unknown_numbers_are_dashes() -> None:
     line = format_line({"step": 1.0, "loss": 2.0}, 10)
     assert "tok/s –" in line and "eta –" in line
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3_600, "1:00:00")])
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

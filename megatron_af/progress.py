@@ -1,0 +1,77 @@
+"""How far a long job is: bars on a terminal, plain lines elsewhere, with the time that is left.
+
+    with Progress() as progress:
+        progress.update("scenes", done, total)               # as often as one likes
+        progress.update("stage lm", 40, 350, "loss 1.31")
+        progress.say("sounds: synthesised sources")
+
+A line is ``scenes 120/600 20.0% | eta 1:10``: at the first call and the last, and between them every 30 s or 5%.
+Colours follow the terminal and ``NO_COLOR``, as rich does.
+"""
+
+import math
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+LINE_SECONDS, LINE_SHARE = 30.0, 0.05
+"""Most time, and most of the job, between two lines."""
+
+
+class Progress:
+    """Parts of a job by name, each with its own count."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        columns = TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")
+        times = TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()
+        self._bars = Bars(*columns, *times, console=self.console, disable=not self.console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
+        """Name -> when it was first heard of, and how much was behind then."""
+        self._said: dict[str, tuple[float, float]] = {}
+        """Name -> when its last line was printed, and at which share."""
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bars."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        """``done`` of ``total`` parts of the work called ``name`` are behind."""
+        if self.console.is_terminal:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total)
+            shown = f"{name} ({note})" if note else name
+            self._bars.update(self._tasks[name], completed=done, total=total, description=shown)
+            return
+        now, share = time.monotonic(), done / total if total else 1.0
+        begun, first = self._begun.setdefault(name, (now, done))
+        when, before = self._said.get(name, (-math.inf, -math.inf))
+        last = share >= 1.0 > before
+        if last or (share > before and (now - when >= LINE_SECONDS or share - before >= LINE_SHARE)):
+            self._said[name] = now, share
+            left = (now - begun) * (total - done) / (done - first) if done > first else math.nan
+            parts = [f"{name} {done}/{total} {share:.1%}", *([note] if note else []), f"eta {duration(left)}"]
+            print(" | ".join(parts), file=self.console.file, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``; a dash while unknown."""
+    if math.isnan(seconds):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
