@@ -64,6 +64,7 @@ class Progress:
         if last or (share > before and (now - when >= LINE_SECONDS or share - before >= LINE_SHARE)):
             self._said[name] = now, share
             left = (now - begun) * (total - done) / (done - first) if done > first else math.nan
+            left = 0.0 if done >= total else left
             parts = [f"{name} {done}/{total} {share:.1%}", *([note] if note else []), f"eta {duration(left)}"]
             print(" | ".join(parts), file=self.console.file, flush=True)
 

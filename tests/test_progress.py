@@ -50,5 +50,12 @@ def test_bars_on_a_terminal_without_colours_where_they_are_not_wanted(monkeypatc
     assert "\x1b[3" not in file.getvalue(), "no colour"
 
 
+def test_what_was_done_at_once_has_nothing_left() -> None:
+    file = io.StringIO()
+    with Progress(Console(file=file)) as progress:
+        progress.update("stage lm", 350, 350)
+    assert file.getvalue() == "stage lm 350/350 100.0% | eta 0:00\n"
+
+
 def test_duration() -> None:
     assert [duration(s) for s in (59.6, 3723, float("nan"))] == ["1:00", "1:02:03", "–"]
