@@ -7,6 +7,7 @@ from megatron_af.config.components import UnknownComponent, component
 from megatron_af.config.effects import Rounding, Weights
 from megatron_af.config.ranges import BelowOne, Count, NotNegative, Positive, Whole
 
+FAMILIES = {"qwen2": "megatron_af.decoder.qwen2:Qwen2"}
 ENCODERS = {"htsat": "megatron_af.audio.htsat_encoder:HTSATEncoder"}
 
 
@@ -126,7 +127,8 @@ class TransformConfig:
 class LMConfig:
     """The language model. Defaults are Qwen2.5-3B."""
 
-    family: Weights[Literal["qwen2"]] = "qwen2"
+    family: Weights[str] = "qwen2"
+    """A built-in family, or ``module:Class`` of your own (``megatron_af/decoder/family.py``)."""
     hidden: Weights[Count] = 2048
     layers: Weights[Count] = 36
     heads: Weights[Count] = 16
@@ -139,6 +141,20 @@ class LMConfig:
     rope_base: Weights[Positive] = 1e6
     norm_eps: Weights[Positive] = 1e-6
     max_positions: Weights[Count] = 32_768
+
+    @property
+    def component(self) -> Any:
+        """The ``megatron_af.decoder.family.LanguageFamily`` of these sizes; its module is imported only now.
+
+        Raises:
+            UnknownComponent: ``family`` names none.
+        """
+        found = component(self.family, FAMILIES)
+        if not hasattr(found, "inside_layers"):
+            raise UnknownComponent(
+                f"'{self.family}' is no family: expected a subclass of megatron_af.decoder.family.LanguageFamily"
+            )
+        return found(self)
 
 
 @dataclass(frozen=True, kw_only=True)

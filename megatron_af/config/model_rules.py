@@ -19,11 +19,10 @@ def _language_model(model: ModelConfig) -> Iterator[str]:
     lm, interval = model.lm, model.cross_attention.interval
     yield from divides("model.lm.heads", lm.heads, "model.lm.hidden", lm.hidden)
     yield from divides("model.lm.kv_heads", lm.kv_heads, "model.lm.heads", lm.heads)
-    if lm.hidden % lm.heads == 0 and lm.hidden // lm.heads % 2:
-        yield (
-            f"model.lm.heads = {lm.heads} gives model.lm.hidden = {lm.hidden} heads of {lm.hidden // lm.heads}: "
-            "rotary positions turn pairs, make it an even number"
-        )
+    try:
+        yield from lm.component.problems()
+    except UnknownComponent as error:
+        yield f"model.lm.family = {error}"
     if not 1 <= interval <= lm.layers:
         yield (
             f"model.cross_attention.interval = {interval}: a gated block stands before every n-th of the "

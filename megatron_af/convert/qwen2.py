@@ -21,6 +21,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron_af.config import LMConfig
+from megatron_af.decoder.family import LanguageFamily, family_of
+from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.parallel.global_state import Placement, fill, placements
 
 WHOLE = slice(None)
@@ -35,40 +37,20 @@ class Sliceable(Protocol):
 type Source = Callable[[str], Sliceable]
 """From a Hugging Face name to its tensor; a state dict's ``__getitem__`` is one."""
 
-OUTSIDE_LAYERS = {
-    "lm.embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "lm.decoder.final_layernorm.weight": "model.norm.weight",
-    "lm.output_layer.weight": "lm_head.weight",
-}
-INSIDE_LAYERS = {
-    "input_layernorm.weight": ("input_layernorm.weight",),
-    "self_attention.linear_qkv.weight": (
-        "self_attn.q_proj.weight",
-        "self_attn.k_proj.weight",
-        "self_attn.v_proj.weight",
-    ),
-    "self_attention.linear_qkv.bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
-    "self_attention.linear_proj.weight": ("self_attn.o_proj.weight",),
-    "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight",),
-    "mlp.linear_fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    "mlp.linear_fc2.weight": ("mlp.down_proj.weight",),
-}
-"""Our name inside a layer -> the tensors it is made of."""
-
-
-def hugging_face_names(name: str) -> tuple[str, ...]:
+def hugging_face_names(name: str, family: LanguageFamily | type[LanguageFamily]) -> tuple[str, ...]:
     """Names of the tensors that one of the language model's is made of (canonical name, no gated blocks)."""
-    if name in OUTSIDE_LAYERS:
-        return (OUTSIDE_LAYERS[name],)
-    layer = re.fullmatch(r"lm\.decoder\.layers\.(\d+)\.(.+)", name)
-    if layer is None or layer[2] not in INSIDE_LAYERS:
-        raise KeyError(f"{name} has no counterpart in Qwen2")
-    return tuple(f"model.layers.{layer[1]}.{part}" for part in INSIDE_LAYERS[layer[2]])
+    own = name.removeprefix("lm.")
+    if own in family.outside_layers:
+        return (family.outside_layers[own],)
+    layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", own)
+    if layer is None or layer[2] not in family.inside_layers:
+        raise KeyError(f"{name} has no counterpart in {family.model_type}")
+    return tuple(f"{family.layer_prefix}.{layer[1]}.{part}" for part in family.inside_layers[layer[2]])
 
 
 def read_part(placement: Placement, lm: LMConfig, source: Source) -> Tensor:
     """This rank's part of one parameter, from the slices it is made of."""
-    tensors = [source(name) for name in hugging_face_names(placement.name)]
+    tensors = [source(name) for name in hugging_face_names(placement.name, family_of(lm))]
     if placement.dim is None:
         return tensors[0][WHOLE]
     ranges = placement.ranges()
@@ -120,8 +102,6 @@ class Qwen2Folder:
         kind = self._config.get("model_type")
         if kind != "qwen2":
             raise ValueError(f"{self.folder}/config.json: expected model_type 'qwen2', got {kind!r}")
-        if self._config.get("use_sliding_window"):
-            raise ValueError(f"{self.folder}/config.json: use_sliding_window is not supported")
         self._file_of = self._index()
         self._open: dict[str, Any] = {}
 
@@ -142,25 +122,10 @@ class Qwen2Folder:
     @property
     def lm_config(self) -> LMConfig:
         """The sizes that ``config.json`` states."""
-        config = self._config
-        rope: dict[str, Any] = config.get("rope_parameters") or {}  # from transformers 5 on; before: rope_theta
-        scaling = config.get("rope_scaling") or {}
-        kind = rope.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
-        if kind != "default":
-            raise ValueError(f"{self.folder}/config.json: RoPE scaling {kind!r} is not supported")
-        return LMConfig(
-            family="qwen2",
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            ffn=config["intermediate_size"],
-            vocab=config["vocab_size"],
-            tied=config["tie_word_embeddings"],
-            rope_base=float(rope.get("rope_theta", config.get("rope_theta", 1e6))),
-            norm_eps=config["rms_norm_eps"],
-            max_positions=config["max_position_embeddings"],
-        )
+        try:
+            return LMConfig(family="qwen2", **Qwen2.read_config(self._config))
+        except ValueError as error:
+            raise ValueError(f"{self.folder}/config.json: {error}") from error
 
     def check(self, lm: LMConfig) -> None:
         """Raises ValueError with every key of ``model.lm`` that describes another model than the folder's."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from megatron_af.config import CrossAttentionConfig, LMConfig, ModelConfig
 from megatron_af.convert.qwen2 import Sliceable, Source, hugging_face_names, read_part
+from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
 from megatron_af.parallel.global_state import EMBEDDING, Placement, fill, placements
 
@@ -73,7 +74,7 @@ def released_names(name: str) -> tuple[str, ...]:
         return (f"lang_encoder.model.layers.{block[1]}.gated_cross_attn_layer_sound.{GATED_BLOCK[block[2]]}",)
     if name == ADDED_ROWS:
         name = EMBEDDING
-    return tuple(_in_flamingo(part) for part in hugging_face_names(name))
+    return tuple(_in_flamingo(part) for part in hugging_face_names(name, Qwen2))
 
 
 def aliases(name: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The language model that hears: megatron-core's Qwen2.5 decoder with gated cross-attention to audio tokens.
+"""The language model that hears: megatron-core's decoder with gated cross-attention to audio tokens.
 
     lm = AudioLM(config, lm_config, first_added_id=151_665, added_tokens=4, pre_process=True, post_process=True)
     losses_T = lm(rows, audio, added_rows_NH)          # one per supervised token; hidden states before the last stage
@@ -25,6 +25,7 @@ from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
 from megatron_af.decoder.added_tokens import TokenTable, replace_added, token_logits
 from megatron_af.decoder.attention import spec_provider
 from megatron_af.decoder.cross_attention import AudioDecoderLayer
+from megatron_af.decoder.family import family_of
 from megatron_af.decoder.initialization import initialize
 from megatron_af.decoder.layer_spec import decoder_spec
 from megatron_af.decoder.masks import Masks
@@ -75,9 +76,8 @@ class AudioLM(GPTModel):
             pre_process=pre_process,
             post_process=post_process,
             share_embeddings_and_output_weights=lm.tied,
-            position_embedding_type="rope",
-            rotary_base=lm.rope_base,
             vp_stage=vp_stage,
+            **family_of(lm).model_settings(),
         )
         self.table = table
         initialize(self, config.seed)

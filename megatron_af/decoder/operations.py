@@ -6,6 +6,7 @@ tally_decoder(tally, model, audio)
 """
 
 from megatron_af.config import ModelConfig
+from megatron_af.decoder.family import family_of
 from megatron_af.decoder.layer_spec import has_block
 from megatron_af.flops import Tally
 
@@ -17,28 +18,16 @@ def tally_decoder(tally: Tally, model: ModelConfig, audio: bool, *, blocks: bool
         audio: a gradient flows into the audio tokens.
         blocks: the gated blocks run (False: they are left out, frozen with closed gates).
     """
-    lm = model.lm
+    lm, family = model.lm, family_of(model.lm)
     table = "lm.embedding.word_embeddings"
     x = tally.passes(False, f"{table}.weight", "added_rows")
     for layer in range(lm.layers):
         at = f"lm.decoder.layers.{layer}"
         if blocks and has_block(model, layer):
             x = _gated_block(tally, x, audio, f"{at}.xattn", model)
-        x = _layer(tally, x, at, model)
+        x = family.tally(tally, x, at)
     x = tally.passes(x, "lm.decoder.final_layernorm.weight")
     tally.linear(x, table if lm.tied else "lm.output_layer", lm.hidden * lm.vocab, "supervised")
-
-
-def _layer(tally: Tally, x: bool, at: str, model: ModelConfig) -> bool:
-    lm = model.lm
-    key_width = lm.hidden // lm.heads * lm.kv_heads
-    y = tally.passes(x, f"{at}.input_layernorm.weight")
-    y = tally.linear(y, f"{at}.self_attention.linear_qkv", lm.hidden * (lm.hidden + 2 * key_width), "text", bias=True)
-    y = tally.attention(y, y, y, lm.hidden, "text_scores")
-    x = tally.linear(y, f"{at}.self_attention.linear_proj", lm.hidden**2, "text") or x
-    y = tally.passes(x, f"{at}.pre_mlp_layernorm.weight")
-    y = tally.linear(y, f"{at}.mlp.linear_fc1", 2 * lm.hidden * lm.ffn, "text")
-    return tally.linear(y, f"{at}.mlp.linear_fc2", lm.hidden * lm.ffn, "text") or x
 
 
 def _gated_block(tally: Tally, x: bool, audio: bool, at: str, model: ModelConfig) -> bool:

@@ -6,24 +6,22 @@ lm_config = transformer_config(config, current_device())
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_af.config import Config
+from megatron_af.decoder.family import family_of
 from megatron_af.parallel.device import Device
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def transformer_config(config: Config, device: Device) -> TransformerConfig:
-    """megatron-core's configuration of the Qwen2.5 decoder (its public ``config.json`` gives the sizes).
+    """megatron-core's configuration of the decoder; what its family decides, the family says.
 
     The loss is a sum over tokens that is divided once, by the number of supervised tokens of the global
     batch (``calculate_per_token_loss``). The lengths of a step's rows reach the schedule as ``seq_length``.
     """
     lm, parallel = config.model.lm, config.parallel
-    if lm.family != "qwen2":
-        raise ValueError(f"model.lm.family: expected 'qwen2', got {lm.family!r}")
     dtype = DTYPES[config.precision]
     recompute: dict[str, dict[str, Any]] = {
         "none": {},
@@ -38,12 +36,7 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         num_query_groups=lm.kv_heads,
         kv_channels=lm.hidden // lm.heads,
         ffn_hidden_size=lm.ffn,
-        normalization="RMSNorm",
         layernorm_epsilon=lm.norm_eps,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
-        add_qkv_bias=True,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,
@@ -65,5 +58,6 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
         persist_layer_norm=fused,
+        **family_of(lm).core_settings(),
         **recompute[parallel.recompute],
     )

@@ -1,0 +1,85 @@
+"""What a family of language models is: its layers in megatron-core's words, its weights' names, what it costs.
+
+    family = family_of(config.model.lm)              # of ``model.lm.family``
+    family.core_settings(), family.layer(provider), list(family.problems())
+
+``family`` names a built-in family, or ``module:Class`` of anybody's own: a subclass of :class:`LanguageFamily` in one
+file. Such a module needs neither torch nor megatron-core before ``core_settings`` or ``layer`` is called:
+configurations are checked without them.
+
+Parameters keep megatron-core's names: ``decoder.layers.N.input_layernorm``, ``self_attention.linear_qkv`` and
+``linear_proj``, ``pre_mlp_layernorm``, ``mlp.linear_fc1`` and ``linear_fc2``, ``decoder.final_layernorm``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from megatron_af.config import LMConfig
+from megatron_af.flops import Tally
+
+if TYPE_CHECKING:
+    from megatron.core.models.backends import BackendSpecProvider
+    from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+
+class LanguageFamily(ABC):
+    model_type: ClassVar[str]
+    """``model_type`` in the ``config.json`` of its Hugging Face folders."""
+    outside_layers: ClassVar[Mapping[str, str]]
+    """Our name -> Hugging Face's."""
+    layer_prefix: ClassVar[str]
+    """What Hugging Face's names inside a layer begin with, up to its number."""
+    inside_layers: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Our name inside a layer -> the tensors it is made of: one; two that lie one behind the other (gate and up of a
+    gated linear unit); or query, key and value, which megatron-core fuses group by group."""
+
+    def __init__(self, config: LMConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def problems(self) -> Iterator[str]:
+        """Why it cannot be built, beyond what holds for any decoder: keys and fixes."""
+
+    @abstractmethod
+    def core_settings(self) -> dict[str, Any]:
+        """Of megatron-core's ``TransformerConfig``: norms, activation, biases."""
+
+    @abstractmethod
+    def model_settings(self) -> dict[str, Any]:
+        """Of megatron-core's ``GPTModel``: positions."""
+
+    @abstractmethod
+    def layer(self, provider: BackendSpecProvider) -> TransformerLayerSubmodules:
+        """What a layer is made of; its ``input_layernorm`` is the kind of the final norm, too."""
+
+    @abstractmethod
+    def tally(self, tally: Tally, x: bool, at: str) -> bool:
+        """Tell the products of the layer whose names begin with ``at`` for the text.
+
+        Args:
+            x: a gradient flows into the layer.
+
+        Returns:
+            whether one flows out of it.
+        """
+
+    @classmethod
+    @abstractmethod
+    def read_config(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of ``model.lm`` that a ``config.json`` states.
+
+        Raises:
+            ValueError: a variant that this family does not compute.
+        """
+
+
+def family_of(config: LMConfig) -> LanguageFamily:
+    """
+    Raises:
+        UnknownComponent: ``model.lm.family`` names none.
+    """
+    found: LanguageFamily = config.component
+    return found

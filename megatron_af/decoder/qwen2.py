@@ -1,0 +1,120 @@
+"""Qwen2 and Qwen2.5: rotary positions, RMSNorm, a gated SiLU unit, biases at query, key and value alone.
+
+Source: ``modeling_qwen2.py`` of transformers, and the ``config.json`` files of the published models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from megatron_af.decoder.family import LanguageFamily
+from megatron_af.flops import Tally
+
+if TYPE_CHECKING:
+    from megatron.core.models.backends import BackendSpecProvider
+    from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+
+class Qwen2(LanguageFamily):
+    model_type = "qwen2"
+    outside_layers: ClassVar = {
+        "embedding.word_embeddings.weight": "model.embed_tokens.weight",
+        "decoder.final_layernorm.weight": "model.norm.weight",
+        "output_layer.weight": "lm_head.weight",
+    }
+    layer_prefix = "model.layers"
+    inside_layers: ClassVar = {
+        "input_layernorm.weight": ("input_layernorm.weight",),
+        "self_attention.linear_qkv.weight": (
+            "self_attn.q_proj.weight",
+            "self_attn.k_proj.weight",
+            "self_attn.v_proj.weight",
+        ),
+        "self_attention.linear_qkv.bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
+        "self_attention.linear_proj.weight": ("self_attn.o_proj.weight",),
+        "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight",),
+        "mlp.linear_fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        "mlp.linear_fc2.weight": ("mlp.down_proj.weight",),
+    }
+
+    def problems(self) -> Iterator[str]:
+        lm = self.config
+        if lm.hidden % lm.heads == 0 and lm.hidden // lm.heads % 2:
+            yield (
+                f"model.lm.heads = {lm.heads} gives model.lm.hidden = {lm.hidden} heads of {lm.hidden // lm.heads}: "
+                "rotary positions turn pairs, make it an even number"
+            )
+
+    def core_settings(self) -> dict[str, Any]:
+        import torch.nn.functional as F
+
+        return {
+            "normalization": "RMSNorm",
+            "gated_linear_unit": True,
+            "activation_func": F.silu,
+            "add_bias_linear": False,
+            "add_qkv_bias": True,
+        }
+
+    def model_settings(self) -> dict[str, Any]:
+        return {"position_embedding_type": "rope", "rotary_base": self.config.rope_base}
+
+    def layer(self, provider: BackendSpecProvider) -> TransformerLayerSubmodules:
+        from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+        from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
+        from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+        from megatron.core.transformer.enums import AttnMaskType
+        from megatron.core.transformer.spec_utils import ModuleSpec
+        from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+        norm = provider.layer_norm(rms_norm=True)
+        return TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=provider.column_parallel_linear(),
+                    core_attention=provider.core_attention(),
+                    linear_proj=provider.row_parallel_linear(),
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=get_mlp_module_spec_for_backend(backend=provider),
+            mlp_bda=get_bias_dropout_add,
+        )
+
+    def tally(self, tally: Tally, x: bool, at: str) -> bool:
+        hidden, ffn = self.config.hidden, self.config.ffn
+        key_width = hidden // self.config.heads * self.config.kv_heads
+        y = tally.passes(x, f"{at}.input_layernorm.weight")
+        y = tally.linear(y, f"{at}.self_attention.linear_qkv", hidden * (hidden + 2 * key_width), "text", bias=True)
+        y = tally.attention(y, y, y, hidden, "text_scores")
+        x = tally.linear(y, f"{at}.self_attention.linear_proj", hidden**2, "text") or x
+        y = tally.passes(x, f"{at}.pre_mlp_layernorm.weight")
+        y = tally.linear(y, f"{at}.mlp.linear_fc1", 2 * hidden * ffn, "text")
+        return tally.linear(y, f"{at}.mlp.linear_fc2", hidden * ffn, "text") or x
+
+    @classmethod
+    def read_config(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        if values.get("use_sliding_window"):
+            raise ValueError("use_sliding_window is not supported")
+        rope: dict[str, Any] = values.get("rope_parameters") or {}  # from transformers 5 on; before: rope_theta
+        scaling = values.get("rope_scaling") or {}
+        kind = rope.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
+        if kind != "default":
+            raise ValueError(f"RoPE scaling {kind!r} is not supported")
+        return {
+            "hidden": values["hidden_size"],
+            "layers": values["num_hidden_layers"],
+            "heads": values["num_attention_heads"],
+            "kv_heads": values["num_key_value_heads"],
+            "ffn": values["intermediate_size"],
+            "vocab": values["vocab_size"],
+            "tied": values["tie_word_embeddings"],
+            "rope_base": float(rope.get("rope_theta", values.get("rope_theta", 1e6))),
+            "norm_eps": values["rms_norm_eps"],
+            "max_positions": values["max_position_embeddings"],
+        }
