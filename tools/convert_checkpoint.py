@@ -35,7 +35,7 @@ def convert(config: Config, source: Path, target: Path) -> Path:
         ValueError, FileNotFoundError: ``source`` is no such folder or holds another model than ``config`` says.
     """
     # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.convert.qwen2 import Qwen2Folder, load_qwen2
+    from megatron_af.convert.language import LanguageFolder, load_language
     from megatron_af.convert.released import ReleasedFolder, load_released
     from megatron_af.model import Vocabulary, build
     from megatron_af.parallel import groups as process_groups
@@ -44,7 +44,7 @@ def convert(config: Config, source: Path, target: Path) -> Path:
     from megatron_af.train.checkpoint import Checkpoints
 
     released = ReleasedFolder(source) if (source / "metadata.json").is_file() else None
-    folder = None if released else Qwen2Folder(source)
+    folder = None if released else LanguageFolder(source, config.model.lm.family)
     if folder:
         folder.check(config.model.lm)
     tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -54,7 +54,7 @@ def convert(config: Config, source: Path, target: Path) -> Path:
     if released:
         load_released(model, released.source, config.model, vocabulary)
     elif folder:
-        load_qwen2(model.chunks, folder.source, config.model.lm)
+        load_language(model.chunks, folder.source, config.model.lm)
         added_rows = model.front.get_parameter("added_rows")
         with torch.no_grad():
             added_rows.copy_(folder.mean_row(tokenizer.first_added_id).expand_as(added_rows))

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megatron_af.config import CrossAttentionConfig, LMConfig, ModelConfig
-from megatron_af.convert.qwen2 import Sliceable, Source, hugging_face_names, read_part
+from megatron_af.convert.language import Sliceable, Source, hugging_face_names, read_part
 from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
 from megatron_af.parallel.global_state import EMBEDDING, Placement, fill, placements

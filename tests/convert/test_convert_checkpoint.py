@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_af.config import DataConfig, EncoderConfig, TransformConfig
-from megatron_af.convert.qwen2 import Qwen2Folder
+from megatron_af.convert.language import LanguageFolder
 from megatron_af.convert.released import released_tensors
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.model import Vocabulary, build
@@ -36,7 +36,7 @@ def write_tokenizer(path: Path, known: int = KNOWN_TOKENS) -> None:
 
 
 def toy_run(folder: Path, **layout: object):
-    config = toy_config(lm={"tied": Qwen2Folder(folder).lm_config.tied}, **layout)
+    config = toy_config(lm={"tied": LanguageFolder(folder).lm_config.tied}, **layout)
     model = dataclasses.replace(
         config.model,
         encoder=EncoderConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 2, 4, 8), classes=0, fusion=False),

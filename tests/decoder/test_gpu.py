@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from megatron_af.convert.qwen2 import Qwen2Folder, load_qwen2
+from megatron_af.convert.language import LanguageFolder, load_language
 from megatron_af.data.batch import AudioKeys
 from megatron_af.parallel.device import current_device
 from tests.conftest import requires_gpu
@@ -19,7 +19,7 @@ def test_a_gpu_computes_what_transformers_computes(tmp_path):
     dist.init_process_group(device.backend, store=store, rank=0, world_size=1)
     config = toy_config()
     lm = single_process_lm(config, added=0).to(device.torch)
-    load_qwen2([lm], Qwen2Folder(folder).source, config.model.lm)
+    load_language([lm], LanguageFolder(folder).source, config.model.lm)
     host = full_audio()
     audio = AudioKeys(tokens_LBD=host.tokens_LBD.to(device.torch), audio_of_BL=host.audio_of_BL)
     logits = lm.logits(plain_rows(), audio, torch.zeros(0, HIDDEN, device=device.torch))

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_af.config import LMConfig
-from megatron_af.convert.qwen2 import hugging_face_names
+from megatron_af.convert.language import hugging_face_names
 from megatron_af.decoder.qwen2 import Qwen2
 
 

@@ -1,8 +1,8 @@
 """Qwen2 and Qwen2.5 weights in Hugging Face's layout, read into any layout of ours.
 
-    checkpoint = Qwen2Folder("Qwen2.5-3B")            # config.json and *.safetensors, sharded or not
+    checkpoint = LanguageFolder("Qwen2.5-3B")            # config.json and *.safetensors, sharded or not
     checkpoint.check(config.model.lm)                 # the YAML describes this model
-    load_qwen2(model.chunks, checkpoint.source, config.model.lm)
+    load_language(model.chunks, checkpoint.source, config.model.lm)
     rows = checkpoint.mean_row(tokenizer.first_added_id)
 
 Each rank reads only the rows and columns it holds. Names and layouts: ``modeling_qwen2.py`` of transformers on
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from megatron_af.config import LMConfig
 from megatron_af.decoder.family import LanguageFamily, family_of
-from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.parallel.global_state import Placement, fill, placements
 
 WHOLE = slice(None)
@@ -78,7 +77,7 @@ def _fused_qkv(tensors: list[Sliceable], lm: LMConfig, start: int, stop: int) ->
     return torch.cat(parts, dim=1).flatten(0, 1)
 
 
-def load_qwen2(chunks: Iterable[nn.Module], source: Source, lm: LMConfig) -> None:
+def load_language(chunks: Iterable[nn.Module], source: Source, lm: LMConfig) -> None:
     """Fill the language model of every chunk of this rank; its gated blocks stay as they are."""
     for chunk in chunks:
         for placement, parameter in placements(chunk):
@@ -86,22 +85,27 @@ def load_qwen2(chunks: Iterable[nn.Module], source: Source, lm: LMConfig) -> Non
                 fill(parameter, placement, read_part(placement, lm, source))
 
 
-class Qwen2Folder:
-    """A Qwen2 or Qwen2.5 model as ``save_pretrained`` and the hub lay it out.
+class LanguageFolder:
+    """A language model as ``save_pretrained`` and the hub lay it out.
+
+    Args:
+        family: ``model.lm.family``: whose names and ``config.json`` it has.
 
     Raises:
         FileNotFoundError: no ``config.json`` or no weights in the folder.
         ValueError: another kind of model, or a variant this decoder does not compute.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, family: str = "qwen2") -> None:
         self.folder = Path(folder)
+        self._name, self._family = family, family_of(LMConfig(family=family))
         if not (self.folder / "config.json").is_file():
             raise FileNotFoundError(f"expected a Hugging Face folder with config.json, got {self.folder}")
         self._config = json.loads((self.folder / "config.json").read_text())
         kind = self._config.get("model_type")
-        if kind != "qwen2":
-            raise ValueError(f"{self.folder}/config.json: expected model_type 'qwen2', got {kind!r}")
+        if kind != self._family.model_type:
+            expected = self._family.model_type
+            raise ValueError(f"{self.folder}/config.json: expected model_type {expected!r}, got {kind!r}")
         self._file_of = self._index()
         self._open: dict[str, Any] = {}
 
@@ -123,7 +127,7 @@ class Qwen2Folder:
     def lm_config(self) -> LMConfig:
         """The sizes that ``config.json`` states."""
         try:
-            return LMConfig(family="qwen2", **Qwen2.read_config(self._config))
+            return LMConfig(family=self._name, **self._family.read_config(self._config))
         except ValueError as error:
             raise ValueError(f"{self.folder}/config.json: {error}") from error
 
@@ -153,7 +157,7 @@ class Qwen2Folder:
 
         Qwen2.5's table has more rows than its tokenizer has tokens; the rest is untrained and left out.
         """
-        table = self.source("model.embed_tokens.weight")
+        table = self.source(self._family.outside_layers["embedding.word_embeddings.weight"])
         spans = [(start, min(start + block, known_tokens)) for start in range(0, known_tokens, block)]
         sums = [table[start:stop].double().sum(0) for start, stop in spans]
         return (torch.stack(sums).sum(0) / known_tokens).float()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_af.convert.qwen2 import Qwen2Folder, load_qwen2
+from megatron_af.convert.language import LanguageFolder, load_language
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.parallel.global_state import placements
 from tests.decoder.toy import (
@@ -68,12 +68,12 @@ def folder(request, tmp_path_factory):
 
 
 def logits_of(rank: int, world_size: int, folder: Path, layout: dict[str, object]) -> list[Tensor]:
-    checkpoint = Qwen2Folder(folder)
+    checkpoint = LanguageFolder(folder)
     config = toy_config(lm={"tied": checkpoint.lm_config.tied}, **layout)
     checkpoint.check(config.model.lm)
     start_layout(config.parallel)
     chunks = build_chunks(config, added=0)
-    load_qwen2(chunks, checkpoint.source, config.model.lm)
+    load_language(chunks, checkpoint.source, config.model.lm)
     batch = [(plain_rows(), full_audio())] * 2
     rows = torch.zeros(0, HIDDEN)
     return run_schedule(chunks, batch, rows, forward_only=True, forward=AudioLM.logits)
@@ -117,7 +117,7 @@ def test_fresh_gated_blocks_leave_the_language_model_as_it_is():
 class Recorder:
     """A source that notes how many elements are read of each tensor."""
 
-    def __init__(self, checkpoint: Qwen2Folder) -> None:
+    def __init__(self, checkpoint: LanguageFolder) -> None:
         self.checkpoint, self.read = checkpoint, {}
 
     def __call__(self, name: str) -> "Recorded":
@@ -135,12 +135,12 @@ class Recorded:
 
 
 def elements_read(rank: int, world_size: int, folder: Path) -> tuple[dict[str, int], int]:
-    checkpoint = Qwen2Folder(folder)
+    checkpoint = LanguageFolder(folder)
     config = toy_config(lm={"tied": checkpoint.lm_config.tied}, tensor=2, pipeline=2)
     start_layout(config.parallel)
     chunks = build_chunks(config, added=0)
     recorder = Recorder(checkpoint)
-    load_qwen2(chunks, recorder, config.model.lm)
+    load_language(chunks, recorder, config.model.lm)
     own = sum(p.numel() for c in chunks for q, p in placements(c) if ".xattn." not in q.name)
     return recorder.read, own
 
@@ -152,21 +152,21 @@ def test_each_rank_reads_only_its_part(folder):
 
 
 def test_added_rows_start_at_the_mean_of_the_known_tokens(folder):
-    checkpoint = Qwen2Folder(folder)
+    checkpoint = LanguageFolder(folder)
     table = checkpoint.source("model.embed_tokens.weight")[:]
     known = VOCAB - 7
     torch.testing.assert_close(checkpoint.mean_row(known, block=32), table[:known].mean(0))
 
 
 def test_a_folder_states_what_it_cannot_be_used_for(folder, tmp_path):
-    lm = dataclasses.replace(Qwen2Folder(folder).lm_config, hidden=32, ffn=7)
+    lm = dataclasses.replace(LanguageFolder(folder).lm_config, hidden=32, ffn=7)
     with pytest.raises(ValueError, match=r"(?s)model\.lm\.hidden = 32: the folder has 64.*model\.lm\.ffn = 7"):
-        Qwen2Folder(folder).check(lm)
+        LanguageFolder(folder).check(lm)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        Qwen2Folder(tmp_path)
+        LanguageFolder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="expected model_type 'qwen2', got 'llama'"):
-        Qwen2Folder(tmp_path)
+        LanguageFolder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
-        Qwen2Folder(tmp_path)
+        LanguageFolder(tmp_path)
