@@ -182,8 +182,8 @@ def _run_stage(spec: StepSpec, config: Config, work: _Work, say: Say) -> None:
             parent = Spool(curriculum_spool(config)) if config.tracking.enabled else None
             metrics = measure_stage(config, spec.stage, work.run_tool, parent)
             hold_against_gate(config, spec.stage, metrics)
-    except ExitGateFailed:
-        raise
+    except ExitGateFailed as error:
+        raise ExitGateFailed(f"{spec.name}: {error}", give_up=True) from error
     except (CheckpointError, ConfigError, FileNotFoundError, KeyError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         raise StepFailed(f"{spec.name}: {message}", give_up=True) from error
