@@ -5,6 +5,7 @@
 On a cluster `af-pipelines smoke` runs it on two nodes.
 """
 
+import argparse
 import sys
 
 import torch.distributed as dist
@@ -16,6 +17,7 @@ MIB = 2**20
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     device = current_device()
     dist.init_process_group(device.backend)
     first = dist.get_rank() == 0

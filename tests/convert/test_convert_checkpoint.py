@@ -18,7 +18,7 @@ from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
 from megatron_af.runs.paths import CheckpointError
 from megatron_af.train.checkpoint import load_parts
-from tests.convert.test_qwen2 import write_folder
+from tests.convert.test_language import write_folder
 from tests.convert.test_released import FIXTURE, folder
 from tests.decoder.toy import full_audio, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed

@@ -7,7 +7,7 @@ from megatron_af.convert.language import LanguageFolder, load_language
 from megatron_af.data.batch import AudioKeys
 from megatron_af.parallel.device import current_device
 from tests.conftest import requires_gpu
-from tests.convert.test_qwen2 import write_folder
+from tests.convert.test_language import write_folder
 from tests.decoder.toy import HIDDEN, full_audio, plain_rows, relative_error, single_process_lm, toy_config
 
 
