@@ -22,6 +22,23 @@ from megatron_af.foreign import described, head_of
 
 _OGG_PAGE = 27
 """Bytes of a page's header before its table of segments (RFC 3533, section 6)."""
+_GUESSED = (
+    "mp3",
+    "aac",
+    "ac3",
+    "eac3",
+    "dts",
+    "mlp",
+    "truehd",
+    "gsm",
+    "loas",
+    "adp",
+    "sbc",
+    "mpeg",
+    "mpegvideo",
+    "tty",
+)
+"""FFmpeg's formats that any bytes may look like."""
 _MARGIN = 0.2
 """Seconds decoded ahead of the start: codecs with overlapping frames need a run-up."""
 
@@ -82,6 +99,19 @@ def seconds(source: Path | bytes, *, count: bool = False) -> float:
             if container.duration and alone and not guessed:
                 return container.duration / av.time_base
             return sum(float((p.duration or 0) * p.time_base) for p in container.demux(stream) if p.time_base)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise ContainerError(_in_words(error, source)) from error
+
+
+def is_certain(source: Path | bytes) -> bool:
+    """Whether FFmpeg knows the format by more than a guess.
+
+    Raises:
+        ContainerError: no container, or no audio in it.
+    """
+    try:
+        with _opened(source) as container:
+            return bool(_audio_stream(container, source)) and container.format.name not in _GUESSED
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise ContainerError(_in_words(error, source)) from error
 

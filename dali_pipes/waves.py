@@ -76,6 +76,26 @@ def header_note(source: Path | bytes) -> str:
     return correction.note if correction else ""
 
 
+def is_recording(source: Path | bytes) -> bool:
+    """Whether a file is audio beyond doubt, by its content alone.
+
+    Formats without a beginning of their own (MP3, AAC and others) are found by guessing, in any bytes: they count only
+    under their suffixes.
+
+    Raises:
+        AudioError: it cannot be opened at all.
+    """
+    try:
+        with _open(source) as file:
+            return bool(file.format != "MP3")
+    except (soundfile.LibsndfileError, OSError):
+        pass
+    try:
+        return containers.is_certain(source)
+    except containers.ContainerError as error:
+        raise AudioError(f"cannot be opened: {error}") from error
+
+
 def recording_seconds(source: Path | bytes) -> float:
     """Length of a recording by its header; packets are counted where the header knows none.
 

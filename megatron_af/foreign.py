@@ -6,12 +6,21 @@ Messages about a file that cannot be read say what it is, for that names the cur
 page, a clone without Git LFS left pointers.
 """
 
+import codecs
 import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+_LITTER = ("__MACOSX", ".DS_Store", ".Spotlight-V100", ".Trashes", "Thumbs.db", "desktop.ini", "@eaDir")
 HEAD_BYTES = 512
 """How much of a file `described` looks at."""
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -69,12 +78,30 @@ def head_of(source: Path | bytes) -> bytes:
 def is_litter(name: str) -> bool:
     """Whether a path is what archives and file managers leave behind: ``__MACOSX/``, ``._x.wav``, ``.DS_Store``."""
     parts = PurePosixPath(name).parts
-    return any(
-        part == "__MACOSX"
-        or part.startswith("._")
-        or part in (".DS_Store", "Thumbs.db", "desktop.ini", ".Spotlight-V100")
-        for part in parts
-    )
+    return any(part in _LITTER or part.startswith("._") for part in parts)
+
+
+def decoded(data: bytes, where: str) -> str:
+    r"""Text of a file in UTF-8, or in UTF-16 or -32 with its mark; every line end is ``\n``.
+
+    Raises:
+        ForeignError: it is none; the message names the line.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    known = described(data)
+    if known and not known.startswith("is text"):
+        raise ForeignError(f"{where} {known}")
+    if encoding == "utf-8" and data[:HEAD_BYTES].count(0) > len(data[:HEAD_BYTES]) // 4:
+        raise ForeignError(f"{where} looks like UTF-16 without its mark, or is no text: save it as UTF-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ForeignError(
+            f"{where}, line {line}: not {encoding.removesuffix('-sig').upper()} (byte 0x{data[error.start]:02x}); "
+            "save it as UTF-8, for instance by iconv -f latin1 -t utf-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(data: bytes | str, where: str) -> Any:

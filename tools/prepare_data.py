@@ -29,8 +29,9 @@ def import_rows(config: Config, names: list[str]) -> int:
     for name in names:
         report = import_dataset(config, name)
         total = report.rows + sum(report.left_out.values())
-        print(f"{name}: {report.rows:,} of {total:,} rows imported")
-        status |= _left_out(config, name, report.left_out, report.report, report.bad_fraction) or not total
+        print(f"{name}: {report.rows:,} of {total:,} rows imported, {report.passed_over:,} other files passed over")
+        bad = 1.0 if not total else report.bad_fraction
+        status |= _left_out(config, name, report.left_out, report.report, bad, report.passed_over)
     return status
 
 
@@ -49,10 +50,10 @@ def prepare_recordings(config: Config, names: list[str]) -> int:
     return status
 
 
-def _left_out(config: Config, name: str, reasons: dict[str, int], report: str, fraction: float) -> int:
+def _left_out(config: Config, name: str, reasons: dict[str, int], report: str, fraction: float, files: int = 0) -> int:
     for reason, count in reasons.items():
         print(f"  {reason}: {count:,}")
-    if reasons:
+    if reasons or files:
         print(f"  each of them: {config.data.root}/{report}")
     allowed = config.data.prepare.max_bad_fraction
     if fraction <= allowed:

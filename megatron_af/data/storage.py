@@ -9,6 +9,7 @@ Every path is relative and stays inside the root.
 import hashlib
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -35,12 +36,18 @@ class DataRoot:
         return self._url
 
     def local(self, path: str) -> Path | None:
-        """The path on this machine, or None in an object store."""
-        return None if self._folder is None else self._folder / _inside(path)
+        """The path on this machine, or None in an object store.
+
+        A name with accents is one text in two Unicode forms; a manifest written on Linux finds files named on a Mac.
+        """
+        if self._folder is None:
+            return None
+        found = self._folder / _inside(path)
+        return found if path.isascii() or _is_there(found) else _in_other_form(self._folder, path)
 
     def exists(self, path: str) -> bool:
         if (local := self.local(path)) is not None:
-            return local.exists()
+            return _is_there(local)
         assert self._remote is not None
         return bool(self._remote.exists(self._address(path)))
 
@@ -163,6 +170,21 @@ class DataRoot:
 
     def _address(self, path: str) -> str:
         return f"{self._url}/{_inside(path)}"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte
+        return False
+
+
+def _in_other_form(folder: Path, path: str) -> Path:
+    """The file whose name differs in Unicode form only, part by part; as it is written where there is none."""
+    for part in PurePosixPath(path).parts:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        folder = next((folder / form for form in forms if _is_there(folder / form)), folder / part)
+    return folder
 
 
 def _inside(path: str) -> str:

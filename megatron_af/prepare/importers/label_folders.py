@@ -1,0 +1,76 @@
+"""A folder per label. Everything that is a recording is imported, whatever its suffix; every other file is listed."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from dali_pipes.waves import AudioError, is_recording
+from megatron_af.config import ImportConfig
+from megatron_af.data.rows import Row
+from megatron_af.data.storage import DataRoot
+from megatron_af.foreign import ForeignError, is_litter
+from megatron_af.prepare.importers.layout import Maker, PassedOver, Recordings, checked, failing, is_audio
+from megatron_af.prepare.importers.made_rows import label_words, labelled
+
+SPLITS = frozenset(["train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"])
+
+
+def label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
+    folder = root.local(origin.path)
+    if folder is None or not folder.is_dir():
+        raise ForeignError(f"{root}/{origin.path}: expected a local folder with one folder per label")
+    names, passed = _recordings_in(folder)
+    folders = {name.split("/")[0] for name in names}
+    if len(folders) > 1 and {name.lower() for name in folders} <= SPLITS:
+        raise ForeignError(
+            f"{folder}: its folders are splits ({', '.join(sorted(folders))}), not labels; make a data set of each: "
+            f"origin.path={origin.path}/{min(folders)}"
+        )
+    labels = sorted({label_words(name, origin.task) for name in folders})
+    recordings = Recordings(root, origin.path)
+
+    def make(name: str, _: object) -> Row:
+        label = label_words(name.split("/")[0], origin.task)
+        return labelled(name, recordings.clip(name), label, labels, origin.prompt, origin.task)
+
+    for name in names:
+        yield checked(make, name, None, "recordings")
+    yield from map(failing, passed)
+
+
+def _recordings_in(folder: Path) -> tuple[list[str], list[PassedOver]]:
+    """Names of the recordings, and the files that are none; archive litter counts as nothing."""
+    files: list[str] = []
+    passed: list[PassedOver] = []
+    for label in sorted(folder.iterdir()):
+        if is_litter(label.name):
+            continue
+        if not label.is_dir():
+            passed.append(PassedOver(label.name, "stands in no label's folder"))
+            continue
+        for place, folders, names in os.walk(label):
+            below = Path(place).relative_to(folder)
+            links = [name for name in folders if (Path(place) / name).is_symlink()]
+            passed += [
+                PassedOver(str(below / name), "is a link to a folder inside a label: not followed") for name in links
+            ]
+            files += [str(PurePosixPath((below / name).as_posix())) for name in names]
+    files = sorted(name for name in files if not is_litter(name))
+    with ThreadPoolExecutor(16) as pool:
+        reasons = pool.map(lambda name: "" if is_audio(name) else _why_not(folder / name), files)
+    found = []
+    for name, why in zip(files, reasons, strict=True):
+        if why:
+            passed.append(PassedOver(name, why))
+        else:
+            found.append(name)
+    return found, passed
+
+
+def _why_not(path: Path) -> str:
+    """Why a file with an unknown suffix is no recording; empty if it is one by its content."""
+    try:
+        return "" if is_recording(path) else "no recording by its suffix nor by its content"
+    except AudioError as error:
+        return f"no recording by its suffix, and {error}"

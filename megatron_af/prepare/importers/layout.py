@@ -1,0 +1,200 @@
+"""What every layout is read with: recordings by name, fields by kind, JSON lists and lines.
+
+recordings = Recordings(root, "clotho/audio")
+clip = recordings.clip("rain.wav")
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any
+
+from dali_pipes.waves import AudioError, recording_seconds
+from megatron_af.data.rows import Clip, Row, RowError
+from megatron_af.data.storage import DataRoot
+from megatron_af.foreign import ForeignError, decoded, is_litter, parse_json
+
+AUDIO_SUFFIXES = frozenset((
+    ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi", ".caf", ".dts", ".eac3",
+    ".flac", ".flv", ".gsm", ".m4a", ".m4b", ".m4r", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg",
+    ".mpg", ".mpga", ".nist", ".oga", ".ogg", ".ogm", ".ogv", ".ogx", ".opus", ".ra", ".rf64", ".rm", ".snd", ".sph",
+    ".spx", ".tak", ".ts", ".tta", ".voc", ".w64", ".wav", ".wave", ".weba", ".webm", ".wma", ".wmv", ".wv", ".3gp",
+))  # fmt: skip
+"""Files with these are recordings; what has another suffix may be one."""
+
+type Maker = Callable[[], Row]
+
+
+class PassedOver(Exception):
+    """A file that is no recording of the data set; the message says why."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(why)
+        self.name = name
+
+
+class Recordings:
+    """Recordings below a folder of the root, and how long they are."""
+
+    def __init__(self, root: DataRoot, folder: str) -> None:
+        self.root = root
+        self.folder = PurePosixPath(folder)
+        self._names = lru_cache(maxsize=64)(self._names_in)
+
+    def clip(self, name: object, start: float = 0.0, duration: float | None = None) -> Clip:
+        """The clip of a recording; without a duration, all from ``start`` on.
+
+        Raises:
+            RowError, AudioError: the name leaves the root, or the recording cannot be read.
+        """
+        path = self.path(name)
+        if not self.root.exists(path):
+            raise AudioError(f"{path} does not exist{self._hint(path)}", "missing")
+        if duration is None:
+            try:
+                duration = recording_seconds(self.root.local(path) or self.root.read(path)) - start
+            except AudioError as error:
+                raise AudioError(f"{path} {error}", error.reason) from error
+            if duration <= 0:
+                raise AudioError(f"{path} ends before {start:.2f} s", "behind the end")
+        return Clip(path=path, start=float(start), duration=float(duration))
+
+    def path(self, name: object) -> str:
+        """The path below the root that a name means.
+
+        Raises:
+            RowError: it means none.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise RowError(f"names no recording: expected a file's name, got {said(name)}")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise RowError(f"{name!r} is a name that is not UTF-8: rename the file (convmv does many)") from None
+        path = self.folder / name
+        if path.is_absolute() or ".." in path.parts:
+            raise RowError(f"{name!r} leaves data.root; set origin.audio to the folder that names are relative to")
+        return str(path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a recording of that name."""
+        try:
+            return bool(name.strip()) and self.root.exists(self.path(name))
+        except RowError:
+            return False
+
+    def _hint(self, path: str) -> str:
+        folder, _, name = path.rpartition("/")
+        if "\\" in name:
+            return ": folders are separated by / and not by a backslash"
+        names = self._names(folder)
+        near = names.get(name.strip().casefold()) or names.get(PurePosixPath(name.strip()).stem.casefold())
+        return f"; {near!r} is there" if near else ""
+
+    def _names_in(self, folder: str) -> dict[str, str]:
+        try:
+            names = self.root.names(folder)
+        except (OSError, ValueError):
+            return {}
+        return {PurePosixPath(n).stem.casefold(): n for n in names} | {n.strip().casefold(): n for n in names}
+
+
+def checked(make: Callable[[str, Any], Row], key: str, item: Any, kind: str) -> Maker:
+    """A row's maker whose plain mistakes come out as `RowError` that begins with the row's key."""
+
+    def call() -> Row:
+        try:
+            return make(key, item)
+        except (RowError, ForeignError) as error:
+            raise RowError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise RowError(f"{key}: is not built as {kind} are ({type(error).__name__})") from error
+
+    return call
+
+
+def failing(error: Exception) -> Maker:
+    """The maker of a row that is known to be none."""
+
+    def call() -> Row:
+        raise error
+
+    return call
+
+
+def object_of(value: object, what: str = "an object") -> Mapping[str, Any]:
+    """The value, if it is a JSON object; else `RowError`."""
+    if not isinstance(value, dict):
+        raise RowError(f"expected {what}, got {said(value)}")
+    return value
+
+
+def text_of(item: Mapping[str, Any], key: str) -> str:
+    """The text under a key; else `RowError`."""
+    if key not in item:
+        raise RowError(f"key {key!r} is missing; there are {', '.join(map(str, item)) or 'none'}")
+    value = item[key]
+    if not isinstance(value, str):
+        raise RowError(f"key {key!r} must be text, got {said(value)}")
+    return value
+
+
+def seconds_of(item: Mapping[str, Any], key: str) -> float | None:
+    """Seconds under a key, as a number or as text; None where there are none; else `RowError`."""
+    value = item.get(key)
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or isinstance(value, bool):
+        raise RowError(f"{key!r} must be seconds, zero or more, got {said(value)}")
+    return number
+
+
+def said(value: object) -> str:
+    """A value as a message shows it."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def json_file(root: DataRoot, path: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ForeignError, StorageError: it is none, or cannot be read.
+    """
+    return parse_json(root.read(path), f"{root}/{path}")
+
+
+def objects(root: DataRoot, path: str) -> Iterator[tuple[int, Any]]:
+    """Items of a JSON list, or lines of JSON Lines, with the number of each; a line that is no JSON as `RowError`.
+
+    Raises:
+        ForeignError, StorageError: the file is neither, or cannot be read.
+    """
+    text = decoded(root.read(path), f"{root}/{path}")
+    try:
+        whole = parse_json(text, f"{root}/{path}")
+    except ForeignError as error:
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        found = [(n, _line(line, n)) for n, line in lines]
+        if not any(isinstance(value, dict) for _, value in found):
+            raise error from None
+        yield from found
+        return
+    yield from enumerate(whole if isinstance(whole, list) else [whole], start=1)
+
+
+def _line(text: str, number: int) -> Any:
+    try:
+        return parse_json(text, f"line {number}")
+    except ForeignError as error:
+        return RowError(str(error))
+
+
+def is_audio(name: str) -> bool:
+    return not is_litter(name) and PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES

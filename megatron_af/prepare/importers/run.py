@@ -1,0 +1,116 @@
+"""The import itself: every row of a layout is written, or left out and named; every other file is listed.
+
+    report = import_dataset(config, "clotho")
+
+One bad row, file, name or shard never ends an import: what can be read of the rest is written. What makes the whole
+layout unreadable (a table without the columns, JSON that is none) ends it before anything is written.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import batched
+
+from dali_pipes.waves import AudioError
+from megatron_af.config import Config, ImportConfig
+from megatron_af.data.rows import RowError, parse_row, to_json
+from megatron_af.data.storage import DataRoot, StorageError
+from megatron_af.prepare.importers.audio_flamingo import audio_flamingo
+from megatron_af.prepare.importers.conversations import conversations
+from megatron_af.prepare.importers.label_folders import label_folders
+from megatron_af.prepare.importers.layout import Maker, PassedOver
+from megatron_af.prepare.importers.own_rows import own_rows
+from megatron_af.prepare.importers.table import table
+from megatron_af.prepare.importers.web_dataset import web_dataset
+
+READERS = 16
+"""Threads that open recordings for their lengths: what they wait for is the disk or the network."""
+LAYOUTS = {
+    "audio_flamingo": audio_flamingo,
+    "conversations": conversations,
+    "csv": table,
+    "labels": label_folders,
+    "webdataset": web_dataset,
+    "rows": own_rows,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What came of an import."""
+
+    rows: int
+    """Rows written."""
+    left_out: dict[str, int]
+    """Reason -> rows left out."""
+    passed_over: int
+    """Files that are no recordings, and were not expected to be."""
+    report: str
+    """Where each row and file that was left out stands with its problem, relative to the data root."""
+
+    @property
+    def bad_fraction(self) -> float:
+        bad = sum(self.left_out.values())
+        return bad / max(1, self.rows + bad)
+
+
+def import_dataset(config: Config, name: str) -> ImportReport:
+    """Writes the rows of a data set's origin to its source.
+
+    Raises:
+        ValueError: the configuration lacks something, or the layout is not what ``origin.format`` says.
+        StorageError: the layout's file cannot be read.
+    """
+    dataset = config.data.datasets.get(name)
+    if dataset is None or dataset.origin is None or not (dataset.source or dataset.manifest).endswith(".jsonl"):
+        raise ValueError(
+            f"data.datasets.{name}: importing needs origin, and source (or manifest) that ends with .jsonl; "
+            f"got {dataset or 'no such data set'}"
+        )
+    root = DataRoot(config.data.root)
+    target = dataset.source or dataset.manifest
+    path = f"{target.removesuffix('.jsonl')}.left_out.jsonl"
+    rows, passed, reasons = 0, 0, Counter[str]()
+    made = _lines(rows_of(root, dataset.origin))
+    with root.writing(target) as good, root.writing(path) as report:
+        for line in made:
+            if isinstance(line, str):
+                good.write(line.encode() + b"\n")
+                rows += 1
+                continue
+            entry: dict[str, str | int]
+            if isinstance(line, PassedOver):
+                passed += 1
+                entry = {"file": line.name, "reason": "passed over", "problem": str(line)}
+            else:
+                reason = line.reason if isinstance(line, AudioError) else "bad row"
+                reasons[reason] += 1
+                entry = {"row": rows + sum(reasons.values()), "reason": reason, "problem": str(line)}
+            report.write(json.dumps(entry).encode() + b"\n")
+    return ImportReport(rows=rows, left_out=dict(reasons.most_common()), passed_over=passed, report=path)
+
+
+def _lines(makers: Iterator[Maker]) -> Iterator[str | Exception]:
+    """Rows as JSON, or what is wrong with them, in order."""
+
+    def line(make: Maker) -> str | Exception:
+        try:
+            made = to_json(make())
+            made.encode()
+            parse_row(json.loads(made), "the row made of it")
+        except (RowError, AudioError, StorageError, PassedOver) as error:
+            return error
+        except UnicodeEncodeError:
+            return RowError("the row made of it: its text holds half a character (a lone surrogate)")
+        return made
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for some in batched(makers, 64 * READERS):
+            yield from pool.map(line, some)
+
+
+def rows_of(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
+    """One function per row of the layout; calling it gives the row, or raises what is wrong with it."""
+    return LAYOUTS[origin.format](root, origin)

@@ -1,0 +1,133 @@
+"""WebDatasets: tar files whose members share the name up to the first dot; the audio is used in place.
+
+A tar that is broken, compressed or no tar is one bad row that names it; the others are read, and of a cut one what
+lies before the cut.
+"""
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from dali_pipes.waves import AudioError, recording_seconds
+from megatron_af.config import ImportConfig
+from megatron_af.data.rows import Clip, Row, RowError, parse_row
+from megatron_af.data.storage import DataRoot
+from megatron_af.foreign import ForeignError, described, head_of, is_litter, parse_json
+from megatron_af.prepare.importers.layout import Maker, PassedOver, checked, failing, is_audio, object_of, said
+from megatron_af.prepare.importers.made_rows import captioned
+
+TEXTS = ("json", "txt", "cls")
+LARGEST_TEXT = 16 << 20
+"""Bytes of a member that is text; more is none."""
+
+
+@dataclass
+class _Sample:
+    audio: list[tuple[int, int]] = field(default_factory=list)
+    """Offset and length of each recording in the tar."""
+    texts: dict[str, bytes] = field(default_factory=dict)
+    problem: str = ""
+
+
+def web_dataset(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
+    pattern = root.local(origin.path)
+    if pattern is None:
+        raise ForeignError(f"{root}: tar files are imported from a local data.root; copy or mount them")
+    shards = sorted(shard for shard in Path(pattern.parent).glob(pattern.name) if not is_litter(shard.name))
+    if not shards:
+        raise ForeignError(f"{root}/{origin.path}: no such tar files")
+    for shard in shards:
+        yield from _shard(root, origin, shard, str(PurePosixPath(origin.path).with_name(shard.name)))
+
+
+def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iterator[Maker]:
+    samples: dict[str, _Sample] = {}
+    passed: list[PassedOver] = []
+    broken = ""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                _add(samples, passed, tar, member, path)
+            if tar.offset > shard.stat().st_size:
+                broken = "ends inside a member"
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError):
+        broken = described(head_of(shard)) or ("is cut or damaged" if samples else "is no tar")
+
+    def make(key: str, sample: _Sample) -> Row:
+        if sample.problem:
+            raise RowError(sample.problem)
+        clips = []
+        for offset, length in sample.audio:
+            try:
+                seconds = recording_seconds(root.read(path, offset, length))
+            except AudioError as error:
+                raise AudioError(f"{path}, {key}: its recording {error}", error.reason) from error
+            clips.append(Clip(path=path, duration=seconds, offset=offset, length=length))
+        return _row(key, tuple(clips), sample.texts, origin)
+
+    for key, sample in samples.items():
+        yield checked(make, key, sample, "samples of a WebDataset")
+    yield from map(failing, passed)
+    if broken:
+        lost = f"; what lies behind {list(samples)[-1]} in it is lost" if samples else ""
+        yield failing(RowError(f"{path} {broken}{lost}"))
+
+
+def _add(
+    samples: dict[str, _Sample], passed: list[PassedOver], tar: tarfile.TarFile, member: tarfile.TarInfo, path: str
+) -> None:
+    if member.isdir() or is_litter(member.name):
+        return
+    if not member.isreg() or member.issparse():
+        passed.append(
+            PassedOver(f"{path}:{member.name}", "is a link or a device, or has holes: only plain files count")
+        )
+        return
+    name = PurePosixPath(member.name)
+    stem, _, suffix = name.name.partition(".")
+    key, suffix = str(name.parent / stem), suffix.lower()
+    kind = suffix.rpartition(".")[2]
+    if is_audio(f"x.{kind}"):
+        samples.setdefault(key, _Sample()).audio.append((member.offset_data, member.size))
+    elif kind in TEXTS:
+        sample = samples.setdefault(key, _Sample())
+        if suffix in sample.texts or suffix != kind:
+            sample.problem = (
+                f"has the text {name.name!r}, whose key ends at its first dot: rename its members to have one dot each"
+                if suffix != kind
+                else f"has two members {name.name!r}"
+            )
+        elif member.size > LARGEST_TEXT:
+            sample.problem = f"has a text of {member.size:,} bytes ({name.name}); {LARGEST_TEXT:,} are the most"
+        elif (file := tar.extractfile(member)) is not None:
+            sample.texts[suffix] = file.read()
+    else:
+        passed.append(
+            PassedOver(f"{path}:{member.name}", f"is neither a recording nor {', '.join(TEXTS)} by its suffix")
+        )
+
+
+def _row(key: str, clips: tuple[Clip, ...], texts: Mapping[str, bytes], origin: ImportConfig) -> Row:
+    content = object_of(parse_json(texts["json"], "its json")) if "json" in texts else {}
+    if {"questions", "captions"} & set(content):  # our own rows, as in prepared shards
+        return replace(parse_row({**content, "clips": []}, key), clips=clips)
+    if not clips:
+        raise RowError("has no recording in the tar")
+    if len(clips) > 1:
+        raise RowError(f"has {len(clips)} recordings, and a text that belongs to one")
+    said_of_it = content.get("text") or content.get("caption") or _text(texts.get("txt", b""))
+    captions = said_of_it if isinstance(said_of_it, list) else [said_of_it]
+    if not all(isinstance(caption, str) for caption in captions):
+        raise RowError(f"'text' must be text or a list of texts, got {said(said_of_it)}")
+    captions = [caption.strip() for caption in captions if caption.strip()]
+    if not captions:
+        raise RowError("has neither a json with text or caption, nor a txt, beside the recording")
+    return captioned(key, clips[0], captions, origin)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise RowError("its txt is not UTF-8") from None

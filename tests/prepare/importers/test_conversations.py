@@ -1,0 +1,96 @@
+"""Conversations in the field's ways of writing them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import ImportConfig
+from megatron_af.data.rows import Row
+from megatron_af.foreign import ForeignError
+from tests.data.toy import write_tone
+from tests.prepare.importing import dump, problems, run
+
+
+def test_conversations(tmp_path: Path) -> None:
+    write_tone(tmp_path / "sounds/x.wav", 3.0, 0)
+
+    def turn(who: str, text: str) -> dict[str, str]:
+        return {"from": who, "value": text}
+
+    single = [turn("human", "<sound>\nWhich one? (A) dog (B) cat"), turn("gpt", "(A) dog")]
+    items = [
+        {"id": "s", "sound": "x.wav", "duration": 3.0, "conversations": single},
+        {"id": "d", "sound": "x.wav", "conversations": [*single, turn("human", "Sure?"), turn("gpt", "Yes.")]},
+        {"id": "b", "sound": "x.wav", "conversations": single[:1]},
+    ]
+    dump(tmp_path / "skills.json", items)
+    rows, report = run(tmp_path, ImportConfig(format="conversations", path="skills.json", audio="sounds"))
+    assert [(r.id, r.template, len(r.questions)) for r in rows] == [("s", "single", 1), ("d", "dialogue", 2)]
+    assert rows[0].questions[0].prompt == "Which one? (A) dog (B) cat" and rows[1].clips[0].duration == 3.0
+    assert report.left_out == {"bad row": 1} and "alternate" in (tmp_path / report.report).read_text()
+
+
+ASKED = [{"from": "human", "value": "<sound>\nwhat?"}, {"from": "gpt", "value": "rain"}]
+
+
+def imported(folder: Path, items: list[object], lines: bool = False) -> tuple[list[Row], list[str]]:
+    write_tone(folder / "w/a.wav", 3.0, 0)
+    text = "\n".join(map(json.dumps, items)) if lines else json.dumps(items)
+    (folder / "t.json").write_text(text)
+    rows, report = run(folder, ImportConfig(format="conversations", path="t.json", audio="w"))
+    return rows, problems(folder, report)
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_the_field_s_ways_of_writing_them_are_read(tmp_path: Path, lines: bool) -> None:
+    marked = [{"from": "human", "value": "<audio>\nwhat?"}, ASKED[1]]
+    chat = [{"role": "user", "content": "<audio>what?"}, {"role": "assistant", "content": "rain"}]
+    items: list[object] = [
+        {"sound": "a.wav", "conversations": ASKED},
+        {"audio": "a.wav", "conversations": marked},
+        {"audios": ["a.wav"], "messages": chat},
+        {"audios": ["a.wav"], "query": "<audio>what?", "response": "rain"},
+        {
+            "sound": ["a.wav"],
+            "conversations": [{"from": "user", "value": "what?"}, {"from": "assistant", "value": "rain"}],
+        },
+    ]
+    rows, said = imported(tmp_path, items, lines)
+    assert not said and len(rows) == 5
+    assert all(len(r.clips) == 1 and (r.questions[0].prompt, r.questions[0].output) == ("what?", "rain") for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"conversations": ASKED}, "marks for 1 recordings"),
+        ({"sound": ["a.wav", "a.wav"], "conversations": ASKED}, "the row names 2"),
+        ({"wav": "a.wav", "conversations": ASKED}, "key 'wav' holds a recording"),
+        ({"sound": "a.wav", "audio": "a.wav", "conversations": ASKED}, "both name recordings"),
+        ({"conversations": [{"from": "human", "value": "<audio>a.wav</audio>what?"}, ASKED[1]]}, "inside the text"),
+        ({"sound": "a.wav", "conversations": [{"from": "human", "value": "<sound-2> what?"}, ASKED[1]]}, "<sound-2>"),
+        ({"sound": "a.wav", "conversations": [{"from": "system", "value": "short"}, *ASKED]}, "system turn"),
+        ({"sound": "a.wav", "conversations": [ASKED]}, "expected a turn"),
+        ({"sound": "a.wav", "conversations": "x"}, "must be a list"),
+        ({"sound": "a.wav"}, "expected 'conversations', 'messages' or 'query'"),
+        ({"sound": "a.wav", "conversations": [ASKED[0], {"from": "gpt", "value": None}]}, "'value' must be text"),
+        (None, "got null"),
+        ([{"sound": "a.wav"}], "expected an object"),
+    ],
+)
+def test_a_row_that_is_none_is_named_and_the_others_stay(tmp_path: Path, item: object, words: str) -> None:
+    good = {"sound": "a.wav", "conversations": ASKED}
+    rows, said = imported(tmp_path, [good, item, good])
+    assert len(rows) == 2 and len(said) == 1 and words in said[0] and "Error" not in said[0]
+
+
+def test_a_broken_line_costs_itself_and_a_broken_list_is_refused(tmp_path: Path) -> None:
+    good = json.dumps({"sound": "a.wav", "conversations": ASKED})
+    write_tone(tmp_path / "w/a.wav", 3.0, 0)
+    (tmp_path / "t.json").write_text(f"{good}\n{good[:-9]}\n{good}\n")
+    rows, report = run(tmp_path, ImportConfig(format="conversations", path="t.json", audio="w"))
+    assert len(rows) == 2 and "line 2 is not JSON" in problems(tmp_path, report)[0]
+    (tmp_path / "t.json").write_text(f"[{good},\n{good[:-9]}")
+    with pytest.raises(ForeignError, match=r"t.json is not JSON: .* in line 2"):
+        run(tmp_path, ImportConfig(format="conversations", path="t.json", audio="w"))

@@ -1,0 +1,38 @@
+"""The import itself: what is refused whole, and what never leaves the root."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig
+from megatron_af.prepare.importers import import_dataset
+from tests.data.toy import write_tone
+from tests.prepare.importing import dump, run
+
+
+def test_names_never_leave_the_data_root(tmp_path: Path) -> None:
+    write_tone(tmp_path / "out.wav", 1.0, 0)
+    root = tmp_path / "data"
+    dump(root / "x.json", {"split_path": "../", "data": {"0": {"name": "out.wav", "prompt": "p", "output": "o"}}})
+    rows, report = run(root, ImportConfig(format="audio_flamingo", path="x.json"))
+    assert rows == [] and report.left_out == {"bad row": 1} and "data.root" in (root / report.report).read_text()
+    dump(
+        root / "y.json", {"split_path": str(tmp_path), "data": {"0": {"name": "out.wav", "prompt": "p", "output": "o"}}}
+    )
+    assert run(root, ImportConfig(format="audio_flamingo", path="y.json"))[0] == []
+
+
+def test_wrong_files_and_configurations_are_refused(tmp_path: Path) -> None:
+    dump(tmp_path / "x.json", {"rows": []})
+    with pytest.raises(ValueError, match="expected keys 'data'"):
+        run(tmp_path, ImportConfig(format="audio_flamingo", path="x.json"))
+    (tmp_path / "y.json").write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        run(tmp_path, ImportConfig(format="conversations", path="y.json"))
+    with pytest.raises(ValueError, match="no such tar files"):
+        run(tmp_path, ImportConfig(format="webdataset", path="*.tar"))
+    config = Config(name="i", data=DataConfig(root=str(tmp_path), datasets={"a": DatasetConfig(manifest="a")}))
+    with pytest.raises(ValueError, match="importing needs origin"):
+        import_dataset(config, "a")
+    assert replace(config, name="j").name == "j"
