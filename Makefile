@@ -1,7 +1,7 @@
 # make demo        train and evaluate the small model on real recordings (about 15 minutes on 2 cores)
 # make demo-long   the same for up to an hour; hears more
 # make test        every test that needs no GPU
-# make test-fast   those of them that start no process: under two minutes on 2 cores
+# make test-fast   those of them that start no process
 # make test-slow   the others: several ranks, training runs, whole tools
 # make lint        ruff
 # make types       mypy, strict
