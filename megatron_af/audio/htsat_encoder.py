@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from megatron_af.audio.encoder import AudioEncoder
 from megatron_af.config import EncoderConfig, FrontEndConfig
-from megatron_af.config.model_rules import divides
+from megatron_af.config.errors import divides
 from megatron_af.flops import Tally
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What a configuration that cannot run raises, and how its message helps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 
@@ -22,3 +22,19 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def divides(divisor_key: str, divisor: int, key: str, value: int) -> Iterator[str]:
+    """The problem that ``divisor`` leaves a rest, with the divisors that do not."""
+    if value % divisor:
+        fits = listed(divisors(value))
+        yield f"{divisor_key} = {divisor} does not divide {key} = {value}: set {divisor_key} to one of {fits}"
+
+
+def divisors(value: int) -> list[int]:
+    return [d for d in range(1, value + 1) if value % d == 0]
+
+
+def listed(values: Sequence[object], most: int = 12) -> str:
+    shown = ", ".join(map(str, values[:most])) or "(none)"
+    return shown + (", …" if len(values) > most else "")

@@ -1,10 +1,12 @@
 """Sizes of the model: front end, encoder, transformation layers, language model, gated blocks, CLAP."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_af.config.components import UnknownComponent, component
 from megatron_af.config.effects import Rounding, Weights
+from megatron_af.config.errors import divides
 from megatron_af.config.ranges import BelowOne, Count, NotNegative, Positive, Whole
 
 FAMILIES = {"qwen2": "megatron_af.decoder.qwen2:Qwen2"}
@@ -49,6 +51,25 @@ class FrontEndConfig:
         beyond_first = max(0, num_samples - self.window_samples)
         return min(max_windows, 1 + -(-beyond_first // self.stride_samples))
 
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it, with its fix; ``key``: where it stands, ``model.front_end``."""
+        if self.overlap_seconds >= self.window_seconds:
+            yield (
+                f"{key}.overlap_seconds = {self.overlap_seconds}: must be below window_seconds = {self.window_seconds}"
+            )
+        elif self.stride_samples < 1:
+            yield (
+                f"{key}.window_seconds = {self.window_seconds} less overlap_seconds = {self.overlap_seconds}"
+                f" is no whole sample at sample_rate = {self.sample_rate}: lengthen the window"
+            )
+        which = "mel_sample_rate" if self.mel_sample_rate else "sample_rate"
+        mel_rate = self.mel_sample_rate or self.sample_rate
+        if not self.min_hz < self.max_hz <= mel_rate / 2:
+            yield (
+                f"{key}.min_hz = {self.min_hz}, max_hz = {self.max_hz}: need min_hz < max_hz <= "
+                f"{mel_rate / 2} (half of {which}), with {key}.{which} = {mel_rate}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -92,12 +113,7 @@ class EncoderConfig:
         Raises:
             UnknownComponent: ``kind`` names none.
         """
-        found = component(self.kind, ENCODERS)
-        if not hasattr(found, "tokens_per_window"):
-            raise UnknownComponent(
-                f"'{self.kind}' is no encoder: expected a subclass of megatron_af.audio.encoder.AudioEncoder"
-            )
-        return found(self)
+        return component(self.kind, ENCODERS, "megatron_af.audio.encoder:AudioEncoder")(self)
 
     @property
     def feature_dim(self) -> int:
@@ -149,12 +165,16 @@ class LMConfig:
         Raises:
             UnknownComponent: ``family`` names none.
         """
-        found = component(self.family, FAMILIES)
-        if not hasattr(found, "inside_layers"):
-            raise UnknownComponent(
-                f"'{self.family}' is no family: expected a subclass of megatron_af.decoder.family.LanguageFamily"
-            )
-        return found(self)
+        return component(self.family, FAMILIES, "megatron_af.decoder.family:LanguageFamily")(self)
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it, with its fix; ``key``: where it stands, ``model.lm``."""
+        yield from divides(f"{key}.heads", self.heads, f"{key}.hidden", self.hidden)
+        yield from divides(f"{key}.kv_heads", self.kv_heads, f"{key}.heads", self.heads)
+        try:
+            yield from self.component.problems()
+        except UnknownComponent as error:
+            yield f"{key}.family = {error}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,46 +1,60 @@
-"""Can a model of these sizes be built? What holds between them; each one's own range stands in its own section.
+"""Do the sections of a configuration go together? What holds within one stands beside its fields, as ``problems``.
 
-problems = list(model_problems(config.model))       # numbers must lie in their ranges
+problems = [*model_rules(config.model), *layout_rules(config, world_size), *reference_rules(config)]
+problems += stage_rules(config, "align", world_size)        # numbers must lie in their ranges
+
+What needs an objective's word, or files, is asked in ``megatron_af.runs.check``.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
 
-from megatron_af.config import ModelConfig
 from megatron_af.config.components import UnknownComponent
+from megatron_af.config.errors import divides, divisors, listed, suggestion
+from megatron_af.config.model import ModelConfig
+from megatron_af.config.run import Config
+from megatron_af.config.stage import StageConfig
+
+LONGEST_CLIP_SECONDS = 3600
+"""A clip is encoded whole, and the transformation layers attend over all of its tokens at once."""
 
 
-def model_problems(model: ModelConfig) -> Iterator[str]:
-    yield from _language_model(model)
-    yield from _encoder(model)
-    yield from _front_end(model)
+def own_problems(section: Any, key: str) -> Iterator[str]:
+    """What each section of a tree says about itself."""
+    if hasattr(section, "problems"):
+        yield from section.problems(key)
+    for field in fields(section):
+        value, inner = getattr(section, field.name), f"{key}.{field.name}"
+        entries = value.items() if isinstance(value, Mapping) else ()
+        for place, part in ((inner, value), *((f"{inner}.{name}", entry) for name, entry in entries)):
+            if is_dataclass(part):
+                yield from own_problems(part, place)
 
 
-def _language_model(model: ModelConfig) -> Iterator[str]:
-    lm, interval = model.lm, model.cross_attention.interval
-    yield from divides("model.lm.heads", lm.heads, "model.lm.hidden", lm.hidden)
-    yield from divides("model.lm.kv_heads", lm.kv_heads, "model.lm.heads", lm.heads)
-    try:
-        yield from lm.component.problems()
-    except UnknownComponent as error:
-        yield f"model.lm.family = {error}"
-    if not 1 <= interval <= lm.layers:
+def model_rules(model: ModelConfig) -> Iterator[str]:
+    """Whether a model of these sizes can be built."""
+    yield from own_problems(model, "model")
+    layers, interval = model.lm.layers, model.cross_attention.interval
+    if not 1 <= interval <= layers:
         yield (
             f"model.cross_attention.interval = {interval}: a gated block stands before every n-th of the "
-            f"{lm.layers} layers (model.lm.layers); set it to 1 … {lm.layers}"
+            f"{layers} layers (model.lm.layers); set it to 1 … {layers}"
         )
-
-
-def _encoder(model: ModelConfig) -> Iterator[str]:
-    transform = model.transform
     try:
         encoder = model.encoder.component
     except UnknownComponent as error:
         yield f"model.encoder.kind = {error}"
         return
     yield from encoder.problems(model.front_end)
-    width, source = encoder.feature_dim, encoder.feature_key
-    if not width:
-        return
+    if width := encoder.feature_dim:
+        yield from _transform(model, width, encoder.feature_key)
+
+
+def _transform(model: ModelConfig, width: int, source: str) -> Iterator[str]:
+    transform = model.transform
     yield from divides("model.transform.heads", transform.heads, f"the encoder's width, {source}", width)
     turned = transform.heads if transform.positions == "rope" else 1
     if transform.layers and width % turned == 0 and width // turned % 2:
@@ -50,38 +64,123 @@ def _encoder(model: ModelConfig) -> Iterator[str]:
         )
 
 
-def _front_end(model: ModelConfig) -> Iterator[str]:
-    front = model.front_end
-    if front.overlap_seconds >= front.window_seconds:
+def layout_rules(config: Config, world_size: int) -> Iterator[str]:
+    """Whether the model can be laid on these ranks."""
+    parallel, lm, xattn = config.parallel, config.model.lm, config.model.cross_attention
+    sharded = {
+        "model.lm.heads": lm.heads,
+        "model.lm.kv_heads": lm.kv_heads,
+        "model.lm.ffn": lm.ffn,
+        "model.cross_attention.heads": xattn.heads,
+    }
+    refusing = [f"{key} = {value}" for key, value in sharded.items() if value % parallel.tensor]
+    if refusing:
+        fits = listed(divisors(math.gcd(*sharded.values())))
+        yield f"parallel.tensor = {parallel.tensor} does not divide {', '.join(refusing)}: set it to one of {fits}"
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if lm.layers % chunks:
         yield (
-            f"model.front_end.overlap_seconds = {front.overlap_seconds}: must be below "
-            f"window_seconds = {front.window_seconds}"
+            f"parallel.pipeline = {parallel.pipeline} x parallel.virtual_pipeline = {parallel.virtual_pipeline} does "
+            f"not divide model.lm.layers = {lm.layers}: set their product to one of {listed(divisors(lm.layers))}"
         )
-    elif front.stride_samples < 1:
+    yield from own_problems(parallel, "parallel")
+    model_ranks = parallel.tensor * parallel.pipeline
+    if world_size % model_ranks:
         yield (
-            f"model.front_end.window_seconds = {front.window_seconds} less overlap_seconds = {front.overlap_seconds}"
-            f" is no whole sample at sample_rate = {front.sample_rate}: lengthen the window"
+            f"parallel.tensor = {parallel.tensor} x parallel.pipeline = {parallel.pipeline} does not divide "
+            f"{count(world_size, 'process')}: start a multiple of {model_ranks} (torchrun --nproc_per_node)"
         )
-    which = "mel_sample_rate" if front.mel_sample_rate else "sample_rate"
-    mel_rate = front.mel_sample_rate or front.sample_rate
-    if not front.min_hz < front.max_hz <= mel_rate / 2:
+
+
+def reference_rules(config: Config) -> Iterator[str]:
+    """The run's name, and the names that its steps wait for."""
+    if re.search(r"[/\\]|^\.*$", config.name):
+        yield f"name = '{config.name}': names a folder in {config.output}; use letters, digits, - and _"
+    known = [*config.curriculum, *config.all_steps()]
+    for name, step in config.steps.items():
+        for other in step.after:
+            if other != "stages" and other not in known:
+                yield f"steps.{name}.after: no step or stage '{other}'{suggestion(other, known)}"
+        for other in step.before:
+            if other not in config.curriculum:
+                yield f"steps.{name}.before: no stage '{other}'{suggestion(other, list(config.curriculum))}"
+
+
+def retrieval_rules(config: Config, embedding: Sequence[str]) -> Iterator[str]:
+    """Neighbours come from a contrastive stage's embedding, and out of training rows alone.
+
+    Args:
+        embedding: stages whose model gives vectors that say what sounds alike.
+    """
+    datasets, name = config.data.datasets, config.retrieval.stage
+    made_of = {f"data.datasets.{key}.neighbours.of": d.neighbours.of for key, d in datasets.items() if d.neighbours}
+    indexed = {"retrieval.datasets": config.retrieval.datasets, **{key: (of,) for key, of in made_of.items()}}
+    held_out = {benchmark: stage for stage, s in config.curriculum.items() for benchmark in s.evaluation}
+    if (name or made_of) and name not in embedding:
+        yield f"retrieval.stage = '{name}': no contrastive stage of curriculum{suggestion(name, embedding)}"
+    for key, names in indexed.items():
+        for dataset in names:
+            if dataset not in datasets:
+                yield f"{key} = {dataset}: not in data.datasets{suggestion(dataset, list(datasets))}"
+            elif datasets[dataset].neighbours:
+                yield f"{key} = {dataset}: is itself made of neighbours; name what it is made of"
+            elif dataset in held_out:
+                yield f"{key} = {dataset}: curriculum.{held_out[dataset]} is evaluated on it; name a training split"
+    for key, settings in datasets.items():
+        if settings.neighbours and not settings.manifest.endswith(".jsonl"):
+            yield f"data.datasets.{key}.manifest = {settings.manifest}: neighbours are written as JSONL; end it so"
+
+
+def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
+    """A stage within its run: batch, length of its clips, what it starts from, and its data sets."""
+    prefix, stage = f"curriculum.{name}", config.curriculum[name]
+    yield from _batch(config, prefix, stage, world_size)
+    front = config.model.front_end
+    seconds = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
+    if seconds > LONGEST_CLIP_SECONDS:
         yield (
-            f"model.front_end.min_hz = {front.min_hz}, max_hz = {front.max_hz}: need min_hz < max_hz <= "
-            f"{mel_rate / 2} (half of {which}), with model.front_end.{which} = {mel_rate}"
+            f"{prefix}.max_windows = {stage.max_windows}: clips of {seconds:.0f} s; a clip is encoded whole, and at "
+            f"most {LONGEST_CLIP_SECONDS} s long"
+        )
+    yield from own_problems(stage, prefix)
+    order = list(config.curriculum)
+    for part, origin in stage.entry.items():
+        if origin in order and order.index(origin) >= order.index(name):
+            yield f"{prefix}.entry.{part} = {origin}: comes no earlier than {name} in curriculum; name an earlier stage"
+    for dataset in stage.blend:
+        if dataset not in config.data.datasets:
+            yield f"{prefix}.blend.{dataset}: not in data.datasets{suggestion(dataset, list(config.data.datasets))}"
+
+
+def evaluation_rules(config: Config, name: str) -> Iterator[str]:
+    """The data sets that a stage is measured on."""
+    for dataset in config.curriculum[name].evaluation:
+        if dataset not in config.data.datasets:
+            hint = suggestion(dataset, list(config.data.datasets))
+            yield f"curriculum.{name}.evaluation: '{dataset}' is not in data.datasets{hint}"
+
+
+def _batch(config: Config, prefix: str, stage: StageConfig, world_size: int) -> Iterator[str]:
+    unit = config.step_unit(stage, world_size)
+    if unit < 1:
+        return  # too few processes for one copy of the model: reported elsewhere
+    why = "data-parallel ranks x micro_batch_samples"
+    if config.parallel.virtual_pipeline > 1:
+        why += " x parallel.pipeline, for the interleaved schedule"
+    if stage.batch_tokens:
+        tokens = config.sample_tokens(stage)
+        if tokens * unit > stage.batch_tokens:
+            yield (
+                f"{prefix}.batch_tokens = {stage.batch_tokens}: the longest sample has {tokens} tokens "
+                f"({prefix}.max_windows = {stage.max_windows}, max_text_tokens = {stage.max_text_tokens}) and a step "
+                f"takes at least {unit} samples ({why}); raise it to {tokens * unit} or lower max_windows"
+            )
+    elif stage.global_batch_samples % unit:
+        yield (
+            f"{prefix}.global_batch_samples = {stage.global_batch_samples}: must be a multiple of {unit} ({why}); "
+            f"change it or micro_batch_samples = {stage.micro_batch_samples}"
         )
 
 
-def divides(divisor_key: str, divisor: int, key: str, value: int) -> Iterator[str]:
-    """The problem that ``divisor`` leaves a rest, with the divisors that do not."""
-    if value % divisor:
-        fits = listed(divisors(value))
-        yield f"{divisor_key} = {divisor} does not divide {key} = {value}: set {divisor_key} to one of {fits}"
-
-
-def divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
-
-
-def listed(values: Sequence[object], most: int = 12) -> str:
-    shown = ", ".join(map(str, values[:most])) or "(none)"
-    return shown + (", …" if len(values) > most else "")
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}es"

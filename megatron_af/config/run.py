@@ -1,5 +1,6 @@
 """One run: everything a top file says."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,16 @@ class ParallelConfig:
     """Overlap gradient reduction (and parameter gathering under ZeRO-1) with the backward pass."""
     recompute: Rounding[Literal["none", "selective", "full"]] = "none"
     """Activation recompute of the LM: ``none``, ``selective`` (core attention) or ``full``."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it, with its fix; ``key``: where it stands, ``parallel``."""
+        if self.virtual_pipeline > 1 and self.pipeline < 2:
+            yield (
+                f"{key}.virtual_pipeline = {self.virtual_pipeline} needs {key}.pipeline of at least 2; "
+                "set virtual_pipeline to 1"
+            )
+        if self.sequence and self.tensor < 2:
+            yield f"{key}.sequence shards over the tensor-parallel group: set it to false or {key}.tensor above 1"
 
 
 @dataclass(frozen=True, kw_only=True)

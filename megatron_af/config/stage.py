@@ -1,5 +1,6 @@
 """A stage of a curriculum: what trains, on what, for how long."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +25,14 @@ class OptimizerConfig:
     min_learning_rate: Weights[NotNegative] = 0.0
     """Where the cosine schedule ends."""
 
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it, with its fix; ``key``: where it stands in the configuration."""
+        if self.min_learning_rate > self.learning_rate:
+            yield (
+                f"{key}.min_learning_rate = {self.min_learning_rate}: must not exceed "
+                f"{key}.learning_rate = {self.learning_rate}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoundsConfig:
@@ -31,6 +40,11 @@ class BoundsConfig:
 
     min: Nothing[float | None] = None
     max: Nothing[float | None] = None
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it; ``key``: where it stands in the configuration."""
+        if self.min is not None and self.max is not None and self.min > self.max:
+            yield f"{key}: nothing lies between min = {self.min} and max = {self.max}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +97,13 @@ class StageConfig:
     exit_gate: dict[str, BoundsConfig] = field(default_factory=dict)
     """Metric of the last step (``loss``) or of the evaluation (``benchmark/metric``) -> bounds that it must keep;
     the curriculum stops at a stage that does not."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What it lacks or does not go together in it, with its fix; ``key``: ``curriculum.NAME``."""
+        if not self.trainable:
+            yield f"{key}.trainable is empty: name what learns, such as 'lm.*.xattn.*' or '*'"
+        if not self.blend:
+            yield f"{key}.blend is empty: name data sets of data.datasets with weights above 0"
+        for dataset, weight in self.blend.items():
+            if weight <= 0:
+                yield f"{key}.blend.{dataset} = {weight}: must be above 0; remove it to leave the data set out"

@@ -26,9 +26,10 @@ def resolve_sizes(config: Config, world_size: int) -> Config:
     """
     stage = config.curriculum[config.stage]
     if stage.batch_tokens:
-        if problems := list(batch_problems(config, config.stage, world_size)):
+        samples = recorded_batch(config, config.stage)
+        if problems := list(batch_problems(config, config.stage, samples, world_size)):
             raise ConfigError(f"{config.name} cannot go on with {world_size} processes", problems)
-        samples = recorded_batch(config, config.stage) or batch_samples(config, stage, world_size)
+        samples = samples or batch_samples(config, stage, world_size)
         stage = replace(stage, global_batch_samples=samples)
     stage = replace(stage, steps=planned_steps(config, stage))
     return replace(config, curriculum={**config.curriculum, config.stage: stage})
@@ -70,10 +71,9 @@ def recorded_batch(config: Config, stage: str) -> int:
     return recorded.global_batch_samples if recorded.batch_tokens == config.curriculum[stage].batch_tokens else 0
 
 
-def batch_problems(config: Config, stage: str, world_size: int) -> Iterator[str]:
-    """Why these ranks cannot go on with the recorded batch, with the nearest numbers of ranks that can."""
+def batch_problems(config: Config, stage: str, samples: int, world_size: int) -> Iterator[str]:
+    """Why these ranks cannot share a recorded batch of ``samples``, with the nearest numbers of ranks that can."""
     settings = config.curriculum[stage]
-    samples = recorded_batch(config, stage) if settings.batch_tokens else 0
     unit = config.step_unit(settings, world_size)
     if not samples or not unit or samples % unit == 0:
         return

@@ -19,7 +19,11 @@ def test_a_family_is_a_name_or_a_class(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "message"),
-    [("qwen", "did you mean qwen2"), ("nowhere.at_all:Family", "cannot be imported"), ("json:dumps", "is no family")],
+    [
+        ("qwen", "did you mean qwen2"),
+        ("nowhere.at_all:Family", "cannot be imported"),
+        ("json:dumps", "is no LanguageFamily"),
+    ],
 )
 def test_a_family_that_is_none_is_one_problem(family: str, message: str) -> None:
     config = tiny.config()

@@ -149,16 +149,16 @@ def tool_run(script: str, *arguments: str) -> None:
 
 
 def test_its_own_rules_and_cost_count() -> None:
-    from megatron_af.config.model_rules import model_problems
+    from megatron_af.config.rules import model_rules
     from megatron_af.train.flops import answer_tally
     from tests import tiny
 
     run = tiny.config()
     lm = dataclasses.replace(run.model.lm, family=KIND)
     model = dataclasses.replace(run.model, lm=lm)
-    assert not list(model_problems(model))
+    assert not list(model_rules(model))
     large = dataclasses.replace(model, lm=dataclasses.replace(lm, layers=9))
-    assert "model.lm.layers = 9: a toy has at most 8; lower it" in list(model_problems(large))
+    assert "model.lm.layers = 9: a toy has at most 8; lower it" in list(model_rules(large))
     frozen = dataclasses.replace(run.curriculum["stage"], trainable=("added_rows",))
     text = Amounts(text=1)
     saved = answer_tally(run.model, frozen).of(text) - answer_tally(model, frozen).of(text)

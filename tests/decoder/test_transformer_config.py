@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_af.config.components import UnknownComponent
-from megatron_af.config.model_rules import model_problems
+from megatron_af.config.rules import model_rules
 from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.parallel.device import Device
 from tests.decoder.toy import toy_config
@@ -57,4 +57,4 @@ def test_another_family_is_refused_by_its_name() -> None:
     other = replace(config.model, lm=replace(config.model.lm, family="gpt5"))
     with pytest.raises(UnknownComponent, match="'gpt5'"):
         transformer_config(replace(config, model=other), CPU)
-    assert any("model.lm.family = 'gpt5'" in problem for problem in model_problems(other))
+    assert any("model.lm.family = 'gpt5'" in problem for problem in model_rules(other))

@@ -10,13 +10,14 @@ import pytest
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.config.components import UnknownComponent
-from megatron_af.runs.objectives import OBJECTIVES, ObjectiveSpec, spec_of
+from megatron_af.runs.objectives import OBJECTIVES, spec_of
+from megatron_af.train.objectives.base import Objective
 
 STAGE = StageConfig()
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
-class Ours(ObjectiveSpec):
+class Ours(Objective):
     parts = ("encoder", "probe")
 
     def problems(self, config: Config, stage: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from megatron_af.config import LOWEST_TEMPERATURE, Config, StageConfig
-from megatron_af.config.model_rules import divides
+from megatron_af.config.errors import divides
 from megatron_af.runs.presence import is_there
 from megatron_af.train.objectives.base import Objective
 

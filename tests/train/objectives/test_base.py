@@ -290,7 +290,7 @@ def load_config_of(config: Config, *overrides: str) -> Config:
     [
         ("anser", "'anser' is neither built in nor module:Class of your own; did you mean answer?"),
         ("no.such:Thing", "'no.such:Thing' cannot be imported: No module named 'no'; expected module:Class"),
-        ("json:dumps", "'json:dumps' is no objective: expected a subclass of"),
+        ("json:dumps", "'json:dumps' is no Objective: expected a subclass of"),
     ],
 )
 def test_a_name_of_no_objective_is_one_clear_problem(config: Config, name: str, message: str) -> None:
