@@ -5,7 +5,8 @@
         progress.update("stage lm", 40, 350, "loss 1.31")
         progress.say("sounds: synthesised sources")
 
-A line is ``scenes 120/600 20.0% | eta 1:10``: at the first call and the last, and between them every 30 s or 5%.
+A line is ``scenes 120/600 20.0% | eta 1:10``: at the first call and the last, and between them every 30 s or 5%, never
+two in a second. Where nobody knows how much there is (``total`` None), it is ``rows 1200``, every 30 s.
 Colours follow the terminal and ``NO_COLOR``, as rich does.
 """
 
@@ -20,6 +21,8 @@ from rich.progress import Progress as Bars
 
 LINE_SECONDS, LINE_SHARE = 30.0, 0.05
 """Most time, and most of the job, between two lines."""
+LEAST_SECONDS = 1.0
+"""Between two lines, but for the last: what is done at once is not worth twenty."""
 
 
 class Progress:
@@ -47,9 +50,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own, above the bars."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+    def update(self, name: str, done: int, total: int | None, note: str = "") -> None:
         """``done`` of ``total`` parts of the work called ``name`` are behind."""
         if self.console.is_terminal:
             if name not in self._tasks:
@@ -57,16 +60,30 @@ class Progress:
             shown = f"{name} ({note})" if note else name
             self._bars.update(self._tasks[name], completed=done, total=total, description=shown)
             return
-        now, share = time.monotonic(), done / total if total else 1.0
+        now = time.monotonic()
+        if total is None:
+            if now - self._said.setdefault(name, (now, 0.0))[0] >= LINE_SECONDS:
+                self._said[name] = now, 0.0
+                self._line(f"{name} {done}", note)
+            return
+        share = done / total if total else 1.0
         begun, first = self._begun.setdefault(name, (now, done))
         when, before = self._said.get(name, (-math.inf, -math.inf))
         last = share >= 1.0 > before
-        if last or (share > before and (now - when >= LINE_SECONDS or share - before >= LINE_SHARE)):
+        wanted = LEAST_SECONDS if share - before >= LINE_SHARE else LINE_SECONDS
+        if last or (share > before and now - when >= wanted):
             self._said[name] = now, share
             left = (now - begun) * (total - done) / (done - first) if done > first else math.nan
             left = 0.0 if done >= total else left
-            parts = [f"{name} {done}/{total} {share:.1%}", *([note] if note else []), f"eta {duration(left)}"]
-            print(" | ".join(parts), file=self.console.file, flush=True)
+            self._line(f"{name} {done}/{total} {share:.1%}", note, f"eta {duration(left)}")
+
+    def _line(self, *parts: str) -> None:
+        self.say(" | ".join(filter(None, parts)))
+
+
+def silent() -> Progress:
+    """Of work that nobody watches: another rank tells it, or a larger job."""
+    return Progress(Console(quiet=True))
 
 
 def duration(seconds: float) -> str:

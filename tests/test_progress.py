@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from megatron_af import progress as module
-from megatron_af.progress import Progress, duration
+from megatron_af.progress import Progress, duration, silent
 
 
 class Clock:
@@ -32,13 +32,36 @@ def test_lines_by_time_and_share_with_an_eta(monkeypatch: pytest.MonkeyPatch) ->
     assert len(lines) == 1 + 33 + 1 + 1
 
 
-def test_fast_work_is_said_by_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "time", Clock())
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 2), (0.01, 11), (0.1, 21)])
+def test_fast_work_is_said_by_share_but_not_all_the_time(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
     file = io.StringIO()
     with Progress(Console(file=file)) as progress:
         for done in range(1, 1001):
+            clock.now += seconds
             progress.update("scenes", done, 1000)
-    assert len(file.getvalue().splitlines()) == 21
+    assert len(file.getvalue().splitlines()) == lines
+
+
+def test_work_of_unknown_length_is_said_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    file = io.StringIO()
+    with Progress(Console(file=file)) as progress:
+        for done in range(70):
+            clock.now = float(done)
+            progress.update("rows", done, None, "2 left out")
+    assert file.getvalue().splitlines() == [f"rows {done} | 2 left out" for done in (30, 60)]
+
+
+def test_silent_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with silent() as progress:
+        progress.update("scenes", 1, 1)
+        progress.say("made")
+    assert capsys.readouterr().out == ""
 
 
 def test_bars_on_a_terminal_without_colours_where_they_are_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,15 @@ from rich.console import Console
 
 from megatron_af.config import ConfigError
 from megatron_af.files import write
+from megatron_af.progress import Progress
 
 SUBJECTS = {
     "clap": "contrastive loss as the batch grows, and windows through mel and encoder",
     "clap-claim": "AF-CLAP's loss against the plain one on order, attributes and paraphrases (40 minutes)",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
 }
-"""Subject -> what it measures; ``megatron_af.bench.SUBJECT`` has ``measure(folder)`` and ``tables(result)``."""
+"""Subject -> what it measures; its module in ``megatron_af.bench`` has ``measure(folder, progress)`` and
+``tables(result)``."""
 
 
 def main(arguments: list[str]) -> int:
@@ -39,8 +41,8 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     module = importlib.import_module(f"megatron_af.bench.{options.subject.replace('-', '_')}")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            result = module.measure(Path(folder))
+        with tempfile.TemporaryDirectory() as folder, Progress() as progress:
+            result = module.measure(Path(folder), progress)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ from dali_pipes.waves import AudioError
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.parallel.world import join_world
+from megatron_af.progress import Progress, silent
 from megatron_af.runs.check import retrieval_problems
 
 
@@ -26,7 +27,7 @@ def build(config: Config, command: str) -> None:
     from megatron_af.retrieval.build import Builder
 
     made = {name: dataset.neighbours.of for name, dataset in config.data.datasets.items() if dataset.neighbours}
-    with Builder(config, lambda line: print(line, flush=True)) as builder:
+    with Progress() if dist.get_rank() == 0 else silent() as progress, Builder(config, progress) as builder:
         for dataset in dict.fromkeys([*config.retrieval.datasets, *made.values()]):
             if command == "index" or dataset not in made.values():
                 builder.index(dataset)

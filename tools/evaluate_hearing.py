@@ -21,6 +21,7 @@ from megatron_af.config.loading import read_config
 from megatron_af.evaluate.hearing import AskedLine, ask_all, evaluation_rows, questions_of, summarise, table
 from megatron_af.files import write
 from megatron_af.parallel.world import join_world
+from megatron_af.progress import Progress, silent
 from megatron_af.runs.check import validate_evaluation
 from megatron_af.runs.results import bind_results
 
@@ -48,19 +49,20 @@ def main() -> int:
     folder, summaries, lines = config.stage_folder(config.stage), {}, []
     sets = {name: evaluation_rows(config, name) for name in config.curriculum[config.stage].evaluation}
     questions = sum(len(questions_of(rows)) for rows in sets.values())
-    line = AskedLine(2 * questions, dist.get_world_size())
-    listener = Listener(config, watch=line if dist.get_rank() == 0 else lambda questions: None)
-    for name, rows in sets.items():
-        asked = ask_all(listener, rows)
-        summaries[name] = summarise(asked)
-        for number, question in enumerate(asked):
-            sample = {"id": f"{name}/{number}", "group": f"{name}/{question.row}", "right": int(question.right)}
-            lines.append(json.dumps({"set": name, **sample, **dataclasses.asdict(question)}))
-        if dist.get_rank() == 0:
-            Console(width=110).print(table(summaries[name], f"{config.name}, stage {config.stage}, {name}"))
-            draw(listener.looks(fixed_samples(rows, DRAWN)), folder / "pictures", f"attention-{name}")
-    if dist.get_rank() == 0:
+    with Progress(Console(width=110)) if dist.get_rank() == 0 else silent() as progress:
+        line = AskedLine(progress, 2 * questions, dist.get_world_size())
+        listener = Listener(config, watch=line)
+        for name, rows in sets.items():
+            asked = ask_all(listener, rows)
+            summaries[name] = summarise(asked)
+            for number, question in enumerate(asked):
+                sample = {"id": f"{name}/{number}", "group": f"{name}/{question.row}", "right": int(question.right)}
+                lines.append(json.dumps({"set": name, **sample, **dataclasses.asdict(question)}))
+            if dist.get_rank() == 0:
+                progress.console.print(table(summaries[name], f"{config.name}, stage {config.stage}, {name}"))
+                draw(listener.looks(fixed_samples(rows, DRAWN)), folder / "pictures", f"attention-{name}")
         line.end()
+    if dist.get_rank() == 0:
         write(folder / "hearing.json", json.dumps(summaries, indent=1))
         write(folder / "answers.jsonl", "\n".join(lines) + "\n")
         bind_results(config, [folder / "hearing.json", folder / "answers.jsonl"])

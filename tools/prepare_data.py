@@ -19,47 +19,7 @@ from rich.console import Console
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.files import write
-
-
-def import_rows(config: Config, names: list[str]) -> int:
-    """Returns the exit status: 1 when more rows are left out than ``data.prepare.max_bad_fraction``."""
-    from megatron_af.prepare.importers import import_dataset
-
-    status = 0
-    for name in names:
-        report = import_dataset(config, name)
-        total = report.rows + sum(report.left_out.values())
-        print(f"{name}: {report.rows:,} of {total:,} rows imported, {report.passed_over:,} other files passed over")
-        bad = 1.0 if not total else report.bad_fraction
-        status |= _left_out(config, name, report.left_out, report.report, bad, report.passed_over)
-    return status
-
-
-def prepare_recordings(config: Config, names: list[str]) -> int:
-    """Returns the exit status: 1 when more rows are bad than ``data.prepare.max_bad_fraction``."""
-    from megatron_af.prepare.sharding import prepare
-
-    status = 0
-    for name in names:
-        summary = prepare(config, name)
-        print(
-            f"{name}: {summary.kept:,} of {summary.rows:,} rows prepared, {summary.seconds / 3600:,.2f} hours of audio"
-            f", {summary.rows - summary.kept:,} left out, {summary.notes:,} notes"
-        )
-        status |= _left_out(config, name, summary.reasons, summary.report, summary.bad_fraction)
-    return status
-
-
-def _left_out(config: Config, name: str, reasons: dict[str, int], report: str, fraction: float, files: int = 0) -> int:
-    for reason, count in reasons.items():
-        print(f"  {reason}: {count:,}")
-    if reasons or files:
-        print(f"  each of them: {config.data.root}/{report}")
-    allowed = config.data.prepare.max_bad_fraction
-    if fraction <= allowed:
-        return 0
-    print(f"{name}: failed, {fraction:.1%} left out; data.prepare.max_bad_fraction is {allowed:.1%}")
-    return 1
+from megatron_af.progress import Progress
 
 
 def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> int:
@@ -103,10 +63,12 @@ def main(arguments: list[str]) -> int:
         if not names:
             print(f"nothing to {options.command}: no data set of {options.config} has {key}")
             return 0
-        if options.command == "import":
-            return import_rows(config, names)
-        if options.command == "prepare":
-            return prepare_recordings(config, names)
+        if options.command in ("import", "prepare"):
+            from megatron_af.prepare.outcome import import_rows, prepare_recordings
+
+            make = import_rows if options.command == "import" else prepare_recordings
+            with Progress() as progress:
+                return make(config, names, progress)
         if options.html and len(names) > 1:
             raise ValueError(f"--html is the page of one data set; choose by --dataset {' or '.join(names)}")
         if options.command == "stats":

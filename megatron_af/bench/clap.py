@@ -1,6 +1,6 @@
 """What contrastive pre-training costs: the loss as the batch grows, and windows through mel and encoder.
 
-    result = measure(Path(folder))      # tools/bench.py clap
+    result = measure(Path(folder), progress)      # tools/bench.py clap
 
 Loss: forward and backward, chunked (``clap_loss``) and dense (the whole similarity matrix at once), with four captions
 a sample, half of them hard negatives, in the joint space of 512. Peak memory is what a fresh process grows by.
@@ -28,6 +28,7 @@ from dali_pipes.mel import MelPipeline, Pcm
 from megatron_af.audio.clap_loss import af_clap_loss
 from megatron_af.audio.htsat import HTSAT
 from megatron_af.config import EncoderConfig, FrontEndConfig
+from megatron_af.progress import Progress
 
 CAPTIONS = (64, 256, 1024, 4096)
 CAPTIONS_PER_SAMPLE = 4
@@ -41,17 +42,22 @@ ENCODERS = {
 }
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """
     Returns:
         ``loss``: per number of captions ``{chunked, dense: {seconds, mebibytes}}``; ``encoder``: per size
         ``{ours, per_window}`` in audio seconds per second.
     """
     torch.set_num_threads(1)
-    losses = {
-        captions: {kind: _in_fresh_process(kind, captions) for kind in ("chunked", "dense")} for captions in CAPTIONS
-    }
-    return {"loss": losses, "encoder": {size: _throughput(config) for size, config in ENCODERS.items()}}
+    losses: dict[int, dict[str, Any]] = {}
+    for number, captions in enumerate(CAPTIONS, 1):
+        losses[captions] = {kind: _in_fresh_process(kind, captions) for kind in ("chunked", "dense")}
+        progress.update("loss", number, len(CAPTIONS), f"{captions} captions")
+    encoders = {}
+    for number, (size, config) in enumerate(ENCODERS.items(), 1):
+        encoders[size] = _throughput(config)
+        progress.update("encoder", number, len(ENCODERS), size)
+    return {"loss": losses, "encoder": encoders}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

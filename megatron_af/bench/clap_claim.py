@@ -1,6 +1,6 @@
 """Does AF-CLAP's loss hear order and attributes better than the plain one? Same scenes, captions, steps and size.
 
-    result = measure(Path(folder))      # tools/bench.py clap-claim
+    result = measure(Path(folder), progress)      # tools/bench.py clap-claim
     result = run_claim("configs/clap_claim.yaml", ["curriculum.clap.steps=100"], seeds=1)
 
 For each loss and seed it trains the contrastive stage of the configuration on scenes of real recordings, and measures
@@ -12,6 +12,7 @@ audio: what is above chance there, the texts give away. Every finished run stays
 on where it was.
 """
 
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from megatron_af.config import Config, ConfigError
@@ -58,9 +58,9 @@ MEASURES = {
 }
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """The whole comparison. Its runs lie where the configuration says."""
-    return run_claim(CONFIG)
+    return run_claim(CONFIG, progress=progress)
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -68,7 +68,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     return [table(result)]
 
 
-def run_claim(path: str | Path, overrides: Sequence[str] = (), *, seeds: int = 3) -> dict[str, Any]:
+def run_claim(path: str | Path, overrides: Sequence[str] = (), *, progress: Progress, seeds: int = 3) -> dict[str, Any]:
     """Run what is left of the comparison and summarise it.
 
     Raises:
@@ -82,12 +82,13 @@ def run_claim(path: str | Path, overrides: Sequence[str] = (), *, seeds: int = 3
     if stored.exists() and stored.read_text() != settings:
         why = f"{folder} holds runs of other settings: remove or rename it, or change `name` in {path}"
         raise ConfigError("the comparison cannot go on", [why])
-    _prepare(config)
+    _prepare(config, progress)
     write(stored, settings)
     reports: dict[str, list[dict[str, Any]]] = {loss: [] for loss in LOSSES}
-    for seed in range(seeds):
-        for loss in LOSSES:
-            reports[loss].append(_measured(config, folder, loss, seed))
+    for number, (seed, loss) in enumerate(itertools.product(range(seeds), LOSSES)):
+        progress.update("runs", number, seeds * len(LOSSES), f"loss {loss}, seed {seed}")
+        reports[loss].append(_measured(config, folder, loss, seed))
+    progress.update("runs", seeds * len(LOSSES), seeds * len(LOSSES))
     stage = config.curriculum["clap"]
     sizes = {"steps": stage.steps, "batch": stage.global_batch_samples}
     return summarise(reports) | sizes | {"recordings": _sources(config)}
@@ -158,7 +159,7 @@ def _spans(events: Sequence[Event]) -> tuple[Span, ...]:
     )
 
 
-def _prepare(config: Config) -> None:
+def _prepare(config: Config, progress: Progress) -> None:
     """Scenes, their rows as this comparison captions them, and a tokenizer of all its words, unless the same settings
     have made them."""
     root = Path(config.data.root)
@@ -168,8 +169,7 @@ def _prepare(config: Config) -> None:
         return
     root.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)  # from here on, what lies there is neither the old nor the new
-    with Progress() as progress:
-        prepare_scenes(config.scenes, config.seed, root, progress)
+    prepare_scenes(config.scenes, config.seed, root, progress)
     written: dict[str, list[Row]] = {}
     for name, source in ((TRAIN, "train"), (TEST, "test")):
         rows = (claim_row(row, config.seed, tested=name == TEST) for row in Manifest(root / f"{source}.jsonl"))
@@ -192,7 +192,6 @@ def _measured(config: Config, folder: Path, loss: str, seed: int) -> dict[str, A
     name = f"{loss}_{seed}"
     result = folder / f"{name}.json"
     if not result.exists():
-        Console().print(f"loss {loss}, seed {seed} …")
         changes = [f"output={folder}", f"name={name}", f"seed={seed}", f"curriculum.clap.contrastive.loss={loss}"]
         common = ["--config", str(folder / "config.yaml"), "stage=clap", *changes]
         _run(config, folder / f"{name}.log", "pretrain_clap.py", common)

@@ -55,6 +55,7 @@ from megatron_af.data.stream import Stream
 from megatron_af.files import write
 from megatron_af.parallel.device import Device
 from megatron_af.prepare.sharding import prepare
+from megatron_af.progress import Progress
 from megatron_af.text.tokenizer import Tokenizer
 
 RATE = 44_100
@@ -85,7 +86,7 @@ print(json.dumps({"open, seconds": opened, "resident, MB": resident, "rows": len
 """
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """Builds the stream below ``folder`` (5 GB at most) and measures; some minutes of one core.
 
     Returns:
@@ -95,7 +96,7 @@ def measure(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     rows = _write_sources(folder)
     config = _config(folder)
-    prepare(config, "bench", progress=lambda line: None)
+    prepare(config, "bench", progress)
     recordings = replace(config, data=replace(config.data, datasets={"bench": DatasetConfig(manifest="bench.jsonl")}))
     seconds = sum(row.clips[0].duration for row in rows)
     files = [folder / row.clips[0].path for row in rows]
@@ -108,7 +109,10 @@ def measure(folder: Path) -> dict[str, Any]:
         "prepared": streams["prepared"].run,
         "floor": lambda: _floor([root.read(c.path, c.offset, c.length) for c in shards], config.model.front_end),
     }
-    cost = {name: _processor_seconds(path) * 1000 / seconds for name, path in paths.items()}
+    cost = {}
+    for number, (name, path) in enumerate(paths.items(), 1):
+        cost[name] = _processor_seconds(path) * 1000 / seconds
+        progress.update("paths", number, len(paths), name)
     for stream in streams.values():
         stream.close()
     ratios = {name: cost[name.split(" / ")[0]] / cost[name.split(" / ")[1]] for name in TARGETS}

@@ -11,7 +11,6 @@ counts such questions. The third number is what always giving the skill's common
 A question that is too long to be asked is answered by nothing, which is wrong; the summary counts these, too.
 """
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,11 +24,9 @@ from megatron_af.data.rows import Row
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import exchange, plain_answer
-from megatron_af.progress import duration
+from megatron_af.progress import Progress
 
 RESAMPLES = 2_000
-LINE_SECONDS = 5.0
-"""Between two lines about how far the asking is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,34 +113,25 @@ def questions_of(rows: Sequence[Row]) -> list[Row]:
 
 
 class AskedLine:
-    """Prints ``asked 512/7000 7.3% | eta 1:02`` now and then, while questions are being answered.
+    """Tells ``asked 512/7000 7.3% | eta 1:02`` while questions are being answered.
 
     Args:
         total: how often a question will be asked, over all sets, each with its own audio and with another's.
         ranks: how many processes share them; this one's progress stands for all.
     """
 
-    def __init__(self, total: int, ranks: int = 1) -> None:
-        self._total, self._ranks = total, ranks
+    def __init__(self, progress: Progress, total: int, ranks: int = 1) -> None:
+        self._progress, self._total, self._ranks = progress, total, ranks
         self._asked = 0
-        self._begun = self._printed = time.monotonic()
 
     def __call__(self, questions: int) -> None:
         # Ranks have unequal shares: only end() says that all are asked.
         self._asked = min(self._total - 1, self._asked + questions * self._ranks)
-        if time.monotonic() - self._printed >= LINE_SECONDS:
-            self._print()
+        self._progress.update("asked", self._asked, self._total)
 
     def end(self) -> None:
         if self._total:
-            self._asked = self._total
-            self._print()
-
-    def _print(self) -> None:
-        now = self._printed = time.monotonic()
-        share = self._asked / self._total
-        eta = duration((now - self._begun) * (1 / share - 1))
-        print(f"asked {self._asked}/{self._total} {share:.1%} | eta {eta}", flush=True)
+            self._progress.update("asked", self._total, self._total)
 
 
 def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:

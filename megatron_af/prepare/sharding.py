@@ -1,6 +1,6 @@
 """Preparation: recordings of any kind in, checked 16-bit FLAC at the model's rate in tar shards out.
 
-    summary = prepare(config, "clotho", progress=print)     # tools/prepare_data.py prepare does this
+    summary = prepare(config, "clotho", progress)     # tools/prepare_data.py prepare does this
 
 Bad audio is found here, once, and left out with a reason, so that training can decode without care. Rows are
 prepared in groups of one shard each; a finished group is done again only when its rows, settings or recordings are
@@ -20,9 +20,8 @@ import json
 import multiprocessing
 import os
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 from megatron_af.data.shards import INDEX, SCHEMA, ShardWriter, record_batch, write_index
 from megatron_af.data.storage import DataRoot, StorageError
+from megatron_af.progress import Progress
 
 FORMAT = 1
 """Part of every digest; raised when prepared data changes its form."""
@@ -120,7 +120,7 @@ def recipe(config: Config, name: str) -> Recipe:
     )
 
 
-def prepare(config: Config, name: str, progress: Callable[[str], None] = print) -> Summary:
+def prepare(config: Config, name: str, progress: Progress) -> Summary:
     """Prepares a data set into ``data.datasets.NAME.manifest``, using all cores; goes on with an unfinished one.
 
     Raises:
@@ -136,7 +136,7 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
     groups = range(-(-rows // plan.rows_per_shard))
     made = _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
     if not made and root.exists(done) and (earlier := json.loads(root.read(done)))["inputs"] == whole:
-        progress(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
+        progress.say(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
         return Summary(**earlier["summary"])
     states = [json.loads(root.read(_part(plan, group, "json"))) for group in groups]
     with root.writing(f"{plan.output}/{INDEX}") as file:
@@ -165,9 +165,9 @@ def prepare(config: Config, name: str, progress: Callable[[str], None] = print) 
     return summary
 
 
-def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Callable[[str], None]) -> int:
+def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Progress) -> int:
     """Prepares all groups; returns how many were not there already."""
-    began, rows, finished, bad, made = time.monotonic(), len(manifest), 0, 0, 0
+    rows, finished, bad, made = len(manifest), 0, 0, 0
     step = plan.rows_per_shard
     jobs = ((group, manifest.part(begin, min(rows, begin + step))) for group, begin in enumerate(range(0, rows, step)))
     context = multiprocessing.get_context("spawn")
@@ -179,11 +179,7 @@ def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progr
                 done, left_out, new = future.result()
                 finished, bad, made = finished + done, bad + left_out, made + new
             running |= {pool.submit(prepare_group, plan, *job) for _, job in zip(ready, jobs, strict=False)}
-            rate = finished / max(1e-9, time.monotonic() - began)
-            progress(
-                f"{name}: {finished:,}/{rows:,} rows {finished / rows:.0%} | {bad:,} left out | {rate:,.0f} rows/s | "
-                f"eta {(rows - finished) / rate:,.0f} s"
-            )
+            progress.update(f"prepare {name}", finished, rows, f"{bad:,} left out")
     return made
 
 

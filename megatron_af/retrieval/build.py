@@ -1,6 +1,6 @@
 """Builds indexes and writes interleaved rows; a collective, since all ranks share the embedding.
 
-    with Builder(config, print) as builder:         # a process group exists
+    with Builder(config, progress) as builder:      # a process group exists
         builder.index("clotho")
         builder.interleave("clotho_knn")
 
@@ -10,7 +10,6 @@ that fits its encoder and data stays as it is.
 
 import json
 import tempfile
-import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.prepare.mining import deciles
+from megatron_af.progress import Progress, silent
 from megatron_af.retrieval.catalogue import read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, encoder_digest, index_folder, index_inputs, why_stale
 from megatron_af.retrieval.interleave import interleaved_rows
@@ -40,19 +40,19 @@ CHUNK = 2048
 class Builder:
     """
     Args:
-        progress: called on rank 0 with a line of text.
+        progress: told on rank 0.
 
     Raises:
         ConfigError: nothing is to be indexed, or a data set cannot be.
         FileNotFoundError: a manifest or the checkpoint of ``retrieval.stage`` is not there.
     """
 
-    def __init__(self, config: Config, progress: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, progress: Progress) -> None:
         if not config.retrieval.stage:
             raise ConfigError("nothing to embed with", ["retrieval.stage is not set: name a contrastive stage"])
         self._config, self._root = config, DataRoot(config.data.root)
         self._first = dist.get_rank() == 0
-        self._progress = progress if self._first else lambda line: None
+        self._progress = progress if self._first else silent()
         self._embedder: ClapEmbedder | None = None
 
     def __enter__(self) -> Self:
@@ -70,7 +70,7 @@ class Builder:
             if not self._first:
                 return None
             index = NeighbourIndex.open(self._config, dataset)
-            self._progress(f"{dataset}: the index is up to date, {len(index):,} clips")
+            self._progress.say(f"{dataset}: the index is up to date, {len(index):,} clips")
             return index
         self._embed(dataset, self._on_first(lambda: self._missing(dataset)))
         if not self._first:
@@ -80,7 +80,7 @@ class Builder:
         index.save(index_folder(self._config, dataset), index_inputs(self._config, dataset))
         store.remove_others()
         left_out = "".join(f", {reason}: {count:,}" for reason, count in catalogue.left_out.items())
-        self._progress(f"{dataset}: {len(index):,} clips of {len(catalogue.row_N):,} rows indexed{left_out}")
+        self._progress.say(f"{dataset}: {len(index):,} clips of {len(catalogue.row_N):,} rows indexed{left_out}")
         return index
 
     def interleave(self, name: str) -> None:
@@ -94,15 +94,13 @@ class Builder:
         rows = open_rows(self._root, self._config.data.datasets[dataset.neighbours.of].manifest)
         examples, total = dataset.neighbours.examples, len(index.catalogue.row_N)
         similarities = array("f")
-        written, said = 0, time.monotonic()
+        written = 0
         with tempfile.TemporaryFile("w+b") as file:
             for row in interleaved_rows(index, rows, examples=examples, seed=f"{self._config.seed}/{name}"):
                 file.write(to_json(row).encode() + b"\n")
                 similarities.extend(row.meta["similarity"])
                 written += 1
-                if time.monotonic() - said > 5:
-                    said = time.monotonic()
-                    self._progress(f"{name}: {written:,}/{total:,} rows {written / total:.0%}")
+                self._progress.update(f"interleave {name}", written, total)
             if not written:
                 recordings = len(set(index.catalogue.recording_P.tolist()))
                 problem = f"data.datasets.{name}.neighbours.examples = {examples}: {dataset.neighbours.of} has "
@@ -111,7 +109,7 @@ class Builder:
             self._root.write(dataset.manifest, file.read())
         report = {"rows": written, "too few neighbours": total - written, "similarity_deciles": deciles(similarities)}
         self._root.write(f"{dataset.manifest}.report", (json.dumps(report, indent=1) + "\n").encode())
-        self._progress(f"{name}: {written:,} rows with {examples} examples each in {self._root}/{dataset.manifest}")
+        self._progress.say(f"{name}: {written:,} rows with {examples} examples each in {self._root}/{dataset.manifest}")
 
     def _missing(self, dataset: str) -> list[tuple[int, str]]:
         """Row number and key of each piece that was never embedded."""
@@ -124,18 +122,12 @@ class Builder:
 
     def _embed(self, dataset: str, missing: Sequence[tuple[int, str]]) -> None:
         rows = open_rows(self._root, self._config.data.datasets[dataset].manifest)
-        began = time.monotonic()
         for begin in range(0, len(missing), CHUNK):
             chunk = missing[begin : begin + CHUNK]
             audio_NJ = self._embed_rows([rows[number] for number, _ in chunk])
             if self._first:
                 self._store.add([key for _, key in chunk], audio_NJ)
-            done = begin + len(chunk)
-            rate = done / (time.monotonic() - began)
-            self._progress(
-                f"{dataset}: {done:,}/{len(missing):,} clips {done / len(missing):.0%} | {rate:,.0f} clips/s | "
-                f"eta {(len(missing) - done) / rate:,.0f} s"
-            )
+            self._progress.update(f"embed {dataset}", begin + len(chunk), len(missing))
 
     def _embed_rows(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         if self._embedder is None:

@@ -9,6 +9,7 @@ import pytest
 from megatron_af.bench.clap_claim import claim_row, run_claim, summarise, table
 from megatron_af.config import ConfigError
 from megatron_af.data.rows import Clip, Row
+from megatron_af.progress import silent
 
 EVENTS = [
     {"kind": "bell", "start": 0.0, "end": 1.0, "loud": True, "long": False},
@@ -78,5 +79,5 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path: Path):
     folder.mkdir()
     (folder / "config.yaml").write_text("curriculum: {clap: {steps: 7}}")
     with pytest.raises(ConfigError, match="holds runs of other settings"):
-        run_claim("configs/clap_claim.yaml", [f"output={tmp_path}"])
+        run_claim("configs/clap_claim.yaml", [f"output={tmp_path}"], progress=silent())
     assert (folder / "config.yaml").read_text() == "curriculum: {clap: {steps: 7}}"

@@ -7,13 +7,14 @@ from pathlib import Path
 from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig
 from megatron_af.data.rows import Manifest, Row
 from megatron_af.prepare.importers import ImportReport, import_dataset
+from megatron_af.progress import silent
 from tests.data.toy import write_tone
 
 
 def run(folder: Path, origin: ImportConfig) -> tuple[list[Row], ImportReport]:
     dataset = DatasetConfig(manifest="prepared/a", source="a.jsonl", origin=origin)
     config = Config(name="i", data=DataConfig(root=str(folder), datasets={"a": dataset}))
-    report = import_dataset(config, "a")
+    report = import_dataset(config, "a", silent())
     return list(Manifest(folder / "a.jsonl")), report
 
 

@@ -25,8 +25,10 @@ from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
 from megatron_af.data.shards import open_rows, row_from_record
 from megatron_af.data.storage import DataRoot
 from megatron_af.prepare.sharding import Summary, peak_int16, prepare, prepare_group, recipe
+from megatron_af.progress import silent
 from tests.data.toy import CPU, FRONT_END, open_stream, toy_rows, write_manifest
 from tests.text.toy_tokenizer import toy_base
+from tests.told import Told
 
 RATE = 22_050
 
@@ -66,7 +68,7 @@ def row(name: str, path: str, duration: float = 1.0, start: float = 0.0) -> Row:
 
 
 def run(c: Config) -> Summary:
-    return prepare(c, "a", lambda line: None)
+    return prepare(c, "a", silent())
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -179,12 +181,14 @@ import multiprocessing, os, pickle, signal, sys
 
 if __name__ == "__main__":
     from megatron_af.prepare.sharding import prepare
+    from megatron_af.progress import Progress
 
-    def die(line):
-        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+    class Death(Progress):
+        def update(self, *told):
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    prepare(pickle.load(open(sys.argv[1], "rb")), "a", die)
+    prepare(pickle.load(open(sys.argv[1], "rb")), "a", Death())
 """
 
 
@@ -229,8 +233,8 @@ def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     write_manifest(folder, "a", rows)
     c = config(tmp_path)
     first = run(c)
-    said: list[str] = []
-    assert prepare(c, "a", said.append) == first and "already prepared" in said[-1]
+    told = Told()
+    assert prepare(c, "a", told) == first and "already prepared" in told.lines[-1]
     write_manifest(folder, "a", [*rows[:-1], replace(rows[-1], id="changed")])
     run(c)
     assert open_rows(DataRoot(str(folder)), "prepared/a")[5].id == "changed"
@@ -254,9 +258,9 @@ def test_recordings_replaced_under_the_same_name_are_prepared_again(tmp_path: Pa
     digests = [r.clips[0].digest for r in open_rows(DataRoot(str(folder)), "prepared/a")]
     kept = (folder / "prepared/a/shards/000000.tar").stat().st_mtime_ns
     (folder / "5.wav").touch()
-    said: list[str] = []
-    prepare(c, "a", said.append)
-    assert "already prepared" in said[-1]
+    told = Told()
+    prepare(c, "a", told)
+    assert "already prepared" in told.lines[-1]
     other = noise(1.0, seed=5)
     other[-100:] = 0.05  # the size, the beginning and the middle are what they were
     soundfile.write(folder / "5.wav", other, RATE)

@@ -21,6 +21,7 @@ from tests.contrastive_run import write_run
 from tests.data.toy import open_stream, write_manifest
 from tests.distributed import run_distributed
 from tests.retrieval.toy import StubEmbedder, retrieval_config, write_checkpoint, write_rows
+from tests.told import Told
 
 pytestmark = pytest.mark.slow
 
@@ -32,11 +33,11 @@ def _with_stub(rank: int, world_size: int, config: Config, steps: Callable[[Conf
 
 def interleave(config: Config) -> tuple[int, list[str]]:
     """Clips that were embedded, and what was said."""
-    said: list[str] = []
+    told = Told()
     StubEmbedder.heard = 0
-    with Builder(config, said.append) as builder:
+    with Builder(config, told) as builder:
         builder.interleave("knn")
-    return StubEmbedder.heard, said
+    return StubEmbedder.heard, told.lines
 
 
 def _changes(config: Config) -> list[tuple[int, list[str]]]:
@@ -55,9 +56,11 @@ def test_only_what_is_new_is_embedded(tmp_path: Path) -> None:
     (outcomes,) = run_distributed(_with_stub, 1, config, _changes)
     assert [heard for heard, _ in outcomes] == [24, 0, 4, 28]
     first, again, longer, _ = (said for _, said in outcomes)
-    assert first[0].startswith("train: 24/24 clips 100% | ") and first[0].endswith("eta 0 s")
-    assert first[1:] == [
+    assert first == [
+        "embed train 24/24 100.0% | eta 0:00",
         "train: 24 clips of 24 rows indexed",
+        f"interleave knn 1/24 {1 / 24:.1%} | eta –",
+        "interleave knn 24/24 100.0% | eta 0:00",
         f"knn: 24 rows with 3 examples each in {config.data.root}/knn.jsonl",
     ]
     assert again[0] == "train: the index is up to date, 24 clips"
@@ -156,8 +159,8 @@ def _real(rank: int, world_size: int, file: Path) -> list[str]:
     if not (file.parent / "runs").exists():
         with Trainer(replace(config, stage="clap")) as trainer:
             trainer.train()
-    said: list[str] = []
-    with Builder(config, said.append) as builder:
+    told = Told()
+    with Builder(config, told) as builder:
         builder.interleave("knn")
     dist.barrier()  # rank 0 may still write
     retriever = Retriever(config, "c")
@@ -165,7 +168,7 @@ def _real(rank: int, world_size: int, file: Path) -> list[str]:
     ((found,),) = retriever.nearest([Path(config.data.root) / clip.path], 1)
     retriever.close()
     assert (found.clip, found.similarity) == (clip, pytest.approx(1.0, abs=1e-4))
-    return said
+    return told.lines
 
 
 def test_a_trained_encoder_on_two_ranks(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from megatron_af.config import Config, ConfigError, StageConfig
 from megatron_af.data.rows import Clip, Manifest, Question, Row
 from megatron_af.prepare.sharding import prepare
+from megatron_af.progress import silent
 from megatron_af.retrieval.catalogue import read_catalogue
 from tests.data.toy import write_manifest
 from tests.retrieval.toy import retrieval_config, write_rows
@@ -92,7 +93,7 @@ def test_prepared_pieces_know_the_recording_they_were_cut_from(tmp_path: Path) -
     data = replace(config.data, datasets=datasets, prepare=replace(config.data.prepare, workers=1))
     prepared = replace(config, data=data, curriculum={"clap": StageConfig(evaluation=("test",))})
     for name in datasets:
-        prepare(prepared, name, progress=lambda line: None)
+        prepare(prepared, name, silent())
     catalogue = read_catalogue(prepared, "train")
     assert catalogue.row_N.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 10, 11], "6 and 7 are pieces of what is held out"
     recordings = catalogue.recording_P.tolist()

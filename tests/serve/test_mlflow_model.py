@@ -17,6 +17,7 @@ from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.progress import silent
 from megatron_af.retrieval.build import Builder
 from megatron_af.runs.bundle import make_release
 from megatron_af.runs.digests import recorded_digest
@@ -74,7 +75,7 @@ def save(rank: int, world_size: int, run: Config) -> None:
     Checkpoints(run.stage_folder("clap") / "checkpoints", keep=1).save(
         clap, None, groups, resume, {}, ("encoder", "clap")
     )
-    with Builder(run, print) as builder:
+    with Builder(run, silent()) as builder:
         builder.index("train")
 
 

@@ -37,7 +37,7 @@ def test_import_prepare_stats_inspect(config: Path, tmp_path: Path, capsys: pyte
     assert "a: 6 of 6 rows imported" in capsys.readouterr().out
     assert main(["prepare", "--config", str(config)]) == 0
     out = capsys.readouterr().out
-    assert "a: 6/6 rows 100%" in out and "6 of 6 rows prepared" in out
+    assert "prepare a 6/6 100.0% | 0 left out | eta 0:00" in out and "6 of 6 rows prepared" in out
     assert len(open_rows(DataRoot(str(tmp_path / "data")), "prepared/a")) == 6
     assert main(["stats", "--config", str(config)]) == 0
     assert "a: 6 rows" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """The import itself: every row of a layout is written, or left out and named; every other file is listed.
 
-    report = import_dataset(config, "clotho")
+    report = import_dataset(config, "clotho", progress)
 
 One bad row, file, name or shard never ends an import: what can be read of the rest is written. What makes the whole
 layout unreadable (a table without the columns, JSON that is none) ends it before anything is written.
@@ -24,6 +24,7 @@ from megatron_af.prepare.importers.layout import Maker, PassedOver
 from megatron_af.prepare.importers.own_rows import own_rows
 from megatron_af.prepare.importers.table import table
 from megatron_af.prepare.importers.web_dataset import web_dataset
+from megatron_af.progress import Progress
 
 READERS = 16
 """Threads that open recordings for their lengths: what they wait for is the disk or the network."""
@@ -56,7 +57,7 @@ class ImportReport:
         return bad / max(1, self.rows + bad)
 
 
-def import_dataset(config: Config, name: str) -> ImportReport:
+def import_dataset(config: Config, name: str, progress: Progress) -> ImportReport:
     """Writes the rows of a data set's origin to its source.
 
     Raises:
@@ -76,6 +77,7 @@ def import_dataset(config: Config, name: str) -> ImportReport:
     made = _lines(rows_of(root, dataset.origin))
     with root.writing(target) as good, root.writing(path) as report:
         for line in made:
+            progress.update(f"import {name}", rows + sum(reasons.values()), None)
             if isinstance(line, str):
                 good.write(line.encode() + b"\n")
                 rows += 1

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig
 from megatron_af.prepare.importers import import_dataset
+from megatron_af.progress import silent
 from tests.data.toy import write_tone
 from tests.prepare.importing import dump, run
 
@@ -34,5 +35,5 @@ def test_wrong_files_and_configurations_are_refused(tmp_path: Path) -> None:
         run(tmp_path, ImportConfig(format="webdataset", path="*.tar"))
     config = Config(name="i", data=DataConfig(root=str(tmp_path), datasets={"a": DatasetConfig(manifest="a")}))
     with pytest.raises(ValueError, match="importing needs origin"):
-        import_dataset(config, "a")
+        import_dataset(config, "a", silent())
     assert replace(config, name="j").name == "j"

@@ -1,0 +1,50 @@
+"""What came of importing and preparing data sets, told to people: counts, reasons, and where each bad row is named.
+
+    with Progress() as progress:
+        status = import_rows(config, ["clotho"], progress)      # tools/prepare_data.py import
+"""
+
+from megatron_af.config import Config
+from megatron_af.prepare.importers import import_dataset
+from megatron_af.prepare.sharding import prepare
+from megatron_af.progress import Progress
+
+
+def import_rows(config: Config, names: list[str], progress: Progress) -> int:
+    """Returns the exit status: 1 when more rows are left out than ``data.prepare.max_bad_fraction``."""
+    status = 0
+    for name in names:
+        report = import_dataset(config, name, progress)
+        total = report.rows + sum(report.left_out.values())
+        other = f"{report.passed_over:,} other files passed over"
+        progress.say(f"{name}: {report.rows:,} of {total:,} rows imported, {other}")
+        bad = 1.0 if not total else report.bad_fraction
+        status |= _left_out(progress, config, name, report.left_out, report.report, bad, report.passed_over)
+    return status
+
+
+def prepare_recordings(config: Config, names: list[str], progress: Progress) -> int:
+    """Returns the exit status: 1 when more rows are bad than ``data.prepare.max_bad_fraction``."""
+    status = 0
+    for name in names:
+        summary = prepare(config, name, progress)
+        progress.say(
+            f"{name}: {summary.kept:,} of {summary.rows:,} rows prepared, {summary.seconds / 3600:,.2f} hours of audio"
+            f", {summary.rows - summary.kept:,} left out, {summary.notes:,} notes"
+        )
+        status |= _left_out(progress, config, name, summary.reasons, summary.report, summary.bad_fraction)
+    return status
+
+
+def _left_out(
+    progress: Progress, config: Config, name: str, reasons: dict[str, int], report: str, fraction: float, files: int = 0
+) -> int:
+    for reason, count in reasons.items():
+        progress.say(f"  {reason}: {count:,}")
+    if reasons or files:
+        progress.say(f"  each of them: {config.data.root}/{report}")
+    allowed = config.data.prepare.max_bad_fraction
+    if fraction <= allowed:
+        return 0
+    progress.say(f"{name}: failed, {fraction:.1%} left out; data.prepare.max_bad_fraction is {allowed:.1%}")
+    return 1

@@ -1,0 +1,43 @@
+"""What a preparation says at its end, and when it counts as failed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig, PrepareConfig
+from megatron_af.prepare.outcome import import_rows
+from tests.data.toy import write_tone
+from tests.told import Told
+
+ORIGIN = ImportConfig(format="rows", path="rows.jsonl")
+
+
+def config(folder: Path, most: float) -> Config:
+    dataset = DatasetConfig(manifest="prepared/a", source="a.jsonl", origin=ORIGIN)
+    prepare = PrepareConfig(max_bad_fraction=most)
+    return Config(name="i", data=DataConfig(root=str(folder), datasets={"a": dataset}, prepare=prepare))
+
+
+@pytest.mark.parametrize(("most", "status"), [(0.5, 0), (0.49, 1)])
+def test_the_part_that_is_left_out_decides(tmp_path: Path, most: float, status: int) -> None:
+    write_tone(tmp_path / "here.wav", 1.0, seed=0)
+    question = {"prompt": "what?", "output": "a tone"}
+    rows = [{"id": name, "clips": [{"path": f"{name}.wav"}], "questions": [question]} for name in ("here", "gone")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = Told()
+    assert import_rows(config(tmp_path, most), ["a"], told) == status
+    said = "\n".join(told.lines)
+    assert "a: 1 of 2 rows imported, 0 other files passed over\n  missing: 1\n  each of them: " in said
+    assert ("a: failed, 50.0% left out; data.prepare.max_bad_fraction is 49.0%" in said) == bool(status)
+
+
+def test_nothing_at_all_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "sounds" / "dog").mkdir(parents=True)
+    (tmp_path / "sounds" / "dog" / "notes.txt").write_text("no recording")
+    c = config(tmp_path, 0.99)
+    dataset = replace(c.data.datasets["a"], origin=ImportConfig(format="labels", path="sounds"))
+    c = replace(c, data=replace(c.data, datasets={"a": dataset}))
+    assert import_rows(c, ["a"], told := Told()) == 1
+    assert told.lines[0] == "a: 0 of 0 rows imported, 1 other files passed over"
