@@ -110,30 +110,34 @@ class Listener:
         """Answers rows of one clip and one question, on this rank alone, and says where each answer looked.
 
         The text is run once more with the answer in it: the position before a token is the one that says it. Rows
-        whose question is too long are left out.
+        whose question is too long are left out, and those whose answer reads much longer than it was written: of ids
+        that no text gives.
         """
         front, (decoder,) = self.model.front, self.model.chunks
         assert isinstance(front, AudioFront)
         style, longest = STYLES[self.config.data.text_style], self.stage.max_text_tokens + self.max_new_tokens
         looks: list[Look] = []
         for some in batched(rows, HEARD_TOGETHER):
-            answered = [
-                replace(row, questions=(replace(row.questions[0], output=answer),))
-                for row, answer in zip(some, self._answers(some, None, self.max_new_tokens), strict=True)
-                if answer is not None
-            ]
-            batch = self._batch([render(row, self.tokenizer, longest, style=style) for row in answered], None)
+            texts: list[RowText] = []
+            for row, answer in zip(some, self._answers(some, None, self.max_new_tokens), strict=True):
+                if answer is not None:
+                    answered = replace(row, questions=(replace(row.questions[0], output=answer),))
+                    with suppress(TooLong):
+                        texts.append(render(answered, self.tokenizer, longest, style=style))
+            if not texts:
+                continue
+            batch = self._batch(texts, None)
             (text,) = batch.text.rows
             with recorded(decoder) as layers:
                 decoder.logits(text, audio_keys(front, batch.audio, text), front.added_rows)
             weights_BSL = torch.stack(layers).mean(0)
-            for b, row in enumerate(answered):
+            for b, said in enumerate(texts):
                 windows = batch.audio.clip_windows[text.clips[b][0]]
                 label_S = text.labels_BS[b]
                 spoken_S = (label_S != IGNORED) & (label_S != self.tokenizer.eos_id)  # never reached when answering
                 looks.append(
                     Look(
-                        prompt=row.questions[0].prompt,
+                        prompt=said.row.questions[0].prompt,
                         tokens=tuple(
                             self.tokenizer.decode([token], skip_special=False) for token in label_S[spoken_S].tolist()
                         ),
