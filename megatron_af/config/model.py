@@ -9,7 +9,7 @@ from megatron_af.config.effects import Rounding, Weights
 from megatron_af.config.errors import divides
 from megatron_af.config.ranges import BelowOne, Count, NotNegative, Positive, Whole
 
-FAMILIES = {"qwen2": "megatron_af.decoder.qwen2:Qwen2"}
+FAMILIES = {"opt": "megatron_af.decoder.opt:OPT", "qwen2": "megatron_af.decoder.qwen2:Qwen2"}
 ENCODERS = {"htsat": "megatron_af.audio.htsat_encoder:HTSATEncoder"}
 
 
@@ -155,8 +155,10 @@ class LMConfig:
     tied: Weights[bool] = True
     """Output layer shares the embedding table."""
     rope_base: Weights[Positive] = 1e6
+    """Of rotary positions, where the family has them."""
     norm_eps: Weights[Positive] = 1e-6
     max_positions: Weights[Count] = 32_768
+    """Most tokens of a text; with learnt positions also the places that their table has."""
 
     @property
     def component(self) -> Any:

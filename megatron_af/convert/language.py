@@ -137,7 +137,7 @@ class LanguageFolder:
         different = [
             f"model.lm.{key} = {ours[key]}: the folder has {theirs[key]}"
             for key in ours
-            if ours[key] != theirs[key] and key != "max_positions"
+            if ours[key] != theirs[key] and (key != "max_positions" or self._family.position_rows)
         ]
         if different:
             raise ValueError(f"{self.folder} holds another model:\n  " + "\n  ".join(different))

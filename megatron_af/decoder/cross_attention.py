@@ -133,6 +133,7 @@ class GatedCrossAttention(MegatronModule):
             normalization="LayerNorm",
             ffn_hidden_size=cross_attention.ffn_multiplier * config.hidden_size,
             gated_linear_unit=False,
+            add_bias_linear=False,
             activation_func=F.gelu,  # the exact one (erf); megatron-core's fused form is the tanh approximation
             bias_activation_fusion=False,
         )

@@ -8,7 +8,8 @@ file. Such a module needs neither torch nor megatron-core before ``core_settings
 configurations are checked without them.
 
 Parameters keep megatron-core's names: ``decoder.layers.N.input_layernorm``, ``self_attention.linear_qkv`` and
-``linear_proj``, ``pre_mlp_layernorm``, ``mlp.linear_fc1`` and ``linear_fc2``, ``decoder.final_layernorm``.
+``linear_proj``, ``pre_mlp_layernorm``, ``mlp.linear_fc1`` and ``linear_fc2``, ``decoder.final_layernorm``. A table of
+learnt positions is ``position_embeddings``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class LanguageFamily(ABC):
     inside_layers: ClassVar[Mapping[str, tuple[str, ...]]]
     """Our name inside a layer -> the tensors it is made of: one; two that lie one behind the other (gate and up of a
     gated linear unit); or query, key and value, which megatron-core fuses group by group."""
+    position_offset: ClassVar[int | None] = None
+    """Where positions are learnt: the row of their table (``position_embeddings``) that stands for the first place."""
 
     def __init__(self, config: LMConfig) -> None:
         self.config = config
@@ -49,11 +52,38 @@ class LanguageFamily(ABC):
 
     @abstractmethod
     def model_settings(self) -> dict[str, Any]:
-        """Of megatron-core's ``GPTModel``: positions."""
+        """Of megatron-core's ``GPTModel``: positions that attention turns by; type ``none`` where they are learnt."""
 
-    @abstractmethod
     def layer(self, provider: BackendSpecProvider) -> TransformerLayerSubmodules:
-        """What a layer is made of; its ``input_layernorm`` is the kind of the final norm, too."""
+        """What a layer is made of; its ``input_layernorm`` is the kind of the final norm, too.
+
+        By default norms in front of causal attention and of a feed-forward unit; which ones, and their biases,
+        megatron-core takes from :meth:`core_settings`.
+        """
+        from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+        from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
+        from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+        from megatron.core.transformer.enums import AttnMaskType
+        from megatron.core.transformer.spec_utils import ModuleSpec
+        from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+        norm = provider.layer_norm()
+        return TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=provider.column_parallel_linear(),
+                    core_attention=provider.core_attention(),
+                    linear_proj=provider.row_parallel_linear(),
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=get_mlp_module_spec_for_backend(backend=provider),
+            mlp_bda=get_bias_dropout_add,
+        )
 
     @abstractmethod
     def tally(self, tally: Tally, x: bool, at: str) -> bool:
@@ -74,6 +104,11 @@ class LanguageFamily(ABC):
         Raises:
             ValueError: a variant that this family does not compute.
         """
+
+    @property
+    def position_rows(self) -> int:
+        """Of the table of learnt positions; 0 where there is none."""
+        return 0 if self.position_offset is None else self.position_offset + self.config.max_positions
 
 
 def family_of(config: LMConfig) -> LanguageFamily:

@@ -29,6 +29,7 @@ from megatron_af.decoder.family import family_of
 from megatron_af.decoder.initialization import initialize
 from megatron_af.decoder.layer_spec import decoder_spec
 from megatron_af.decoder.masks import Masks
+from megatron_af.decoder.positions import LearntPositions, segment_positions
 from megatron_af.parallel.device import current_device
 
 # It announces that new features go to HybridModel, at every construction.
@@ -57,7 +58,7 @@ class AudioLM(GPTModel):
         post_process: bool,
         vp_stage: int | None = None,
     ) -> None:
-        lm = config.model.lm
+        lm, family = config.model.lm, family_of(config.model.lm)
         tensor_group = parallel_state.get_tensor_model_parallel_group()
         table = TokenTable.of(
             lm,
@@ -77,9 +78,14 @@ class AudioLM(GPTModel):
             post_process=post_process,
             share_embeddings_and_output_weights=lm.tied,
             vp_stage=vp_stage,
-            **family_of(lm).model_settings(),
+            **family.model_settings(),
         )
         self.table = table
+        self.position_embeddings: LearntPositions | None = None
+        if pre_process and family.position_offset is not None:
+            self.position_embeddings = LearntPositions(
+                family.position_rows, family.position_offset, transformer_config
+            )
         initialize(self, config.seed)
 
     def skip_identity_blocks(self) -> int:
@@ -125,29 +131,47 @@ class AudioLM(GPTModel):
             input_ids=None,
             position_ids=None,
             attention_mask=masks.attention_B1SS,
-            decoder_input=self._embed(rows.ids_BS.to(device), added_rows_NH) if self.pre_process else None,
+            decoder_input=(
+                self._embed(rows.ids_BS, segment_positions(rows.segment_BS), added_rows_NH)
+                if self.pre_process
+                else None
+            ),
             extra_block_kwargs={"context": audio_LBD, "context_mask": masks.audio_B1SL},
             output_processor=head,
             output_processor_context=(rows, added_rows_NH),
         )
         return output
 
-    def _embed(self, ids_BS: Tensor, added_rows_NH: Tensor) -> Tensor:
-        """[S, B, H], or this rank's part of S under sequence parallelism."""
+    def _embed(self, ids_BS: Tensor, position_BS: Tensor, added_rows_NH: Tensor) -> Tensor:
+        """[S, B, H], or this rank's part of S under sequence parallelism.
+
+        Args:
+            position_BS: place of each token in its segment, from 0 on; read where positions are learnt. On the host
+                it saves a synchronisation.
+
+        Raises:
+            ValueError: a text has more tokens than there are learnt positions.
+        """
+        ids_BS = ids_BS.to(current_device().torch)
         own_ids_BS = ids_BS.masked_fill(self.table.is_added(ids_BS), 0)  # an added id may lie beyond the table
         embedded_SBH = self.embedding(input_ids=own_ids_BS, position_ids=None)
-        ids_SB = ids_BS.t()
-        if self.config.sequence_parallel:
-            ids_SB = ids_SB.chunk(self.table.tensor_size)[self.table.tensor_rank]
-        elif self.table.tensor_rank:
+        ids_SB = self._own_part(ids_BS.t())
+        if self.table.tensor_rank and not self.config.sequence_parallel:
             # Every tensor rank computes the same here: one of them gives the rows their gradient.
             added_rows_NH = added_rows_NH.detach()
-        # The ids are a transposed view; what leaves a stage must lie in order.
-        embedded_SBH = replace_added(self.table, ids_SB, embedded_SBH, added_rows_NH).contiguous()
+        embedded_SBH = replace_added(self.table, ids_SB, embedded_SBH, added_rows_NH)
+        if self.position_embeddings is not None:
+            self.position_embeddings.check(position_BS)
+            embedded_SBH = embedded_SBH + self.position_embeddings(self._own_part(position_BS.to(ids_BS.device).t()))
+        embedded_SBH = embedded_SBH.contiguous()  # the ids are a transposed view; what leaves a stage lies in order
         if self.config.recompute_granularity == "full" and torch.is_grad_enabled():
             # A checkpointed layer passes gradients to its weights only if one of its inputs asks for them.
             embedded_SBH.requires_grad_()
         return embedded_SBH
+
+    def _own_part(self, x_SB: Tensor) -> Tensor:
+        """The positions of this rank: a part under sequence parallelism, else all."""
+        return x_SB.chunk(self.table.tensor_size)[self.table.tensor_rank] if self.config.sequence_parallel else x_SB
 
     def _losses(self, *, hidden_states: Tensor, context: tuple[TextRows, Tensor], **_: Any) -> Tensor:
         rows, added_rows_NH = context

@@ -19,14 +19,16 @@ def tally_decoder(tally: Tally, model: ModelConfig, audio: bool, *, blocks: bool
         blocks: the gated blocks run (False: they are left out, frozen with closed gates).
     """
     lm, family = model.lm, family_of(model.lm)
-    table = "lm.embedding.word_embeddings"
-    x = tally.passes(False, f"{table}.weight", "added_rows")
+    table, outside = "lm.embedding.word_embeddings", [f"lm.{name}" for name in family.outside_layers]
+    last_norm = [name for name in outside if name.startswith("lm.decoder.final_layernorm.")]
+    tables = [name for name in outside if name not in (*last_norm, "lm.output_layer.weight")]
+    x = tally.passes(False, *tables, "added_rows")
     for layer in range(lm.layers):
         at = f"lm.decoder.layers.{layer}"
         if blocks and has_block(model, layer):
             x = _gated_block(tally, x, audio, f"{at}.xattn", model)
         x = family.tally(tally, x, at)
-    x = tally.passes(x, "lm.decoder.final_layernorm.weight")
+    x = tally.passes(x, *last_norm)
     tally.linear(x, table if lm.tied else "lm.output_layer", lm.hidden * lm.vocab, "supervised")
 
 

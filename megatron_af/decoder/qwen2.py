@@ -6,14 +6,10 @@ Source: ``modeling_qwen2.py`` of transformers, and the ``config.json`` files of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from megatron_af.decoder.family import LanguageFamily
 from megatron_af.flops import Tally
-
-if TYPE_CHECKING:
-    from megatron.core.models.backends import BackendSpecProvider
-    from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 
 class Qwen2(LanguageFamily):
@@ -59,32 +55,6 @@ class Qwen2(LanguageFamily):
 
     def model_settings(self) -> dict[str, Any]:
         return {"position_embedding_type": "rope", "rotary_base": self.config.rope_base}
-
-    def layer(self, provider: BackendSpecProvider) -> TransformerLayerSubmodules:
-        from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-        from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
-        from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-        from megatron.core.transformer.enums import AttnMaskType
-        from megatron.core.transformer.spec_utils import ModuleSpec
-        from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
-
-        norm = provider.layer_norm(rms_norm=True)
-        return TransformerLayerSubmodules(
-            input_layernorm=norm,
-            self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=provider.column_parallel_linear(),
-                    core_attention=provider.core_attention(),
-                    linear_proj=provider.row_parallel_linear(),
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
-            mlp=get_mlp_module_spec_for_backend(backend=provider),
-            mlp_bda=get_bias_dropout_add,
-        )
 
     def tally(self, tally: Tally, x: bool, at: str) -> bool:
         hidden, ffn = self.config.hidden, self.config.ffn

@@ -29,6 +29,7 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     }
     fused = device.is_gpu  # fused kernels of Transformer Engine and of torch.compile; plain torch on the CPU
+    family = family_of(lm).core_settings()
     return TransformerConfig(
         num_layers=lm.layers,
         hidden_size=lm.hidden,
@@ -54,10 +55,11 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         use_cpu_initialization=not device.is_gpu,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
-        bias_activation_fusion=fused,
+        # of units without a gate, megatron-core fuses an approximated GELU alone
+        bias_activation_fusion=fused and bool(family["gated_linear_unit"]),
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
         persist_layer_norm=fused,
-        **family_of(lm).core_settings(),
+        **family,
         **recompute[parallel.recompute],
     )

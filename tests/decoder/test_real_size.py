@@ -36,8 +36,8 @@ FIRST_ADDED_ID = 151_665
 LENGTH, AUDIO_TOKENS, SUPERVISED = 1024, 1920, 100
 
 
-def released(size: str, parallel: ParallelConfig) -> Config:
-    config = load_config(CONFIGS / "model" / f"af2_{size}.yaml", ["name=size"])
+def released(name: str, parallel: ParallelConfig) -> Config:
+    config = load_config(CONFIGS / "model" / f"{name}.yaml", ["name=size"])
     return dataclasses.replace(config, parallel=parallel)
 
 
@@ -54,10 +54,10 @@ def fake_world(parallel: ParallelConfig, rank: int) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def count_parameters(rank: int, world_size: int, size: str) -> tuple[dict[str, int], list[int]]:
+def count_parameters(rank: int, world_size: int, name: str) -> tuple[dict[str, int], list[int]]:
     """Parameters by part of the whole model, and how many each rank holds."""
     make_megatron_portable(target="meta")
-    config = released(size, TP2_PP4)
+    config = released(name, TP2_PP4)
     shape_of: dict[str, torch.Size] = {}
     held: dict[str, int] = defaultdict(int)
     per_rank = []
@@ -76,13 +76,18 @@ def count_parameters(rank: int, world_size: int, size: str) -> tuple[dict[str, i
     return totals, per_rank
 
 
-PUBLISHED = {"3b": (3_085_938_688, 1_359_249_480), "1.5b": (1_543_714_304, None), "0.5b": (494_032_768, None)}
+PUBLISHED = {
+    "af2_3b": (3_085_938_688, 1_359_249_480),
+    "af2_1.5b": (1_543_714_304, None),
+    "af2_0.5b": (494_032_768, None),
+    "af1": (1_315_758_080, 881_000_496),
+}
 
 
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_parameter_counts_are_the_published_ones(size):
-    ((totals, per_rank),) = run_distributed(count_parameters, 1, size)
-    lm, xattn = PUBLISHED[size]
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(name):
+    ((totals, per_rank),) = run_distributed(count_parameters, 1, name)
+    lm, xattn = PUBLISHED[name]
     assert totals["lm"] == lm
     assert xattn is None or totals["xattn"] == xattn
     assert per_rank[0::2] == per_rank[1::2], "tensor ranks hold equal parts"
@@ -106,7 +111,7 @@ def step_on_a_stand_in(rank: int, world_size: int, player: int, schedule: bool, 
     masks_module.one_segment_each = lambda rows: False
     masks_module.sees_everything = lambda rows, audio: False
     lm_module.supervised = lambda labels: (torch.zeros(SUPERVISED, dtype=torch.int64),) * 2
-    config = released("3b", TP2_PP4)
+    config = released("af2_3b", TP2_PP4)
     with (
         functorch_config.patch(fake_tensor_allow_meta=True),
         fake_world(TP2_PP4, player),

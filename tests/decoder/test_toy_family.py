@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,13 +19,8 @@ from safetensors.torch import save_file
 
 from megatron_af.config.loading import load_config
 from megatron_af.decoder.family import LanguageFamily
-from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.flops import Amounts, Tally
 from tests.train import test_trainer as tool
-
-if TYPE_CHECKING:
-    from megatron.core.models.backends import BackendSpecProvider
-    from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 pytestmark = pytest.mark.slow
 
@@ -69,9 +64,6 @@ class Toy(LanguageFamily):
 
     def model_settings(self) -> dict[str, Any]:
         return {"position_embedding_type": "rope", "rotary_base": self.config.rope_base}
-
-    def layer(self, provider: BackendSpecProvider) -> TransformerLayerSubmodules:
-        return Qwen2(self.config).layer(provider)  # megatron-core takes norms and units from its settings
 
     def tally(self, tally: Tally, x: bool, at: str) -> bool:
         hidden, ffn = self.config.hidden, self.config.ffn

@@ -52,9 +52,12 @@ def run(
     asynchronous: bool = False,
     precision: str = "fp32",
     trainable: tuple[str, ...] = tiny.FROZEN_LM,
+    lm: dict[str, Any] | None = None,
 ) -> list[float]:
     """Train ``steps`` steps; saves after step ``SAVED_AT``, or starts from that checkpoint. Losses and norms."""
     config = dataclasses.replace(tiny.config(trainable=trainable, **layout), precision=precision)
+    model_config = dataclasses.replace(config.model, lm=dataclasses.replace(config.model.lm, **(lm or {})))
+    config = dataclasses.replace(config, model=model_config)
     stage = config.curriculum["stage"]
     groups = process_groups.initialize(config.parallel, config.seed)
     model = build(config, tiny.VOCABULARY, current_device())
@@ -131,6 +134,17 @@ def test_checkpoint_of_any_layout_loads_in_any_other(written: str, read: str, tm
     ]
     world_size, parallel = LAYOUTS[read]
     resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=3, resume=True, timeout=180)[0]
+    assert resumed == pytest.approx(through[2 * SAVED_AT :], rel=5e-6)
+
+
+@pytest.mark.parametrize(("written", "read"), [("TP2xPP2+SP", "DP2+ZeRO-1"), ("DP2+ZeRO-1", "TP2xPP2+SP")])
+def test_learnt_positions_load_in_any_layout(written: str, read: str, tmp_path: Path) -> None:
+    """And train in any: their table is cut by no layout, and looked up in parts under sequence parallelism."""
+    arguments: dict[str, Any] = {"trainable": tiny.ALL, "lm": {"family": "opt", "kv_heads": 4}, "timeout": 180}
+    world_size, parallel = LAYOUTS[written]
+    through = run_distributed(run, world_size, parallel, str(tmp_path), steps=6, resume=False, **arguments)[0]
+    world_size, parallel = LAYOUTS[read]
+    resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=3, resume=True, **arguments)[0]
     assert resumed == pytest.approx(through[2 * SAVED_AT :], rel=5e-6)
 
 

@@ -119,6 +119,18 @@ def test_every_matrix_of_the_model_is_told(vector: str) -> None:
     assert found["told"] == pytest.approx(found["torch"], rel=RELATIVE_ERROR)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", [tiny.ALL, ("lm.position_embeddings.*",), ("lm.decoder.final_layernorm.bias",)])
+def test_every_product_of_a_family_with_learnt_positions_is_told(trainable: tuple[str, ...]) -> None:
+    config = tiny.config(trainable)
+    lm = dataclasses.replace(config.model.lm, family="opt", kv_heads=config.model.lm.heads)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
+    (found,) = run_distributed(count, 1, config, (), False, False)
+    assert found["told"] == pytest.approx(found["torch"], rel=RELATIVE_ERROR)
+    told = {name for name in answer_tally(config.model, config.curriculum["stage"]).weights if ".layers." in name}
+    assert told == {name for name in found["matrices"] if ".layers." in name and "bias_table" not in name}
+
+
 def test_ranks_of_a_group_share_the_work() -> None:
     """Clips cut among two ranks are other calls of the transformation layers, and nothing else."""
     config = tiny.config()

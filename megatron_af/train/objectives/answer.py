@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from megatron_af.config import Config, StageConfig
+from megatron_af.config.components import UnknownComponent
 from megatron_af.train.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -35,16 +36,17 @@ class Answer(Objective):
 
     def parameters(self, config: Config) -> list[str]:
         lm = config.model.lm
-        families = ["encoder.*", "transform.*", "added_rows", "lm.embedding.word_embeddings.weight"]
+        families = ["encoder.*", "transform.*", "added_rows"]
         for layer in range(lm.layers):
             parts = ["input_layernorm.*", "self_attention.*", "pre_mlp_layernorm.*", "mlp.*"]
             if (layer + 1) % max(1, config.model.cross_attention.interval) == 0:
                 parts.append("xattn.*")
             families += [f"lm.decoder.layers.{layer}.{part}" for part in parts]
-        families.append("lm.decoder.final_layernorm.*")
-        if not lm.tied:
-            families.append("lm.output_layer.weight")
-        return families
+        try:
+            outside = lm.component.outside_layers
+        except UnknownComponent:  # a problem of its own
+            return [*families, "lm.*"]
+        return [*families, *(f"lm.{name}" for name in outside if not (lm.tied and name == "output_layer.weight"))]
 
     def problems(self, config: Config, stage: str) -> Iterator[str]:
         tokens, positions = config.curriculum[stage].max_text_tokens, config.model.lm.max_positions
