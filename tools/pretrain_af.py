@@ -53,8 +53,9 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
             config = replace(config, stage=fitting[0] if fitting else "")
         validate(config, world_size, unread)
         config = resolve_sizes(config, world_size)
-        with StageLock(config.stage_folder(config.stage)) if os.environ.get("RANK", "0") == "0" else nullcontext():
-            if os.environ.get("RANK", "0") == "0":
+        first = os.environ.get("RANK", "0") == "0"
+        with StageLock(config.stage_folder(config.stage)) if first else nullcontext():
+            if first:
                 claim(config)
             return EXIT_CODES[train(config)]
     except StageBusy as error:

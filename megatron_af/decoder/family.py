@@ -14,6 +14,7 @@ learnt positions is ``position_embeddings``.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -84,6 +85,17 @@ class LanguageFamily(ABC):
             mlp=get_mlp_module_spec_for_backend(backend=provider),
             mlp_bda=get_bias_dropout_add,
         )
+
+    def initial_std(self, name: str) -> float:
+        """Standard deviation of a fresh matrix of that name.
+
+        sqrt(2 / (5 hidden)) (Nguyen and Salazar 2019) is Qwen2.5's ``initializer_range`` of 0.02 at its sizes; at that
+        constant a narrow model's attention starts so flat that it does not learn to look anything up. What writes into
+        the residual stream is smaller by sqrt(2 layers) (GPT-2).
+        """
+        std = math.sqrt(2 / (5 * self.config.hidden))
+        writes_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+        return std / math.sqrt(2 * self.config.layers) if writes_residual else std
 
     @abstractmethod
     def tally(self, tally: Tally, x: bool, at: str) -> bool:

@@ -11,25 +11,23 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
+from megatron_af.decoder.family import LanguageFamily
 from megatron_af.parallel.global_state import Placement, fill, placements
 
 
-def initialize(chunk: GPTModel, seed: int) -> None:
+def initialize(chunk: GPTModel, family: LanguageFamily, seed: int) -> None:
     """Give every weight of one model chunk its first value; parameters on the meta device have none."""
-    layers, hidden = chunk.config.num_layers, chunk.config.hidden_size
     for placement, parameter in placements(chunk):
         if not parameter.is_meta:
-            fill(parameter, placement, placement.take(fresh(placement, layers, hidden, seed)))
+            fill(parameter, placement, placement.take(fresh(placement, family, seed)))
 
 
-def fresh(placement: Placement, layers: int, hidden: int, seed: int) -> Tensor:
+def fresh(placement: Placement, family: LanguageFamily, seed: int) -> Tensor:
     """The whole tensor of that name, float32.
 
-    Norms and gates keep what makes a fresh block the identity. Matrices of the language model are normal with
-    standard deviation sqrt(2 / (5 hidden)) (Nguyen and Salazar 2019), which is Qwen2.5's ``initializer_range`` of
-    0.02 at its sizes; at that constant a narrow model's attention starts so flat that it does not learn to look
-    anything up. Those that write into the residual stream are smaller by sqrt(2 layers) (GPT-2). Matrices of the gated
-    blocks are uniform in +-1/sqrt(fan-in), as ``nn.Linear`` draws them in the reference.
+    Norms and gates keep what makes a fresh block the identity. Matrices of the language model are normal, as wide as
+    its family says. Matrices of the gated blocks are uniform in +-1/sqrt(fan-in), as ``nn.Linear`` draws them in the
+    reference.
     """
     name, shape = placement.name, placement.shape
     if "norm" in name and name.endswith(".weight"):
@@ -41,6 +39,4 @@ def fresh(placement: Placement, layers: int, hidden: int, seed: int) -> Tensor:
     if ".xattn." in name:
         bound = 1 / math.sqrt(shape[-1])
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    writes_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-    std = math.sqrt(2 / (5 * hidden)) / (math.sqrt(2 * layers) if writes_residual else 1)
-    return torch.empty(shape).normal_(0, std, generator=generator)
+    return torch.empty(shape).normal_(0, family.initial_std(name), generator=generator)

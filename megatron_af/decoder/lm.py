@@ -86,7 +86,7 @@ class AudioLM(GPTModel):
             self.position_embeddings = LearntPositions(
                 family.position_rows, family.position_offset, transformer_config
             )
-        initialize(self, config.seed)
+        initialize(self, family, config.seed)
 
     def skip_identity_blocks(self) -> int:
         """Leave out gated blocks that are frozen with closed gates, as in a stage that trains the language model
