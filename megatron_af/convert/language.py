@@ -1,18 +1,22 @@
-"""Qwen2 and Qwen2.5 weights in Hugging Face's layout, read into any layout of ours.
+"""A language model in Hugging Face's layout, read into any layout of ours and written back to the same bits.
 
     checkpoint = LanguageFolder("Qwen2.5-3B")            # config.json and *.safetensors, sharded or not
     checkpoint.check(config.model.lm)                 # the YAML describes this model
     load_language(model.chunks, checkpoint.source, config.model.lm)
     rows = checkpoint.mean_row(tokenizer.first_added_id)
 
-Each rank reads only the rows and columns it holds. Names and layouts: ``modeling_qwen2.py`` of transformers on
-one side, megatron-core's ``SelfAttention`` and ``MLP`` on the other: it fuses q, k and v group by group (the
+    tensors = hugging_face_tensors(model.chunks, config.model.lm)           # back: (name, tensor) on rank 0
+    write_language(folder, tensors, config.model.lm, torch.bfloat16)
+
+Each rank reads only the rows and columns it holds, and what is written passes rank 0 tensor by tensor. Names are the
+family's (``megatron_af/decoder/family.py``), the same table in both directions. Layouts: Hugging Face's modelling files
+on one side, megatron-core's ``SelfAttention`` and ``MLP`` on the other: it fuses q, k and v group by group (the
 queries of a group of heads, then its key, then its value) and puts the gate's rows before the up projection's.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +25,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron_af.config import LMConfig
+from megatron_af.convert.shards import SHARD_BYTES, write_shards
 from megatron_af.decoder.family import LanguageFamily, family_of
-from megatron_af.parallel.global_state import Placement, fill, placements
+from megatron_af.files import write
+from megatron_af.parallel.global_state import Placement, fill, placements, whole_tensors
 
 WHOLE = slice(None)
 
@@ -35,6 +41,7 @@ class Sliceable(Protocol):
 
 type Source = Callable[[str], Sliceable]
 """From a Hugging Face name to its tensor; a state dict's ``__getitem__`` is one."""
+
 
 def hugging_face_names(name: str, family: LanguageFamily | type[LanguageFamily]) -> tuple[str, ...]:
     """Names of the tensors that one of the language model's is made of (canonical name, no gated blocks)."""
@@ -75,6 +82,36 @@ def _fused_qkv(tensors: list[Sliceable], lm: LMConfig, start: int, stop: int) ->
         for tensor, rows in zip(tensors, per_group, strict=True)
     ]
     return torch.cat(parts, dim=1).flatten(0, 1)
+
+
+def split_whole(name: str, whole: Tensor, lm: LMConfig) -> tuple[Tensor, ...]:
+    """The tensors, in the order of :func:`hugging_face_names`, that one of ours is made of; undoes the fusing."""
+    if ".self_attention.linear_qkv." in name:
+        head_dim, queries = lm.hidden // lm.heads, lm.heads // lm.kv_heads
+        groups = whole.view(lm.kv_heads, (queries + 2) * head_dim, *whole.shape[1:])
+        parts = torch.split(groups, [queries * head_dim, head_dim, head_dim], 1)
+        return tuple(part.flatten(0, 1) for part in parts)
+    return whole.chunk(len(hugging_face_names(name, family_of(lm))))
+
+
+def hugging_face_tensors(chunks: Iterable[nn.Module], lm: LMConfig) -> Iterator[tuple[str, Tensor]]:
+    """The language model's tensors under Hugging Face's names, on rank 0; a collective (`whole_tensors`)."""
+    for name, whole in whole_tensors(chunks):
+        if ".xattn." not in name:
+            yield from zip(hugging_face_names(name, family_of(lm)), split_whole(name, whole, lm), strict=True)
+
+
+def write_language(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    lm: LMConfig,
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write ``config.json`` and the weights, in shards where they are large, into a folder that is there."""
+    write_shards(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), shard_bytes)
+    values = family_of(lm).write_config() | {"dtype": str(dtype).removeprefix("torch.")}
+    write(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
 def load_language(chunks: Iterable[nn.Module], source: Source, lm: LMConfig) -> None:

@@ -22,8 +22,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from megatron_af.config import CrossAttentionConfig, LMConfig, ModelConfig
-from megatron_af.convert.language import Sliceable, Source, hugging_face_names, read_part
+from megatron_af.config import CrossAttentionConfig, ModelConfig
+from megatron_af.convert.language import Sliceable, Source, hugging_face_names, read_part, split_whole
 from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
 from megatron_af.parallel.global_state import EMBEDDING, Placement, fill, placements
@@ -174,20 +174,10 @@ def released_tensors(weights: Mapping[str, Tensor], config: ModelConfig) -> dict
 
 
 def _split(name: str, tensor: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
-    if ".self_attention.linear_qkv." in name:
-        return _split_qkv(tensor, config.lm)
-    if name.endswith(".mlp.linear_fc1.weight"):
-        return tensor.chunk(2)
     if name.endswith(".linear_kv.weight"):
         return (_kv_by_kind(tensor, config.cross_attention),)
-    return (tensor,)
-
-
-def _split_qkv(fused: Tensor, lm: LMConfig) -> tuple[Tensor, ...]:
-    """Queries of a group, its key, its value, group after group -> all queries, all keys, all values."""
-    head_dim, queries = lm.hidden // lm.heads, lm.heads // lm.kv_heads
-    groups = fused.view(lm.kv_heads, (queries + 2) * head_dim, *fused.shape[1:])
-    return tuple(part.flatten(0, 1) for part in torch.split(groups, [queries * head_dim, head_dim, head_dim], 1))
+    in_decoder = name.startswith("lm.") and ".xattn." not in name
+    return split_whole(name, tensor, config.lm) if in_decoder else (tensor,)
 
 
 class ReleasedFolder:

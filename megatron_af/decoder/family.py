@@ -122,6 +122,10 @@ class LanguageFamily(ABC):
         """Of the table of learnt positions; 0 where there is none."""
         return 0 if self.position_offset is None else self.position_offset + self.config.max_positions
 
+    @abstractmethod
+    def write_config(self) -> dict[str, Any]:
+        """The ``config.json`` of these sizes, of which :meth:`read_config` gives the same ones back."""
+
 
 def family_of(config: LMConfig) -> LanguageFamily:
     """

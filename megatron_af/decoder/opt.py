@@ -102,3 +102,18 @@ class OPT(LanguageFamily):
             "norm_eps": NORM_EPS,
             "max_positions": values["max_position_embeddings"],
         }
+
+    def write_config(self) -> dict[str, Any]:
+        lm = self.config
+        return COMPUTED | {
+            "architectures": ["OPTForCausalLM"],
+            "model_type": self.model_type,
+            "hidden_size": lm.hidden,
+            "word_embed_proj_dim": lm.hidden,
+            "num_hidden_layers": lm.layers,
+            "num_attention_heads": lm.heads,
+            "ffn_dim": lm.ffn,
+            "vocab_size": lm.vocab,
+            "tie_word_embeddings": lm.tied,
+            "max_position_embeddings": lm.max_positions,
+        }

@@ -88,3 +88,22 @@ class Qwen2(LanguageFamily):
             "norm_eps": values["rms_norm_eps"],
             "max_positions": values["max_position_embeddings"],
         }
+
+    def write_config(self) -> dict[str, Any]:
+        lm = self.config
+        return {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": self.model_type,
+            "hidden_size": lm.hidden,
+            "num_hidden_layers": lm.layers,
+            "num_attention_heads": lm.heads,
+            "num_key_value_heads": lm.kv_heads,
+            "intermediate_size": lm.ffn,
+            "vocab_size": lm.vocab,
+            "tie_word_embeddings": lm.tied,
+            "rope_theta": lm.rope_base,
+            "rms_norm_eps": lm.norm_eps,
+            "max_position_embeddings": lm.max_positions,
+            "use_sliding_window": False,
+            "hidden_act": "silu",
+        }

@@ -145,50 +145,64 @@ def load_global(chunks: Iterable[nn.Module], front: nn.Module | None, get: Calla
             fill(parameter, placement, placement.take(get(name, parameter.shape)))
 
 
-def gather_global(
-    chunks: Iterable[nn.Module], front: nn.Module | None, what: Literal["data", "grad", "main_grad"] = "data"
-) -> dict[str, Tensor]:
-    """Whole tensors on rank 0, an empty dict elsewhere; a collective of the whole world.
+def whole_tensors(
+    chunks: Iterable[nn.Module], what: Literal["data", "grad", "main_grad"] = "data"
+) -> Iterator[tuple[str, Tensor]]:
+    """The decoder's whole tensors under their canonical names, one after another, on rank 0.
 
-    Tensors travel one by one, so that rank 0 needs room for the model once. Parameters without a gradient
-    are left out.
+    A collective of the whole world: every rank has to run through it to its end, and all but rank 0 get nothing. One
+    tensor travels at a time, so that a reader that lets go of each needs room for one. Tensors may be the parameters'
+    own memory. Parameters without a gradient are left out where gradients are asked for.
     """
-    group = parallel_state.get_tensor_model_parallel_group()
-    mine: dict[str, Tensor] = {}
+    group, world = parallel_state.get_tensor_model_parallel_group(), dist.get_world_size()
+    mine: dict[str, tuple[Placement, Tensor]] = {}
     for chunk in chunks:
         for placement, parameter in placements(chunk):
             part = getattr(parameter, what, None)
-            if part is None or placement.name in mine:
+            if part is not None:
+                mine.setdefault(placement.name, (placement, part.detach()))  # a tied table stands on two stages
+    speaks = parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_data_parallel_rank() == 0
+    offer = [(name, placement.shape, part.dtype) for name, (placement, part) in mine.items()] if speaks else []
+    offers: list[list[tuple[str, torch.Size, torch.dtype]]] = [[] for _ in range(world)]
+    dist.all_gather_object(offers, offer)
+    ours = dist.get_process_group_ranks(group)
+    taken: set[str] = set()
+    for owner, offered in enumerate(offers):
+        for name, shape, dtype in offered:
+            if name in taken:
                 continue
-            parts = [part.detach().contiguous()]
-            if placement.dim is not None and placement.size > 1:
-                parts = [torch.empty_like(parts[0]) for _ in range(placement.size)]
-                dist.all_gather(parts, part.detach().contiguous(), group=group)
-            mine[placement.name] = placement.join(parts)
-    first_of_groups = parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_data_parallel_rank() == 0
-    whole = _to_first_rank(mine if first_of_groups else {})
+            taken.add(name)
+            if owner in ours:
+                whole = _joined(*mine[name], group)
+                if dist.get_rank() == owner != 0:
+                    dist.send(whole.contiguous(), dst=0)
+            elif dist.get_rank() == 0:
+                device = next(iter(mine.values()))[1].device if mine else torch.device("cpu")
+                whole = torch.empty(shape, dtype=dtype, device=device)
+                dist.recv(whole, src=owner)
+            if dist.get_rank() == 0:
+                yield name, whole
+
+
+def _joined(placement: Placement, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The whole tensor on every rank of a tensor-parallel group."""
+    parts = [part.contiguous()]
+    if placement.dim is not None and placement.size > 1:
+        parts = [torch.empty_like(parts[0]) for _ in range(placement.size)]
+        dist.all_gather(parts, part.contiguous(), group=group)
+    return placement.join(parts)
+
+
+def gather_global(
+    chunks: Iterable[nn.Module], front: nn.Module | None, what: Literal["data", "grad", "main_grad"] = "data"
+) -> dict[str, Tensor]:
+    """Copies of all whole tensors on rank 0, an empty dict elsewhere; a collective of the whole world.
+
+    Parameters without a gradient are left out.
+    """
+    whole = {name: tensor.clone() for name, tensor in whole_tensors(chunks, what)}
     if front is not None and dist.get_rank() == 0:
         named = unwrapped(front).named_parameters()
         found = {name: getattr(parameter, what, None) for name, parameter in named}
         whole |= {name: tensor.detach().clone() for name, tensor in found.items() if tensor is not None}
-    return whole
-
-
-def _to_first_rank(mine: dict[str, Tensor]) -> dict[str, Tensor]:
-    rank, world = dist.get_rank(), dist.get_world_size()
-    offers: list[list[tuple[str, torch.Size, torch.dtype]]] = [[] for _ in range(world)]
-    dist.all_gather_object(offers, [(name, tensor.shape, tensor.dtype) for name, tensor in mine.items()])
-    whole = {name: tensor.clone() for name, tensor in mine.items()} if rank == 0 else {}
-    taken = {name for name, _, _ in offers[0]}
-    for owner in range(1, world):
-        for name, shape, dtype in offers[owner]:
-            if name in taken:  # the tied table, which the first and the last stage hold
-                continue
-            taken.add(name)
-            if rank == owner:
-                dist.send(mine[name].contiguous(), dst=0)
-            elif rank == 0:
-                device = next(iter(mine.values())).device if mine else torch.device("cpu")
-                whole[name] = torch.empty(shape, dtype=dtype, device=device)
-                dist.recv(whole[name], src=owner)
     return whole

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_af.config import LMConfig
 from megatron_af.config.loading import CONFIGS, load_config
-from megatron_af.convert.language import LanguageFolder, load_language
+from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language
 from megatron_af.data.batch import TextRows
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.opt import OPT
@@ -105,6 +106,23 @@ def test_logits_are_those_of_transformers(folder: Path, layout: dict[str, Any]) 
         assert relative_error(logits, expected) < 1e-5
 
 
+def back(rank: int, world_size: int, folder: Path, layout: dict[str, Any]) -> dict[str, Tensor]:
+    config = toy_config(lm=SIZES, **layout)
+    start_layout(config.parallel)
+    chunks = build_chunks(config, added=0)
+    load_language(chunks, LanguageFolder(folder, "opt").source, config.model.lm)
+    return {name: tensor.clone() for name, tensor in hugging_face_tensors(chunks, config.model.lm)}
+
+
+@pytest.mark.slow
+def test_what_was_read_is_written_back_to_the_bit(folder: Path) -> None:
+    found, nothing, *_ = run_distributed(back, 4, folder, {"tensor": 2, "pipeline": 2})
+    weights = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert found.keys() == weights.keys() and not nothing
+    for name, tensor in weights.items():
+        assert torch.equal(found[name], tensor), name
+
+
 STATED = {
     "hidden_size": 2048,
     "num_hidden_layers": 24,
@@ -122,6 +140,7 @@ STATED = {
 def test_the_published_folder_is_what_audio_flamingo_1_says_of_it() -> None:
     said = load_config(CONFIGS / "model/af1.yaml", ["name=said"]).model.lm
     assert LMConfig(family="opt", **OPT.read_config(STATED)) == said
+    assert LMConfig(family="opt", **OPT.read_config(OPT(said).write_config())) == said
 
 
 @pytest.mark.parametrize(

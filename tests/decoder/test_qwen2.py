@@ -34,3 +34,10 @@ def test_a_head_of_odd_width_cannot_turn_pairs() -> None:
 def test_a_variant_that_is_not_computed_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Qwen2.read_config(values)
+
+
+@pytest.mark.parametrize("lm", [LMConfig(), LMConfig(tied=False, heads=8, kv_heads=4, rope_base=1e4, vocab=151_665)])
+def test_a_written_config_states_the_same_sizes(lm: LMConfig) -> None:
+    written = Qwen2(lm).write_config()
+    assert LMConfig(**Qwen2.read_config(written)) == lm
+    assert written["architectures"] == ["Qwen2ForCausalLM"] and written["model_type"] == "qwen2"

@@ -80,6 +80,9 @@ class Toy(LanguageFamily):
     def read_config(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values["sizes"])
 
+    def write_config(self) -> dict[str, Any]:
+        return {"model_type": self.model_type, "sizes": vars(self.config) | {"family": "toy"}}
+
 
 run_folder = tool.run_folder
 """Recordings, a tokenizer and a YAML file whose language model is of Qwen2's family."""

@@ -1,4 +1,4 @@
-"""A Hugging Face folder becomes a checkpoint that any layout starts from."""
+"""A Hugging Face folder becomes a checkpoint that any layout starts from, and the same folder again."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_af.config import DataConfig, EncoderConfig, TransformConfig
@@ -16,14 +17,14 @@ from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
-from megatron_af.runs.paths import CheckpointError
+from megatron_af.runs.paths import MANIFEST, CheckpointError
 from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.conversion import WHOLE, Occupied, convert
 from tests.convert.test_language import write_folder
 from tests.convert.test_released import FIXTURE, folder
 from tests.decoder.toy import full_audio, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed
 from tests.test_parity import _af2_config
-from tools.convert_checkpoint import WHOLE, convert
 
 __all__ = ["folder"]
 KNOWN_TOKENS = 85
@@ -78,6 +79,39 @@ def test_a_converted_folder_starts_stages_in_another_layout(tmp_path, tied):
     assert relative_error(logits[..., :KNOWN_TOKENS], expected[..., :KNOWN_TOKENS]) < 1e-5
     mean = model.get_input_embeddings().weight[:KNOWN_TOKENS].mean(0).detach()
     torch.testing.assert_close(added, mean.expand(4, -1))
+
+
+def write_back(rank: int, world_size: int, folder: Path, checkpoint: str, target: Path) -> None:
+    convert(toy_run(folder, pipeline=world_size), Path(checkpoint), target, shard_bytes=100_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_in_and_out_again_gives_the_same_bits(tmp_path, tied):
+    from transformers import AutoModelForCausalLM
+
+    folder = write_folder(tmp_path / "qwen2", tied=tied)
+    write_tokenizer(folder / "tokenizer.json")
+    written = run_distributed(write_checkpoint, 2, folder, tmp_path / "converted")[0]
+    run_distributed(write_back, 2, folder, written, tmp_path / "back")
+    before, after = LanguageFolder(folder), LanguageFolder(tmp_path / "back")
+    assert after.lm_config == before.lm_config
+    names = {name for file in folder.glob("*.safetensors") for name in load_file(file)}
+    found = [name for file in (tmp_path / "back").glob("model-*.safetensors") for name in load_file(file)]
+    assert sorted(found) == sorted(names) and len(list((tmp_path / "back").glob("model-*"))) > 2
+    for name in names:
+        assert torch.equal(after.source(name)[...], before.source(name)[...]), name
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=plain_rows().ids_BS).logits, torch.load(folder / "logits.pt"))
+    assert not list(tmp_path.glob(".*")), "nothing half-written"
+
+
+def test_a_full_folder_is_not_written_into(tmp_path):
+    (tmp_path / "step" / MANIFEST).parent.mkdir()
+    (tmp_path / "step" / MANIFEST).write_text("{}")
+    with pytest.raises(Occupied, match="expected a new or empty folder"):
+        convert(toy_config(), tmp_path / "step", tmp_path)
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):

@@ -1,0 +1,113 @@
+"""Between checkpoints of ours and folders of other people's: Hugging Face language models, released Audio Flamingo 2.
+
+    written = convert(config, Path("models/Qwen2.5-3B"), Path("checkpoints/qwen2.5-3b"))   # in, whatever it holds
+    convert(config, written, Path("published"))          # a checkpoint of ours: its language model, out again
+
+All collectives of the whole world, in any layout: each rank reads its own slices, and what goes out passes rank 0
+tensor by tensor.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_af.config import Config
+from megatron_af.config.loading import to_yaml
+from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language, write_language
+from megatron_af.convert.released import ReleasedFolder, load_released
+from megatron_af.convert.shards import SHARD_BYTES
+from megatron_af.decoder.transformer_config import DTYPES
+from megatron_af.files import put_in_place
+from megatron_af.model import AudioFlamingo, Vocabulary, build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.runs.paths import MANIFEST, Resume
+from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.train.checkpoint import Checkpoints, load_parts
+
+LANGUAGE, WHOLE = ("lm", "rows"), ("encoder", "transform", "rows", "xattn", "lm")  # of a language model, of an AF2
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+
+class Occupied(ValueError):
+    """A place to write to that holds something already."""
+
+
+def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Convert what ``source`` holds; the folder that was written.
+
+    Args:
+        source: a Hugging Face folder, a ``safe_ckpt``, or a checkpoint of ours.
+        target: folder for the checkpoint, or, of a checkpoint of ours, the new Hugging Face folder.
+
+    Raises:
+        ValueError, FileNotFoundError: ``source`` is no such folder or holds another model than ``config`` says.
+        Occupied: ``target`` has to be new and is not.
+    """
+    out = (source / MANIFEST).is_file()
+    if out:
+        refuse_occupied(target)
+    released = ReleasedFolder(source) if not out and (source / "metadata.json").is_file() else None
+    folder = None if released or out else LanguageFolder(source, config.model.lm.family)
+    if folder:
+        folder.check(config.model.lm)
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    groups = process_groups.initialize(config.parallel, config.seed)
+    vocabulary = Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added)
+    model = build(config, vocabulary, current_device())
+    if out:
+        load_parts(model, groups, source, ("lm",))
+        written = _write_language(config, model, target, shard_bytes)
+    else:
+        if released:
+            load_released(model, released.source, config.model, vocabulary)
+        elif folder:
+            load_language(model.chunks, folder.source, config.model.lm)
+            _start_rows(model, folder.mean_row(tokenizer.first_added_id))
+        resume: Resume = {
+            "stage": f"converted from {source.name}",
+            "step": 0,
+            "skipped": 0,
+            "samples": 0,
+            "world_size": dist.get_world_size(),
+        }
+        parts = WHOLE if released else LANGUAGE
+        written = Checkpoints(target, keep=1).save(model, None, groups, resume, {}, parts, to_yaml(config))
+    process_groups.destroy()
+    return written
+
+
+def refuse_occupied(target: Path) -> None:
+    """
+    Raises:
+        Occupied: it is a file, or a folder with something in it.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Occupied(f"expected a new or empty folder to write to, got {target}, which holds something: name another")
+
+
+def _start_rows(model: AudioFlamingo, row_H: Tensor) -> None:
+    added_rows_NH = model.front.get_parameter("added_rows")
+    with torch.no_grad():
+        added_rows_NH.copy_(row_H.expand_as(added_rows_NH))
+
+
+def _write_language(config: Config, model: AudioFlamingo, target: Path, shard_bytes: int) -> Path:
+    tensors = hugging_face_tensors(model.chunks, config.model.lm)
+    if dist.get_rank():
+        assert not list(tensors), "all but rank 0 only give"
+    else:
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_language(partial, tensors, config.model.lm, DTYPES[config.precision], shard_bytes)
+        tokenizer = Path(config.data.tokenizer)
+        for file in TOKENIZER_FILES if tokenizer.is_dir() else ():
+            if (tokenizer / file).is_file():
+                shutil.copyfile(tokenizer / file, partial / file)
+        put_in_place(partial, target)
+    dist.barrier()
+    return target
