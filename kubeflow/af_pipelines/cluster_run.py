@@ -5,9 +5,9 @@
 The functions are the cluster's side of the verbs in `commands`.
 """
 
-import time
 from datetime import UTC, datetime, timedelta
 
+from af_pipelines import clock
 from af_pipelines.cluster import ClusterConfig, check_on_kubernetes
 from af_pipelines.endpoint import ENDED, IMPLEMENTATION, Endpoint
 from af_pipelines.execute import Arguments
@@ -115,7 +115,7 @@ def show_logs(record: RunRecord, step: str, *, follow: bool) -> int:
                     print(line, flush=True)
         if not follow or state in ENDED:
             return 0
-        time.sleep(POLL_SECONDS)
+        clock.sleep(POLL_SECONDS)
 
 
 def cancel_run(record: RunRecord) -> int:

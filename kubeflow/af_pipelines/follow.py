@@ -6,10 +6,10 @@ reason = blocked(kube, found, job, pods)
 """
 
 import collections
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from af_pipelines import clock
 from af_pipelines.kube import CONTAINER, Kube, Object, node_of
 from megatron_af.pipeline.job import Job, describe_exit
 from megatron_af.pipeline.logs import last_error
@@ -32,13 +32,13 @@ class LogReader:
 
     def __init__(self, kube: Kube, container: str) -> None:
         self._kube, self._container = kube, container
-        self._seen: dict[str, tuple[str, float]] = {}
+        self._seen: dict[str, tuple[str, float | None]] = {}
 
     def new_lines(self, pod: Any) -> list[str]:
-        stamp, asked = self._seen.get(pod.metadata.uid, ("", 0.0))
-        now = time.monotonic()
+        stamp, asked = self._seen.get(pod.metadata.uid, ("", None))
+        now = clock.now()
         # Five seconds more than passed here: the node's clock and ours tick differently.
-        since = {"since_seconds": round(now - asked) + 5} if asked else {"tail_lines": FIRST_LINES}
+        since = {"since_seconds": round(now - asked) + 5} if asked is not None else {"tail_lines": FIRST_LINES}
         lines = self._kube.log(pod.metadata.name, self._container, **since)
         if lines is None:  # next time, since the last answer
             return []

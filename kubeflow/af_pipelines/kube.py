@@ -11,7 +11,6 @@ are worth one try each: a kubelet or a webhook that is down says nothing of the 
 import contextlib
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +19,7 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.config import ConfigException
 
+from af_pipelines import clock
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.refusals import explain, message_of
 from megatron_af.pipeline.job import StepFailed
@@ -30,7 +30,7 @@ CONTAINER = "node"
 PASSING = (408, 429, 500, 502, 503, 504)
 LOGIN_MINUTES = 5.0
 """A token that expired is replaced in its file within minutes; the client reads it again with each request."""
-LONGEST_WAIT_SECONDS = 30.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
 ONE_TRY_SECONDS = (5, 20)
 """To connect, and to answer."""
 # The pods of a job have these labels from JobSet and from the Job controller.
@@ -55,12 +55,11 @@ class ClusterAway(StepFailed):
 class Kube:
     """One namespace of one cluster."""
 
-    def __init__(self, cluster: ClusterConfig, api: client.ApiClient, *, first_wait: float = 1.0) -> None:
+    def __init__(self, cluster: ClusterConfig, api: client.ApiClient) -> None:
         self.namespace = cluster.namespace
         self._cluster = cluster
         self._custom, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
         self._apps = client.AppsV1Api(api)
-        self._first_wait = first_wait
         self.say: Callable[[str], None] = lambda line: None
         """Told once that an answer is waited for, and what the API server warns of."""
         self._jobs = {"group": GROUP, "version": VERSION, "namespace": cluster.namespace, "plural": PLURAL}
@@ -190,7 +189,7 @@ class Kube:
 
     def _call(self, request: Callable[..., Any], *arguments: Any, doing: str = "", **named: Any) -> Any:
         """Make a request, again while its failure may pass; anything else is a `ClusterError`."""
-        wait, began, said = self._first_wait, time.monotonic(), False
+        wait, began, said = FIRST_WAIT_SECONDS, clock.now(), False
         while True:
             minutes = self._cluster.away_minutes
             try:
@@ -204,7 +203,7 @@ class Kube:
                 asked = float((error.headers or {}).get("Retry-After", 0) or 0)
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 reason, refusal, asked = " ".join(str(error).split()), None, 0.0
-            if time.monotonic() + wait > began + minutes * 60:
+            if clock.now() + wait > began + minutes * 60:
                 goes_on = "the training job goes on, and a retry or `af-pipelines resume` finds it again"
                 if refusal is not None and refusal.status == 401:
                     raise ClusterAway(f"{explain(refusal, self._cluster)}; {goes_on}")
@@ -217,7 +216,7 @@ class Kube:
                 self.say(f"waiting for the API server, up to {minutes:g} minutes ({reason})")
                 said = True
             # Many steps wait for the same server: spread over time, they do not all come back at once.
-            time.sleep(max(asked, wait * random.uniform(0.7, 1.3)))
+            clock.sleep(max(asked, wait * random.uniform(0.7, 1.3)))
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 

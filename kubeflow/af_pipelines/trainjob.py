@@ -6,13 +6,12 @@ The JobSet under the TrainJob restarts all nodes together; this process only cre
 stop, deletes. It may be lost at any time: the next one with the same run and step takes the TrainJob over.
 """
 
-import dataclasses
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from af_pipelines import clock
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.follow import PodLogs, blocked, is_queued, restarts_of, show_status
 from af_pipelines.kube import JOBSET_LABEL, ClusterError, Kube, Object
@@ -25,6 +24,9 @@ GIVE_UP_REASON = "FailJobSet"
 """Start of JobSet's reason when its failure policy matched an exit code that no restart mends."""
 DELETE_SECONDS = 420.0
 """A pod that is asked to end has 300 s for its checkpoint (runtime.yaml)."""
+POLL_SECONDS = 5.0
+HOPELESS_SECONDS = 120.0
+"""A registry may fail once; for longer than this an image that cannot be pulled is an error."""
 HEARTBEAT_SECONDS = 60.0
 LOST_WATCHER = timedelta(minutes=10)
 ORPHAN = timedelta(hours=2)
@@ -32,26 +34,8 @@ ORPHAN = timedelta(hours=2)
 server, and above what a retried step takes to come back."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Pace:
-    """How often the cluster is asked; tests are faster."""
-
-    poll_seconds: float = 5.0
-    hopeless_seconds: float = 120.0
-    """A registry may fail once; for longer than this an image that cannot be pulled is an error."""
-
-
-PACE = Pace()
-
-
 def launch_trainjob(
-    job: Job,
-    cluster: ClusterConfig,
-    run: Launch,
-    say: Callable[[str], None],
-    *,
-    kube: Kube | None = None,
-    pace: Pace = PACE,
+    job: Job, cluster: ClusterConfig, run: Launch, say: Callable[[str], None], *, kube: Kube | None = None
 ) -> int:
     """Run a job as a TrainJob and return how often it was restarted.
 
@@ -61,10 +45,10 @@ def launch_trainjob(
     kube = kube or Kube.connect(cluster)
     kube.say = lambda line: say(f"[{job.name}] {line}")
     body = trainjob_manifest(job, cluster, run)
-    watch = _Watch(kube, job, cluster, body["metadata"]["name"], say, pace)
+    watch = _Watch(kube, job, cluster, body["metadata"]["name"], say)
     with cancellable():
         try:
-            _create_or_adopt(kube, body, run, say, pace)
+            _create_or_adopt(kube, body, run, say)
             return watch.to_the_end()
         except Cancelled:
             watch.stop()
@@ -116,7 +100,7 @@ def ended(found: Object) -> Object | None:
     return None
 
 
-def _create_or_adopt(kube: Kube, body: Object, run: Launch, say: Callable[[str], None], pace: Pace) -> None:
+def _create_or_adopt(kube: Kube, body: Object, run: Launch, say: Callable[[str], None]) -> None:
     """Create the TrainJob, unless a former process of this step did: then go on with it, or replace it."""
     name, step = body["metadata"]["name"], body["metadata"]["labels"][STEP]
     while True:
@@ -151,36 +135,34 @@ def _create_or_adopt(kube: Kube, body: Object, run: Launch, say: Callable[[str],
             why = f"of run {owner}" if owner != run.run else "made from other settings" if not same else ""
             say(f"[{step}] replacing TrainJob {name} ({why or _describe(condition)})")
         kube.delete(name)  # once more where it is being deleted: in the background, whatever it was before
-        _wait_until_gone(kube, name, pace)
+        _wait_until_gone(kube, name)
 
 
-def _wait_until_gone(kube: Kube, name: str, pace: Pace) -> None:
+def _wait_until_gone(kube: Kube, name: str) -> None:
     """Until neither the job nor a pod of it is left: old and new pods would write the same files."""
-    until = time.monotonic() + DELETE_SECONDS
+    until = clock.now() + DELETE_SECONDS
     while (job := kube.get(name)) is not None or kube.pods(name):
-        if time.monotonic() > until:
+        if clock.now() > until:
             see = f"trainjob {name}" if job is not None else f"pods -l {JOBSET_LABEL}={name}"
             raise StepFailed(
                 f"TrainJob {name} or a pod of it is still there {DELETE_SECONDS:.0f} s after its deletion: a finalizer "
                 f"or a lost node holds it; see `kubectl describe {see} -n {kube.namespace}`"
             )
-        time.sleep(pace.poll_seconds)
+        clock.sleep(POLL_SECONDS)
 
 
 class _Watch:
     """Follows one TrainJob: passes its logs on, tells why it waits, and says how it ended."""
 
-    def __init__(
-        self, kube: Kube, job: Job, cluster: ClusterConfig, name: str, say: Callable[[str], None], pace: Pace
-    ) -> None:
-        self.kube, self.job, self.cluster, self.name, self.say, self.pace = kube, job, cluster, name, say, pace
+    def __init__(self, kube: Kube, job: Job, cluster: ClusterConfig, name: str, say: Callable[[str], None]) -> None:
+        self.kube, self.job, self.cluster, self.name, self.say = kube, job, cluster, name, say
         self.logs = PodLogs(kube, job, self._pass_on)
         self.progress = ""
         self.restarts = 0
         self.watcher = uuid.uuid4().hex
         self.last_status = ""
         self.last_heartbeat = float("-inf")
-        self.blocked_since = 0.0
+        self.blocked_since: float | None = None
 
     def to_the_end(self) -> int:
         """Restarts of a job that completed; `StepFailed` otherwise."""
@@ -202,7 +184,7 @@ class _Watch:
             reason = "" if is_queued(found) else blocked(self.kube, found, self.job, pods)
             self._show(show_status(found, pods) + (f"; {reason}" if reason else ""))
             self._end_if_blocked(reason)
-            time.sleep(self.pace.poll_seconds)
+            clock.sleep(POLL_SECONDS)
 
     def _pass_on(self, line: str) -> None:
         if progress := read_progress(line):
@@ -223,13 +205,14 @@ class _Watch:
 
     def _end_if_blocked(self, reason: str) -> None:
         """Delete and fail a job that cannot start: it would hold its place, and its nodes, for nothing."""
-        now = time.monotonic()
+        now = clock.now()
         if not reason:
-            self.blocked_since = 0.0
+            self.blocked_since = None
             return
-        self.blocked_since = self.blocked_since or now
+        if self.blocked_since is None:
+            self.blocked_since = now
         hopeless = reason.startswith(("image", "container"))
-        patience = self.pace.hopeless_seconds if hopeless else self.cluster.pending_minutes * 60
+        patience = HOPELESS_SECONDS if hopeless else self.cluster.pending_minutes * 60
         if now - self.blocked_since > patience:
             self.kube.delete(self.name)
             message = f"{self.job.name}: could not start: {reason}. TrainJob {self.name} is deleted"
@@ -238,11 +221,11 @@ class _Watch:
     def _beat(self, found: Object) -> None:
         """Tell the reaper, and other processes of this step, that this one watches the job, and how far that is."""
         begun = self.last_heartbeat > float("-inf")
-        if time.monotonic() - self.last_heartbeat < HEARTBEAT_SECONDS or (begun and self._is_taken(found)):
+        if clock.now() - self.last_heartbeat < HEARTBEAT_SECONDS or (begun and self._is_taken(found)):
             return
         known = {PROGRESS: self.progress} if self.progress else {}
         if self.kube.annotate(self.name, {HEARTBEAT: now_text(), WATCHER: self.watcher, **known}):
-            self.last_heartbeat = time.monotonic()
+            self.last_heartbeat = clock.now()
 
     def _is_taken(self, found: Object) -> bool:
         """Whether another process of this step watches the job, too: the later one is its owner."""

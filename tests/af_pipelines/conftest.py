@@ -1,4 +1,8 @@
-"""A checkout with this package and tools in small, so that pipelines can be run end to end in seconds."""
+"""A checkout with this package and tools in small, so that pipelines can be run end to end in seconds.
+
+In this process the launcher's time passes only while it sleeps: a test sees the same number of looks at the cluster on
+a machine of any load.
+"""
 
 import os
 import shutil
@@ -8,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from af_pipelines import clock
 from tests.af_pipelines.launcher import cluster, launch  # noqa: F401
 from tests.mlflow_store import store, store_template  # noqa: F401
 
@@ -117,6 +122,25 @@ class Checkout:
         finally:
             process.kill()
         return process.returncode, output
+
+
+class Passing:
+    """Time that only sleeping makes pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.fixture(autouse=True)
+def passing(monkeypatch: pytest.MonkeyPatch) -> Passing:
+    """The time of `af_pipelines.clock`."""
+    time = Passing()
+    monkeypatch.setattr(clock, "now", lambda: time.seconds)
+    monkeypatch.setattr(clock, "sleep", time.sleep)
+    return time
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class FakeCluster:
     def kube(self, cluster: ClusterConfig) -> Kube:
         settings = client.Configuration(host=self.url)
         settings.retries = False
-        return Kube(cluster, client.ApiClient(settings), first_wait=0.02)
+        return Kube(cluster, client.ApiClient(settings))
 
     def kubeconfig(self, token: str = "valid") -> str:
         """The text of a kubeconfig file for this server."""

@@ -15,8 +15,7 @@ RUN = Launch(run="20260101-000000-ab12")
 ARGV = ("tools/pretrain_af.py", "--config", "/runs/config.yaml", "stage=align")
 JOB = Job(name="align", owner="runs/toy", argv=ARGV, nodes=2, processes=8)
 NAME = job_name("align", JOB.owner)
-CLUSTER = ClusterConfig(away_minutes=0.02, pending_minutes=0.005)
-PACE = trainjob.Pace(poll_seconds=0.02, hopeless_seconds=0.1)
+CLUSTER = ClusterConfig(pending_minutes=2)
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ class Launcher:
 
     def __call__(self, job: Job = JOB, settings: ClusterConfig = CLUSTER, run: Launch = RUN) -> int:
         kube = self.cluster.kube(settings)
-        return trainjob.launch_trainjob(job, settings, run, self.said.append, kube=kube, pace=PACE)
+        return trainjob.launch_trainjob(job, settings, run, self.said.append, kube=kube)
 
     @property
     def text(self) -> str:

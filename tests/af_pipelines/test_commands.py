@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from af_pipelines import cluster_run
 from af_pipelines.__main__ import main
 from af_pipelines.cluster import load_cluster
 from af_pipelines.manifest import PROGRESS, trainjob_manifest
@@ -31,14 +30,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeClu
         (tmp_path / "kubeconfig").write_text(fake.kubeconfig())
         (tmp_path / "toy.yaml").write_text(CONFIG.format(tmp=tmp_path))
         (tmp_path / "cluster.yaml").write_text(
-            "away_minutes: 0.01\nenv: {A: b}\nsecrets: {MLFLOW_TRACKING_PASSWORD: {secret: login, key: password}}\n"
+            "env: {A: b}\nsecrets: {MLFLOW_TRACKING_PASSWORD: {secret: login, key: password}}\n"
             "overrides: [output=/runs, data.root=/data]\n"
             "volumes: [{claim: af-data, mount: /data}, {claim: af-runs, mount: /runs}]\n"
         )
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", fake.url)
         monkeypatch.setenv("AF_PIPELINES_TOKEN", "let-me-in")
-        monkeypatch.setattr(cluster_run, "POLL_SECONDS", 0.02)
         yield fake
 
 
