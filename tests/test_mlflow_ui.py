@@ -31,10 +31,9 @@ from megatron_af.tracking.store import open_client
 from tests.browser import EXECUTABLE, Browser
 from tests.mlflow_store import store, store_template
 
-pytestmark = pytest.mark.slow
-
 __all__ = ["store", "store_template"]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not EXECUTABLE, reason="no Chromium to look at MLflow with (Debian: apt install chromium)"),
     pytest.mark.timeout(600),
 ]

@@ -19,7 +19,11 @@ def test_a_kind_is_a_name_or_a_class(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("htsta", "did you mean htsat"), ("nowhere.at_all:Encoder", "cannot be imported"), ("json:dumps", "no encoder")],
+    [
+        ("htsta", "did you mean htsat"),
+        ("nowhere.at_all:Encoder", "cannot be imported"),
+        ("json:dumps", "no AudioEncoder"),
+    ],
 )
 def test_a_kind_that_is_none_is_one_problem(kind: str, message: str) -> None:
     wrong = dataclasses.replace(

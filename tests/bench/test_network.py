@@ -16,6 +16,7 @@ def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
     assert text == "     256 MiB      2.000 ms    134.22 GB/s bus"
 
 
+@pytest.mark.slow
 def test_two_nodes_measure_each_other() -> None:
     said: list[str] = []
     job = Job(name="smoke", argv=("tools/measure_network.py",), nodes=2, processes=1, max_restarts=0)

@@ -139,6 +139,7 @@ def read_released(rank: int, world_size: int, tokenizer: Path, checkpoint: str) 
     return released_tensors(gather_global(model.chunks, model.front), config.model)
 
 
+@pytest.mark.slow
 def test_a_released_model_becomes_a_checkpoint_of_all_its_parts(folder, tmp_path):
     write_tokenizer(folder / "tokenizer.json", known=FIXTURE.info["config"]["media_id"])
     written = run_distributed(write_released, 2, folder, tmp_path / "converted")[0]

@@ -55,12 +55,17 @@ class TrainerStatus(Callback):
             self._thread = None
 
     def _send_all(self) -> None:
-        failed = False
-        while (report := self._waiting.get()) is not None:
-            while not self._waiting.empty() and (newer := self._waiting.get()) is not None:
-                report = newer
+        failed = ended = False
+        while not ended:
+            waiting = [self._waiting.get()]
+            while not self._waiting.empty():
+                waiting.append(self._waiting.get())
+            ended = None in waiting
+            newest = next((report for report in reversed(waiting) if report is not None), None)
+            if newest is None:
+                continue
             try:
-                _post(self._url, report)
+                _post(self._url, newest)
             except (OSError, ValueError) as error:
                 if not failed:  # said once; the next report may arrive
                     print(f"Kubeflow Trainer takes no progress at {self._url} ({error}); training goes on", flush=True)

@@ -86,7 +86,9 @@ def run(rank: int = 0) -> None:
     callback.on_start(trainer(rank))
     for step in (1.0, 2.0, 3.0):
         callback.on_step(trainer(rank), RECORD | {"step": step})
+    sender = callback._thread
     callback.on_end(trainer(rank), "done")
+    assert sender is None or not sender.is_alive(), "the end of the job is not waited for in vain"
 
 
 def test_status_is_what_trainer_takes() -> None:
