@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from megatron_af.audio.encoder import encoder_of
+from megatron_af.audio.joint_rows import joint_keys, padded_rows
 from megatron_af.audio.transform import TransformationLayers
 from megatron_af.config import Config
+from megatron_af.data.batch import AudioKeys
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.parallel.device import Device
 from megatron_af.parallel.global_state import canonical_name
 
+FLOOR_DB = -100.0
+"""Of a silent window in every mel bin (``dali_pipes.mel.mel_db``)."""
 PADDING = 0.1
 """Padded positions that a group of clips may have in the transformation layers, as a fraction of its own."""
 
@@ -42,6 +46,8 @@ class AudioFront(nn.Module):
     def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
         super().__init__()
         model = config.model
+        self.sees, self.row_windows = model.transform.sees, model.transform.row_windows
+        self.mel_shape = (model.front_end.window_frames, model.front_end.mel_bins)
         self.tokens_per_window = model.encoder.tokens_per_window
         self.feature_dim = model.encoder.feature_dim
         self.encoder = encoder_of(model.encoder).build(model.front_end)
@@ -69,6 +75,8 @@ class AudioFront(nn.Module):
         Returns:
             tokens_TD: each clip's audio tokens, clip after clip, without padding.
         """
+        if self.sees != "clip":
+            raise ValueError("model.transform.sees = row: there are tokens of rows (row_keys), none of single clips")
         features_WLD = features_WLD.to(self.dtype)
         if not windows:
             return features_WLD.flatten(0, 1)
@@ -82,6 +90,19 @@ class AudioFront(nn.Module):
             rows = self.transform(padded_BLD, valid_positions(lengths, padded_BLD.device)).unbind(0)
             tokens |= {clip: row_LD[:length] for clip, row_LD, length in zip(group, rows, lengths, strict=True)}
         return torch.cat([tokens[clip] for clip in range(len(clips))])
+
+    def row_keys(
+        self, features_WLD: Tensor, windows: Sequence[int], clips_of_row: Sequence[Sequence[int]]
+    ) -> AudioKeys:
+        """What rows hear where the transformation layers see whole rows (``model.transform.sees``).
+
+        Args:
+            clips_of_row: of each row, its clips, as places in ``windows``.
+        """
+        silence_1FM = torch.full((1, *self.mel_shape), FLOOR_DB, device=features_WLD.device)
+        silence_LD = self.encode(silence_1FM)[0].to(self.dtype)
+        rows = padded_rows(features_WLD.to(self.dtype), windows, clips_of_row, self.row_windows, silence_LD)
+        return joint_keys(self.transform, rows)
 
 
 def length_groups(windows: Sequence[int], padding: float = PADDING) -> list[list[int]]:

@@ -3,18 +3,18 @@
     .venv/bin/pytest tests/test_parity.py                          # the fixtures of the repository
     .venv/bin/pytest tests/test_parity.py --fixture FILE.npz       # any others of that format
 
-Kinds: mel front end and HTS-AT encoder; Audio Flamingo 2 from encoder features on; of Audio Flamingo 1 the
-transformation layers.
+Kinds: mel front end and HTS-AT encoder; Audio Flamingo 1 and 2 from encoder features on.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from megatron_af.audio.htsat import HTSAT
-from megatron_af.audio.transform import TransformationLayers
+from megatron_af.audio.joint_rows import joint_keys
 from megatron_af.config import (
     Config,
     CrossAttentionConfig,
@@ -24,9 +24,9 @@ from megatron_af.config import (
     ModelConfig,
     TransformConfig,
 )
-from megatron_af.convert.released import load_released, released_names, released_tensors
+from megatron_af.convert.released import load_released, released_tensors
 from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
-from megatron_af.model import Vocabulary, build
+from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel import groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
@@ -78,22 +78,25 @@ def test_htsat(fixture: Fixture, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 def test_af2(fixture: Fixture):
-    run_distributed(_af2, 1, fixture)
+    run_distributed(_whole, 1, fixture)
 
 
-def _af2(rank: int, world_size: int, fixture: Fixture) -> None:
-    config, vocabulary = _af2_config(fixture)
+@pytest.mark.slow
+def test_af1(fixture: Fixture):
+    """In the mode in which its transformation layers see all audios of a row, and their padding."""
+    run_distributed(_whole, 1, fixture)
+
+
+def _whole(rank: int, world_size: int, fixture: Fixture) -> None:
+    config, vocabulary = _config(fixture)
     arrays, weights = fixture.arrays, fixture.weights()
     groups.initialize(config.parallel, config.seed)
     model = build(config, vocabulary, current_device())
     load_released(model, weights.__getitem__, config.model, vocabulary, encoder=False)
 
-    valid_BL = arrays["window_mask"].bool().repeat_interleave(arrays["features"].shape[2], 1)
-    tokens_BLD = model.front.transform(arrays["features"].flatten(1, 2), valid_BL)
-    torch.testing.assert_close(tokens_BLD, arrays["audio_tokens"], atol=1e-4, rtol=0)
-
-    keys = AudioKeys(tokens_LBD=tokens_BLD.transpose(0, 1), audio_of_BL=torch.where(valid_BL, 0, -1).int())
-    rows = _rows(arrays)
+    keys, tokens_BTD = _keys(model.front, fixture)
+    torch.testing.assert_close(tokens_BTD, arrays["audio_tokens"], atol=1e-4, rtol=0)
+    rows = _rows(fixture)
     (lm,) = model.chunks
     real_BS = arrays["attention_mask"].bool()
     with torch.no_grad():
@@ -116,69 +119,82 @@ def _af2(rank: int, world_size: int, fixture: Fixture) -> None:
         assert gradients[name].item() == pytest.approx(gradient, rel=1e-4)
 
 
-def _af2_config(fixture: Fixture) -> tuple[Config, Vocabulary]:
+def _keys(front: AudioFront, fixture: Fixture) -> tuple[AudioKeys, Tensor]:
+    """What the rows hear, and all tokens behind the transformation layers, those of padding included (B, T, D)."""
+    heard_BW = fixture.arrays["window_mask"].bool()
+    if fixture.kind == "af1":
+        features_BWLD = fixture.arrays["features"][:, :, None]
+        audio_W = torch.arange(heard_BW.shape[1]) // fixture.info["config"]["windows_per_audio"]
+        audio_of_BW = torch.where(heard_BW, audio_W, -1).int()
+        keys = joint_keys(front.transform, zip(features_BWLD, audio_of_BW, strict=True))
+        return keys, front.transform(features_BWLD.flatten(1, 2), None)
+    features_BWLD = fixture.arrays["features"]
+    heard_BT = heard_BW.repeat_interleave(features_BWLD.shape[2], 1)
+    tokens_BTD = front.transform(features_BWLD.flatten(1, 2), heard_BT)
+    audio_of_BT = torch.where(heard_BT, 0, -1).int()
+    return AudioKeys(tokens_LBD=tokens_BTD.transpose(0, 1), audio_of_BL=audio_of_BT), tokens_BTD
+
+
+def _config(fixture: Fixture) -> tuple[Config, Vocabulary]:
     info, first_added = fixture.info["config"], fixture.info["config"]["media_id"]
     added = info["vocab"] - first_added
-    width = info["audio_dim"]
+    of_kind: dict[str, dict[str, Any]] = {
+        "af1": {
+            "transform": {"positions": "sinusoidal", "sees": "row", "row_windows": info.get("windows_per_audio")},
+            "lm": {"family": "opt", "max_positions": info.get("max_positions"), "norm_eps": 1e-5},
+        },
+        "af2": {
+            "transform": {},
+            "lm": {"rope_base": info.get("rope_theta"), "norm_eps": info.get("rms_eps")},
+        },
+    }
+    own = of_kind[fixture.kind]
     model = ModelConfig(
         # not under test, as small as its output width allows
         encoder=EncoderConfig(
-            embed_dim=width, depths=(1,), heads=(1,), patch_size=32, fusion=False, classes=0, stft_weights=False
+            embed_dim=info["audio_dim"],
+            depths=(1,),
+            heads=(1,),
+            patch_size=32,
+            fusion=False,
+            classes=0,
+            stft_weights=False,
         ),
-        transform=TransformConfig(layers=info["transform_layers"], ffn=info["transform_ffn"]),
+        transform=TransformConfig(
+            layers=info["transform_layers"],
+            heads=info.get("transform_heads", 8),
+            ffn=info["transform_ffn"],
+            **own["transform"],
+        ),
         lm=LMConfig(
             hidden=info["hidden"],
             layers=info["layers"],
             heads=info["heads"],
-            kv_heads=info["kv_heads"],
+            kv_heads=info.get("kv_heads", info["heads"]),
             ffn=info["ffn"],
             vocab=first_added,
-            rope_base=info["rope_theta"],
-            norm_eps=info["rms_eps"],
             tied="lang_encoder.lm_head.weight" not in fixture.info["parameters"],
+            **own["lm"],
         ),
         cross_attention=CrossAttentionConfig(
-            interval=info["xattn_every"], heads=info["xattn_heads"], head_dim=info["xattn_head_dim"]
+            interval=info.get("xattn_every", 1), heads=info["xattn_heads"], head_dim=info["xattn_head_dim"]
         ),
     )
     return Config(name="parity", precision="fp32", model=model), Vocabulary(first_added_id=first_added, num_added=added)
 
 
-def _rows(arrays: dict[str, Tensor]) -> TextRows:
-    """The fixture's rows: labels not yet shifted, every position sees the row's one audio."""
+def _rows(fixture: Fixture) -> TextRows:
+    """The fixture's rows, their labels not yet shifted: what comes before an audio sees the first one."""
+    arrays = fixture.arrays
     ids_BS, labels_BS = arrays["input_ids"], arrays["labels"]
     shifted_BS = torch.cat([labels_BS[:, 1:], torch.full_like(labels_BS[:, :1], IGNORED)], 1)
-    none_BS = torch.zeros_like(ids_BS, dtype=torch.int32)
+    heard_BS = (ids_BS == fixture.info["config"]["media_id"]).cumsum(1)
     return TextRows(
         ids_BS=ids_BS,
         labels_BS=shifted_BS,
         segment_BS=torch.where(arrays["attention_mask"].bool(), 0, -1).int(),
-        first_audio_BS=none_BS,
-        last_audio_BS=none_BS,
-        dataset_BS=none_BS,
+        first_audio_BS=torch.zeros_like(ids_BS, dtype=torch.int32),
+        last_audio_BS=(heard_BS - 1).clamp(min=0).int(),
+        dataset_BS=torch.zeros_like(ids_BS, dtype=torch.int32),
         clips=tuple((row,) for row in range(len(ids_BS))),
     )
-
-
-def test_af1(fixture: Fixture):
-    """The reference's transformation layers see all audios of a row and their padding."""
-    info, weights = fixture.info["config"], fixture.weights()
-    width = info["audio_dim"]
-    layers = TransformationLayers(
-        width,
-        TransformConfig(
-            layers=info["transform_layers"],
-            heads=info["transform_heads"],
-            ffn=info["transform_ffn"],
-            positions="sinusoidal",
-        ),
-    )
-    prefix = "audio_transformer."
-    layers.load_state_dict(
-        {
-            name: weights[prefix + released_names(f"transform.{name}")[0].removeprefix("audio_transformer_clap.")]
-            for name in layers.state_dict()
-        }
-    )
-    tokens = layers(fixture.arrays["features"], None)
-    torch.testing.assert_close(tokens, fixture.arrays["audio_tokens"], atol=1e-4, rtol=0)

@@ -15,6 +15,7 @@ E keys and values of all heads, D audio width.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,29 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from megatron_af.config import CrossAttentionConfig, ModelConfig
+from megatron_af.config import CrossAttentionConfig, LMConfig, ModelConfig
 from megatron_af.convert.language import Sliceable, Source, hugging_face_names, read_part, split_whole
-from megatron_af.decoder.qwen2 import Qwen2
+from megatron_af.decoder.family import LanguageFamily, family_of
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
 from megatron_af.parallel.global_state import EMBEDDING, Placement, fill, placements
 
 WHOLE = slice(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What the published checkpoints call what both Audio Flamingos have."""
+
+    transform: str
+    block: str
+    """In front of a layer of the language model."""
+
+
+RELEASES = {
+    "opt": Release(transform="audio_transformer", block="gated_cross_attn_layer"),
+    "qwen2": Release(transform="audio_transformer_clap", block="gated_cross_attn_layer_sound"),
+}
+"""By ``model_type`` of the language model: Audio Flamingo 1 and 2."""
 ENCODERS = ("clap.nvclap.", "clap.afclap.")
 """Prefix of the encoder in the published inference code, and in its training code."""
 TRANSFORM = {
@@ -57,24 +74,32 @@ GATED_BLOCK = {
 ADDED_ROWS = "added_rows"
 
 
-def released_names(name: str) -> tuple[str, ...]:
+def released_names(name: str, lm: LMConfig) -> tuple[str, ...]:
     """Released names of the tensors that one of ours (canonical name) is made of.
 
     The encoder's come with the first of ``ENCODERS``; added rows are the end of the embedding table.
+
+    Raises:
+        ValueError: no Audio Flamingo was released with such a language model.
     """
+    family = family_of(lm)
+    if family.model_type not in RELEASES:
+        known = " and ".join(RELEASES)
+        raise ValueError(f"model.lm.family = {lm.family}: Audio Flamingo was released with {known} alone")
+    release = RELEASES[family.model_type]
     if name.startswith("encoder."):
         return (ENCODERS[0] + name.removeprefix("encoder."),)
     if name.startswith("transform.layer_norm."):
-        return ("audio_transformer_clap." + name.removeprefix("transform."),)
+        return (f"{release.transform}." + name.removeprefix("transform."),)
     layer = re.fullmatch(r"transform\.layers\.(\d+)\.(\w+)\.(weight|bias)", name)
     if layer:
-        return (f"audio_transformer_clap.layer_stack.{layer[1]}.{TRANSFORM[layer[2]]}.{layer[3]}",)
+        return (f"{release.transform}.layer_stack.{layer[1]}.{TRANSFORM[layer[2]]}.{layer[3]}",)
     block = re.fullmatch(r"lm\.decoder\.layers\.(\d+)\.xattn\.(.+)", name)
     if block:
-        return (f"lang_encoder.model.layers.{block[1]}.gated_cross_attn_layer_sound.{GATED_BLOCK[block[2]]}",)
+        return (f"lang_encoder.{family.layer_prefix}.{block[1]}.{release.block}.{GATED_BLOCK[block[2]]}",)
     if name == ADDED_ROWS:
         name = EMBEDDING
-    return tuple(_in_flamingo(part) for part in hugging_face_names(name, Qwen2))
+    return tuple(_in_flamingo(part, family) for part in hugging_face_names(name, family))
 
 
 def aliases(name: str) -> tuple[str, ...]:
@@ -91,9 +116,9 @@ def aliases(name: str) -> tuple[str, ...]:
     return ("lang_encoder.lm_head.weight",) if name == "lang_encoder.model.embed_tokens.weight" else ()
 
 
-def _in_flamingo(name: str) -> str:
-    """Released name of one of Qwen2's tensors."""
-    return "lang_encoder." + re.sub(r"^(model\.layers\.\d+\.)", r"\1decoder_layer.", name)
+def _in_flamingo(name: str, family: LanguageFamily) -> str:
+    """Released name of one of the language model's tensors."""
+    return "lang_encoder." + re.sub(rf"^({re.escape(family.layer_prefix)}\.\d+\.)", r"\1decoder_layer.", name)
 
 
 def load_released(
@@ -109,7 +134,7 @@ def load_released(
         ValueError: the configuration describes another model.
         KeyError: a tensor is missing.
     """
-    table = source(released_names(EMBEDDING)[0])
+    table = source(released_names(EMBEDDING, config.lm)[0])
     rows = table[:, :1].shape[0]
     if config.lm.vocab + vocabulary.num_added != rows or vocabulary.first_added_id != config.lm.vocab:
         raise ValueError(
@@ -121,17 +146,17 @@ def load_released(
         for placement, parameter in placements(chunk):
             fill(parameter, placement, _decoder_part(placement, config, source))
     assert isinstance(model.front, AudioFront)
-    load_front(model.front, source, encoder=encoder)
+    load_front(model.front, source, config.lm, encoder=encoder)
     with torch.no_grad():
         model.front.added_rows.copy_(table[vocabulary.first_added_id :])
 
 
-def load_front(front: AudioFront, source: Source, *, encoder: bool = True) -> None:
+def load_front(front: AudioFront, source: Source, lm: LMConfig, *, encoder: bool = True) -> None:
     """Fill transformation layers and encoder, its running statistics included."""
     with torch.no_grad():
         for name, tensor in front.state_dict(keep_vars=True).items():
             if name != ADDED_ROWS and (encoder or not name.startswith("encoder.")):
-                value = source(released_names(name)[0])[...]
+                value = source(released_names(name, lm)[0])[...]
                 if value.shape != tensor.shape:
                     raise ValueError(
                         f"{name}: expected shape {tuple(tensor.shape)} from the configuration, the released weights "
@@ -142,8 +167,8 @@ def load_front(front: AudioFront, source: Source, *, encoder: bool = True) -> No
 
 def _decoder_part(placement: Placement, config: ModelConfig, source: Source) -> Tensor:
     if ".xattn." not in placement.name:
-        return read_part(placement, config.lm, lambda name: source(_in_flamingo(name)))
-    whole = source(released_names(placement.name)[0])[...]
+        return read_part(placement, config.lm, lambda name: source(_in_flamingo(name, family_of(config.lm))))
+    whole = source(released_names(placement.name, config.lm)[0])[...]
     if placement.name.endswith("linear_kv.weight"):
         whole = _kv_by_head(whole, config.cross_attention)
     return placement.take(whole)
@@ -166,9 +191,9 @@ def released_tensors(weights: Mapping[str, Tensor], config: ModelConfig) -> dict
     for name, tensor in weights.items():
         if name != ADDED_ROWS:
             parts = _split(name, tensor, config)
-            released |= dict(zip(released_names(name), parts, strict=True))
+            released |= dict(zip(released_names(name, config.lm), parts, strict=True))
     if ADDED_ROWS in weights:
-        (table,) = released_names(EMBEDDING)
+        (table,) = released_names(EMBEDDING, config.lm)
         released[table] = torch.cat([released[table], weights[ADDED_ROWS].to(released[table])])
     return released
 

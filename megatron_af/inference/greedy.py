@@ -73,6 +73,11 @@ def audio_keys(front: AudioFront, audio: StepAudio, rows: TextRows) -> AudioKeys
     """Audio tokens of every row's clips, where one rank owns all clips of the batch."""
     per_window, windows = front.tokens_per_window, list(audio.clip_windows)
     starts = (torch.tensor([0, *windows]).cumsum(0) * per_window).tolist()
+    if front.sees == "row":
+        features_WLD = front.added_rows.new_zeros(0, per_window, front.feature_dim)
+        if audio.mel_WFM is not None:
+            features_WLD = front.encode(audio.mel_WFM)
+        return front.row_keys(features_WLD, windows, rows.clips)
     index_BL, audio_of_BL = key_layout(rows.clips, audio.clip_windows, dict(enumerate(starts)), per_window)
     if audio.mel_WFM is None:
         tokens_TD = front.added_rows.new_zeros(1, front.feature_dim)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_af.audio.htsat import HTSAT
-from megatron_af.config import ParallelConfig
+from megatron_af.config import LMConfig, ParallelConfig
 from megatron_af.convert.released import ReleasedFolder, aliases, load_released, released_names, released_tensors
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups
@@ -15,7 +15,7 @@ from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
 from tests.distributed import run_distributed
 from tests.parity import FOLDER, Fixture
-from tests.test_parity import _af2_config
+from tests.test_parity import _config
 
 FIXTURE = Fixture.load(FOLDER / "af2_tiny.npz")
 
@@ -26,7 +26,7 @@ def test_every_alias_of_the_fixture_is_known():
 
 
 def _round_trip(rank: int, world_size: int, folder: str) -> dict[str, torch.Tensor]:
-    config, vocabulary = _af2_config(FIXTURE)
+    config, vocabulary = _config(FIXTURE)
     parallel = ParallelConfig(tensor=world_size)
     groups.initialize(parallel, 0)
     config = type(config)(**{**vars(config), "parallel": parallel})
@@ -39,7 +39,7 @@ def _round_trip(rank: int, world_size: int, folder: str) -> dict[str, torch.Tens
 @pytest.fixture
 def folder(tmp_path):
     """A released folder in two chunks: one with the canonical names, one with aliases only, and an encoder."""
-    config, _ = _af2_config(FIXTURE)
+    config, _ = _config(FIXTURE)
     weights = FIXTURE.weights()
     gated = {aliases(n)[0]: weights.pop(n) for n in list(weights) if ".gated_cross_attn_layer_sound." in n}
     torch.manual_seed(5)
@@ -63,7 +63,7 @@ def test_reads_into_any_layout_and_writes_the_same_back(folder, tensor_parallel)
 
 
 def _wrong_vocabulary(rank: int, world_size: int) -> None:
-    config, vocabulary = _af2_config(FIXTURE)
+    config, vocabulary = _config(FIXTURE)
     groups.initialize(config.parallel, 0)
     model = build(config, vocabulary, current_device())
     with pytest.raises(ValueError, match=r"model\.lm\.vocab = 121"):
@@ -83,4 +83,4 @@ def test_incomplete_folders_say_what_is_missing(tmp_path):
         ReleasedFolder(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model_chunk_0.safetensors")
     with pytest.raises(KeyError, match="holds no"):
-        ReleasedFolder(tmp_path).source(released_names("encoder.norm.weight")[0])
+        ReleasedFolder(tmp_path).source(released_names("encoder.norm.weight", LMConfig())[0])

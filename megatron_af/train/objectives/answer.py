@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import Config, ConfigError, StageConfig
 from megatron_af.config.components import UnknownComponent
 from megatron_af.train.objectives.base import Objective
 
@@ -79,6 +79,9 @@ class Answer(Objective):
     ) -> AnswerLearner:
         from megatron_af.train.objectives.answer_learner import AnswerLearner
 
+        if config.model.transform.sees != "clip":
+            fix = "set it to clip; row is for answers of the released Audio Flamingo 1"
+            raise ConfigError(f"stage {config.stage} cannot train", [f"model.transform.sees = row: {fix}"])
         return AnswerLearner(config, stage, model, groups, device.torch)
 
     def callbacks(self, config: Config) -> list[Callback]:
