@@ -9,12 +9,16 @@ A request is a mapping:
     audio      a file (text or Path), a ``data:`` URI, base64 or bytes of a recording; absent: text only
     history    earlier turns about the audio: [{"user": …, "assistant": …}, …]
     examples   answered examples that come first: [{"audio": …, "prompt": …, "answer": …}, …]
+
+Whoever answers strangers says which files they may name: `files_below` a folder, or `no_files`.
 """
 
 import base64
 import binascii
+import itertools
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,20 +26,58 @@ from typing import Any, Self
 from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.data.rows import Clip, Question, Row
 
-LONGEST_PATH = 4096
+type Opens = Callable[[str], Path | None]
+"""The file that a request's text names, or None where it names none that may be opened."""
 
 
 class BadRequest(ValueError):
     """A request that cannot be answered; the message names it, what was expected and what it held."""
 
 
-class RequestRows:
-    """Turns requests into rows over a folder of its own, ``root``, which goes when it is closed."""
+class TooLarge(BadRequest):
+    """A request of more than is accepted."""
 
-    def __init__(self) -> None:
+
+def own_files(name: str) -> Path | None:
+    """Any file, for whoever runs this process."""
+    return _file(Path(name))
+
+
+def no_files(name: str) -> Path | None:
+    return None
+
+
+def files_below(folder: Path) -> Opens:
+    """Files in and below ``folder``, by names that are relative to it or absolute; links out of it are not followed."""
+    inside = folder.resolve()
+
+    def opens(name: str) -> Path | None:
+        file = _file(inside / name)
+        return file if file is not None and file.is_relative_to(inside) else None
+
+    return opens
+
+
+def _file(path: Path) -> Path | None:
+    try:
+        return path.resolve() if path.is_file() else None
+    except (OSError, ValueError):  # no name of a file: too long, or with a zero byte
+        return None
+
+
+class RequestRows:
+    """Turns requests into rows over a folder of its own, ``root``, which goes when it is closed.
+
+    Args:
+        opens: which file a text names.
+        max_seconds: of one recording.
+    """
+
+    def __init__(self, opens: Opens = own_files, *, max_seconds: float = math.inf) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="audio-flamingo-")
         self.root = Path(self._folder.name)
-        self._clips = 0
+        self._opens, self._max_seconds = opens, max_seconds
+        self._clips = itertools.count()  # several threads may ask at once
 
     def __enter__(self) -> Self:
         return self
@@ -76,33 +118,37 @@ class RequestRows:
             template="interleaved",
         )
 
+    def forget(self, row: Row) -> None:
+        """Removes the recordings of a row that was answered."""
+        for clip in row.clips:
+            (self.root / clip.path).unlink(missing_ok=True)
+
     def recording(self, audio: Any, where: str) -> Row:
         """A row of one recording and nothing said about it. Raises ``BadRequest``."""
         return Row(id=where, clips=(self._clip(audio, where),))
 
     def _clip(self, audio: Any, where: str) -> Clip:
         """The recording, whole, under a name of ours: a request names no file inside our folder."""
-        place = self.root / f"{self._clips:06d}"
-        self._clips += 1
-        path = _existing_file(audio)
+        place = self.root / f"{next(self._clips):06d}"
+        path = self._named(audio)
         if path is not None:
-            place.symlink_to(path.absolute())
+            place.symlink_to(path)
         else:
             place.write_bytes(_content(audio, where))
         try:
-            return Clip(path=place.name, duration=recording_seconds(place))
+            seconds = recording_seconds(place)
         except AudioError as error:
+            place.unlink()
             raise BadRequest(f"{where}: expected a recording, got what cannot be decoded: {error}") from None
+        if seconds > self._max_seconds:
+            place.unlink()
+            raise TooLarge(f"{where}: expected at most {self._max_seconds:g} s, got a recording of {seconds:.1f} s")
+        return Clip(path=place.name, duration=seconds)
 
-
-def _existing_file(audio: Any) -> Path | None:
-    if isinstance(audio, Path):
-        audio = str(audio)
-    if isinstance(audio, str) and len(audio) < LONGEST_PATH and not audio.startswith("data:"):
-        path = Path(audio.removeprefix("file://"))
-        if path.is_file():
-            return path
-    return None
+    def _named(self, audio: Any) -> Path | None:
+        if not isinstance(audio, str | Path) or str(audio).startswith("data:"):
+            return None
+        return self._opens(str(audio).removeprefix("file://"))
 
 
 def _content(audio: Any, where: str) -> bytes:

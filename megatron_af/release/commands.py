@@ -149,7 +149,7 @@ def _log_serving_model(config: Config, client: MlflowClient, run_id: str, releas
         mlflow.pyfunc.save_model(
             f"{folder}/model",
             python_model=str(SERVING),
-            model_config={"release": release.as_uri(), "digest": recorded_digest(release)},
+            model_config={"release": release.as_uri(), "digest": recorded_digest(release), "audio_folder": ""},
             signature=SIGNATURE,
             input_example=[_example()],
             pip_requirements=[f"megatron-af=={package_version('megatron-af')}"],

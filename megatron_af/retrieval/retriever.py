@@ -26,7 +26,7 @@ from megatron_af.data.rows import Clip, Row
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.inference.embedder import ClapEmbedder
-from megatron_af.inference.requests import RequestRows
+from megatron_af.inference.requests import Opens, RequestRows, own_files
 from megatron_af.retrieval.index import NeighbourIndex
 from megatron_af.retrieval.interleave import Neighbour, draw_rows, interleave
 
@@ -36,11 +36,15 @@ type Audio = Path | str | bytes
 class Retriever:
     """Looks things up in the index of one data set.
 
+    Args:
+        opens: which files may be named as audio.
+
     Raises:
         StaleIndex: it was not built of this encoder and this data.
     """
 
-    def __init__(self, config: Config, dataset: str) -> None:
+    def __init__(self, config: Config, dataset: str, *, opens: Opens = own_files) -> None:
+        self._opens = opens
         self._config, self._root = config, DataRoot(config.data.root)
         self._index = NeighbourIndex.open(config, dataset)
         self._rows = open_rows(self._root, config.data.datasets[dataset].manifest)
@@ -65,7 +69,7 @@ class Retriever:
             own = [self._index.recordings_of([self._digest(row.clips[0])]) for row in rows]
             vector_NJ = self.embed(rows)
         else:
-            with RequestRows() as requests:
+            with RequestRows(self._opens) as requests:
                 rows = [requests.recording(a, f"audio {n}") for n, a in enumerate(audio)]
                 vector_NJ = self.embed(rows, requests.root)
         return [

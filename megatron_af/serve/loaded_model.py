@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config
 from megatron_af.data.templates import TooLong
-from megatron_af.inference.requests import BadRequest, RequestRows, is_absent
+from megatron_af.inference.requests import BadRequest, Opens, RequestRows, is_absent, own_files
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.bundle import INDEXES
 from megatron_af.runs.objectives import spec_of
@@ -41,13 +41,15 @@ class LoadedModel:
     Args:
         place: folder of a run (its last stage that answers is taken), of a stage (its newest checkpoint), of one
             checkpoint, or of a release.
+        opens: which files its requests may name.
 
     Raises:
         FileNotFoundError: there is no such folder, nothing trained in it, or a file that it needs is gone.
         ConfigError: its configuration cannot be read.
     """
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, place: str | Path, *, opens: Opens = own_files) -> None:
+        self._opens = opens
         self._config, checkpoint = find(Path(place))
         self._stage = self._config.curriculum[self._config.stage]
         make_megatron_portable()
@@ -122,7 +124,7 @@ class LoadedModel:
                 f"stage {self._config.stage} of {self._config.name} gives no answers, its objective is "
                 f"{self._stage.objective}; load a stage that answers, or embed with this one"
             )
-        with self._lock, RequestRows() as files:
+        with self._lock, RequestRows(self._opens) as files:
             if few_shot:
                 retriever = self._retriever(few_shot_from)
                 requests = [
@@ -167,7 +169,7 @@ class LoadedModel:
             if audio is None:
                 vectors = self._embedder.texts(items)
             else:
-                with RequestRows() as files:
+                with RequestRows(self._opens) as files:
                     rows = [files.recording(item, f"audio {index}") for index, item in enumerate(items)]
                     try:
                         vectors = self._embedder.audio(rows, root=files.root)
@@ -199,7 +201,7 @@ class LoadedModel:
         if dataset not in self._retrievers:
             from megatron_af.retrieval.retriever import Retriever
 
-            self._retrievers[dataset] = Retriever(self._config, dataset)
+            self._retrievers[dataset] = Retriever(self._config, dataset, opens=self._opens)
         return self._retrievers[dataset]
 
     def _with_examples(

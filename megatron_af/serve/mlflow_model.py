@@ -1,10 +1,12 @@
 """The MLflow model: what ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` run.
 
     model = mlflow.pyfunc.load_model("models:/demo@champion")
-    model.predict([{"audio": "dog.wav", "prompt": "what is it?"}], params={"few_shot": 4})
+    model.predict([{"audio_bytes": Path("dog.wav").read_bytes(), "prompt": "what is it?"}], params={"few_shot": 4})
     mlflow models serve -m models:/demo@champion --env-manager local --port 5001
 
-MLflow keeps this file and the address and digest of a release (``runs/bundle.py``), not the weights.
+MLflow keeps this file and the address and digest of a release (``runs/bundle.py``), not the weights. ``audio`` may
+name a file only where the model was loaded with a folder for them: ``load_model(…, model_config={"audio_folder":
+"/data"})``, or ``SERVING_MODEL_CONFIG='{"audio_folder": "/data"}'`` around ``mlflow models serve``.
 """
 
 from pathlib import Path
@@ -48,12 +50,14 @@ class AudioFlamingoModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Raises ``DigestMismatch`` when the release is not the one that was registered."""
+        from megatron_af.inference.requests import files_below, no_files
         from megatron_af.runs.digests import verify_digest
         from megatron_af.serve.loaded_model import LoadedModel
 
         release = Path(mlflow.artifacts.download_artifacts(context.model_config["release"]))
         verify_digest(release, context.model_config["digest"])
-        self._model = LoadedModel(release)
+        folder = context.model_config.get("audio_folder", "")
+        self._model = LoadedModel(release, opens=files_below(Path(folder)) if folder else no_files)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from megatron_af.inference.requests import BadRequest, RequestRows
+from megatron_af.inference.requests import BadRequest, RequestRows, TooLarge, files_below, no_files
 
 
 @pytest.fixture
@@ -76,3 +76,43 @@ def test_history_is_a_dialogue_and_examples_are_interleaved(wav: Path) -> None:
 def test_a_bad_request_is_named(request_: dict[str, Any], says: str) -> None:
     with RequestRows() as requests, pytest.raises(BadRequest, match=says):
         requests.row(request_, "request 3")
+
+
+@pytest.mark.parametrize("length", [256, 1024, 4092, 8192])
+def test_base64_of_any_length_is_no_name_of_a_file(length: int) -> None:
+    text = base64.b64encode(bytes(length // 4 * 3)).decode()
+    assert len(text) == length
+    with RequestRows() as requests, pytest.raises(BadRequest, match="got what cannot be decoded"):
+        requests.recording(text, "audio 0")
+
+
+def test_strangers_name_files_below_one_folder_only(wav: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    inside = wav.rename(shared / "tone.wav")
+    outside = tmp_path / "secret.wav"
+    outside.write_bytes(inside.read_bytes())
+    (shared / "way_out.wav").symlink_to(outside)
+    with RequestRows(files_below(shared)) as requests:
+        for name in ("tone.wav", str(inside), f"file://{inside}"):
+            assert requests.recording(name, "audio 0").clips[0].duration == 2.0
+        for name in (str(outside), "../secret.wav", "way_out.wav", f"file://{outside}", "gone.wav", "a\0b"):
+            with pytest.raises(BadRequest, match=r"audio 1: expected a file, base64 or bytes, got .* is neither"):
+                requests.recording(name, "audio 1")
+    with RequestRows(no_files) as requests, pytest.raises(BadRequest, match="which is neither"):
+        requests.recording(str(inside), "audio 2")
+
+
+def test_a_recording_that_is_too_long_leaves_nothing(wav: Path) -> None:
+    with RequestRows(max_seconds=1.5) as requests:
+        with pytest.raises(TooLarge, match=r"audio: expected at most 1\.5 s, got a recording of 2\.0 s"):
+            requests.row({"prompt": "x", "audio": wav.read_bytes()}, "request 0")
+        assert list(requests.root.iterdir()) == []
+
+
+def test_what_was_answered_is_forgotten(wav: Path) -> None:
+    with RequestRows() as requests:
+        rows = [requests.row({"prompt": "x", "audio": audio}, "r") for audio in (wav, wav.read_bytes())]
+        for row in rows:
+            requests.forget(row)
+        assert list(requests.root.iterdir()) == [] and wav.exists()

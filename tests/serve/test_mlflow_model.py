@@ -99,11 +99,15 @@ def serve(
     mlflow.pyfunc.save_model(
         str(folder),
         python_model=str(SERVING),
-        model_config={"release": Path(release).as_uri(), "digest": digest},
+        model_config={"release": Path(release).as_uri(), "digest": digest, "audio_folder": ""},
         pip_requirements=["megatron-af"],
         signature=SIGNATURE,
     )
     model = mlflow.pyfunc.load_model(str(folder))
+    if batches:
+        with pytest.raises(MlflowException, match=r"expected a file, base64 or bytes, got '/.*which is neither"):
+            model.predict(batches[0])  # it names a file
+    model = mlflow.pyfunc.load_model(str(folder), model_config={"audio_folder": scratch})
     answers = [list(model.predict(batch, params={"max_new_tokens": 4})) for batch in batches]
     asked: list[list[str]] = []
     answer = Listener.__call__
@@ -155,6 +159,7 @@ def test_every_form_of_audio_gets_the_same_answer_and_a_batch_the_answers_of_its
         {**prompt, "audio_bytes": low.read_bytes()},
     ]
     batches = [[each] for each in (*singles, *forms)] + [singles[:2]]
+    assert batches[0][0]["audio"] == str(low)
     indexed = tone(tmp_path, 950, 2)
     shown: dict[str, Any] = {
         **prompt,
