@@ -62,7 +62,8 @@ class MelPipeline:
     def run(self, clips: Sequence[Pcm | Flac], num_windows: Sequence[int]) -> torch.Tensor:
         """Mel windows of all clips, in order: float32 [sum(num_windows), F, M] on the pipeline's device.
 
-        A clip shorter than its windows is padded with zeros, a longer one is cut.
+        A clip shorter than its windows is padded with zeros (than one window: as ``short_clips`` says), a longer one
+        is cut.
 
         Raises:
             RuntimeError: DALI cannot decode a `Flac`.
@@ -140,7 +141,7 @@ def window_mels(wave_T: DataNode, windows: DataNode, front_end: FrontEndConfig) 
     parts = -(-cut // stride)  # strides that a window reaches over
     spaced = -(-(cut + 2 * half) // hop) * hop  # a window with its edges, on the grid of frames
     covered = (windows - 1) * stride + cut
-    wave_T = pcm16(peak_normalised(_resized(wave_T, covered)))
+    wave_T = pcm16(peak_normalised(_resized(_repeated(wave_T, front_end), covered)))
     strides = fn.reshape(_resized(wave_T, (windows - 1 + parts) * stride), shape=[-1, stride], layout="HW")
     shifted = [fn.slice(strides, start=i, shape=windows, axes=[0]) for i in range(parts)]
     window_WT = shifted[0] if parts == 1 else fn.cat(*shifted, axis=1)
@@ -154,6 +155,16 @@ def window_mels(wave_T: DataNode, windows: DataNode, front_end: FrontEndConfig) 
     mel_FM = fn.slice(mel_db(signal_T, front_end), start=0, shape=windows * (spaced // hop), axes=[0])
     mel_WFM = fn.reshape(mel_FM, shape=[-1, spaced // hop, front_end.mel_bins], layout="")
     return fn.slice(mel_WFM, start=0, shape=frames, axes=[1])
+
+
+def _repeated(wave_T: DataNode, front_end: FrontEndConfig) -> DataNode:
+    """A clip shorter than a window, as often as ``short_clips`` says; what is still missing is zero."""
+    if front_end.short_clips == "pad":
+        return wave_T
+    length, cut = math.max(wave_T.shape(dtype=types.INT32)[0], 1), front_end.window_samples
+    times = cut // length if front_end.short_clips == "repeat_whole" else (cut + length - 1) // length
+    rows = fn.stack(math.max(times, 1), 1)
+    return fn.reshape(fn.zeros(shape=rows, dtype=types.FLOAT) + fn.expand_dims(wave_T, axes=[0]), shape=[-1], layout="")
 
 
 def peak_normalised(wave_T: DataNode) -> DataNode:

@@ -52,9 +52,9 @@ class Fixture:
 
     @property
     def kind(self) -> str:
-        """``htsat``, ``af2`` or ``af1``, told by the content."""
+        """``htsat``, ``clapcap``, ``af2`` or ``af1``, told by the content."""
         if "waveform" in self.arrays:
-            return "htsat"
+            return "clapcap" if "vector" in self.arrays else "htsat"
         is_af2 = any(name.startswith("audio_transformer_clap.") for name in self.info["parameters"])
         return "af2" if is_af2 else "af1"
 

@@ -3,7 +3,8 @@
     .venv/bin/pytest tests/test_parity.py                          # the fixtures of the repository
     .venv/bin/pytest tests/test_parity.py --fixture FILE.npz       # any others of that format
 
-Kinds: mel front end and HTS-AT encoder; Audio Flamingo 1 and 2 from encoder features on.
+Kinds: mel front end and HTS-AT encoder; the same of ClapCap, with its one vector; Audio Flamingo 1 and 2 from encoder
+features on.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dali_pipes.mel import MelPipeline, Pcm
 from megatron_af.audio.htsat import HTSAT
 from megatron_af.audio.joint_rows import joint_keys
 from megatron_af.config import (
@@ -24,6 +26,7 @@ from megatron_af.config import (
     ModelConfig,
     TransformConfig,
 )
+from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.convert.released import load_released, released_tensors
 from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
 from megatron_af.model import AudioFront, Vocabulary, build
@@ -43,10 +46,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("fixture", chosen, ids=[fixture.name for fixture in chosen])
 
 
+def leave_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 279 million numbers that are overwritten at once."""
+    for name in ("trunc_normal_", "kaiming_uniform_", "uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
 @pytest.mark.slow
 def test_htsat(fixture: Fixture, monkeypatch: pytest.MonkeyPatch):
-    for name in ("trunc_normal_", "kaiming_uniform_", "uniform_"):  # 279 million numbers that are overwritten at once
-        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+    leave_as_it_is(monkeypatch)
     weights = fixture.weights()
     width, _, patch, _ = weights["patch_embed.proj.weight"].shape
     tables = [name for name in weights if name.endswith("relative_position_bias_table")]
@@ -74,6 +82,36 @@ def test_htsat(fixture: Fixture, monkeypatch: pytest.MonkeyPatch):
     largest = expected.abs().max()
     assert (from_mel - expected).abs().max() <= 1e-5 * largest
     assert (from_waveform - expected).abs().max() <= 1e-3 * largest
+
+
+@pytest.mark.slow
+def test_clapcap(fixture: Fixture, monkeypatch: pytest.MonkeyPatch):
+    """From the waveform to one vector, by the section that Audio Flamingo 1's configuration includes."""
+    leave_as_it_is(monkeypatch)
+    model = load_config(CONFIGS / "model/clapcap.yaml", ["name=parity"]).model
+    encoder = HTSAT(model.front_end, model.encoder).eval()
+    ours = {"clap.base.htsat.": "", "clap.projection.": "projection."}
+    weights = {
+        own + name.removeprefix(prefix): tensor
+        for name, tensor in fixture.weights().items()
+        for prefix, own in ours.items()
+        if name.startswith(prefix)
+    }
+    missing, unexpected = encoder.load_state_dict(weights, strict=False)
+    assert unexpected == [] and len(weights) == len(fixture.info["parameters"])
+    assert {name.split(".")[0] for name in missing} <= {"spectrogram_extractor", "logmel_extractor"}
+    assert sum(p.numel() for p in encoder.parameters()) == fixture.info["n_params"]
+
+    wave_WT, expected = fixture.arrays["waveform"], fixture.arrays["vector"]
+    clips = [Pcm(wave_T.numpy()) for wave_T in wave_WT]
+    mel = MelPipeline(model.front_end, device="cpu", device_id=None, threads=1).run(clips, [1] * len(clips))
+    # Audio Flamingo 1 hands ClapCap clips whose peak is 1; the fixture's waveform is heard as loud as it is.
+    louder_W = -20 * wave_WT.abs().amax(1).log10()
+    mel = (mel - louder_W[:, None, None]).clamp(min=-100)
+    with torch.no_grad():
+        from_mel, from_waveform = encoder(fixture.arrays["mel"]), encoder(mel)
+    torch.testing.assert_close(from_mel[:, 0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(from_waveform[:, 0], expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.slow

@@ -22,6 +22,9 @@ class FrontEndConfig:
     window_seconds: Weights[Positive] = 10.0
     overlap_seconds: Weights[NotNegative] = 0.0
     """Overlap of consecutive windows; AF2 0, AF1 5.25 of 7 s."""
+    short_clips: Weights[Literal["pad", "repeat", "repeat_whole"]] = "pad"
+    """What fills the window of a clip that is shorter: zeros (Audio Flamingo 1 and 2), the clip again and again (the
+    wrappers of Microsoft's CLAP and ClapCap), or the clip as often as it goes in whole, then zeros (LAION-CLAP)."""
     fft_size: Weights[Count] = 1024
     hop_samples: Weights[Count] = 160
     mel_bins: Weights[Count] = 64

@@ -11,9 +11,24 @@ from numpy.typing import NDArray
 from megatron_af.config import FrontEndConfig
 
 
+def filled(wave_T: NDArray[np.float32], front_end: FrontEndConfig) -> NDArray[np.float32]:
+    """A clip shorter than a window, filled up as msclap's and LAION-CLAP's loaders fill it.
+
+    ``CLAPWrapper.load_audio_into_tensor`` repeats it and cuts; ``laion_clap/training/data.py`` (repeatpad) tiles it as
+    often as it goes in whole.
+    """
+    length, cut = len(wave_T), front_end.window_samples
+    if not 0 < length < cut or front_end.short_clips == "pad":
+        return wave_T
+    if front_end.short_clips == "repeat":
+        return np.tile(wave_T, int(np.ceil(cut / length)))[:cut]
+    return np.tile(wave_T, int(cut / length))
+
+
 def reference_windows(wave_T: NDArray[np.float32], front_end: FrontEndConfig, windows: int) -> torch.Tensor:
     """Peak-normalised, 16-bit, cut to ``windows``: [W, samples]."""
     cut, stride = front_end.window_samples, front_end.stride_samples
+    wave_T = filled(wave_T, front_end)
     wave = wave_T[: (windows - 1) * stride + cut].astype(np.float32)
     peak = np.abs(wave).max() if len(wave) else 0.0
     wave = wave / np.float32(peak) if peak > 0 else wave

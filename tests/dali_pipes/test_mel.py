@@ -1,6 +1,7 @@
 """DALI's windows and mel against the reference on broadband signals."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,22 @@ def test_mel_matches_the_reference(front_end: FrontEndConfig, seconds: tuple[flo
         assert error.max() < tolerance  # AF1's narrow low filters hold single points near float32's noise
         assert (error > 1.5e-3).float().mean() < 1e-4
         assert (got - expected).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("fill", ["pad", "repeat", "repeat_whole"])
+def test_short_clips_fill_their_window(fill: str) -> None:
+    """Also one of no samples; those as long as a window or longer stay as they are. FLAC is decoded in the graph."""
+    front_end = replace(ODD, short_clips=fill)
+    rate = front_end.sample_rate
+    waves = [np.round(broadband(s, rate, i) * 2**15) / 2**15 for i, s in enumerate((0.23, 0.5, 0.51, 1.0, 1.9, 0.0))]
+    waves = [wave.astype(np.float32) for wave in waves]
+    windows = [front_end.num_windows(len(wave), 3) for wave in waves]
+    clips = [Flac(flac(wave, rate)) if len(wave) < rate / 2 else Pcm(wave) for wave in waves[:-1]] + [Pcm(waves[-1])]
+    mel_WFM = pipeline(front_end).run(clips, windows)
+    for got, wave, n in zip(mel_WFM.split(windows), waves, windows, strict=True):
+        assert (got - reference_mel(wave, front_end, n)).abs().max() < 1.5e-3
+    heard = [float((window_FM > -70).float().mean()) for window_FM in mel_WFM[:3]]
+    assert heard == pytest.approx({"pad": [0.27, 0.53, 0.54], "repeat": [1, 1, 1]}.get(fill, [0.95, 1, 0.54]), abs=0.01)
 
 
 @pytest.mark.parametrize(
