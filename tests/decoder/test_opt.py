@@ -69,9 +69,8 @@ def transformers_model(lm: LMConfig) -> Any:
     ).float()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random OPT, with its logits for ``plain_rows()`` and ``packed_rows()``."""
+def write_opt_folder(path: Path) -> Path:
+    """A small random OPT in several safetensors files, with its logits for ``plain_rows()`` and ``packed_rows()``."""
     model, ids_BS = transformers_model(toy_config(lm=SIZES).model.lm), plain_rows().ids_BS
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -79,10 +78,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
         plain = model.eval()(input_ids=ids_BS).logits
         apart = [model(input_ids=part).logits for part in (ids_BS[:, :SPLIT], ids_BS[:, SPLIT:])]
-    path = tmp_path_factory.mktemp("opt")
     model.save_pretrained(path, max_shard_size="100KB")
-    torch.save((plain, torch.cat(apart, 1)), path / "logits.pt")
+    torch.save(plain, path / "logits.pt")
+    torch.save(torch.cat(apart, 1), path / "packed_logits.pt")
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_opt_folder(tmp_path_factory.mktemp("opt"))
 
 
 def logits_of(rank: int, world_size: int, folder: Path, layout: dict[str, Any]) -> list[Tensor]:
@@ -102,8 +106,8 @@ def test_logits_are_those_of_transformers(folder: Path, layout: dict[str, Any]) 
     """Of a packed row, each segment's are those of the segment alone: places are counted anew."""
     world = layout.get("tensor", 1) * layout.get("pipeline", 1)
     found = run_distributed(logits_of, world, folder, layout)[-1]
-    for logits, expected in zip(found, torch.load(folder / "logits.pt"), strict=True):
-        assert relative_error(logits, expected) < 1e-5
+    for logits, expected in zip(found, ("logits.pt", "packed_logits.pt"), strict=True):
+        assert relative_error(logits, torch.load(folder / expected)) < 1e-5
 
 
 def back(rank: int, world_size: int, folder: Path, layout: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """A Hugging Face folder becomes a checkpoint that any layout starts from, and the same folder again."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ from megatron_af.train.checkpoint import load_parts
 from megatron_af.train.conversion import WHOLE, Occupied, convert
 from tests.convert.test_language import write_folder
 from tests.convert.test_released import FIXTURE, folder
+from tests.decoder.test_opt import write_opt_folder
 from tests.decoder.toy import full_audio, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed
-from tests.test_parity import _af2_config
+from tests.test_parity import _config
 
 __all__ = ["folder"]
 KNOWN_TOKENS = 85
@@ -36,8 +38,12 @@ def write_tokenizer(path: Path, known: int = KNOWN_TOKENS) -> None:
     tokenizers.Tokenizer(model).save(str(path))
 
 
+def opened(folder: Path) -> LanguageFolder:
+    return LanguageFolder(folder, json.loads((folder / "config.json").read_text())["model_type"])
+
+
 def toy_run(folder: Path, **layout: object):
-    config = toy_config(lm={"tied": LanguageFolder(folder).lm_config.tied}, **layout)
+    config = toy_config(lm=dataclasses.asdict(opened(folder).lm_config), **layout)
     model = dataclasses.replace(
         config.model,
         encoder=EncoderConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 2, 4, 8), classes=0, fusion=False),
@@ -86,15 +92,16 @@ def write_back(rank: int, world_size: int, folder: Path, checkpoint: str, target
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_in_and_out_again_gives_the_same_bits(tmp_path, tied):
+@pytest.mark.parametrize("kind", ["qwen2, tied", "qwen2, untied", "opt"])
+def test_in_and_out_again_gives_the_same_bits(tmp_path, kind):
     from transformers import AutoModelForCausalLM
 
-    folder = write_folder(tmp_path / "qwen2", tied=tied)
+    folder = tmp_path / "published"
+    write_opt_folder(folder) if kind == "opt" else write_folder(folder, tied=kind == "qwen2, tied")
     write_tokenizer(folder / "tokenizer.json")
     written = run_distributed(write_checkpoint, 2, folder, tmp_path / "converted")[0]
     run_distributed(write_back, 2, folder, written, tmp_path / "back")
-    before, after = LanguageFolder(folder), LanguageFolder(tmp_path / "back")
+    before, after = opened(folder), opened(tmp_path / "back")
     assert after.lm_config == before.lm_config
     names = {name for file in folder.glob("*.safetensors") for name in load_file(file)}
     found = [name for file in (tmp_path / "back").glob("model-*.safetensors") for name in load_file(file)]
@@ -122,7 +129,7 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
 
 
 def released_run(tokenizer: Path, tensor: int):
-    config, vocabulary = _af2_config(FIXTURE)
+    config, vocabulary = _config(FIXTURE)
     parallel = dataclasses.replace(config.parallel, tensor=tensor)
     return dataclasses.replace(config, parallel=parallel, data=DataConfig(tokenizer=str(tokenizer))), vocabulary
 
