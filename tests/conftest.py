@@ -45,6 +45,10 @@ _fast_test = ""
 """What runs of the fast tier, while that tier alone is asked for (`make test-fast`)."""
 
 
+BRIEF = ("git", "uname")
+"""What imports and tests of this tier may ask: they take milliseconds."""
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     global _fast_test
@@ -65,7 +69,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def _no_process_in_the_fast_tier(event: str, arguments: tuple[Any, ...]) -> None:
-    starts = event == "os.fork" or (event == "subprocess.Popen" and Path(os.fsdecode(arguments[0])).name != "git")
+    starts = event == "os.fork" or (event == "subprocess.Popen" and Path(os.fsdecode(arguments[0])).name not in BRIEF)
     if starts and _fast_test:
         raise AssertionError(f"{_fast_test} starts a process: mark it, or its module, slow")
 

@@ -37,7 +37,8 @@ class AnswerTexts:
     def of(self, row: Row, draw: Draw) -> tuple[Row, RowText]:
         """
         Raises:
-            RowError: nothing to answer, or (``TooLong``) nothing that fits into ``max_text_tokens``.
+            RowError: nothing to answer, or (``TooLong``) nothing that fits into ``max_text_tokens``, or
+                (``UnknownWords``) nothing that the tokenizer can write.
         """
         stage = self._stage
         asked = replace(row, questions=chosen_questions(row, draw, stage.questions_per_sample))
@@ -80,7 +81,7 @@ class AnswerTexts:
         none."""
         try:
             text = render(row, self._tokenizer, self._stage.max_text_tokens, style=self._style)
-        except TooLong as error:
+        except RowError as error:
             return [((str(error), False, False),)]
         return [_mark(ids, self._tokenizer) for ids in text.segments]
 

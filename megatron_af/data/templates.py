@@ -65,6 +65,17 @@ class TooLong(RowError):
         """How many questions are lost with the row."""
 
 
+class UnknownWords(RowError):
+    """An answer that the tokenizer cannot write: training would teach its token for anything unknown instead."""
+
+    def __init__(self, row: Row, words: Sequence[str]) -> None:
+        self.words = tuple(dict.fromkeys(words))
+        named = ", ".join(f"'{word}'" for word in self.words)
+        super().__init__(
+            f"row {row.id}: the tokenizer has no {named}, which the answer needs; name one that has (data.tokenizer)"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowText:
     """A row as token ids."""
@@ -105,7 +116,12 @@ def render(
 
     Raises:
         TooLong: no question of the row fits.
+        UnknownWords: an answer to learn is not in the vocabulary.
     """
+    answers = () if prompt else [question.output for question in row.questions]
+    written = answers if row.template == "dialogue" else map(plain, answers)
+    if unknown := [word for answer in written for word in tokenizer.unknown_words(answer)]:
+        raise UnknownWords(row, unknown)
     pieces_of = {"single": _single, "dialogue": _dialogue}.get(row.template, _interleaved)
 
     def ids_of(part: Row) -> list[int]:

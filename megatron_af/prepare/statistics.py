@@ -15,7 +15,7 @@ from rich.table import Table
 
 from megatron_af.config import Config
 from megatron_af.data.rows import Row, RowError
-from megatron_af.data.templates import STYLES, TooLong, answer_labels, render
+from megatron_af.data.templates import STYLES, TooLong, UnknownWords, answer_labels, render
 from megatron_af.text.tokenizer import Tokenizer
 
 LIMIT = 20_000
@@ -82,7 +82,11 @@ def measure(rows: Sequence[Row], config: Config, tokenizer: Tokenizer, *, name: 
         for question in row.questions:
             found.answers[question.output.strip().lower()] += 1
             found.skills[question.skill or "-"] += 1
-        segments = render(row, tokenizer, UNCUT, style=style).segments if row.questions else ()
+        try:
+            segments = render(row, tokenizer, UNCUT, style=style).segments if row.questions else ()
+        except UnknownWords as error:
+            found.problems.update(f"answers with '{word}', which the tokenizer lacks" for word in error.words)
+            continue
         for stage, limit in limits.items():
             if any(len(ids) > limit for ids in segments):
                 try:

@@ -60,6 +60,8 @@ class Tokenizer:
         self._base.no_truncation()
         self._base.no_padding()
         self._base.encode_special_tokens = True  # a prompt with "<SEP>" in it must not forge one
+        unknown = getattr(base.model, "unk_token", None)
+        self._unknown_id: int | None = vocabulary.get(unknown) if unknown else None
         self._names = {index: token for token, index in self.added.items()}
 
     @classmethod
@@ -89,6 +91,17 @@ class Tokenizer:
         """Ids of plain text, without any special token."""
         ids: list[int] = self._base.encode(text, add_special_tokens=False).ids
         return ids
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Pieces of a text that the vocabulary cannot say: they all become its one token for anything unknown.
+
+        Byte-level vocabularies (Qwen's, OPT's) say everything.
+        """
+        if self._unknown_id is None:
+            return []
+        encoding = self._base.encode(text, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [text[begin:end] for token, (begin, end) in pairs if token == self._unknown_id]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ``ids``; special tokens are left out, or written by their names."""

@@ -9,11 +9,11 @@ import pytest
 
 from megatron_af.data import templates
 from megatron_af.data.rows import Clip, Question, Row
-from megatron_af.data.templates import STYLES, RowText, TooLong, answer_labels
+from megatron_af.data.templates import STYLES, RowText, TooLong, UnknownWords, answer_labels
 from megatron_af.data.templates import render as render_text
 from megatron_af.text.tokenizer import Tokenizer
 from tests.examples import run_example
-from tests.text.toy_tokenizer import toy_base, toy_tokenizer
+from tests.text.toy_tokenizer import toy_base, toy_tokenizer, words_tokenizer
 
 TOKENIZER = toy_tokenizer()
 
@@ -245,3 +245,20 @@ def test_over_long_rows_lose_their_oldest_examples_or_turns_and_never_the_questi
         assert all(f"question {n}?" not in written for n in range(dropped))
     with pytest.raises(TooLong, match=rf"row i: .* {kept[3]} tokens"):
         render(r, TOKENIZER, kept[3] - 1, prompt=prompt)
+
+
+@pytest.mark.parametrize("template", ["single", "interleaved", "dialogue"])
+def test_an_answer_is_never_taught_as_an_unknown_word(template: str) -> None:
+    """Else cat and dog become one target. What a question says may be unknown, and a prompt asks for no answer."""
+    tokenizer = words_tokenizer("a", "dog", "what", "?")
+    known = Question(prompt="what meows ?", output="A dog")
+    unknown = Question(prompt="what ?", output="a cat and a cat")
+    questions = (known, unknown) if template != "single" else (unknown,)
+    asked = replace(row(*questions, clips=2 if template == "interleaved" else 1), template=template)
+    if template == "dialogue":
+        asked = replace(asked, questions=(replace(known, output="a dog"), unknown))
+    with pytest.raises(UnknownWords, match=r"row r: the tokenizer has no 'cat', 'and', .*\(data\.tokenizer\)") as error:
+        render(asked, tokenizer, 512)
+    assert error.value.words == ("cat", "and")
+    assert render(asked, tokenizer, 512, prompt=True)
+    assert render(replace(asked, questions=(*asked.questions[:-1], replace(unknown, output="a dog"))), tokenizer, 512)

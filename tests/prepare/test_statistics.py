@@ -10,6 +10,7 @@ from megatron_af.data.rows import Manifest
 from megatron_af.prepare.statistics import measure, tables
 from megatron_af.text.tokenizer import Tokenizer
 from tests.data.toy import toy_config, write_manifest
+from tests.text.toy_tokenizer import words_tokenizer
 
 
 def test_statistics_count_what_training_would_get(tmp_path: Path) -> None:
@@ -52,3 +53,11 @@ def test_statistics_say_what_a_stage_leaves_out(tmp_path: Path) -> None:
     console = Console(record=True, width=140, file=io.StringIO())
     console.print(*tables(statistics))
     assert "above max_text_tokens" in console.export_text()
+
+
+def test_statistics_name_the_words_that_the_tokenizer_lacks(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    rows = Manifest(tmp_path / "data" / "a.jsonl")
+    statistics = measure(rows, config, words_tokenizer("answer", *map(str, range(11))), name="a")
+    lacking = "answers with '{}', which the tokenizer lacks"
+    assert statistics.problems[lacking.format("11")] == 1 and not statistics.problems[lacking.format("0")]

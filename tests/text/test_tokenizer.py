@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from megatron_af.text.tokenizer import ADDED_TOKENS, Tokenizer
-from tests.text.toy_tokenizer import toy_base, toy_tokenizer
+from tests.text.toy_tokenizer import toy_base, toy_tokenizer, words_tokenizer
 
 
 def test_added_tokens_stand_behind_qwens_vocabulary_in_the_references_order() -> None:
@@ -31,6 +31,11 @@ def test_text_round_trips_and_special_tokens_in_text_stay_text() -> None:
     mixed = [tokenizer.audio_id, *tokenizer.encode("hi"), tokenizer.separator_id, tokenizer.eos_id]
     assert tokenizer.decode(mixed) == "hi"
     assert tokenizer.decode(mixed, skip_special=False) == "<audio>hi<SEP><|endoftext|>"
+
+
+def test_words_that_a_vocabulary_lacks_are_named() -> None:
+    assert toy_tokenizer().unknown_words("雨, <SEP> and thunder") == []
+    assert words_tokenizer("a", "dog").unknown_words("a Cat, a dog and a cat") == ["Cat", ",", "and", "cat"]
 
 
 def test_loads_folder_and_file_and_reads_the_eos_token(tmp_path: Path) -> None:

@@ -18,3 +18,12 @@ def toy_base() -> tokenizers.Tokenizer:
 
 def toy_tokenizer() -> Tokenizer:
     return Tokenizer(toy_base())
+
+
+def words_tokenizer(*words: str) -> Tokenizer:
+    """One id a word, and one for all words that it does not know."""
+    vocabulary = {"<|endoftext|>": 0, "<unknown>": 1, **{word: 2 + i for i, word in enumerate(words)}}
+    base = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    base.pre_tokenizer = pre_tokenizers.Whitespace()
+    base.add_special_tokens(["<|endoftext|>"])
+    return Tokenizer(base)
