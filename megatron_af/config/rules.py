@@ -21,6 +21,9 @@ from megatron_af.config.stage import StageConfig
 LONGEST_CLIP_SECONDS = 3600
 """A clip is encoded whole, and the transformation layers attend over all of its tokens at once."""
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+LONGEST_EXPERIMENT = 500
+
 
 def own_problems(section: Any, key: str) -> Iterator[str]:
     """What each section of a tree says about itself."""
@@ -92,10 +95,28 @@ def layout_rules(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
+def name_rules(config: Config) -> Iterator[str]:
+    """Names that something refuses later: a folder, an MLflow run, metric or model, an object of Kubernetes."""
+    given = {"name": [config.name], "curriculum": config.curriculum, "steps": config.steps}
+    given |= {"data.datasets": config.data.datasets, "scenes.sets": config.scenes.sets}
+    for key, names in given.items():
+        for name in names:
+            if not NAME.fullmatch(name):
+                yield (
+                    f"{key}{' =' if key == 'name' else ':'} '{name}': names folders, MLflow's runs and metrics and "
+                    "Kubernetes' objects; write 1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-', a letter or digit first"
+                )
+    if refused := sorted(set("/:'\"`") & set(config.registry.model)):
+        yield (
+            f"registry.model = '{config.registry.model}': MLflow's registry takes no {' '.join(refused)} in a name; "
+            "leave it out"
+        )
+    if len(config.tracking.experiment) > LONGEST_EXPERIMENT:
+        yield f"tracking.experiment: MLflow takes {LONGEST_EXPERIMENT} characters at most; shorten it"
+
+
 def reference_rules(config: Config) -> Iterator[str]:
-    """The run's name, and the names that its steps wait for."""
-    if re.search(r"[/\\]|^\.*$", config.name):
-        yield f"name = '{config.name}': names a folder in {config.output}; use letters, digits, - and _"
+    """The names that steps wait for."""
     known = [*config.curriculum, *config.all_steps()]
     for name, step in config.steps.items():
         for other in step.after:

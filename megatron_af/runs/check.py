@@ -23,6 +23,7 @@ from megatron_af.config.rules import (
     evaluation_rules,
     layout_rules,
     model_rules,
+    name_rules,
     own_problems,
     reference_rules,
     retrieval_rules,
@@ -79,7 +80,8 @@ def validate_evaluation(config: Config, objective: str, unread: Unread = READ) -
 def check(config: Config, world_size: int) -> list[str]:
     """Problems of the model, its layout and its stages (of ``config.stage``, or of all when none is named)."""
     config, out_of_range = keep_in_range(config)
-    found = [*model_rules(config.model), *layout_rules(config, world_size), *reference_rules(config)]
+    found = [*model_rules(config.model), *layout_rules(config, world_size)]
+    found += [*name_rules(config), *reference_rules(config)]
     found += retrieval_problems(config)
     for name in [config.stage] if config.stage else config.curriculum:
         if name in config.curriculum:

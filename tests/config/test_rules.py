@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from megatron.core import parallel_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_af.config import Config, DatasetConfig, ParallelConfig
+from megatron_af.config import Config, DatasetConfig, ParallelConfig, RegistryConfig, StepConfig, TrackingConfig
+from megatron_af.config.rules import name_rules
 from megatron_af.model import AudioFront, build
 from megatron_af.parallel.device import Device, make_megatron_portable
 from megatron_af.runs.check import check
 from tests import tiny
 from tests.distributed import run_distributed
-
-pytestmark = pytest.mark.slow
 
 META = Device(torch.device("meta"))
 SIZES: dict[str, dict[str, list[Any]]] = {
@@ -129,6 +128,32 @@ def search(rank: int, world_size: int) -> int:
     return len(built)
 
 
+@pytest.mark.slow
 def test_what_is_accepted_can_be_built() -> None:
     (built,) = run_distributed(search, 1, timeout=150)
     assert built >= 30
+
+
+@pytest.mark.parametrize("name", ["Stage 1", "étape", "a/b", "..", "-x", "", "a" * 64, "it's"])
+@pytest.mark.parametrize("place", ["name", "stage", "step", "data set"])
+def test_names_that_are_refused_later_are_refused_now(place: str, name: str) -> None:
+    config = tiny.config()
+    stage = config.curriculum["stage"]
+    bad = {
+        "name": replace(config, name=name),
+        "stage": replace(config, curriculum={name: stage}),
+        "step": replace(config, steps={name: StepConfig()}),
+        "data set": replace(config, data=replace(config.data, datasets={name: DatasetConfig(manifest="x")})),
+    }[place]
+    (problem,) = [problem for problem in name_rules(bad) if repr(name).strip("'\"") in problem]
+    assert "write 1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-'" in problem
+
+
+def test_usual_names_pass_and_the_registrys_rules_are_asked() -> None:
+    config = replace(tiny.config(), name="AF2_3b-v1.5", registry=RegistryConfig(model="Audio Flamingo 2 (ours)"))
+    assert list(name_rules(config)) == []
+    for model, refused in {"org/af2": "/", "af2:3b": ":", "it's": "'"}.items():
+        (problem,) = name_rules(replace(config, registry=RegistryConfig(model=model)))
+        assert problem == f"registry.model = '{model}': MLflow's registry takes no {refused} in a name; leave it out"
+    long = replace(config, tracking=TrackingConfig(experiment="e" * 501))
+    assert list(name_rules(long)) == ["tracking.experiment: MLflow takes 500 characters at most; shorten it"]
