@@ -12,6 +12,11 @@ names it in its ``entry``, the whole model by ``all``:
 
     entry: {lm: checkpoints/qwen2.5-3b/step_00000000, rows: checkpoints/qwen2.5-3b/step_00000000}
 
+Of ClapCap's file (clapcap_weights_2023.pth, what Audio Flamingo 1 hears through) it holds the encoder:
+
+    python tools/convert_checkpoint.py --config configs/af1.yaml \
+        --from clapcap_weights_2023.pth --to checkpoints/clapcap
+
 Of a checkpoint of ours, the language model becomes a Hugging Face folder. The whole model: tools/export.py.
 """
 
@@ -33,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="top YAML file of a run with this model and tokenizer")
     parser.add_argument(
-        "--from", dest="source", type=Path, required=True, help="Hugging Face folder, safe_ckpt, or checkpoint of ours"
+        "--from", dest="source", type=Path, required=True, help="folder, ClapCap's file, or checkpoint of ours"
     )
     parser.add_argument("--to", dest="target", type=Path, required=True, help="folder to write into")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML file")

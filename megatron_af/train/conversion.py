@@ -1,4 +1,4 @@
-"""Between checkpoints of ours and folders of other people's: Hugging Face language models, released Audio Flamingo 2.
+"""Between checkpoints of ours and other people's weights: Hugging Face language models, Audio Flamingo 2, ClapCap.
 
     written = convert(config, Path("models/Qwen2.5-3B"), Path("checkpoints/qwen2.5-3b"))   # in, whatever it holds
     convert(config, written, Path("published"))          # a checkpoint of ours: its language model, out again
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_af.config import Config
 from megatron_af.config.loading import to_yaml
+from megatron_af.convert.clapcap import clapcap_weights, load_clapcap
 from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language, write_language
 from megatron_af.convert.released import ReleasedFolder, load_released
 from megatron_af.convert.shards import SHARD_BYTES
@@ -28,7 +29,8 @@ from megatron_af.runs.paths import MANIFEST, Resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints, load_parts
 
-LANGUAGE, WHOLE = ("lm", "rows"), ("encoder", "transform", "rows", "xattn", "lm")  # of a language model, of an AF2
+LANGUAGE, ENCODER = ("lm", "rows"), ("encoder",)  # of a language model, of ClapCap
+WHOLE = ("encoder", "transform", "rows", "xattn", "lm")  # of a released AF2
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
@@ -40,7 +42,7 @@ def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SH
     """Convert what ``source`` holds; the folder that was written.
 
     Args:
-        source: a Hugging Face folder, a ``safe_ckpt``, or a checkpoint of ours.
+        source: a Hugging Face folder, a ``safe_ckpt``, ClapCap's file, or a checkpoint of ours.
         target: folder for the checkpoint, or, of a checkpoint of ours, the new Hugging Face folder.
 
     Raises:
@@ -50,8 +52,9 @@ def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SH
     out = (source / MANIFEST).is_file()
     if out:
         refuse_occupied(target)
+    clapcap = clapcap_weights(source) if source.is_file() else None
     released = ReleasedFolder(source) if not out and (source / "metadata.json").is_file() else None
-    folder = None if released or out else LanguageFolder(source, config.model.lm.family)
+    folder = None if clapcap or released or out else LanguageFolder(source, config.model.lm.family)
     if folder:
         folder.check(config.model.lm)
     tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -62,7 +65,9 @@ def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SH
         load_parts(model, groups, source, ("lm",))
         written = _write_language(config, model, target, shard_bytes)
     else:
-        if released:
+        if clapcap:
+            load_clapcap(model.front.get_submodule("encoder"), clapcap)
+        elif released:
             load_released(model, released.source, config.model, vocabulary)
         elif folder:
             load_language(model.chunks, folder.source, config.model.lm)
@@ -74,7 +79,7 @@ def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SH
             "samples": 0,
             "world_size": dist.get_world_size(),
         }
-        parts = WHOLE if released else LANGUAGE
+        parts = ENCODER if clapcap else WHOLE if released else LANGUAGE
         written = Checkpoints(target, keep=1).save(model, None, groups, resume, {}, parts, to_yaml(config))
     process_groups.destroy()
     return written
