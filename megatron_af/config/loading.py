@@ -7,7 +7,8 @@
 
 A file may name others by ``include: [model/af2_3b.yaml, curriculum/af2.yaml]``, looked for beside it and then in
 ``configs/``. They are merged in their order, the file's own keys come over them and the overrides over all; a list
-replaces a list, sections merge key by key. ``${a.b}`` takes the value of another key, ``${oc.env:NAME,default}`` one
+replaces a list, sections merge key by key, and ``null`` takes an entry (a data set, a stage, a part of a blend) that
+another file names out again. ``${a.b}`` takes the value of another key, ``${oc.env:NAME,default}`` one
 of the environment.
 """
 
@@ -89,13 +90,14 @@ def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str
     layers = [*_read(path, (), problems), (COMMAND_LINE, _parse(overrides, problems))]
     if problems:
         raise ConfigError(f"{path} cannot be read", problems)
-    first_source: dict[str, str] = {}
+    defaults = _defaults(schema)
+    first_source: dict[str, str] = dict.fromkeys(_keys(defaults), "default")
     last_source: dict[str, str] = {}
     for source, layer in layers:
         for key in _keys(layer):
             first_source.setdefault(key, source)
             last_source[key] = source
-    merged = reduce(_merge, [_defaults(schema), *(layer for _, layer in layers)])
+    merged = reduce(_merge, [defaults, *(layer for _, layer in layers)])
     try:
         tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
@@ -276,6 +278,12 @@ class _Reader:
             if key in DEFINED_IN_FILES and self._first_source.get(entry) == COMMAND_LINE:
                 known = [str(other) for other in value if self._first_source.get(f"{key}.{other}") != COMMAND_LINE]
                 self._report(entry, f"not in {key}{suggestion(str(name), known)}")
+                continue
+            if inner is None and kind is not Any:
+                if self._first_source.get(entry) == self._last_source.get(entry):
+                    known = [str(other) for other, held in value.items() if held is not None]
+                    hint = suggestion(str(name), known)
+                    self._report(entry, f"null takes out what another file names, and none names this{hint}")
                 continue
             if not isinstance(name, str):
                 self._report(entry, f"expected text as the key, got {_show(name)}; put it in quotes")

@@ -54,6 +54,19 @@ def test_a_list_replaces_a_list_and_a_section_merges(tmp_path: Path) -> None:
     assert isinstance(curriculum["one"].blend["x"], float)
 
 
+def test_null_takes_out_what_another_file_names(tmp_path: Path) -> None:
+    write(tmp_path, a="{curriculum: {one: {blend: {x: 1, y: 2}}, two: {}}, data: {datasets: {x: {manifest: x}}}}")
+    top = write(tmp_path, top="{include: [a.yaml], name: x, curriculum: {one: {blend: {y: null}}, two: null}}")
+    config = load_config(top, ["steps.promote=null", "data.datasets.x=null"])
+    assert list(config.curriculum) == ["one"] and config.curriculum["one"].blend == {"x": 1.0}
+    assert "promote" not in config.steps and "gate" in config.steps and config.data.datasets == {}
+    write(tmp_path, again="{include: [top.yaml], curriculum: {two: {steps: 7}}}")
+    assert load_config(tmp_path / "again.yaml").curriculum["two"].steps == 7
+    for key in ("curriculum.one.blend.z", "curriculum.three"):
+        with pytest.raises(ConfigError, match=f"{key} .*: null takes out what another file names, and none names this"):
+            load_config(top, [f"{key}=null"])
+
+
 def test_one_default_step_can_be_changed_alone(tmp_path: Path) -> None:
     steps = load_config(write(tmp_path, top="{name: x, steps: {gate: {run: [gate.py]}}}")).steps
     assert steps["gate"].run == ("gate.py",)
