@@ -23,7 +23,7 @@ from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, latest, read_result, read_resume
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord, put_aside
-from megatron_af.runs.results import Results, tables
+from megatron_af.runs.results import Results, are_there, tables
 from megatron_af.runs.sizes import planned_steps, recorded_batch
 from megatron_af.tracking.runs import stage_spool
 from megatron_af.tracking.spool import Spool, metric_name
@@ -66,20 +66,22 @@ def decide(config: Config, stage: str) -> Step:
         why = f"its checkpoint {record.checkpoint} is gone" if record.done else "did not reach a checkpoint"
         action = "train"
     else:
-        action, why = _go_on(config, stage, newest, done=record.done)
+        action, why = _go_on(config, stage, newest, record)
     return Step(stage=stage, action=action, why=why, inputs=inputs)  # type: ignore[arg-type]
 
 
-def _go_on(config: Config, stage: str, newest: Path, *, done: bool) -> tuple[str, str]:
+def _go_on(config: Config, stage: str, newest: Path, record: StageRecord) -> tuple[str, str]:
     """Of a stage that is the same as before: is there anything left of it?"""
     settings = config.curriculum[stage]
     if settings.batch_tokens:
         settings = replace(settings, global_batch_samples=recorded_batch(config, stage))
     steps, reached = planned_steps(config, settings), read_resume(newest)["step"]
     if reached < steps:
-        return "resume", f"has {reached} of {steps} steps" if done else "did not come to its end"
-    if not done or not read_result(config.stage_folder(stage)):
+        return "resume", f"has {reached} of {steps} steps" if record.done else "did not come to its end"
+    if not record.done or not read_result(config.stage_folder(stage)):
         return "resume", "has its last checkpoint, but not its end"
+    if newest.name != record.checkpoint or checkpoint_digest(newest) != record.digest:
+        return "resume", f"{newest.name} was written since it was done, and is not measured yet"
     longer = f" ({steps} steps were asked for; a shorter stage needs another name=)" if reached > steps else ""
     return "skip", f"done: {newest.name}{longer}"
 
@@ -113,7 +115,7 @@ def train_stage(config: Config, stage: str, launch: Launch, say: Say) -> None:
 
 
 def measure_stage(config: Config, stage: str, launch: Launch, parent: Spool | None) -> dict[str, float]:
-    """Metrics of a trained stage: of its last steps, and of its evaluation, which runs if it has not yet.
+    """Metrics of a trained stage: of its last steps, and of its evaluation, which runs unless its results are there.
 
     With the curriculum's spool as ``parent`` they also go to the stage's run in MLflow, and their totals to its parent.
     """
@@ -121,7 +123,7 @@ def measure_stage(config: Config, stage: str, launch: Launch, parent: Spool | No
     record = StageRecord.load(folder)
     assert record is not None, "only a trained stage is measured"
     measured = f"{record.digest} on {evaluation_inputs(config, stage)}" if settings.evaluation else record.evaluated
-    if record.evaluated != measured:
+    if record.evaluated != measured or (settings.evaluation and not are_there(folder)):
         for tool, more in spec_of(settings).evaluations(config, stage):
             launch(tool, *more)
         replace(record, evaluated=measured).save(folder)

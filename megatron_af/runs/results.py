@@ -94,6 +94,12 @@ def result_files(folder: Path) -> list[Path]:
     return [file for name in (HEARING, CLAP, SAMPLES, MEASURED) for file in sorted(folder.glob(name))]
 
 
+def are_there(folder: Path) -> bool:
+    """Whether everything that was measured of a stage still lies in its folder."""
+    files = _measured(folder).get("files", {})
+    return bool(files) and all((folder / name).is_file() for name in files)
+
+
 def bind_results(config: Config, files: Iterable[Path]) -> None:
     """Say of which weights ``config.stage``'s results are; whoever measured a checkpoint calls it when it is done.
 

@@ -1,6 +1,8 @@
 """Which stages run, which do not, and what happens to the ones that fail."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,12 @@ from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.pipeline.executor import ThisMachine
 from megatron_af.pipeline.graph import StepSpec
 from megatron_af.pipeline.job import Job, StepFailed
+from megatron_af.pipeline.records import RunFolder
 from megatron_af.pipeline.stages import ExitGateFailed
 from megatron_af.runs.paths import latest
+from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord
+from megatron_af.runs.results import Results
 from megatron_af.tracking.runs import stage_spool
 from megatron_af.tracking.spool import read_spool
 from megatron_af.tracking.store import open_client
@@ -105,10 +110,28 @@ def test_another_evaluation_is_measured_without_training(config: Config) -> None
     scores = config.stage_folder("tune") / "hearing.json"
     assert scores.exists()
 
-    scores.unlink()
-    assert run(measured) == [] and not scores.exists(), "the same questions are not asked twice"
+    first = scores.stat().st_mtime_ns
+    assert run(measured) == [] and scores.stat().st_mtime_ns == first, "the same questions are not asked twice"
     run(replace(measured, evaluation=replace(config.evaluation, max_answer_tokens=3)))
-    assert scores.exists()
+    assert scores.stat().st_mtime_ns != first
+    scores.unlink()
+    assert run(measured) == [] and scores.exists(), "what was measured is gone"
+
+
+def test_what_was_trained_on_by_hand_is_measured_anew(config: Config) -> None:
+    config = with_stage(config, "lm", evaluation=("text",))
+    run(config, only="lm")
+    longer = with_stage(config, "lm", steps=3)
+    file = RunFolder(longer).write_config(with_stage(longer, "lm", evaluation=()))
+    subprocess.run([sys.executable, STANDIN, "--config", file, "stage=lm"], check=True)
+    assert "step_00000003 was written since it was done" in plan(longer, only="lm")[0].why
+    assert run(longer, only="lm") == [], "there is no step left"
+    record = StageRecord.load(config.stage_folder("lm"))
+    newest = latest(config.stage_folder("lm") / "checkpoints")
+    assert record is not None and newest is not None
+    assert (record.checkpoint, record.digest) == (newest.name, checkpoint_digest(newest))
+    assert Results.load(config.stage_folder("lm"), record.digest).metrics["text/overall/audio"] == 60.0
+    assert actions(longer, only="lm") == {"lm": "skip"}
 
 
 def test_changed_data_trains_again_and_keeps_the_old_result_beside(config: Config, tmp_path: Path) -> None:
