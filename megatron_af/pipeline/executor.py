@@ -4,8 +4,9 @@
     finish(config, Launch(run="demo-1"), "SUCCEEDED")        # at the end of all
 
 A step that is done is not run again, unless what it is made from changed. For a stage that is decided by `stages`, from
-digests of its data and of the checkpoints it starts from. Commands are not skipped in a pipeline of their own: who asks
-for ``promote`` wants it done now.
+digests of its data and of the checkpoints it starts from. A command is run again as well when a step that it waits for
+was: what registers a stage's weights does so of the new ones. Commands are not skipped in a pipeline of their own: who
+asks for ``promote`` wants it done now.
 """
 
 import contextlib
@@ -87,7 +88,7 @@ def run_step(name: str, config: Config, launch: Launch, place: Place, say: Say =
     folder = RunFolder(config)
     with cancellable(), _log(folder.log(name), say) as note:
         before = folder.step(name)
-        if before and before.state == DONE and before.reads == spec.reads and _may_skip(spec, before, launch):
+        if before and before.state == DONE and before.reads == spec.reads and _may_skip(spec, before, folder, launch):
             note(f"[{name}] done before, {time.strftime('%F %T', time.localtime(before.ended))}; nothing to do")
             return {"seconds": 0.0, "restarts": 0.0}
         if before and before.give_up and before.launch == launch:
@@ -196,8 +197,11 @@ def _check_the_rest(config: Config, launch: Launch, steps: Sequence[StepSpec], p
     place.check(steps)
 
 
-def _may_skip(spec: StepSpec, before: StepRecord, launch: Launch) -> bool:
-    return spec.kind == "command" and (launch.pipeline != "promote" or before.launch.run == launch.run)
+def _may_skip(spec: StepSpec, before: StepRecord, folder: RunFolder, launch: Launch) -> bool:
+    if spec.kind != "command" or (launch.pipeline == "promote" and before.launch.run != launch.run):
+        return False
+    waited = [record for name in spec.after if (record := folder.step(name))]
+    return all(record.ended <= before.started for record in waited)
 
 
 class _Following:

@@ -7,8 +7,9 @@ import pytest
 
 from megatron_af.config import Config, DataConfig, StageConfig
 from megatron_af.pipeline.executor import ThisMachine, run_step
+from megatron_af.pipeline.graph import pipeline_steps
 from megatron_af.pipeline.job import Job, StepFailed
-from megatron_af.pipeline.records import FAILED, Launch, RunFolder
+from megatron_af.pipeline.records import DONE, FAILED, Launch, RunFolder, StepRecord
 from megatron_af.tracking.runs import curriculum_spool
 from megatron_af.tracking.spool import Address
 
@@ -57,3 +58,21 @@ def test_the_head_refuses_what_a_later_step_would_miss(tmp_path: Path) -> None:
     assert record is not None and record.state == FAILED
     with pytest.raises(AssertionError, match="register was started"):  # a release trains nothing
         run_step("register", config, Launch(run="r-2", pipeline="promote"), place, lambda line: None)
+
+
+@pytest.mark.parametrize(("name", "begun"), [("evaluate-lm", 2), ("prepare", 1)])
+def test_a_command_is_run_again_after_what_it_waits_for(tmp_path: Path, name: str, begun: int) -> None:
+    """What is registered are the newest weights, and a step beside it changes nothing."""
+    stage = StageConfig(evaluation=("text",), blend={"text": 1.0})
+    config = Config(name="toy", output=str(tmp_path), data=DataConfig(root=str(tmp_path)), curriculum={"lm": stage})
+    said: list[str] = []
+
+    def registered(run: str) -> int:
+        run_step("register", config, Launch(run=run), Quiet(config), said.append)
+        return sum(line.startswith("[register] done in") for line in said)
+
+    assert (registered("r-1"), registered("r-2")) == (1, 1)
+    spec = next(spec for spec in pipeline_steps(config, "curriculum") if spec.name == name)
+    again = StepRecord(step=name, launch=Launch(run="r-3"), reads=spec.reads, state=DONE)
+    RunFolder(config).write_step(replace(again, ended=again.started))
+    assert registered("r-3") == begun
