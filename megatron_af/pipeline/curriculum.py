@@ -17,7 +17,9 @@ from megatron_af.pipeline.graph import for_pipeline, pipeline_steps
 from megatron_af.pipeline.records import Launch, new_run
 from megatron_af.pipeline.stages import Step, decide
 from megatron_af.runs.check import check
+from megatron_af.runs.paths import CheckpointError
 from megatron_af.runs.presence import missing_for_training
+from megatron_af.runs.sizes import batch_problems, recorded_batch
 
 
 def chosen_stages(config: Config, start: str = "", only: str = "") -> list[str]:
@@ -42,9 +44,11 @@ def plan(config: Config, start: str = "", only: str = "") -> list[Step]:
         step = _next(config, stage, steps)
         if step.action != "skip":
             coming = [before.stage for before in steps if before.action != "skip"]
-            missing = missing_for_training(replace(config, stage=stage), coming, anew=step.action != "resume")
-            if problems := "; ".join(missing):
-                step = Step(stage=stage, action="blocked", why=problems)
+            problems = [*missing_for_training(replace(config, stage=stage), coming, anew=step.action != "resume")]
+            if step.action == "resume":
+                problems += batch_problems(config, stage, recorded_batch(config, stage), _processes(config))
+            if problems:
+                step = Step(stage=stage, action="blocked", why="; ".join(problems))
         steps.append(step)
     return steps
 
@@ -59,7 +63,7 @@ def _next(config: Config, stage: str, before: Sequence[Step]) -> Step:
         return Step(stage=stage, action="blocked" if blocked else "train", why=why)
     try:
         return decide(config, stage)
-    except (FileNotFoundError, KeyError) as missing:
+    except (CheckpointError, ImportError, KeyError, OSError, ValueError) as missing:  # or cannot be read
         reason = missing.args[0] if isinstance(missing, KeyError) else missing
         return Step(stage=stage, action="blocked", why=str(reason))
 
@@ -85,6 +89,10 @@ def run_curriculum(config: Config, *, start: str = "", only: str = "", say: Say 
 
 
 def _check(config: Config) -> None:
-    problems = check(config, config.launch.nodes * config.launch.processes_per_node)
+    problems = check(config, _processes(config))
     if problems:
         raise ConfigError(f"{config.name} cannot run", problems)
+
+
+def _processes(config: Config) -> int:
+    return config.launch.nodes * config.launch.processes_per_node

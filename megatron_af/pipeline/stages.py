@@ -17,7 +17,7 @@ from typing import Literal
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.errors import suggestion
 from megatron_af.pipeline.job import StepFailed
-from megatron_af.runs.identity import evaluation_inputs, stage_inputs
+from megatron_af.runs.identity import check_resume, evaluation_inputs, stage_inputs
 from megatron_af.runs.lock import StageBusy, ensure_free
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, latest, read_result, read_resume
@@ -53,13 +53,17 @@ class Step:
 def decide(config: Config, stage: str) -> Step:
     """What to do about a stage whose parents are as they should be.
 
-    Raises ``FileNotFoundError`` or ``KeyError`` for data or parent checkpoints that are missing, naming the key.
+    Raises ``FileNotFoundError`` or ``KeyError`` for data or parent checkpoints that are missing, naming the key, and
+    ``ConfigError`` where a checkpoint that nothing is recorded of is another run's.
     """
     inputs = stage_inputs(config, stage)
     folder = config.stage_folder(stage)
     record, newest = StageRecord.load(folder), latest(folder / "checkpoints")
-    if record is None:
-        action, why = ("resume", "has a checkpoint, but not its end") if newest else ("train", "not trained yet")
+    if record is None and newest is not None:
+        check_resume(replace(config, stage=stage), newest)
+        action, why = "resume", "has a checkpoint, but not its end"
+    elif record is None:
+        action, why = "train", "not trained yet"
     elif changed := sorted(name for name in inputs | record.inputs if inputs.get(name) != record.inputs.get(name)):
         action, why = "train", f"changed: {', '.join(changed)}"
     elif newest is None:

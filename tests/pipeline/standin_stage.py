@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_af.config.loading import load_config
-from megatron_af.runs.paths import LATEST, MANIFEST, latest, read_resume
+from megatron_af.config.loading import load_config, to_yaml
+from megatron_af.runs.paths import LATEST, MANIFEST, SETTINGS, latest, read_resume
 from megatron_af.runs.results import bind_results
 
 _, _, file, override = sys.argv
@@ -25,6 +25,7 @@ for step in range(done + 1, steps + 1):
     checkpoint = folder / "checkpoints" / f"step_{step:08d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / MANIFEST).write_text(json.dumps({"resume": {"step": step}, "parts": parts}))
+    (checkpoint / SETTINGS).write_text(to_yaml(config))
     # Weights follow from the settings, as they do in training.
     (checkpoint / "weights").write_text(f"{stage} {config.seed} {config.curriculum[stage].max_windows} {step}")
     (folder / "checkpoints" / LATEST).write_text(checkpoint.name)

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import BoundsConfig, Config, ConfigError, DataConfig, DatasetConfig, StageConfig, TrackingConfig
+from megatron_af.config import (
+    BoundsConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    DatasetConfig,
+    LaunchConfig,
+    StageConfig,
+    TrackingConfig,
+)
 from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.pipeline.executor import ThisMachine
 from megatron_af.pipeline.graph import StepSpec
@@ -207,6 +216,34 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     with pytest.raises(ConfigError, match="cannot run") as error:
         run(wrong)
     assert words in str(error.value) and not config.stage_folder("lm").exists(), "before anything is trained"
+
+
+def test_a_dry_run_says_what_is_wrong_with_files_that_it_cannot_read(config: Config) -> None:
+    run(config, only="lm")
+    latest_one = config.stage_folder("lm") / "checkpoints/latest"
+    latest_one.write_text("step_00000009")
+    (step,) = plan(config, only="lm")
+    assert step.action == "blocked" and "step_00000009, which holds no checkpoint.json" in step.why
+    (step,) = plan(replace(config, data=replace(config.data, root="s3x://bucket")), only="align")
+    assert step.action == "blocked" and "data.root = s3x://bucket: Protocol not known" in step.why
+
+
+def test_a_dry_run_refuses_a_checkpoint_that_no_run_can_go_on_from(config: Config) -> None:
+    run(config, only="lm")
+    (config.stage_folder("lm") / "stage.json").unlink()
+    (step,) = plan(with_stage(config, "lm", max_windows=2), only="lm")
+    assert step.action == "blocked" and "curriculum.lm.max_windows: was 3, now 2" in step.why
+
+
+def test_a_dry_run_refuses_ranks_that_cannot_share_the_recorded_batch(config: Config) -> None:
+    tokens = config.sample_tokens(config.curriculum["lm"])
+    config = replace(config, curriculum={"lm": config.curriculum["lm"]})
+    budget = with_stage(config, "lm", batch_tokens=4 * tokens, global_batch_samples=3)  # as resolved on three ranks
+    run(budget, only="lm")
+    longer = with_stage(budget, "lm", steps=3)
+    assert actions(longer, only="lm") == {"lm": "resume"}
+    (step,) = plan(replace(longer, launch=LaunchConfig(processes_per_node=2)), only="lm")
+    assert step.action == "blocked" and "began with 3 samples a step, which 2 processes cannot share" in step.why
 
 
 def test_from_and_only(config: Config) -> None:
