@@ -272,18 +272,18 @@ class _Reader:
 
     def _read_mapping(self, kind: Any, value: dict[Any, Any], key: str) -> dict[str, Any]:
         entries = {}
+        there = [str(name) for name, inner in value.items() if inner is not None]
         for name, inner in value.items():
             entry = f"{key}.{name}"
-            # Files define stages and data sets; an override that names a new one is a slip of the pen.
-            if key in DEFINED_IN_FILES and self._first_source.get(entry) == COMMAND_LINE:
-                known = [str(other) for other in value if self._first_source.get(f"{key}.{other}") != COMMAND_LINE]
-                self._report(entry, f"not in {key}{suggestion(str(name), known)}")
-                continue
             if inner is None and kind is not Any:
                 if self._first_source.get(entry) == self._last_source.get(entry):
-                    known = [str(other) for other, held in value.items() if held is not None]
-                    hint = suggestion(str(name), known)
+                    hint = suggestion(str(name), there)
                     self._report(entry, f"null takes out what another file names, and none names this{hint}")
+                continue
+            # Files define stages and data sets; an override that names a new one is a slip of the pen.
+            if key in DEFINED_IN_FILES and self._first_source.get(entry) == COMMAND_LINE:
+                known = [other for other in there if self._first_source.get(f"{key}.{other}") != COMMAND_LINE]
+                self._report(entry, f"not in {key}{suggestion(str(name), known)}")
                 continue
             if not isinstance(name, str):
                 self._report(entry, f"expected text as the key, got {_show(name)}; put it in quotes")
