@@ -32,6 +32,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byte
         if pending:
             with appearing(_part(folder, len(shards))) as draft:
                 save_file(pending, draft, metadata={"format": "pt"})
+                draft.chmod(0o644)  # the library makes it unreadable for others
             shards.append({name: tensor.nbytes for name, tensor in pending.items()})
             pending.clear()
 

@@ -87,6 +87,11 @@ class Tokenizer:
         """Ids in use, added tokens included."""
         return self.first_added_id + self.num_added
 
+    def base_json(self) -> str:
+        """``tokenizer.json`` of the language model's own tokenizer; the added tokens are in it where they came so."""
+        text: str = self._base.to_str()
+        return text
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without any special token."""
         ids: list[int] = self._base.encode(text, add_special_tokens=False).ids
