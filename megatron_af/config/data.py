@@ -27,8 +27,8 @@ class ImportConfig:
     """Where a data set comes from in somebody else's layout; ``tools/prepare_data.py import`` makes rows of it."""
 
     format: Files[Literal["audio_flamingo", "conversations", "csv", "labels", "webdataset", "rows"]]
-    """AF1's and AF2's JSON manifests; turns about recordings (AudioSkills, LongAudio, LLaMA-Factory, ms-swift); a table;
-    a folder per label; tar files; rows of ours whose clips may lack ``duration`` (docs/data.md)."""
+    """AF1's and AF2's JSON manifests; turns about recordings (AudioSkills, LongAudio, LLaMA-Factory, ms-swift); a
+    table; a folder per label; tar files; rows of ours whose clips may lack ``duration`` (docs/data.md)."""
     path: Files[str]
     """File or folder relative to ``data.root``; for ``webdataset`` a pattern such as ``shards/*.tar``."""
     audio: Files[str] = ""
