@@ -16,13 +16,16 @@ import tempfile
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import soundfile
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.errors import suggestion
-from megatron_af.release.gates import read_gates
+from megatron_af.release.export_trial import try_export
+from megatron_af.release.gates import Trials, read_gates
 from megatron_af.release.trial import try_loading
 from megatron_af.release.versions import CANDIDATE, Releases, Report
 from megatron_af.runs.bundle import make_release
@@ -73,8 +76,13 @@ def register(config: Config, stage: str = "", digest: str = "") -> str:
 def gate(config: Config, name: str = CANDIDATE) -> Report:
     """Judge a version (number or alias) by the gates of ``registry.gates``."""
     gates, releases = read_gates(config.registry.gates), _releases(config)
-    source = releases.version(name).source
-    return releases.gate(name, gates, lambda: try_loading(tracking_uri(config), source))
+    version = releases.version(name)
+    release = Path(url2pathname(urlsplit(version.tags["checkpoint.uri"]).path))
+    trials = Trials(
+        load=lambda: try_loading(tracking_uri(config), version.source),
+        export=lambda questions: try_export(release, questions),
+    )
+    return releases.gate(name, gates, trials)
 
 
 def promote(config: Config, name: str = CANDIDATE, why: str = "passed its gates") -> Report:

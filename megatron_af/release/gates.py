@@ -1,7 +1,7 @@
 """Promotion gates: what a version has to show, written in a YAML file before it is asked.
 
     gates = read_gates("configs/gates/demo.yaml")
-    verdicts = judge(gates, candidate, champion, load_test)
+    verdicts = judge(gates, candidate, champion, Trials(load=…, export=…))
     refused = [verdict for verdict in verdicts if not verdict.passed]
 
 The file:
@@ -11,6 +11,7 @@ The file:
       enough_asked: {metric: skills/*/n, min: 30}
       no_worse:     {score: correct, margin: 0.02}
       serves:       {answer_seconds: 30}
+      exports:      {export_answers: 8}
 """
 
 import math
@@ -31,7 +32,7 @@ RESAMPLES = 4_000
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """One gate; ``metric``, ``score`` or ``answer_seconds`` says of which kind."""
+    """One gate; ``metric``, ``score``, ``answer_seconds`` or ``export_answers`` says of which kind."""
 
     metric: str = ""
     """Number of the evaluation that has to lie within ``min`` and ``max``; with ``*`` every one that matches."""
@@ -46,7 +47,10 @@ class GateConfig:
     confidence: float = 0.95
     """Probability (bootstrap over groups of samples) with which no more than ``margin`` is lost."""
     answer_seconds: float = 0.0
-    """The exported model is loaded in a process of its own and has to answer its example within this time."""
+    """The served model is loaded in a process of its own and has to answer its example within this time."""
+    export_answers: int = 0
+    """Questions that the exported folder (``tools/export.py``), loaded in a process without this project, has to
+    answer as the version itself does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +69,14 @@ class Verdict:
     """What was asked, what was found, and by how much it missed."""
 
 
-type LoadTest = Callable[[], tuple[float, str]]
-"""Loads the exported model and lets it answer: seconds of the answer, and what went wrong (empty: nothing)."""
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """What is tried with a version, and only where a gate asks for it."""
+
+    load: Callable[[], tuple[float, str]]
+    """Loads the served model and lets it answer: seconds of the answer, and what went wrong (empty: nothing)."""
+    export: Callable[[int], str]
+    """Exports the version and compares this many answers: what went wrong."""
 
 
 def read_gates(path: str) -> Gates:
@@ -83,7 +93,7 @@ def read_gates(path: str) -> Gates:
     return gates
 
 
-def judge(gates: Gates, candidate: Results, champion: Results | None, load_test: LoadTest) -> list[Verdict]:
+def judge(gates: Gates, candidate: Results, champion: Results | None, trials: Trials) -> list[Verdict]:
     """The verdict of every gate.
 
     Args:
@@ -108,8 +118,10 @@ def judge(gates: Gates, candidate: Results, champion: Results | None, load_test:
             verdicts.append(_compare(name, gate, candidate, champion))
         elif gate.metric:
             verdicts += _bounded(name, gate, candidate.metrics)
+        elif gate.export_answers:
+            verdicts.append(_exports(name, gate, trials))
         else:
-            verdicts.append(_answers(name, gate, load_test))
+            verdicts.append(_answers(name, gate, trials))
     return verdicts
 
 
@@ -170,14 +182,20 @@ def _compare(name: str, gate: GateConfig, candidate: Results, champion: Results 
     return Verdict(gate=name, passed=bool(bound >= -gate.margin), finding=finding)
 
 
-def _answers(name: str, gate: GateConfig, load_test: LoadTest) -> Verdict:
-    seconds, trouble = load_test()
+def _answers(name: str, gate: GateConfig, trials: Trials) -> Verdict:
+    seconds, trouble = trials.load()
     if trouble:
-        return Verdict(gate=name, passed=False, finding=f"the exported model does not answer: {trouble}")
-    finding = f"the exported model answers in {seconds:.2f} s"
+        return Verdict(gate=name, passed=False, finding=f"the served model does not answer: {trouble}")
+    finding = f"the served model answers in {seconds:.2f} s"
     if seconds > gate.answer_seconds:
         finding += f", expected at most {gate.answer_seconds:g}: too slow by {seconds - gate.answer_seconds:.2f}"
     return Verdict(gate=name, passed=seconds <= gate.answer_seconds, finding=finding)
+
+
+def _exports(name: str, gate: GateConfig, trials: Trials) -> Verdict:
+    if trouble := trials.export(gate.export_answers):
+        return Verdict(gate=name, passed=False, finding=trouble)
+    return Verdict(gate=name, passed=True, finding=f"exported, it gives the same {gate.export_answers} answers")
 
 
 def _asked_for(gate: GateConfig, results: Results) -> list[tuple[str, str, list[str]]]:
@@ -188,10 +206,10 @@ def _asked_for(gate: GateConfig, results: Results) -> list[tuple[str, str, list[
 
 
 def _problems(gate: GateConfig) -> list[str]:
-    kinds = [bool(gate.metric), bool(gate.score), gate.answer_seconds > 0]
+    kinds = [bool(gate.metric), bool(gate.score), gate.answer_seconds > 0, gate.export_answers > 0]
     problems = []
     if sum(kinds) != 1:
-        problems.append("expected one of metric, score and answer_seconds, which say what kind of gate it is")
+        problems.append("expected one of metric, score, answer_seconds and export_answers, which say what kind it is")
     if gate.metric and gate.min is None and gate.max is None:
         problems.append("min, max: expected at least one bound for a metric")
     if gate.min is not None and gate.max is not None and gate.min > gate.max:

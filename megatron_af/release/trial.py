@@ -1,4 +1,4 @@
-"""Does the exported model load and answer? In a process of its own, as a server would.
+"""Does the served model load and answer? In a process of its own, as a server would.
 
     seconds, trouble = try_loading(uri, "models:/m-1b2c…")                       # from anywhere
     MLFLOW_TRACKING_URI=… python -m megatron_af.release.trial SOURCE      # what it runs

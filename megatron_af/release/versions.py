@@ -2,7 +2,7 @@
 
     releases = Releases(open_client(uri), "audio-flamingo-demo", who="ada")
     version = releases.register(checkpoint, results_folder, run_id, source)
-    report = releases.gate(version, gates, load_test)
+    report = releases.gate(version, gates, trials)
     releases.promote(version, report, why="hears better")
     releases.rollback(why="answers too slowly")
 
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_af.release.aliases import Move, aliases, carry_out, finish_interrupted
-from megatron_af.release.gates import Gates, LoadTest, Verdict, judge
+from megatron_af.release.gates import Gates, Trials, Verdict, judge
 from megatron_af.runs.digests import digest_value, verify_digest
 from megatron_af.runs.results import Results, result_files
 
@@ -146,12 +146,12 @@ class Releases:
         found = self.client.search_model_versions(f"name = '{self.model}'")
         return sorted(found, key=lambda version: -int(version.version))
 
-    def gate(self, name: str, gates: Gates, load_test: LoadTest) -> Report:
+    def gate(self, name: str, gates: Gates, trials: Trials) -> Report:
         """Judge a version against the present champion and write the report to the version and its run."""
         version = self.version(name)
         number, champion = str(version.version), self._aliases().get(CHAMPION, "")
         theirs = self._results(self.version(champion)) if champion and champion != number else None
-        verdicts = judge(gates, self._results(version), theirs, load_test)
+        verdicts = judge(gates, self._results(version), theirs, trials)
         report = Report(version=number, champion=champion, verdicts=verdicts, who=self.who, when=_now())
         self.client.log_text(version.run_id, json.dumps(asdict(report), indent=2), f"gates/version-{number}.json")
         tags = {"gates": "passed" if report.passed else "refused", "gates.when": report.when, "gates.by": self.who}

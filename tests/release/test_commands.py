@@ -72,7 +72,7 @@ def train(config: Config, weights: str, gap: int) -> None:
 
 @pytest.fixture
 def promote(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Promote:
-    """Run tools/promote.py; the exported model is taken to answer in a tenth of a second."""
+    """Run tools/promote.py; the served model is taken to answer in a tenth of a second."""
     monkeypatch.setattr(commands, "try_loading", lambda uri, source: (0.1, ""))
     spec = importlib.util.spec_from_file_location("promote", Path(__file__).parents[2] / "tools/promote.py")
     assert spec is not None and spec.loader is not None
@@ -158,7 +158,7 @@ def test_a_model_that_does_not_answer_is_refused(
     promote("register")
     monkeypatch.setattr(commands, "try_loading", lambda uri, source: (0.0, "DigestMismatch: weights"))
     assert promote("gate") == 42
-    assert "REFUSED  answers: the exported model does not answer: DigestMismatch" in capsys.readouterr().out
+    assert "REFUSED  answers: the served model does not answer: DigestMismatch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("error", "code"), [("PERMISSION_DENIED", 2), ("INTERNAL_ERROR", 1)])

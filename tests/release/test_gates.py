@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from megatron_af.config import ConfigError
-from megatron_af.release.gates import GateConfig, Gates, Verdict, bootstrap_lower_bound, judge, read_gates
+from megatron_af.release.gates import GateConfig, Gates, Trials, Verdict, bootstrap_lower_bound, judge, read_gates
 from megatron_af.runs.results import Results, Sample
 
 GOOD = {"overall/audio": 52.0, "overall/exchanged": 26.0, "skills/what/n": 60.0, "skills/when/n": 40.0}
@@ -22,12 +23,12 @@ def results(correct: np.ndarray | None = None, *, groups: int = 100, **metrics: 
     return Results(metrics={**GOOD, **metrics}, samples=samples)
 
 
-def no_load_test() -> tuple[float, str]:
+def not_asked_for(*_: object) -> Any:
     raise AssertionError("no gate asks for it")
 
 
 def verdict(gate: GateConfig, candidate: Results, champion: Results | None = None) -> list[Verdict]:
-    return judge(Gates(gates={"it": gate}), candidate, champion, no_load_test)
+    return judge(Gates(gates={"it": gate}), candidate, champion, Trials(load=not_asked_for, export=not_asked_for))
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,20 @@ def test_samples_of_one_group_do_not_count_as_many() -> None:
         (lambda: (0.0, "FileNotFoundError: weights"), False, "does not answer: FileNotFoundError: weights"),
     ],
 )
-def test_the_exported_model_has_to_answer(load_test: Callable[[], tuple[float, str]], passed: bool, says: str) -> None:
-    (found,) = judge(Gates(gates={"serves": GateConfig(answer_seconds=2)}), results(), None, load_test)
+def test_the_served_model_has_to_answer(load_test: Callable[[], tuple[float, str]], passed: bool, says: str) -> None:
+    trials = Trials(load=load_test, export=not_asked_for)
+    (found,) = judge(Gates(gates={"serves": GateConfig(answer_seconds=2)}), results(), None, trials)
     assert found.passed is passed and says in found.finding
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"), [("", "exported, it gives the same 8 answers"), ("2 of 8 differ", "2 of 8 differ")]
+)
+def test_the_exported_folder_has_to_answer_alike(trouble: str, says: str) -> None:
+    asked: list[int] = []
+    trials = Trials(load=not_asked_for, export=lambda questions: asked.append(questions) or trouble)
+    (found,) = judge(Gates(gates={"exports": GateConfig(export_answers=8)}), results(), None, trials)
+    assert found.passed is (trouble == "") and found.finding == says and asked == [8]
 
 
 def test_no_evaluation_is_refused() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -14,7 +15,7 @@ from mlflow.protos.databricks_pb2 import ErrorCode
 
 from megatron_af.release import aliases as alias_moves
 from megatron_af.release.aliases import Move, MoveForbidden, MoveRefused, aliases, carry_out
-from megatron_af.release.gates import GateConfig, Gates
+from megatron_af.release.gates import GateConfig, Gates, Trials
 from megatron_af.release.versions import PromotionRefused, Releases, UnknownVersion
 from megatron_af.runs.digests import DigestMismatch, record_digest
 from megatron_af.tracking.store import experiment_id, open_client
@@ -23,8 +24,11 @@ MODEL = "audio-flamingo"
 GATES = Gates(gates={"hears": GateConfig(metric="audio", min=50), "no_worse": GateConfig(score="correct", margin=0.01)})
 
 
-def no_try_loading() -> tuple[float, str]:
+def not_asked_for(*_: object) -> Any:
     raise AssertionError("no gate asks for it")
+
+
+NO_TRIALS = Trials(load=not_asked_for, export=not_asked_for)
 
 
 class Shop:
@@ -56,7 +60,7 @@ class Shop:
         )  # fmt: skip
 
     def promote(self, version: str) -> None:
-        self.releases.promote(self.releases.gate(version, GATES, no_try_loading), why="it hears better")
+        self.releases.promote(self.releases.gate(version, GATES, NO_TRIALS), why="it hears better")
 
     def aliases(self) -> dict[str, str]:
         return aliases(self.client, MODEL)
@@ -130,16 +134,16 @@ def test_registering_twice_is_registering_once(shop: Shop) -> None:
 
 def test_an_unknown_version_is_named_with_the_known_ones(shop: Shop) -> None:
     with pytest.raises(UnknownVersion, match="no registered model"):
-        shop.releases.gate("candidate", GATES, no_try_loading)
+        shop.releases.gate("candidate", GATES, NO_TRIALS)
     shop.register("one", 60)
     with pytest.raises(UnknownVersion, match="'7'; it has 1, candidate"):
-        shop.releases.gate("7", GATES, no_try_loading)
+        shop.releases.gate("7", GATES, NO_TRIALS)
 
 
 def test_a_champion_that_changed_while_gates_were_judged_stops_the_promotion(shop: Shop) -> None:
     shop.promote(shop.register("one", 60))
     second, third = shop.register("two", 70), shop.register("three", 80)
-    report = shop.releases.gate(second, GATES, no_try_loading)
+    report = shop.releases.gate(second, GATES, NO_TRIALS)
     shop.promote(third)
     with pytest.raises(MoveRefused, match="decide again"):
         shop.releases.promote(report, why="late")
@@ -155,7 +159,7 @@ def test_promoting_the_champion_is_no_change(shop: Shop) -> None:
 
 def promote_in_process(uri: str, version: str, start: Barrier, outcome: "Queue[str]") -> None:
     releases = Releases(open_client(uri), MODEL, who=f"process of {version}")
-    report = releases.gate(version, GATES, no_try_loading)
+    report = releases.gate(version, GATES, NO_TRIALS)
     start.wait(60)
     try:
         releases.promote(report, why="race")
@@ -213,7 +217,7 @@ def test_a_move_that_was_interrupted_is_finished_by_the_next_command(
     shop: Shop, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.promote(shop.register("one", 60))
-    report = shop.releases.gate(shop.register("two", 70), GATES, no_try_loading)
+    report = shop.releases.gate(shop.register("two", 70), GATES, NO_TRIALS)
     broken = Releases(Interrupted(shop.client, at, "INTERNAL_ERROR"), MODEL, who="bob")
     with pytest.raises(MlflowException, match="the next command finishes it"):
         broken.promote(report, why="half")
@@ -242,7 +246,7 @@ def test_an_author_that_was_taken_for_gone_changes_nothing_more(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.promote(shop.register("one", 60))
-    report = shop.releases.gate(shop.register("two", 70), GATES, no_try_loading)
+    report = shop.releases.gate(shop.register("two", 70), GATES, NO_TRIALS)
     third = shop.register("three", 80)
 
     def meanwhile() -> None:
@@ -258,7 +262,7 @@ def test_an_author_that_was_taken_for_gone_changes_nothing_more(
 
 def test_a_registry_that_refuses_the_user_is_left_as_it_was(shop: Shop) -> None:
     shop.promote(shop.register("one", 60))
-    report = shop.releases.gate(shop.register("two", 70), GATES, no_try_loading)
+    report = shop.releases.gate(shop.register("two", 70), GATES, NO_TRIALS)
     before = shop.aliases()
     reader = Releases(Interrupted(shop.client, 0, "PERMISSION_DENIED"), MODEL, who="eve")
     with pytest.raises(MoveForbidden, match="does not let eve change audio-flamingo; nothing is changed"):
