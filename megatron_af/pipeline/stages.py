@@ -23,7 +23,7 @@ from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, latest, read_result, read_resume
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord, put_aside
-from megatron_af.runs.results import Results, are_there, tables
+from megatron_af.runs.results import Results, are_of, tables
 from megatron_af.runs.sizes import planned_steps, recorded_batch
 from megatron_af.tracking.runs import stage_spool
 from megatron_af.tracking.spool import Spool, metric_name
@@ -127,7 +127,7 @@ def measure_stage(config: Config, stage: str, launch: Launch, parent: Spool | No
     record = StageRecord.load(folder)
     assert record is not None, "only a trained stage is measured"
     measured = f"{record.digest} on {evaluation_inputs(config, stage)}" if settings.evaluation else record.evaluated
-    if record.evaluated != measured or (settings.evaluation and not are_there(folder)):
+    if record.evaluated != measured or (settings.evaluation and not are_of(config, stage, record.digest)):
         for tool, more in spec_of(settings).evaluations(config, stage):
             launch(tool, *more)
         replace(record, evaluated=measured).save(folder)

@@ -34,6 +34,7 @@ from megatron_af.runs.identity import stage_inputs
 from megatron_af.runs.paths import latest
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord
+from megatron_af.runs.results import check_asked
 from megatron_af.tracking.delivery import Delivery
 from megatron_af.tracking.runs import tracking_uri
 from megatron_af.tracking.store import experiment_id, open_client
@@ -53,10 +54,12 @@ def register(config: Config, stage: str = "", digest: str = "") -> str:
 
     Raises:
         DigestMismatch, FileNotFoundError: the checkpoint is not there or not the recorded one; nothing is registered.
+        BadResults: the evaluation is of other weights, rows or settings; nothing is registered.
     """
     stage = stage or list(config.curriculum)[-1]
     if stage not in config.curriculum:
         raise ConfigError(f"{config.name} has no stage {stage!r}{suggestion(stage, list(config.curriculum))}")
+    check_asked(config, stage)
     release = make_release(config, stage, digest)
     newest = latest(config.stage_folder(stage) / "checkpoints")
     assert newest is not None, "it was just released"

@@ -169,6 +169,9 @@ def _compare(name: str, gate: GateConfig, candidate: Results, champion: Results 
             f"{len(theirs.keys() - ours.keys())} missing; evaluate both on the same data"
         )
         return Verdict(gate=name, passed=False, finding=finding)
+    if candidate.asked != champion.asked and candidate.asked and champion.asked:
+        finding = f"{gate.score}: measured on {candidate.asked}, the champion on {champion.asked}; evaluate both alike"
+        return Verdict(gate=name, passed=False, finding=finding)
     ids = sorted(ours)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(ours[id][0] for id in ids))}
     differences = np.array([ours[id][1] - theirs[id][1] for id in ids])

@@ -60,6 +60,8 @@ class Sample:
 class Results:
     metrics: dict[str, float]
     samples: tuple[Sample, ...] = ()
+    asked: str = ""
+    """On which rows and settings it was measured (``identity.evaluation_inputs``); empty where nobody recorded it."""
 
     @classmethod
     def load(cls, folder: Path, weights: str = "") -> "Results":
@@ -79,6 +81,7 @@ class Results:
         return cls(
             metrics=metrics,
             samples=tuple(_sample(line, f"{samples}:{number}") for number, line in enumerate(lines, 1) if line.strip()),
+            asked=_measured(folder).get("asked", ""),
         )
 
     def scores(self, name: str) -> dict[str, tuple[str, float]]:
@@ -94,10 +97,24 @@ def result_files(folder: Path) -> list[Path]:
     return [file for name in (HEARING, CLAP, SAMPLES, MEASURED) for file in sorted(folder.glob(name))]
 
 
-def are_there(folder: Path) -> bool:
-    """Whether everything that was measured of a stage still lies in its folder."""
-    files = _measured(folder).get("files", {})
-    return bool(files) and all((folder / name).is_file() for name in files)
+def are_of(config: Config, stage: str, weights: str) -> bool:
+    """Whether a stage's results lie in its folder, of these weights and on what the configuration asks."""
+    folder = config.stage_folder(stage)
+    measured = _measured(folder)
+    asked = measured.get("weights") == weights and measured["asked"] == evaluation_inputs(config, stage)
+    return asked and all((folder / name).is_file() for name in measured["files"])
+
+
+def check_asked(config: Config, stage: str) -> None:
+    """Raises ``BadResults`` where a stage was measured on other rows or settings than the configuration has now."""
+    folder = config.stage_folder(stage)
+    if not config.curriculum[stage].evaluation or not (measured := _measured(folder)):
+        return
+    if measured["asked"] != (asked := evaluation_inputs(config, stage)):
+        raise BadResults(
+            f"{folder / MEASURED}: measured on {measured['asked']}, but the rows and settings of curriculum.{stage}."
+            f"evaluation are {asked}: measure the stage again"
+        )
 
 
 def bind_results(config: Config, files: Iterable[Path]) -> None:

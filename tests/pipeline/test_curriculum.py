@@ -125,6 +125,10 @@ def test_another_evaluation_is_measured_without_training(config: Config) -> None
     assert scores.stat().st_mtime_ns != first
     scores.unlink()
     assert run(measured) == [] and scores.exists(), "what was measured is gone"
+    by_hand = RunFolder(config).write_config(with_stage(config, "tune", evaluation=("scenes",)))
+    subprocess.run([sys.executable, STANDIN, "--config", by_hand, "stage=tune"], check=True)
+    assert "scenes" in scores.read_text()
+    assert run(measured) == [] and "scenes" not in scores.read_text(), "what lies there is of other questions"
 
 
 def test_what_was_trained_on_by_hand_is_measured_anew(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -114,6 +115,18 @@ def test_a_release_from_registration_to_rollback(
     assert promote("show") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["3", "–"], ["2", "–"], ["1", "champion"]]
+
+
+def test_results_of_other_rows_are_not_registered(
+    promote: Promote, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = replace(config.curriculum["long"], evaluation=("scenes",))
+    train(replace(config, curriculum={**config.curriculum, "long": long}), "second", gap=30)
+    asks = "curriculum.long.evaluation=[scenes]"
+    assert promote("register", asks) == 0
+    (tmp_path / "scenes.jsonl").write_text("{}\n{}\n")
+    assert promote("register", asks) == 2
+    assert re.search(r"measured on scenes \(sha256:.*: measure the stage again", capsys.readouterr().err)
 
 
 def test_a_version_carries_its_model_and_lineage(promote: Promote, config: Config, tmp_path: Path) -> None:

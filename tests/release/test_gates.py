@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_too_few_samples_do_not_prove_that_nothing_is_lost() -> None:
 def test_other_samples_are_no_comparison() -> None:
     (found,) = verdict(GateConfig(score="correct"), results(np.ones(10)), results(np.ones(12)))
     assert not found.passed and "0 that it lacks and 2 missing" in found.finding
+
+
+def test_other_questions_under_the_same_names_are_no_comparison() -> None:
+    ours, theirs = results(np.ones(3)), results(np.ones(3))
+    gate = GateConfig(score="correct", margin=1.0)
+    for asked, passed in ((("test (sha256:1)", "test (sha256:2)"), False), (("", "test (sha256:2)"), True)):
+        (found,) = verdict(gate, replace(ours, asked=asked[0]), replace(theirs, asked=asked[1]))
+        assert found.passed is passed
+        assert passed or "measured on test (sha256:1), the champion on test (sha256:2)" in found.finding
 
 
 def test_the_bootstrap_bound_is_the_textbook_one() -> None:
