@@ -41,13 +41,14 @@ def source_of(checkpoint: Path, part: str) -> Path:
     source: Path = (checkpoint / parts[part]).resolve()
     if not digest or _has(source, digest):
         return source
-    for found in source.parents[3].glob(f"*/*/checkpoints/*/{DIGEST_FILE}"):
+    output = source.parents[min(3, len(source.parents) - 1)]
+    for found in output.glob(f"*/*/checkpoints/*/{DIGEST_FILE}"):
         if _has(found.parent, digest):
             return found.parent
     state = "holds other weights by now" if (source / MANIFEST).is_file() else "is gone"
     raise CheckpointError(
         f"checkpoint {checkpoint} takes {part} from {source}, which {state}, and no checkpoint below "
-        f"{source.parents[3]} has the digest {digest}: bring it back, or train the stage of {checkpoint} again"
+        f"{output} has the digest {digest}: bring it back, or train the stage of {checkpoint} again"
     )
 
 

@@ -57,6 +57,14 @@ def test_a_parent_trained_again_is_not_taken_for_the_old_one(tmp_path: Path) -> 
     ]
 
 
+def test_weights_in_a_folder_at_the_root_that_is_gone_are_named(tmp_path: Path) -> None:
+    align = checkpoint(tmp_path, "align", "xattn")
+    manifest = {"resume": {}, "parts": {"lm": "/no_such_volume/step"}, "digests": {"lm": "sha256:1"}}
+    (align / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="takes lm from /no_such_volume/step, which is gone"):
+        source_of(align, "lm")
+
+
 def test_weights_that_are_nowhere_are_named(tmp_path: Path) -> None:
     parent = checkpoint(tmp_path, "lm", "1")
     align = child(tmp_path, parent)
