@@ -20,6 +20,7 @@ from megatron_af.config.loading import load_config
 from megatron_af.parallel.world import join_world
 from megatron_af.progress import Progress, silent
 from megatron_af.runs.check import retrieval_problems
+from megatron_af.runs.lock import StageBusy
 
 
 def build(config: Config, command: str) -> None:
@@ -53,6 +54,10 @@ def main() -> int:
         if first:
             print(error, file=sys.stderr)
         return 2
+    except StageBusy as error:
+        if first:
+            print(error, file=sys.stderr)
+        return 1
     except AudioError as error:
         print(f"{error}; prepare the data set (tools/prepare_data.py), which leaves such audio out", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import json
 import tempfile
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from megatron_af.retrieval.catalogue import read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, encoder_digest, index_folder, index_inputs, why_stale
 from megatron_af.retrieval.interleave import interleaved_rows
 from megatron_af.retrieval.vectors import VectorStore
+from megatron_af.runs.lock import StageLock
 
 CHUNK = 2048
 """Clips embedded between two reports; what is embedded by then is kept."""
@@ -45,6 +47,7 @@ class Builder:
     Raises:
         ConfigError: nothing is to be indexed, or a data set cannot be.
         FileNotFoundError: a manifest or the checkpoint of ``retrieval.stage`` is not there.
+        StageBusy: on entering, while another process builds indexes of this run.
     """
 
     def __init__(self, config: Config, progress: Progress) -> None:
@@ -54,13 +57,16 @@ class Builder:
         self._first = dist.get_rank() == 0
         self._progress = progress if self._first else silent()
         self._embedder: ClapEmbedder | None = None
+        self._folder, self._held = Path(config.output) / config.name / "retrieval", ExitStack()
 
     def __enter__(self) -> Self:
+        self._on_first(self._hold)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._held.close()
         if self._embedder is not None:
             self._embedder.close()
 
@@ -111,10 +117,12 @@ class Builder:
         self._root.write(f"{dataset.manifest}.report", (json.dumps(report, indent=1) + "\n").encode())
         self._progress.say(f"{name}: {written:,} rows with {examples} examples each in {self._root}/{dataset.manifest}")
 
+    def _hold(self) -> None:
+        self._held.enter_context(StageLock(self._folder))
+
     def _missing(self, dataset: str) -> list[tuple[int, str]]:
         """Row number and key of each piece that was never embedded."""
-        folder = Path(self._config.output) / self._config.name / "retrieval"
-        self._store = VectorStore(folder, encoder_digest(self._config), self._config.model.clap.joint_dim)
+        self._store = VectorStore(self._folder, encoder_digest(self._config), self._config.model.clap.joint_dim)
         self._catalogue = catalogue = read_catalogue(self._config, dataset)
         _, first_N = np.unique(catalogue.piece_N, return_index=True)
         pairs = zip(catalogue.row_N[first_N].tolist(), catalogue.key_P, strict=True)

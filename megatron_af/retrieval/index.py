@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from megatron_af.config import Config
 from megatron_af.files import put_in_place, settled, write
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
-from megatron_af.runs.digests import digest_file, digest_value
-from megatron_af.runs.identity import dataset_index
+from megatron_af.runs.digests import digest_value
+from megatron_af.runs.identity import dataset_digest
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest, source_of
@@ -178,9 +178,10 @@ def encoder_digest(config: Config) -> str:
 
 
 def index_inputs(config: Config, dataset: str) -> dict[str, str]:
-    """What an index follows from: the encoder, the rows, and what is held out. Raises ``FileNotFoundError``."""
-    inputs = {"encoder": encoder_digest(config), f"data/{dataset}": digest_file(dataset_index(config, dataset))}
+    """What an index follows from: the encoder, the rows with their recordings, and what is held out. Raises
+    ``FileNotFoundError``."""
+    inputs = {"encoder": encoder_digest(config), f"data/{dataset}": dataset_digest(config, dataset)}
     for name in held_out_sets(config):
         if name in config.data.datasets:
-            inputs[f"held out/{name}"] = digest_file(dataset_index(config, name))
+            inputs[f"held out/{name}"] = dataset_digest(config, name)
     return inputs

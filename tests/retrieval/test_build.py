@@ -15,10 +15,11 @@ from megatron_af.retrieval import build
 from megatron_af.retrieval.build import Builder
 from megatron_af.retrieval.retriever import Retriever
 from megatron_af.runs.check import check
+from megatron_af.runs.lock import StageBusy
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.trainer import Trainer
 from tests.contrastive_run import write_run
-from tests.data.toy import open_stream, write_manifest
+from tests.data.toy import open_stream, write_manifest, write_tone
 from tests.distributed import run_distributed
 from tests.retrieval.toy import StubEmbedder, retrieval_config, write_checkpoint, write_rows
 from tests.told import Told
@@ -69,6 +70,33 @@ def test_only_what_is_new_is_embedded(tmp_path: Path) -> None:
     assert '"too few neighbours": 0' in (tmp_path / "data/knn.jsonl.report").read_text()
     stores = list((tmp_path / "runs/toy/retrieval").glob("*.vectors"))
     assert len(stores) == 1, "the old encoder's vectors are gone"
+
+
+def _replaced_recording(config: Config) -> list[int]:
+    write_checkpoint(config, "a")
+    heard = [interleave(config)[0]]
+    write_tone(Path(config.data.root) / "train/1.wav", 2.0, 12345)
+    return [*heard, interleave(config)[0], interleave(config)[0]]
+
+
+def test_a_recording_that_was_replaced_under_its_name_is_embedded_again(tmp_path: Path) -> None:
+    (heard,) = run_distributed(_with_stub, 1, retrieval_config(tmp_path), _replaced_recording)
+    assert heard == [24, 1, 0]
+
+
+def _two_at_once(config: Config) -> str:
+    write_checkpoint(config, "a")
+    with Builder(config, Told()) as builder:
+        with pytest.raises(StageBusy) as busy, Builder(config, Told()):
+            pass
+        builder.index("train")
+    assert interleave(config)[0] == 0, "nobody is at it any more"
+    return str(busy.value)
+
+
+def test_one_process_builds_at_a_time(tmp_path: Path) -> None:
+    (busy,) = run_distributed(_with_stub, 1, retrieval_config(tmp_path), _two_at_once)
+    assert "/toy/retrieval is being written by process" in busy
 
 
 def _mistakes(config: Config) -> list[str]:
