@@ -11,9 +11,10 @@ counts such questions. The third number is what always giving the skill's common
 A question that is too long to be asked is answered by nothing, which is wrong; the summary counts these, too.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,15 @@ def ask_all(answer: Callable[[Sequence[Row]], Sequence[str | None]], rows: Seque
         )
         for i, row in enumerate(asked)
     ]
+
+
+def answer_lines(dataset: str, asked: Sequence[Asked]) -> list[str]:
+    """A line of ``answers.jsonl`` for every question of a data set (``runs/results.py``)."""
+    lines = []
+    for number, question in enumerate(asked):
+        sample = {"id": f"{dataset}/{number}", "group": f"{dataset}/{question.row}", "right": int(question.right)}
+        lines.append(json.dumps({"set": dataset, **sample, **asdict(question)}))
+    return lines
 
 
 def questions_of(rows: Sequence[Row]) -> list[Row]:

@@ -87,3 +87,8 @@ def interleave(row: Row, question: Question, neighbours: Sequence[Neighbour]) ->
         template="interleaved",
         meta={"neighbours": [n.row.id for n in neighbours], "similarity": [round(n.similarity, 4) for n in neighbours]},
     )
+
+
+def behind(row: Row, neighbours: Sequence[Neighbour]) -> Row:
+    """The row's last question behind its neighbours, the most similar first: it then stands next to the question."""
+    return interleave(row, row.questions[-1], neighbours[::-1])

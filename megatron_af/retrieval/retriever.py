@@ -28,7 +28,7 @@ from megatron_af.data.storage import DataRoot
 from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.inference.requests import Opens, RequestRows, own_files
 from megatron_af.retrieval.index import NeighbourIndex
-from megatron_af.retrieval.interleave import Neighbour, draw_rows, interleave
+from megatron_af.retrieval.interleave import Neighbour, behind, draw_rows
 
 type Audio = Path | str | bytes
 
@@ -44,7 +44,7 @@ class Retriever:
     """
 
     def __init__(self, config: Config, dataset: str, *, opens: Opens = own_files) -> None:
-        self._opens = opens
+        self._opens, self._dataset = opens, dataset
         self._config, self._root = config, DataRoot(config.data.root)
         self._index = NeighbourIndex.open(config, dataset)
         self._rows = open_rows(self._root, config.data.datasets[dataset].manifest)
@@ -61,6 +61,12 @@ class Retriever:
             audio: recordings, rows with a clip below ``data.root``, or vector_NJ of unit length.
             skill: what the examples should answer, where their rows have several questions.
         """
+        found = self._pieces(audio, count)
+        return [draw_rows(self._index, self._rows, pieces, skill, random.Random(0)) for pieces in found]
+
+    def _pieces(
+        self, audio: Sequence[Audio] | Sequence[Row] | NDArray[np.float32], count: int
+    ) -> list[list[tuple[int, float]]]:
         own: list[set[int]] = [set() for _ in audio]
         if isinstance(audio, np.ndarray):
             vector_NJ = audio
@@ -72,10 +78,7 @@ class Retriever:
             with RequestRows(self._opens) as requests:
                 rows = [requests.recording(a, f"audio {n}") for n, a in enumerate(audio)]
                 vector_NJ = self.embed(rows, requests.root)
-        return [
-            draw_rows(self._index, self._rows, pieces, skill, random.Random(0))
-            for pieces in self._index.nearest(vector_NJ, count, own=own)
-        ]
+        return self._index.nearest(vector_NJ, count, own=own)
 
     def embed(self, rows: Sequence[Row], root: Path | None = None) -> NDArray[np.float32]:
         """vector_NJ of the rows' clips below ``root`` (``data.root``); a collective."""
@@ -84,12 +87,40 @@ class Retriever:
         vector_NJ: NDArray[np.float32] = self._embedder.audio(rows, root=root).numpy()
         return vector_NJ
 
-    def few_shot(self, rows: Sequence[Row], count: int) -> list[Row]:
-        """Each row's first question behind ``count`` examples: what an evaluation asks instead of the row."""
+    def examples(self, rows: Sequence[Row], count: int) -> list[list[Neighbour]]:
+        """``count`` neighbours of each row, the most similar first; they answer the skill of its last question.
+
+        Raises:
+            ValueError: a row that cannot stand behind examples, or one with fewer neighbours.
+        """
+        for row in rows:
+            if row.template != "single" or len(row.clips) != 1 or not row.questions:
+                raise ValueError(
+                    f"row {row.id}: expected a question of its own about one clip to stand behind examples, got "
+                    f"template {row.template}, {len(row.clips)} clips, {len(row.questions)} questions"
+                )
+        places: dict[Clip, int] = {}  # questions about one clip have the same neighbours
+        own = [places.setdefault(row.clips[0], len(places)) for row in rows]
+        about = dict(zip(own, rows, strict=True))
+        found = self._pieces([about[place] for place in range(len(about))], count) if rows else []
+        fewest = min(map(len, found), default=count)
+        if fewest < count:
+            raise ValueError(
+                f"{count} examples were asked for: {self._dataset} has {fewest} recordings that may stand before "
+                f"every row; ask for at most {fewest}"
+            )
         return [
-            interleave(row, row.questions[0], neighbours[::-1])  # the nearest stands next to the question
-            for row, neighbours in zip(rows, self.nearest(rows, count), strict=True)
+            draw_rows(self._index, self._rows, found[place], row.questions[-1].skill, random.Random(0))
+            for row, place in zip(rows, own, strict=True)
         ]
+
+    def few_shot(self, rows: Sequence[Row], count: int) -> list[Row]:
+        """Each row's last question behind ``count`` examples: what an evaluation asks instead of the row.
+
+        Raises:
+            ValueError: see :meth:`examples`.
+        """
+        return [behind(row, found) for row, found in zip(rows, self.examples(rows, count), strict=True)]
 
     def request(self, audio: Audio, prompt: str, count: int) -> Mapping[str, Any]:
         """A request (``inference/requests.py``) with ``count`` examples before the question."""

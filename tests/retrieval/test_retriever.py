@@ -59,7 +59,7 @@ def test_rows_to_evaluate_with_examples(config: Config, tmp_path: Path) -> None:
     shown = Retriever(config, "train").few_shot(rows, 2)
     assert [row.id for row in shown] == [row.id for row in rows]
     for row, asked in zip(rows, shown, strict=True):
-        assert asked.clips[-1] == row.clips[0] and asked.questions[-1] == row.questions[0]
+        assert asked.clips[-1] == row.clips[0] and asked.questions[-1] == row.questions[-1]
         assert all(clip.path.startswith("train/") for clip in asked.clips[:-1])
         assert asked.meta["similarity"] == sorted(asked.meta["similarity"]), "the nearest stands last"
 
