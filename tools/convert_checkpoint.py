@@ -5,10 +5,10 @@
     torchrun --nproc_per_node 2 tools/convert_checkpoint.py --config configs/af2_3b.yaml \
         --from runs/af2_3b/long/checkpoints/step_00020000 --to published/qwen2.5-3b [parallel.tensor=2]
 
-Of a Hugging Face folder (config.json, *.safetensors) of `model.lm.family` the checkpoint holds the language model and
-the rows of added tokens, which start at the mean row of the table; of Audio Flamingo 2's ``safe_ckpt`` (metadata.json,
-model_chunk_*.safetensors) the whole model, encoder included. Every layout reads it, whatever layout wrote it; a stage
-names it in its ``entry``, the whole model by ``all``:
+Of a Hugging Face folder (config.json, *.safetensors) of Qwen2, Qwen2.5 or OPT the checkpoint holds the language model
+and the rows of added tokens, which start at the mean row of the table; of Audio Flamingo 2's ``safe_ckpt``
+(metadata.json, model_chunk_*.safetensors) the whole model, encoder included. Every layout reads it, whatever layout
+wrote it; a stage names it in its ``entry``, the whole model by ``all``:
 
     entry: {lm: checkpoints/qwen2.5-3b/step_00000000, rows: checkpoints/qwen2.5-3b/step_00000000}
 
