@@ -28,11 +28,13 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedBase
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_af.files import write
 from megatron_af.model import AudioFlamingo
@@ -263,11 +265,30 @@ def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(state, str(checkpoint))
         return loaded
-    except (CheckpointingException, KeyError, ValueError) as error:
+    except (CheckpointingException, CheckpointException, KeyError, ValueError) as error:
+        why = _misfit(state, checkpoint) or error
         raise CheckpointError(
-            f"checkpoint {checkpoint} does not fit the model: {error}. It was written for another model size or "
-            "holds other parts; check the stage's `entry` and the `model:` section"
+            f"checkpoint {checkpoint} does not fit the model: {why}. It was written for another model (its own stands "
+            f"in {SETTINGS} beside it), or holds other parts; check the stage's `entry` and the `model:` section"
         ) from error
+
+
+def _misfit(state: dict[str, Any], checkpoint: Path) -> str:
+    """Which tensors the checkpoint has not, or of another shape, in a few words; empty where none."""
+    try:
+        held = dist_checkpointing.load_tensors_metadata(str(checkpoint))
+    except (CheckpointingException, OSError):
+        return ""
+    wanted = {part.key: part for part in nested_values(state) if isinstance(part, ShardedTensor)}
+    missing = sorted(key for key in wanted if key not in held)
+    shapes = {key: (part.global_shape, held[key].global_shape) for key, part in wanted.items() if key in held}
+    told = [f"it has no {', '.join(missing[:3])}" + (f" (and {len(missing) - 3} more)" if len(missing) > 3 else "")]
+    told = told if missing else []
+    for key, (ours, theirs) in sorted(shapes.items()):
+        if ours != theirs and not wanted[key].allow_shape_mismatch:
+            told.append(f"its {key} has shape {tuple(theirs)}, expected {tuple(ours)}")
+            break
+    return "; ".join(told)
 
 
 def _model_state(

@@ -148,6 +148,24 @@ def test_learnt_positions_load_in_any_layout(written: str, read: str, tmp_path: 
     assert resumed == pytest.approx(through[2 * SAVED_AT :], rel=5e-6)
 
 
+OPT = {"family": "opt", "kv_heads": 4}
+OTHER_MODELS = {
+    "its family's norms have biases": ({}, OPT, r"it has no lm\.decoder\.final_layernorm\.bias, .* \(and \d+ more\)"),
+    "its family's keys have heads": (OPT, {}, r"linear_qkv\.bias has shape \(192,\), expected \(128,\)"),
+    "it has learnt more places": (OPT, OPT | {"max_positions": 64}, r"\.weight has shape \(130, 64\)"),
+}
+
+
+@pytest.mark.parametrize(("written", "read", "message"), OTHER_MODELS.values(), ids=OTHER_MODELS)
+def test_a_checkpoint_of_another_model_is_one_message(
+    written: dict[str, Any], read: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    run_distributed(run, 1, {}, str(tmp_path), steps=SAVED_AT, resume=False, lm=written)
+    with pytest.raises(RankError, match=r"does not fit the model: .*" + message) as raised:
+        run_distributed(run, 1, {}, str(tmp_path), steps=1, resume=True, lm=read)
+    assert "its own stands in config.yaml beside it" in str(raised.value)
+
+
 def test_stage_without_trainables_is_saved_and_resumed(tmp_path: Path) -> None:
     """Only the rows of added tokens train: no pipeline stage of the decoder owns optimizer state."""
     world_size, parallel = LAYOUTS["PP2xDP2+ZeRO-1"]
