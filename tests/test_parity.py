@@ -27,7 +27,7 @@ from megatron_af.config import (
     TransformConfig,
 )
 from megatron_af.config.loading import CONFIGS, load_config
-from megatron_af.convert.clapcap import load_clapcap
+from megatron_af.convert.encoders import EncoderFile
 from megatron_af.convert.released import load_released, released_tensors
 from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
 from megatron_af.model import AudioFront, Vocabulary, build
@@ -91,7 +91,7 @@ def test_clapcap(fixture: Fixture, monkeypatch: pytest.MonkeyPatch):
     leave_as_it_is(monkeypatch)
     model = load_config(CONFIGS / "model/clapcap.yaml", ["name=parity"]).model
     encoder = HTSAT(model.front_end, model.encoder).eval()
-    load_clapcap(encoder, fixture.weights())
+    EncoderFile(fixture.weights()).load(encoder)
     assert sum(p.numel() for p in encoder.parameters()) == fixture.info["n_params"]
 
     wave_WT, expected = fixture.arrays["waveform"], fixture.arrays["vector"]

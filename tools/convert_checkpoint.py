@@ -12,7 +12,8 @@ wrote it; a stage names it in its ``entry``, the whole model by ``all``:
 
     entry: {lm: checkpoints/qwen2.5-3b/step_00000000, rows: checkpoints/qwen2.5-3b/step_00000000}
 
-Of ClapCap's file (clapcap_weights_2023.pth, what Audio Flamingo 1 hears through) it holds the encoder:
+Of a file of ClapCap (clapcap_weights_2023.pth, what Audio Flamingo 1 hears through), LAION-CLAP or AF-CLAP it holds the
+encoder:
 
     python tools/convert_checkpoint.py --config configs/af1.yaml \
         --from clapcap_weights_2023.pth --to checkpoints/clapcap
@@ -38,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="top YAML file of a run with this model and tokenizer")
     parser.add_argument(
-        "--from", dest="source", type=Path, required=True, help="folder, ClapCap's file, or checkpoint of ours"
+        "--from", dest="source", type=Path, required=True, help="folder, encoder's file, or checkpoint of ours"
     )
     parser.add_argument("--to", dest="target", type=Path, required=True, help="folder to write into")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML file")
@@ -51,7 +52,7 @@ def main() -> int:
         # Imported only now: megatron-core must have been made portable before its modules run.
         from megatron_af.train.conversion import convert
 
-        written = convert(config, arguments.source, arguments.target)
+        written = convert(config, arguments.source, arguments.target, tell=print)
     except (ConfigError, CheckpointError, ValueError, KeyError, FileNotFoundError) as error:
         print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
         return 2

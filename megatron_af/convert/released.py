@@ -29,8 +29,6 @@ from megatron_af.decoder.family import LanguageFamily, family_of
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
 from megatron_af.parallel.global_state import EMBEDDING, Placement, fill, placements
 
-WHOLE = slice(None)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
@@ -205,6 +203,34 @@ def _split(name: str, tensor: Tensor, config: ModelConfig) -> tuple[Tensor, ...]
     return split_whole(name, tensor, config.lm) if in_decoder else (tensor,)
 
 
+def wanted_names(model: AudioFlamingo, lm: LMConfig, *, encoder: bool = True) -> list[str]:
+    """Released names of the tensors that this rank's part of the model is filled from."""
+    ours = [placement.name for chunk in model.chunks for placement, _ in placements(chunk)]
+    ours += [name for name in model.front.state_dict() if encoder or not name.startswith("encoder.")]
+    return list(dict.fromkeys(part for name in ours for part in released_names(name, lm)))
+
+
+JUNE_2025, MARCH_2025 = "epoch_16.pt", "epoch_15.pt"
+"""The encoder's file beside a ``safe_ckpt`` (``clap_ckpt/``), by whose name the two releases are told apart."""
+
+
+def release_problem(safe_ckpt: Path, max_hz: float) -> str:
+    """Why weights of Audio Flamingo 2 are not for this project, or not for this front end; empty: they are.
+
+    The release of March 2025 hears mel filters up to 14,000 Hz and turns rotary positions over the heads instead of
+    over the tokens (its code until the 25th of June): neither is computed here.
+    """
+    beside = safe_ckpt.resolve().parent / "clap_ckpt"
+    if (beside / MARCH_2025).exists() and not (beside / JUNE_2025).exists():
+        return (
+            f"{safe_ckpt} is the release of March 2025 ({MARCH_2025}), whose rotary positions run over the heads: "
+            f"expected the one of June 2025, with {JUNE_2025}; fetch that"
+        )
+    if max_hz != 8_000:
+        return f"model.front_end.max_hz = {max_hz:g}: Audio Flamingo 2 of June 2025 hears up to 8000 Hz; set it to that"
+    return ""
+
+
 class ReleasedFolder:
     """``safe_ckpt`` of Audio Flamingo 2: ``metadata.json`` names the chunks, each a safetensors file.
 
@@ -224,6 +250,11 @@ class ReleasedFolder:
                 raise FileNotFoundError(f"{metadata} names {path.name}, which is missing: fetch it again")
             file: Any = safe_open(path, framework="pt")
             self._file_of |= dict.fromkeys(file.keys(), file)
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all tensors, aliases included."""
+        return list(self._file_of)
 
     def source(self, name: str) -> Sliceable:
         """A tensor by its released name, or by an alias where the file only has that."""

@@ -1,4 +1,4 @@
-"""Between checkpoints of ours and other people's weights: Hugging Face language models, Audio Flamingo 2, ClapCap.
+"""Between checkpoints of ours and other people's weights: language models, Audio Flamingo 2, encoders.
 
     written = convert(config, Path("models/Qwen2.5-3B"), Path("checkpoints/qwen2.5-3b"))   # in, whatever it holds
     convert(config, written, Path("published"))          # a checkpoint of ours: its language model, out again
@@ -8,6 +8,7 @@ tensor by tensor.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from megatron_af.config import Config
 from megatron_af.config.loading import to_yaml
-from megatron_af.convert.clapcap import clapcap_weights, load_clapcap
+from megatron_af.convert.encoders import EncoderFile
+from megatron_af.convert.keys import KeyReport
 from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language, write_language
-from megatron_af.convert.released import ReleasedFolder, load_released
+from megatron_af.convert.released import ReleasedFolder, aliases, load_released, release_problem, wanted_names
 from megatron_af.convert.shards import SHARD_BYTES
 from megatron_af.decoder.transformer_config import DTYPES
 from megatron_af.files import put_in_place
@@ -38,12 +40,20 @@ class Occupied(ValueError):
     """A place to write to that holds something already."""
 
 
-def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
+def convert(
+    config: Config,
+    source: Path,
+    target: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Convert what ``source`` holds; the folder that was written.
 
     Args:
-        source: a Hugging Face folder, a ``safe_ckpt``, ClapCap's file, or a checkpoint of ours.
+        source: a Hugging Face folder, a ``safe_ckpt``, an encoder's file, or a checkpoint of ours.
         target: folder for the checkpoint, or, of a checkpoint of ours, the new Hugging Face folder.
+        tell: told, on rank 0, what became of the tensors of published weights.
 
     Raises:
         ValueError, FileNotFoundError: ``source`` is no such folder or holds another model than ``config`` says.
@@ -52,11 +62,13 @@ def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SH
     out = (source / MANIFEST).is_file()
     if out:
         refuse_occupied(target)
-    clapcap = clapcap_weights(source) if source.is_file() else None
+    encoder = EncoderFile.open(source) if source.is_file() else None
     released = ReleasedFolder(source) if not out and (source / "metadata.json").is_file() else None
-    folder = None if clapcap or released or out else LanguageFolder(source, config.model.lm.family)
+    folder = None if encoder or released or out else LanguageFolder(source, config.model.lm.family)
     if folder:
         folder.check(config.model.lm)
+    if released and (problem := release_problem(source, config.model.front_end.max_hz)):
+        raise ValueError(problem)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     groups = process_groups.initialize(config.parallel, config.seed)
     vocabulary = Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added)
@@ -65,13 +77,17 @@ def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SH
         load_parts(model, groups, source, ("lm",))
         written = _write_language(config, model, target, shard_bytes)
     else:
-        if clapcap:
-            load_clapcap(model.front.get_submodule("encoder"), clapcap)
+        report = None
+        if encoder:
+            report = encoder.load(model.front.get_submodule("encoder"))
         elif released:
+            report = _report(released, model, config)
             load_released(model, released.source, config.model, vocabulary)
         elif folder:
             load_language(model.chunks, folder.source, config.model.lm)
             _start_rows(model, folder.mean_row(tokenizer.first_added_id))
+        if report and dist.get_rank() == 0:
+            tell(f"{source}: {report}")
         resume: Resume = {
             "stage": f"converted from {source.name}",
             "step": 0,
@@ -79,10 +95,24 @@ def convert(config: Config, source: Path, target: Path, *, shard_bytes: int = SH
             "samples": 0,
             "world_size": dist.get_world_size(),
         }
-        parts = ENCODER if clapcap else WHOLE if released else LANGUAGE
+        parts = ENCODER if encoder else WHOLE if released else LANGUAGE
         written = Checkpoints(target, keep=1).save(model, None, groups, resume, {}, parts, to_yaml(config))
     process_groups.destroy()
     return written
+
+
+def _report(released: ReleasedFolder, model: AudioFlamingo, config: Config) -> KeyReport:
+    """What the whole world wants of the folder; a collective.
+
+    Raises:
+        ValueError: a tensor is missing, or unknown.
+    """
+    wanted: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(wanted, wanted_names(model, config.model.lm))
+    every = dict.fromkeys(name for names in wanted for name in names)
+    report = KeyReport.of(released.keys, every, aliases)
+    report.check(str(released.folder), "model.lm, model.encoder, model.transform and model.cross_attention")
+    return report
 
 
 def refuse_occupied(target: Path) -> None:

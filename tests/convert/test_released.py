@@ -8,7 +8,14 @@ from safetensors.torch import save_file
 
 from megatron_af.audio.htsat import HTSAT
 from megatron_af.config import LMConfig, ParallelConfig
-from megatron_af.convert.released import ReleasedFolder, aliases, load_released, released_names, released_tensors
+from megatron_af.convert.released import (
+    ReleasedFolder,
+    aliases,
+    load_released,
+    release_problem,
+    released_names,
+    released_tensors,
+)
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups
 from megatron_af.parallel.device import current_device
@@ -73,6 +80,17 @@ def _wrong_vocabulary(rank: int, world_size: int) -> None:
 @pytest.mark.slow
 def test_another_vocabulary_names_its_key():
     run_distributed(_wrong_vocabulary, 1)
+
+
+def test_the_releases_of_2025_are_told_apart_by_name(tmp_path):
+    safe, clap = tmp_path / "safe_ckpt", tmp_path / "clap_ckpt"
+    safe.mkdir(), clap.mkdir()
+    assert release_problem(safe, 8_000) == ""
+    assert "max_hz = 14000: Audio Flamingo 2 of June 2025 hears up to 8000 Hz" in release_problem(safe, 14_000)
+    (clap / "epoch_15.pt").touch()
+    assert "is the release of March 2025 (epoch_15.pt), whose rotary positions run over" in release_problem(safe, 8_000)
+    (clap / "epoch_16.pt").touch()
+    assert release_problem(safe, 8_000) == ""
 
 
 def test_incomplete_folders_say_what_is_missing(tmp_path):

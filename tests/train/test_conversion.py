@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megatron_af.config import DataConfig, EncoderConfig, TransformConfig
 from megatron_af.convert.language import LanguageFolder
-from megatron_af.convert.released import released_tensors
+from megatron_af.convert.released import ReleasedFolder, released_tensors
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
@@ -134,8 +134,15 @@ def released_run(tokenizer: Path, tensor: int):
     return dataclasses.replace(config, parallel=parallel, data=DataConfig(tokenizer=str(tokenizer))), vocabulary
 
 
-def write_released(rank: int, world_size: int, source: Path, target: Path) -> str:
-    return str(convert(released_run(source / "tokenizer.json", 2)[0], source, target))
+def write_released(rank: int, world_size: int, source: Path, target: Path) -> tuple[str, list[str]]:
+    told: list[str] = []
+    return str(convert(released_run(source / "tokenizer.json", 2)[0], source, target, tell=told.append)), told
+
+
+def refused_released(rank: int, world_size: int, source: Path, target: Path) -> str:
+    with pytest.raises(ValueError, match=r"1 tensors belong to no part of this model: lang_encoder\.stray; check"):
+        convert(released_run(source / "tokenizer.json", 1)[0], source, target)
+    return ""
 
 
 def read_released(rank: int, world_size: int, tokenizer: Path, checkpoint: str) -> dict[str, Tensor]:
@@ -146,11 +153,29 @@ def read_released(rank: int, world_size: int, tokenizer: Path, checkpoint: str) 
     return released_tensors(gather_global(model.chunks, model.front), config.model)
 
 
+INDICES = "indices and masks, computed here"
+
+
+def add_chunk(folder: Path, tensors: dict[str, Tensor]) -> None:
+    metadata = json.loads((folder / "metadata.json").read_text())
+    chunk = f"model_chunk_{len(metadata)}"
+    save_file(tensors, folder / f"{chunk}.safetensors")
+    (folder / "metadata.json").write_text(json.dumps(metadata | {chunk: {}}))
+
+
 @pytest.mark.slow
 def test_a_released_model_becomes_a_checkpoint_of_all_its_parts(folder, tmp_path):
     write_tokenizer(folder / "tokenizer.json", known=FIXTURE.info["config"]["media_id"])
-    written = run_distributed(write_released, 2, folder, tmp_path / "converted")[0]
+    table = FIXTURE.weights()["lang_encoder.model.embed_tokens.weight"]
+    index = {"clap.afclap.layers.0.blocks.0.attn.relative_position_index": torch.zeros(1)}
+    add_chunk(folder, {"lang_encoder.lm_head.weight": table} | index)
+    (written, told), (_, nothing) = run_distributed(write_released, 2, folder, tmp_path / "converted")
+    held = ReleasedFolder(folder).keys
+    assert told == [f"{folder}: {len(held) - 2} tensors used; 1 aliases; 1 ignored (1: {INDICES})"] and not nothing
     tensors = run_distributed(read_released, 1, folder / "tokenizer.json", written)[0]
     for name, tensor in FIXTURE.weights().items():
         assert torch.equal(tensors[name], tensor), name
     assert any(name.startswith("clap.nvclap.") for name in tensors), "and its encoder"
+    add_chunk(folder, {"lang_encoder.stray": torch.zeros(1)})
+    run_distributed(refused_released, 1, folder, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()

@@ -1,4 +1,4 @@
-"""ClapCap's file becomes a checkpoint that stages take their encoder from."""
+"""Published encoders become checkpoints that stages take their encoder from, every tensor accounted for."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_af.audio.encoder import encoder_of
 from megatron_af.config import Config
-from megatron_af.convert.clapcap import clapcap_weights, load_clapcap
+from megatron_af.convert.encoders import EncoderFile
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -70,15 +70,41 @@ def test_another_encoder_is_told_by_the_tensor(tmp_path: Path) -> None:
     config = small(tmp_path)
     weights = theirs(config)
     for changes, message in (
-        ({"embed_dim": 8}, r"encoder\.\S+: expected a tensor of shape \(8, .* got one of \(16, "),
-        ({"absolute_positions": True}, r"encoder\.absolute_pos_embed: expected .*, got none; set model\.front_end"),
+        ({"embed_dim": 8}, r"encoder\.\S+: expected shape \(8, .* weights has \(16, .*; check model\.front_end"),
+        ({"absolute_positions": True}, r"1 tensors are missing: \S+absolute_pos_embed; check model\.front_end"),
+        ({"depths": (1,), "heads": (2,)}, r"\d+ tensors are missing|belong to no part of this model"),
     ):
         encoder = encoder_of(dataclasses.replace(config.model.encoder, **changes)).build(config.model.front_end)
         with pytest.raises(ValueError, match=message):
-            load_clapcap(encoder, weights)
+            EncoderFile(weights).load(encoder)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"expected ClapCap's weights, with names that begin with clap\.base\.htsat"):
-        clapcap_weights(tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: expected the weights of ClapCap, LAION-CLAP or .* got a"):
+        EncoderFile.open(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("vector", "extra"), [("mlp", {}), ("", {"audio_projection.0.weight": 1})], ids=["laion-clap", "af-clap"]
+)
+def test_the_contrastive_files_are_read_without_their_text_side(
+    tmp_path: Path, vector: Any, extra: dict[str, int]
+) -> None:
+    config = small(tmp_path).model
+    encoder = encoder_of(dataclasses.replace(config.encoder, vector=vector)).build(config.front_end)
+
+    def theirs_of(name: str) -> str:
+        return f"audio_{name}" if name.startswith("projection.") else f"audio_branch.{name}"
+
+    state = encoder.state_dict()
+    weights = {theirs_of(name): torch.randn_like(x.float()).to(x.dtype) for name, x in state.items()}
+    others = ("text_branch.encoder.0.w", "text_projection.0.weight", "audio_transform.sequential.0.weight",
+              "logit_scale_a", "audio_branch.layers.0.blocks.1.attn_mask",
+              "audio_branch.layers.0.blocks.0.attn.relative_position_index", *extra)  # fmt: skip
+    held = {f"module.{name}": tensor for name, tensor in (weights | dict.fromkeys(others, torch.zeros(1))).items()}
+    torch.save({"epoch": 16, "state_dict": held, "optimizer": {"step": 3}}, tmp_path / "epoch_16.pt")
+    report = EncoderFile.open(tmp_path / "epoch_16.pt").load(encoder)
+    assert set(report.used) == set(weights) and set(report.ignored) == set(others)
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, weights[theirs_of(name)]), name

@@ -1,0 +1,84 @@
+"""Published encoders in files of their own, read into ours: ClapCap, LAION-CLAP and AF-CLAP.
+
+    encoder = EncoderFile(Path("clapcap_weights_2023.pth"))         # 630k-audioset-fusion-best.pt, epoch_16.pt
+    report = encoder.load(model.front.encoder)                      # which tensors were used, which not and why
+
+Names: ``ClapCaptionModel`` of msclap (``models/mapper.py``), whose attribute ``clap`` is the audio tower; ``CLAP`` of
+laion_clap (``clap_module/model.py``), which AF-CLAP's training code has taken over.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from megatron_af.convert.keys import KeyReport, pickled_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the two parts of an encoder lie."""
+
+    encoder: str
+    projection: str
+    model: str
+    """Section of ``configs/`` that describes it."""
+
+
+LAYOUTS = (
+    Layout(encoder="clap.base.htsat.", projection="clap.projection.", model="configs/model/clapcap.yaml"),
+    Layout(encoder="audio_branch.", projection="audio_projection.", model="configs/model/laion_clap.yaml"),
+)
+OPTIONAL = r"(spectrogram|logmel)_extractor\.|num_batches_tracked$"
+"""What nothing here computes with, and the file need not hold."""
+
+
+class EncoderFile:
+    """
+    Raises:
+        ValueError: the file is of another kind.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], where: str = "weights") -> None:
+        self._weights, self._where = weights, where
+        found = [layout for layout in LAYOUTS if any(name.startswith(layout.encoder) for name in weights)]
+        if not found:
+            known = " or ".join(layout.encoder for layout in LAYOUTS)
+            raise ValueError(
+                f"{where}: expected the weights of ClapCap, LAION-CLAP or AF-CLAP, with names that begin with {known}, "
+                f"got {next(iter(weights))}"
+            )
+        self._layout = found[0]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        return cls(pickled_weights(path), str(path))
+
+    def load(self, encoder: nn.Module) -> KeyReport:
+        """Fill the encoder, its running statistics included.
+
+        Raises:
+            ValueError: it is another encoder: a tensor is missing, or has another shape.
+        """
+        state = encoder.state_dict(keep_vars=True)
+        hint = f"model.front_end and model.encoder; {self._layout.model} sets the published ones"
+        report = KeyReport.of(self._weights, map(self._theirs, state), optional=OPTIONAL)
+        report.check(self._where, hint)
+        with torch.no_grad():
+            for name, tensor in state.items():
+                found = self._weights.get(self._theirs(name))
+                if found is not None:
+                    if found.shape != tensor.shape:
+                        raise ValueError(
+                            f"encoder.{name}: expected shape {tuple(tensor.shape)} from the configuration, "
+                            f"{self._where} has {tuple(found.shape)}; check {hint}"
+                        )
+                    tensor.copy_(found)
+        return report
+
+    def _theirs(self, name: str) -> str:
+        projection = name.startswith("projection.")
+        return (self._layout.projection if projection else self._layout.encoder) + name.removeprefix("projection.")
