@@ -193,6 +193,18 @@ def test_a_local_text_tower_counts_in_a_contrastive_stage_alone(config: Config, 
     assert stage_inputs(contrastive, "align")["text_tower"] != before
 
 
+@pytest.mark.parametrize("inside", ["tokenizer.json", ""])
+def test_a_local_tokenizers_content_counts(config: Config, tmp_path: Path, inside: str) -> None:
+    write_checkpoint(config, "lm", "1")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/tokenizer.json").write_text("{}")
+    config = replace(config, data=replace(config.data, tokenizer=str(tmp_path / "words" / inside)))
+    before = stage_inputs(config, "align")
+    (tmp_path / "words/tokenizer.json").write_text('{"more": 1}')
+    after = stage_inputs(config, "align")
+    assert {name for name in before if before[name] != after[name]} == {"tokenizer"}
+
+
 def test_a_resume_looks_at_the_files_as_well(config: Config, tmp_path: Path) -> None:
     write_checkpoint(config, "lm", "1")
     config = replace(config, stage="align")

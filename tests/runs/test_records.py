@@ -1,11 +1,15 @@
 """A stage's record comes back, and what is put aside never takes the place of what others point at."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig, StageConfig
+from megatron_af.config.loading import to_yaml
 from megatron_af.runs import records
-from megatron_af.runs.records import StageRecord, checkpoints_in, put_aside
+from megatron_af.runs.identity import stage_inputs
+from megatron_af.runs.records import StageRecord, checkpoints_in, claim, put_aside
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:
@@ -49,3 +53,30 @@ def test_only_complete_checkpoints_are_found(tmp_path: Path) -> None:
     whole = stage(tmp_path / "align", "x")
     (tmp_path / "align/checkpoints/step_2").mkdir()
     assert checkpoints_in(tmp_path / "align") == [whole.resolve()]
+
+
+def test_a_folder_is_claimed_for_one_run(tmp_path: Path) -> None:
+    rows = tmp_path / "a.jsonl"
+    rows.write_text("{}\n")
+    config = Config(
+        name="demo",
+        stage="align",
+        output=str(tmp_path / "runs"),
+        data=DataConfig(root=str(tmp_path), datasets={"a": DatasetConfig(manifest="a.jsonl")}),
+        curriculum={"align": StageConfig(blend={"a": 1.0})},
+    )
+    folder = config.stage_folder("align")
+    claim(config)
+    claim(replace(config, seed=1))  # nothing lies there yet
+    claimed = StageRecord.load(folder)
+    assert claimed is not None and claimed.inputs == stage_inputs(replace(config, seed=1), "align")
+    claim(config)
+    checkpoint = stage(folder, "x")
+    (checkpoint / "config.yaml").write_text(to_yaml(config))
+    (checkpoint.parent / "latest").write_text(checkpoint.name)
+    claim(config)
+    with pytest.raises(ConfigError, match="seed: was 0, now 1"):
+        claim(replace(config, seed=1))
+    rows.write_text("{}\n{}\n")
+    with pytest.raises(ConfigError, match="data/a: other files than those it was trained with"):
+        claim(config)
