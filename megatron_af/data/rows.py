@@ -20,7 +20,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
@@ -307,8 +307,3 @@ def _question(value: object, where: str) -> Question:
     if not data["output"].strip():
         raise RowError(f"{where}: 'output' is empty: nothing to learn")
     return Question(**data | {"options": _strings(data, "options", where)})
-
-
-def row_dict(row: Row) -> dict[str, Any]:
-    """The row as plain containers, for columnar storage."""
-    return asdict(row)
