@@ -8,17 +8,20 @@ where they have them.
 
 import argparse
 import json
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
 from rich.console import Console
 
 from megatron_af.config import ConfigError
-from megatron_af.config.loading import load_config
+from megatron_af.config.loading import read_config
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.files import write
 from megatron_af.parallel.world import join_world
+from megatron_af.runs.check import validate_evaluation
 from megatron_af.runs.results import bind_results
 
 
@@ -29,24 +32,26 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys, stage=NAME first")
     arguments = parser.parse_intermixed_args()
+    try:
+        config, unread = read_config(arguments.config, arguments.overrides)
+        if arguments.rows not in config.data.datasets:
+            known = ", ".join(config.data.datasets)
+            raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
+        asked = {name: replace(stage, evaluation=(arguments.rows,)) for name, stage in config.curriculum.items()}
+        validate_evaluation(replace(config, curriculum=asked), "contrastive", unread)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return 2
     join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.evaluate.clap import evaluate_clap, table
     from megatron_af.inference.embedder import ClapEmbedder
 
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.rows not in config.data.datasets:
-            known = ", ".join(config.data.datasets)
-            raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
-        rows = evaluation_rows(config, arguments.rows)
-        embedder = ClapEmbedder(config)
-        report = evaluate_clap(embedder, rows)
-        embedder.close()
-    except ConfigError as error:
-        if dist.get_rank() == 0:
-            print(error, file=sys.stderr)
-        return 2
+    rows = evaluation_rows(config, arguments.rows)
+    embedder = ClapEmbedder(config)
+    report = evaluate_clap(embedder, rows)
+    embedder.close()
     if dist.get_rank() == 0:
         Console().print(table(report, f"{config.name}, stage {config.stage}, {len(rows)} rows of {arguments.rows}"))
         if arguments.json:

@@ -51,9 +51,12 @@ def resolve_entry(config: Config, origin: str) -> Path:
     if origin in config.curriculum:
         checkpoint = latest(config.stage_folder(origin) / "checkpoints")
         if checkpoint is None:
+            none = f"has no checkpoint in {config.stage_folder(origin)}; run stage={origin} first"
+            if origin == config.stage:
+                raise FileNotFoundError(f"stage {origin} {none}")
             raise FileNotFoundError(
-                f"stage {config.stage} starts from stage {origin}, which has no checkpoint in "
-                f"{config.stage_folder(origin)}; run stage={origin} first or change curriculum.{config.stage}.entry"
+                f"stage {config.stage} starts from stage {origin}, which {none} or change "
+                f"curriculum.{config.stage}.entry"
             )
         return checkpoint
     return Path(origin)

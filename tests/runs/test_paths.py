@@ -56,6 +56,8 @@ def test_an_entry_is_a_stage_or_a_path(tmp_path: Path) -> None:
     config = Config(name="x", output=str(tmp_path), curriculum=curriculum, stage="tune")
     with pytest.raises(FileNotFoundError, match=r"tune starts from stage align, .*run stage=align first or"):
         resolve_entry(config, "align")
+    with pytest.raises(FileNotFoundError, match=r"^stage tune has no checkpoint in .*; run stage=tune first$"):
+        resolve_entry(config, "tune")
     folder = config.stage_folder("align") / "checkpoints"
     made = checkpoint(folder, "step_1")
     (folder / "latest").write_text("step_1")
