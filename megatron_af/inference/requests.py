@@ -85,6 +85,9 @@ class RequestRows:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._folder.cleanup()
 
     def row(self, request: Mapping[str, Any], where: str) -> Row:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config
+from megatron_af.data.rows import Row
 from megatron_af.data.templates import TooLong
 from megatron_af.inference.requests import BadRequest, Opens, RequestRows, is_absent, own_files
 from megatron_af.parallel.device import current_device, make_megatron_portable
@@ -118,12 +119,7 @@ class LoadedModel:
             BadRequest: before any answer is computed; also for a question that does not fit alone.
             StaleIndex: the data set is not any more what was indexed.
         """
-        self._check_open()
-        if self._listener is None:
-            raise BadRequest(
-                f"stage {self._config.stage} of {self._config.name} gives no answers, its objective is "
-                f"{self._stage.objective}; load a stage that answers, or embed with this one"
-            )
+        listener = self._answering()
         with self._lock, RequestRows(self._opens) as files:
             if few_shot:
                 retriever = self._retriever(few_shot_from)
@@ -133,18 +129,40 @@ class LoadedModel:
                 ]
             rows = [files.row(request, f"request {index}") for index, request in enumerate(requests)]
             for row in rows:
-                try:
-                    self._listener.prompt(row)
-                except TooLong as error:
-                    raise BadRequest(
-                        f"{row.id}: expected a question that takes at most {error.max_tokens} tokens, got one of "
-                        f"{error.tokens}; shorten it"
-                    ) from None
-            try:
-                answers = self._listener(rows, root=files.root, max_new_tokens=max_new_tokens)
-            except AudioError as error:
-                raise BadRequest(str(error)) from None
-            return [answer or "" for answer in answers]
+                self.prompt_tokens(row)
+            return _said(listener, rows, files.root, max_new_tokens)
+
+    def answer_rows(self, rows: Sequence[Row], root: Path, *, max_new_tokens: int) -> list[str]:
+        """Answers to rows whose clips lie below ``root``, each of which passed :meth:`prompt_tokens`.
+
+        Raises:
+            BadRequest: a recording cannot be decoded.
+        """
+        with self._lock:
+            return _said(self._answering(), rows, root, max_new_tokens)
+
+    def prompt_tokens(self, row: Row) -> int:
+        """How long the text is that the model reads before it answers; other threads need not wait for it.
+
+        Raises:
+            BadRequest: the question does not fit, even without what comes before it.
+        """
+        try:
+            return len(self._answering().prompt(row).segments[-1])
+        except TooLong as error:
+            raise BadRequest(
+                f"{row.id}: expected a question that takes at most {error.max_tokens} tokens, got one of "
+                f"{error.tokens}; shorten it"
+            ) from None
+
+    def count_tokens(self, text: str) -> int:
+        """Of an answer."""
+        return len(self._answering().tokenizer.encode(text))
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self._config.name
 
     def embed(
         self, audio: Audio | Sequence[Audio] | None = None, *, text: str | Sequence[str] | None = None
@@ -187,6 +205,15 @@ class LoadedModel:
         self._retrievers.clear()
         self._closed = True
 
+    def _answering(self) -> "Listener":
+        self._check_open()
+        if self._listener is None:
+            raise BadRequest(
+                f"stage {self._config.stage} of {self._config.name} gives no answers, its objective is "
+                f"{self._stage.objective}; load a stage that answers, or embed with this one"
+            )
+        return self._listener
+
     def _check_open(self) -> None:
         if self._closed:
             raise BadRequest(f"{self._config.name} was closed; load it again")
@@ -213,6 +240,14 @@ class LoadedModel:
         if is_absent(request.get("audio")):
             raise BadRequest(f"{where}: audio: expected a recording to find examples for, got none")
         return {**request, **retriever.request(request["audio"], request.get("prompt") or "", count)}
+
+
+def _said(listener: "Listener", rows: Sequence[Row], root: Path, max_new_tokens: int) -> list[str]:
+    try:
+        answers = listener(rows, root=root, max_new_tokens=max_new_tokens)
+    except AudioError as error:
+        raise BadRequest(str(error)) from None
+    return [answer or "" for answer in answers]
 
 
 def _listener(config: Config, checkpoint: Path) -> "Listener":

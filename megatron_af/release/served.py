@@ -1,0 +1,34 @@
+"""The release behind a registered version, for whoever loads it without MLflow's own server.
+
+    place = release_of("models:/demo@champion")         # by the registry of $MLFLOW_TRACKING_URI
+"""
+
+from pathlib import Path
+
+import megatron_af.tracking.store  # noqa: F401  (before mlflow: it sets its environment)
+from megatron_af.release.versions import UnknownVersion
+from megatron_af.runs.digests import verify_digest
+
+import mlflow  # isort: skip
+from mlflow.exceptions import MlflowException  # isort: skip
+
+REGISTERED = "models:/"
+"""Start of MLflow's address of a registered version: ``models:/NAME/NUMBER`` or ``models:/NAME@ALIAS``."""
+
+
+def release_of(address: str) -> Path:
+    """The folder of the release that was registered.
+
+    Raises:
+        UnknownVersion: the registry has no such model, version or alias.
+        DigestMismatch: the release is not any more what was registered.
+    """
+    try:
+        settings = mlflow.models.get_model_info(address).flavors["python_function"]["config"]
+    except MlflowException as error:
+        raise UnknownVersion(
+            f"{address}: {error.message}; see `tools/promote.py show`, and that MLFLOW_TRACKING_URI names the registry"
+        ) from error
+    release = Path(mlflow.artifacts.download_artifacts(settings["release"]))
+    verify_digest(release, settings["digest"])
+    return release

@@ -1,0 +1,284 @@
+"""OpenAI's chat completions, as requests to the model and back.
+
+    ask = read_ask(json.loads(body), model="demo", settings=settings)
+    ask.request                     # what inference/requests.py reads
+    completion(ask, answers)        # the body of the answer
+
+A conversation is about one recording, in its first user turn, or shows answered examples, each user turn with a
+recording of its own. What a system turn says stands before the first user turn: the models know no third speaker.
+The fields are those of https://platform.openai.com/docs/api-reference/chat; one that would change the answer and that
+this server does not know is refused, not ignored.
+"""
+
+import base64
+import binascii
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_af.config.errors import suggestion
+from megatron_af.serve.settings import ServingConfig
+
+READ = (
+    "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "n", "stream", "stream_options",
+)  # fmt: skip
+WITHOUT_EFFECT = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "seed", "top_p")
+"""Say nothing about a greedy answer."""
+NEUTRAL: dict[str, Sequence[Any]] = {
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "stop": (None, []),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "tools": (None, []),
+    "tool_choice": (None, "none"),
+}
+"""What a client may send of fields that this server does not know: their neutral values."""
+
+
+class Refused(Exception):
+    """A request that is not answered: status, one sentence, and the field it is about."""
+
+    def __init__(self, status: int, message: str, *, field: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.field, self.code = status, field, code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A request that was understood."""
+
+    request: Mapping[str, Any]
+    """As ``inference/requests.py`` reads it."""
+    model: str
+    max_new_tokens: int
+    choices: int = 1
+    stream: bool = False
+    usage_at_end: bool = False
+    """Whether a stream ends with a piece that counts tokens."""
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the model said."""
+
+    text: str
+    tokens: int
+    cut: bool
+    """Whether it ended because it had the length that was asked for."""
+
+
+def read_ask(body: Any, *, model: str, settings: ServingConfig) -> Ask:
+    """Raises `Refused`."""
+    if not isinstance(body, dict):
+        raise Refused(400, f"the body: expected a JSON object, got {_kind(body)}")
+    for name, value in body.items():
+        if name in NEUTRAL and value not in NEUTRAL[name]:
+            raise Refused(400, f"{name}: this server has no such setting; leave it out", field=name)
+        if name not in READ and name not in NEUTRAL and name not in WITHOUT_EFFECT:
+            raise Refused(400, f"{name}: not a field of this server{suggestion(name, READ)}", field=name)
+    if body.get("model") != model:
+        raise Refused(
+            404, f"model: expected {model!r}, which is served here, got {_show(body.get('model'))}",
+            field="model", code="model_not_found",
+        )  # fmt: skip
+    temperature = body.get("temperature")
+    if temperature is not None and (not _is_number(temperature) or temperature != 0):
+        raise Refused(400, f"temperature: expected 0 (greedy), got {_show(temperature)}", field="temperature")
+    most = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise Refused(400, f"stream_options: expected an object, got {_kind(options)}", field="stream_options")
+    return Ask(
+        request=read_messages(body.get("messages"), settings.max_prompt_characters),
+        model=model,
+        max_new_tokens=_integer(body, most, settings.default_new_tokens, settings.max_new_tokens),
+        choices=_integer(body, "n", 1, settings.max_choices),
+        stream=_flag(body, "stream"),
+        usage_at_end=_flag(options, "include_usage"),
+    )
+
+
+def read_messages(messages: Any, max_characters: int) -> dict[str, Any]:
+    """The request that a conversation asks for. Raises `Refused`."""
+    if not isinstance(messages, list) or not messages:
+        raise Refused(400, f"messages: expected a list of turns, got {_kind(messages)}", field="messages")
+    turns = [_Turn(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    characters = sum(len(turn.text) for turn in turns)
+    if characters > max_characters:
+        raise Refused(
+            400, f"messages: expected at most {max_characters} characters, got {characters}; leave old turns out",
+            field="messages", code="context_length_exceeded",
+        )  # fmt: skip
+    system = [turn for turn in turns if turn.role in ("system", "developer")]
+    if system and turns[: len(system)] != system:
+        raise Refused(400, "messages: expected system turns before all others", field="messages")
+    talk = turns[len(system) :]
+    for place, turn in enumerate(talk):
+        if turn.role != ("user", "assistant")[place % 2]:
+            raise Refused(
+                400, f"{turn.where}: expected a turn of the {('user', 'assistant')[place % 2]}, got one of {turn.role}",
+                field="messages",
+            )  # fmt: skip
+    if len(talk) % 2 == 0:
+        raise Refused(400, "messages: expected a turn of the user at the end", field="messages")
+    said = "\n".join(turn.text for turn in system)
+    if said:
+        talk[0].text = f"{said}\n{talk[0].text}"
+    asked, pairs = talk[-1], list(zip(talk[:-1:2], talk[1::2], strict=True))
+    heard = [turn for turn in talk if turn.audio is not None]
+    if pairs and len(heard) == len(pairs) + 1:
+        shown = [{"audio": user.audio, "prompt": user.text, "answer": reply.text} for user, reply in pairs]
+        return {"prompt": asked.text, "audio": asked.audio, "examples": shown}
+    if heard and heard != [talk[0]]:
+        raise Refused(
+            400,
+            "messages: expected one recording, in the first turn of the user, or one in each of them (examples); "
+            f"got {len(heard)} in {len(pairs) + 1} turns",
+            field="messages",
+        )
+    history = [{"user": user.text, "assistant": reply.text} for user, reply in pairs]
+    return {"prompt": asked.text, "audio": talk[0].audio, "history": history or None}
+
+
+class _Turn:
+    """One message, its text in one piece and its recording."""
+
+    def __init__(self, message: Any, where: str) -> None:
+        self.where = where
+        if not isinstance(message, dict):
+            raise Refused(400, f"{where}: expected an object with role and content, got {_kind(message)}")
+        role = message.get("role")
+        if role not in ("system", "developer", "user", "assistant"):
+            raise Refused(400, f"{where}.role: expected system, user or assistant, got {_show(role)}", field="messages")
+        self.role = str(role)
+        self.audio: str | bytes | None = None
+        content = message.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list) or not parts:
+            raise Refused(400, f"{where}.content: expected text or a list of parts, got {_kind(content)}")
+        texts = [text for place, part in enumerate(parts) if (text := self._part(part, f"{where}.content[{place}]"))]
+        self.text = "\n".join(texts)
+
+    def _part(self, part: Any, where: str) -> str:
+        kind = part.get("type") if isinstance(part, dict) else None
+        value = part.get(kind) if isinstance(kind, str) else None
+        if kind == "text":
+            if not isinstance(value, str):
+                raise Refused(400, f"{where}.text: expected text, got {_kind(value)}", field="messages")
+            if any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise Refused(400, f"{where}.text: expected Unicode, got half of a surrogate pair", field="messages")
+            return value
+        if kind not in ("input_audio", "audio_url"):
+            known = "text, input_audio or audio_url"
+            raise Refused(400, f"{where}.type: expected {known}, got {_show(kind)}", field="messages")
+        if self.role != "user":
+            raise Refused(400, f"{where}: expected recordings in turns of the user only", field="messages")
+        if self.audio is not None:
+            raise Refused(400, f"{where}: expected one recording a turn, got another one", field="messages")
+        key = "data" if kind == "input_audio" else "url"
+        given = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(given, str) or not given:
+            raise Refused(400, f"{where}.{kind}.{key}: expected text, got {_kind(given)}", field="messages")
+        self.audio = _decoded(given, f"{where}.{kind}.{key}") if kind == "input_audio" else _address(given, where)
+        return ""
+
+
+def _decoded(data: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(400, f"{where}: expected base64, got {data[:40]!r}", field="messages") from None
+
+
+def _address(url: str, where: str) -> str | bytes:
+    if url.startswith("data:"):
+        return _decoded(url.partition(",")[2], f"{where}.audio_url.url")
+    if "://" in url and not url.startswith("file://"):
+        raise Refused(
+            400, f"{where}.audio_url.url: this server fetches nothing; send a data: URI or input_audio",
+            field="messages",
+        )  # fmt: skip
+    return url
+
+
+def completion(ask: Ask, answer: Answer, prompt_tokens: int) -> dict[str, Any]:
+    """The body of an answer in one piece."""
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": _reason(answer),
+        }
+        for index in range(ask.choices)
+    ]
+    return _head(ask, "chat.completion") | {"choices": choices, "usage": _usage(ask, answer, prompt_tokens)}
+
+
+def pieces(ask: Ask, answer: Answer, prompt_tokens: int) -> Iterator[dict[str, Any]]:
+    """The bodies of a stream."""
+    head = _head(ask, "chat.completion.chunk") | ({"usage": None} if ask.usage_at_end else {})
+    steps: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": ""}, None)]
+    steps += [({"content": answer.text}, None)] if answer.text else []
+    for delta, reason in [*steps, ({}, _reason(answer))]:
+        for index in range(ask.choices):
+            yield head | {"choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}]}
+    if ask.usage_at_end:
+        yield head | {"choices": [], "usage": _usage(ask, answer, prompt_tokens)}
+
+
+def error_body(refused: Refused) -> dict[str, Any]:
+    """OpenAI's form of a refusal."""
+    kind = "server_error" if refused.status >= 500 else "invalid_request_error"
+    kind = "rate_limit_error" if refused.status == 429 else kind
+    return {"error": {"message": str(refused), "type": kind, "param": refused.field, "code": refused.code}}
+
+
+def _head(ask: Ask, kind: str) -> dict[str, Any]:
+    return {"id": ask.id, "object": kind, "created": ask.created, "model": ask.model}
+
+
+def _usage(ask: Ask, answer: Answer, prompt_tokens: int) -> dict[str, int]:
+    new = answer.tokens * ask.choices
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": new, "total_tokens": prompt_tokens + new}
+
+
+def _reason(answer: Answer) -> str:
+    return "length" if answer.cut else "stop"
+
+
+def _integer(body: Mapping[str, Any], name: str, default: int, most: int) -> int:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise Refused(400, f"{name}: expected a whole number from 1 to {most}, got {_show(value)}", field=name)
+    return value
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise Refused(400, f"{name}: expected true or false, got {_show(value)}", field=name)
+    return bool(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "nothing" if value in (None, "", [], {}) else names[type(value)]
+
+
+def _show(value: Any) -> str:
+    return repr(value)[:60] if isinstance(value, str | int | float) else _kind(value)

@@ -1,0 +1,128 @@
+"""OpenAI's messages become requests, or one sentence says why not."""
+
+import base64
+from typing import Any
+
+import pytest
+
+from megatron_af.serve.chat import Answer, Refused, completion, error_body, pieces, read_ask
+from megatron_af.serve.settings import ServingConfig
+
+SOUND = base64.b64encode(b"RIFFsound").decode()
+AUDIO = {"type": "input_audio", "input_audio": {"data": SOUND, "format": "wav"}}
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": "user", "content": content}
+
+
+def url(address: str) -> dict[str, Any]:
+    return {"type": "audio_url", "audio_url": {"url": address}}
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def read(messages: Any, **more: Any) -> Any:
+    return read_ask({"model": "af", "messages": messages} | more, model="af", settings=ServingConfig())
+
+
+@pytest.mark.parametrize(
+    ("messages", "request_"),
+    [
+        ([{"role": "user", "content": "hello"}], {"prompt": "hello", "audio": None, "history": None}),
+        ([user(AUDIO, "what?")], {"prompt": "what?", "audio": b"RIFFsound", "history": None}),
+        ([user("what?", url(f"data:audio/wav;base64,{SOUND}"), "and why?")],
+         {"prompt": "what?\nand why?", "audio": b"RIFFsound", "history": None}),
+        ([user(url("dog.wav"), "what?")], {"prompt": "what?", "audio": "dog.wav", "history": None}),
+        ([{"role": "system", "content": "be short"}, user(AUDIO, "what?"), said("a dog"), user("loud?")],
+         {"prompt": "loud?", "audio": b"RIFFsound", "history": [{"user": "be short\nwhat?", "assistant": "a dog"}]}),
+        ([user(AUDIO, "what?"), said("a dog"), user(url("cat.wav"), "what?")],
+         {"prompt": "what?", "audio": "cat.wav",
+          "examples": [{"audio": b"RIFFsound", "prompt": "what?", "answer": "a dog"}]}),
+    ],
+)  # fmt: skip
+def test_a_conversation_becomes_a_request(messages: Any, request_: dict[str, Any]) -> None:
+    assert read(messages).request == request_
+
+
+def test_settings_and_their_defaults() -> None:
+    ask = read([user("x")])
+    assert (ask.max_new_tokens, ask.choices, ask.stream, ask.usage_at_end) == (64, 1, False, False)
+    more = {"max_completion_tokens": 7, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    neutral = {"temperature": 0, "tools": [], "logprobs": False, "stop": None, "user": "ada", "top_p": 1}
+    ask = read([user("x")], **more, **neutral)
+    assert (ask.max_new_tokens, ask.choices, ask.stream, ask.usage_at_end) == (7, 2, True, True)
+    assert read([user("x")], max_tokens=9).max_new_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("messages", "more", "says"),
+    [
+        (None, {}, "messages: expected a list of turns, got nothing"),
+        ([], {}, "messages: expected a list of turns, got nothing"),
+        (["x"], {}, "messages[0]: expected an object with role and content, got text"),
+        ([{"role": "tool", "content": "x"}], {}, "messages[0].role: expected system, user or assistant, got 'tool'"),
+        ([{"role": "user"}], {}, "messages[0].content: expected text or a list of parts, got nothing"),
+        ([user({"type": "text", "text": 3})], {}, "messages[0].content[0].text: expected text, got a number"),
+        ([user({"type": "image_url"})], {}, "expected text, input_audio or audio_url, got 'image_url'"),
+        ([user("\ud83d")], {}, "half of a surrogate pair"),
+        ([user({"type": "input_audio", "input_audio": {}})], {}, "input_audio.data: expected text, got nothing"),
+        ([user({"type": "input_audio", "input_audio": {"data": "/x.wav"}})], {}, "expected base64, got '/x.wav'"),
+        ([user(url("https://x.org/a.wav"), "x")], {}, "this server fetches nothing"),
+        ([user(AUDIO, AUDIO, "x")], {}, "expected one recording a turn, got another one"),
+        ([{"role": "system", "content": [AUDIO]}, user("x")], {}, "expected recordings in turns of the user only"),
+        ([user("x"), user("y")], {}, "messages[1]: expected a turn of the assistant, got one of user"),
+        ([user("x"), said("y")], {}, "messages: expected a turn of the user at the end"),
+        ([user("x"), {"role": "system", "content": "z"}], {}, "expected system turns before all others"),
+        ([user("x"), said("y"), user(AUDIO, "z")], {}, "got 1 in 2 turns"),
+        ([user("x" * 40_000)], {}, "expected at most 32768 characters, got 40000"),
+        ([user("x")], {"temperature": 0.7}, "temperature: expected 0 (greedy), got 0.7"),
+        ([user("x")], {"n": 9}, "n: expected a whole number from 1 to 8, got 9"),
+        ([user("x")], {"n": True}, "n: expected a whole number from 1 to 8, got True"),
+        ([user("x")], {"max_tokens": 0}, "max_tokens: expected a whole number from 1 to 512, got 0"),
+        ([user("x")], {"stream": "yes"}, "stream: expected true or false, got 'yes'"),
+        ([user("x")], {"stream_options": 3}, "stream_options: expected an object, got a number"),
+        ([user("x")], {"tools": [{}]}, "tools: this server has no such setting; leave it out"),
+        ([user("x")], {"max_token": 3}, "max_token: not a field of this server; did you mean max_tokens?"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_one_sentence(messages: Any, more: dict[str, Any], says: str) -> None:
+    with pytest.raises(Refused) as refused:
+        read(messages, **more)
+    assert refused.value.status == 400
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_another_model_and_another_body() -> None:
+    with pytest.raises(Refused, match="model: expected 'af', which is served here, got 'gpt'") as refused:
+        read([user("x")], model="gpt")
+    assert (refused.value.status, refused.value.code) == (404, "model_not_found")
+    with pytest.raises(Refused, match="the body: expected a JSON object, got a list"):
+        read_ask([1], model="af", settings=ServingConfig())
+
+
+def test_answers_in_one_piece_and_in_many() -> None:
+    ask = read([user("x")], n=2, stream=True, stream_options={"include_usage": True})
+    answer = Answer(text="a dog", tokens=2, cut=True)
+    whole = completion(ask, answer, 5)
+    assert [choice["message"]["content"] for choice in whole["choices"]] == ["a dog", "a dog"]
+    assert [choice["finish_reason"] for choice in whole["choices"]] == ["length", "length"]
+    assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+    bodies = list(pieces(ask, answer, 5))
+    for index in range(2):
+        own = [body["choices"][0] for body in bodies[:-1] if body["choices"][0]["index"] == index]
+        assert own[0]["delta"]["role"] == "assistant"
+        assert "".join(choice["delta"].get("content", "") for choice in own) == "a dog"
+        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["length"]
+    assert bodies[-1]["choices"] == [] and bodies[-1]["usage"] == whole["usage"]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, "invalid_request_error"), (429, "rate_limit_error"), (503, "server_error")]
+)
+def test_errors_in_openais_form(status: int, kind: str) -> None:
+    body = error_body(Refused(status, "no", field="n", code="c"))
+    assert body == {"error": {"message": "no", "type": kind, "param": "n", "code": "c"}}

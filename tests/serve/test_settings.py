@@ -1,0 +1,38 @@
+"""Settings of a server: read whole, and every problem named with its key."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import ConfigError
+from megatron_af.serve.settings import KEYS, ServingConfig, keys, load_settings
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs/serving").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_is_shipped_loads(path: Path) -> None:
+    assert load_settings(path) == ServingConfig()
+    assert load_settings(path, ["port=0", "waiting_requests=0"]).port == 0
+
+
+def test_every_problem_is_named() -> None:
+    wrong = ["n=3"], ["batch_requests=0", "max_audio_seconds=0", "audio_folder=/none", "default_new_tokens=600"]
+    with pytest.raises(ConfigError, match="n"):
+        load_settings(SHIPPED[0], wrong[0])
+    with pytest.raises(ConfigError) as error:
+        load_settings(SHIPPED[0], wrong[1])
+    for says in (
+        "batch_requests = 0: write 1 or more",
+        "max_audio_seconds = 0: write more than 0",
+        "audio_folder = /none: not there",
+        "default_new_tokens = 600 is more than max_new_tokens = 512",
+    ):
+        assert says in str(error.value)
+
+
+def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    assert keys() == frozenset()
+    monkeypatch.setenv(KEYS, "one, two\nthree\n")
+    assert keys() == {"one", "two", "three"}

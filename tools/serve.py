@@ -1,0 +1,64 @@
+"""Serve a trained model to OpenAI's clients.
+
+    python tools/serve.py runs/demo
+    python tools/serve.py models:/demo@champion host=0.0.0.0 port=8080
+
+The model is the folder of a run, a stage, a checkpoint or a release, or a registered version by the registry of
+$MLFLOW_TRACKING_URI. Then, from another terminal:
+
+    curl http://127.0.0.1:8000/v1/models
+
+Where $AF_SERVING_KEYS holds keys, one a line or separated by commas, clients show one of them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_af.config import ConfigError
+from megatron_af.config.loading import describe
+from megatron_af.runs.digests import DigestMismatch
+from megatron_af.serve.settings import ServingConfig, load_settings
+
+DEFAULT = Path(__file__).parents[1] / "configs/serving/default.yaml"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=describe(ServingConfig), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="folder, or models:/NAME@ALIAS, models:/NAME/NUMBER")
+    parser.add_argument("--config", default=str(DEFAULT), help="YAML file of settings (configs/serving/default.yaml)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
+    arguments = parser.parse_intermixed_args()
+    try:
+        settings = load_settings(arguments.config, arguments.overrides)
+        place = _place(arguments.model)
+        run(place, settings)
+    except (ConfigError, DigestMismatch, LookupError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _place(model: str) -> Path:
+    if not model.startswith("models:/"):
+        return Path(model)
+    from megatron_af.release.served import release_of  # MLflow takes seconds to import
+
+    return release_of(model)
+
+
+def run(place: Path, settings: ServingConfig) -> None:
+    """Until SIGTERM or SIGINT: then what was begun is answered."""
+    import uvicorn
+
+    from megatron_af.serve.loaded_model import LoadedModel
+    from megatron_af.serve.server import make_app
+
+    app = make_app(LoadedModel(place), settings)
+    uvicorn.run(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=60)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
