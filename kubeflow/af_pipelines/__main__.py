@@ -11,12 +11,14 @@
     python -m af_pipelines smoke   --cluster configs/cluster/gpu.yaml
     python -m af_pipelines serve   --config configs/af2_3b.yaml --cluster configs/cluster/gpu.yaml
     python -m af_pipelines unserve --cluster configs/cluster/gpu.yaml
+    python -m af_pipelines rollback --config configs/af2_3b.yaml --why TEXT [--cluster configs/cluster/gpu.yaml]
 
 `run` works here and returns when the pipeline has ended; `submit` hands the same pipeline to Kubeflow and returns at
 once. Both leave out what is done already. `status`, `logs`, `cancel` and `resume` mean the last run of this
-configuration, wherever it was started. `serve` puts the registry's champion behind an address in the cluster; a
-rollback is `tools/promote.py rollback`, which the server follows. key=value changes the configuration,
-cluster.key=value the cluster file.
+configuration, wherever it was started. `serve` puts the registry's champion behind an address in the cluster;
+`rollback` makes the previous champion the champion again (as `tools/promote.py rollback` does), which the server
+follows within minutes, and with --cluster at once. key=value changes the configuration, cluster.key=value the cluster
+file.
 
 Exit codes: 0 done, 1 a step or the cluster failed, 2 the command line or a file cannot be used, 128 + n stopped by
 signal n (143: cancelled).
@@ -78,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     verb("cancel", commands.cancel)
     verb("resume", commands.resume)
     verb("serve", commands.serve).add_argument("--cluster", required=True, help="cluster file")
+    back = verb("rollback", commands.rollback)
+    back.add_argument("--why", required=True, help="reason, kept with the version")
+    back.add_argument("--cluster", default="", help="cluster file: roll it out there at once")
     on_the_cluster = {"unserve": commands.unserve, "roll-out": commands.roll_out, "smoke": commands.smoke}
     for name, command in {**on_the_cluster, "reap": commands.reap}.items():
         verb(name, command, config=False).add_argument("--cluster", required=True, help="cluster file")

@@ -25,6 +25,7 @@ from af_pipelines.refusals import explain, message_of
 from megatron_af.pipeline.job import StepFailed
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+KSERVE = {"group": "serving.kserve.io", "version": "v1beta1", "plural": "inferenceservices"}
 CONTAINER = "node"
 """Container of a training pod, by the contract of Trainer's runtimes."""
 PASSING = (408, 429, 500, 502, 503, 504)
@@ -62,6 +63,7 @@ class Kube:
         self._apps = client.AppsV1Api(api)
         self.say: Callable[[str], None] = lambda line: None
         """Told once that an answer is waited for, and what the API server warns of."""
+        self._services = {**KSERVE, "namespace": cluster.namespace}
         self._jobs = {"group": GROUP, "version": VERSION, "namespace": cluster.namespace, "plural": PLURAL}
 
     @classmethod
@@ -154,6 +156,20 @@ class Kube:
         spec: Object = {"template": {"metadata": {"annotations": dict(annotations)}}} if annotations else {}
         spec |= {"replicas": replicas} if replicas is not None else {}
         self._call(self._apps.patch_namespaced_deployment, name, self.namespace, {"spec": spec})
+
+    def inference_service(self, name: str) -> Object | None:
+        """One of KServe's; None also on a cluster without KServe, and where this account may not ask."""
+        with _unless(403, 404):
+            return self._call(self._custom.get_namespaced_custom_object, name=name, **self._services)
+        return None
+
+    def patch_inference_service(
+        self, name: str, annotations: Mapping[str, str | None], *, own: Mapping[str, str | None] | None = None
+    ) -> None:
+        """Change annotations of its pods, as of a Deployment's, and its own, by which KServe is told."""
+        body: Object = {"spec": {"predictor": {"annotations": dict(annotations)}}} if annotations else {}
+        body |= {"metadata": {"annotations": dict(own)}} if own else {}
+        self._call(self._custom.patch_namespaced_custom_object, name=name, body=body, **self._services)
 
     def warnings(self, job: Object) -> list[str]:
         """Texts of the warnings about a job's objects, the latest last: quota, admission, scheduling, images.

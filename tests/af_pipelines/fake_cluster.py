@@ -29,6 +29,7 @@ JOBS = re.compile(r"^/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/([^/]+)/tr
 PODS = re.compile(r"^/api/v1/namespaces/([^/]+)/pods(?:/([^/]+)/log)?$")
 QUEUES = re.compile(r"^/apis/kueue\.x-k8s\.io/v1beta2/namespaces/([^/]+)/localqueues/([^/]+)$")
 DEPLOYMENTS = re.compile(r"^/apis/apps/v1/namespaces/([^/]+)/deployments/([^/]+)$")
+SERVICES = re.compile(r"^/apis/serving\.kserve\.io/v1beta1/namespaces/([^/]+)/inferenceservices/([^/]+)$")
 EVENTS = re.compile(r"^/api/v1/namespaces/([^/]+)/events$")
 PIPELINES = re.compile(r"^/apis/v2beta1/(healthz|experiments|runs)(?:/([^:]+))?(?::(\w+))?$")
 
@@ -44,6 +45,8 @@ class FakeCluster:
         self.events: list[Object] = []
         self.queues: set[str] = set()
         self.deployments: dict[str, Object] = {}
+        self.services: dict[str, Object] | None = None
+        """None: this cluster has no KServe."""
         self.runs: dict[str, Object] = {}
         self.requests: list[str] = []
         self.queries: list[str] = []
@@ -182,7 +185,7 @@ class FakeCluster:
                 if refusal[0] == method and refusal[1] in parsed.path:
                     self._refusals.remove(refusal)
                     return refusal[2], refusal[3], refusal[4]
-            named = ((QUEUES, self._queue), (DEPLOYMENTS, self._deployment))
+            named = ((QUEUES, self._queue), (DEPLOYMENTS, self._deployment), (SERVICES, self._service))
             for pattern, handle in ((JOBS, self._job), (PODS, self._pod), (EVENTS, self._event), *named):
                 if match := pattern.match(parsed.path):
                     if match[1] != self.namespace:
@@ -262,6 +265,21 @@ class FakeCluster:
                 del annotations[key]
             spec |= body["spec"]
         return 200, self.deployments[name]
+
+    def _service(self, method: str, name: str | None, query: dict[str, str], body: Object) -> tuple[int, Any]:
+        if self.services is None:
+            return 404, "404 page not found"
+        if name not in self.services:
+            return 404, {"message": f'inferenceservices.serving.kserve.io "{name}" not found'}
+        service = self.services[name]
+        if method == "PATCH":
+            for part, changes in (
+                (service["metadata"], body.get("metadata", {})), (service["spec"]["predictor"],
+                body.get("spec", {}).get("predictor", {})),
+            ):  # fmt: skip
+                merged = part.get("annotations", {}) | changes.get("annotations", {})
+                part["annotations"] = {key: value for key, value in merged.items() if value is not None}
+        return 200, service
 
     def _pipelines(self, method: str, match: re.Match[str], body: Object) -> tuple[int, Any]:
         kind, name, action = match.groups()

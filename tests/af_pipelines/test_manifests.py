@@ -277,9 +277,44 @@ def test_serving_component(tmp_path: Path) -> None:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["containers"][0]["image"] == "megatron-af:cpu"
         assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
-    (rule,) = bodies["Role", "af-roll-out"]["rules"]
-    assert rule["resourceNames"] == ["af-serving"] and rule["verbs"] == ["get", "patch"]
+    for rule in bodies["Role", "af-roll-out"]["rules"]:
+        assert rule["resourceNames"] == ["af-serving"] and rule["verbs"] == ["get", "patch"]
     _parser().parse_args(job["containers"][0]["args"][2:])
+
+
+def test_the_inference_service_is_the_same_server(tmp_path: Path) -> None:
+    """KServe publishes no schema as a package: its fields beside a pod's are those of its ComponentExtensionSpec."""
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "kserve").mkdir()
+    rendered = render_with("serving", tmp_path / "plain")
+    plain = {body["kind"]: body for body in rendered if body["metadata"]["name"] in SERVING}
+    mine = [body for body in render_with("serving/kserve", tmp_path / "kserve") if body["metadata"]["name"] in SERVING]
+    assert sorted(body["kind"] for body in mine) == [
+        "CronJob", "InferenceService", "NetworkPolicy", "Role", "RoleBinding", "ServiceAccount",
+    ]  # fmt: skip
+    (service,) = (body for body in mine if body["kind"] == "InferenceService")
+    assert service["apiVersion"] == "serving.kserve.io/v1beta1"
+    assert service["metadata"]["namespace"] == "megatron-af"
+    predictor = service["spec"]["predictor"]
+    extension = {
+        "minReplicas": 1, "maxReplicas": 4, "scaleMetric": "cpu", "scaleTarget": 70,
+        "labels": {"app.kubernetes.io/name": "af-serving"},
+        "deploymentStrategy": {"type": "RollingUpdate", **plain["Deployment"]["spec"]["strategy"]},
+    }  # fmt: skip
+    assert {key: value for key, value in predictor.items() if key in extension} == extension
+    pod = {key: value for key, value in predictor.items() if key not in extension}
+    assert pod["containers"][0]["name"] == "kserve-container"
+    assert "annotations" not in predictor, "the next apply would undo what serve and roll-out set"
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod}, "1.37", strict=True
+    )
+    pod["containers"][0]["name"] = "server"
+    assert pod == plain["Deployment"]["spec"]["template"]["spec"]
+    scaling = plain["HorizontalPodAutoscaler"]["spec"]
+    assert (scaling["minReplicas"], scaling["maxReplicas"]) == (1, 4)
+    assert scaling["metrics"][0]["resource"]["target"]["averageUtilization"] == extension["scaleTarget"]
+    policy = plain["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
+    assert policy == extension["labels"], "one policy for both"
 
 
 SERVING = ("af-serving", "af-roll-out", "serving-from-ingress")
