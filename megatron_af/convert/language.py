@@ -25,6 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron_af.config import LMConfig
+from megatron_af.convert.keys import KeyReport
 from megatron_af.convert.shards import SHARD_BYTES, write_shards
 from megatron_af.decoder.family import LanguageFamily, family_of
 from megatron_af.files import write
@@ -178,6 +179,17 @@ class LanguageFolder:
         ]
         if different:
             raise ValueError(f"{self.folder} holds another model:\n  " + "\n  ".join(different))
+
+    def report(self) -> KeyReport:
+        """What becomes of each tensor of the folder; of a tied model, the output layer's is the table once more."""
+        family, lm = self._family, self.lm_config
+        head = family.outside_layers["output_layer.weight"] if lm.tied else ""
+        table = family.outside_layers["embedding.word_embeddings.weight"]
+        wanted = [name for name in family.outside_layers.values() if name != head]
+        for layer in range(lm.layers):
+            for parts in family.inside_layers.values():
+                wanted += [f"{family.layer_prefix}.{layer}.{part}" for part in parts]
+        return KeyReport.of(self._file_of, wanted, lambda name: (head,) if name == table else ())
 
     def source(self, name: str) -> Sliceable:
         """A tensor to slice; nothing is read before it is."""

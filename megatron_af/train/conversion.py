@@ -84,6 +84,8 @@ def convert(
             report = _report(released, model, config)
             load_released(model, released.source, config.model, vocabulary)
         elif folder:
+            report = folder.report()
+            report.check(str(folder.folder), "model.lm")
             load_language(model.chunks, folder.source, config.model.lm)
             _start_rows(model, folder.mean_row(tokenizer.first_added_id))
         if report and dist.get_rank() == 0:

@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from megatron_af.config import LMConfig
 from megatron_af.convert.language import LanguageFolder, load_language
 from megatron_af.decoder.lm import AudioLM
+from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.parallel.global_state import placements
 from tests.decoder.toy import (
     ADDED,
@@ -156,6 +161,81 @@ def test_added_rows_start_at_the_mean_of_the_known_tokens(folder):
     table = checkpoint.source("model.embed_tokens.weight")[:]
     known = VOCAB - 7
     torch.testing.assert_close(checkpoint.mean_row(known, block=32), table[:known].mean(0))
+
+
+def test_every_tensor_of_a_folder_is_accounted_for(folder, tmp_path):
+    checkpoint = LanguageFolder(folder)
+    report = checkpoint.report()
+    report.check("f", "model.lm")
+    assert len(report.used) == 2 + 12 * checkpoint.lm_config.layers + (not checkpoint.lm_config.tied)
+    shutil.copytree(folder, tmp_path / "more")
+    index = tmp_path / "more/model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    file = content["weight_map"].pop("model.norm.weight")
+    for stray in ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.extra"):
+        content["weight_map"][stray] = file
+    index.write_text(json.dumps(content))
+    found = LanguageFolder(tmp_path / "more").report()
+    assert found.missing == ("model.norm.weight",) and found.unknown == ("model.layers.0.extra",)
+    assert found.aliases == (("lm_head.weight",) if checkpoint.lm_config.tied else ())
+    assert list(found.ignored.values()) == ["positions, computed here in float32"]
+
+
+SPARSE = """
+import resource, sys
+import torch
+from megatron_af.config import LMConfig
+from megatron_af.convert.language import LanguageFolder, read_part
+from megatron_af.parallel.global_state import EMBEDDING, Placement
+
+lm, folder = LMConfig(), LanguageFolder(sys.argv[1])
+folder.check(lm)
+shapes = {EMBEDDING: (lm.vocab, 2048)}
+for layer in range(lm.layers):
+    at = f"lm.decoder.layers.{layer}"
+    shapes[f"{at}.self_attention.linear_qkv.weight"] = (2560, 2048)
+    shapes[f"{at}.mlp.linear_fc1.weight"] = (2 * lm.ffn, 2048)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read = 0
+for name, shape in shapes.items():
+    halves = 2 if "linear_fc1" in name else 1
+    part = Placement(name=name, shape=torch.Size(shape), dim=0, rank=1, size=2, halves=halves,
+                     local_length=shape[0] // 2)
+    read += read_part(part, lm, folder.source).nbytes
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(read, grown / 3e9)
+"""
+
+
+def test_a_full_size_folder_is_read_in_less_than_a_shard_of_memory(tmp_path):
+    """Qwen2.5-3B's names and sizes in two sparse files of some 3 GB; half of the tensors' rows, as one of two ranks."""
+    lm = LMConfig()
+    shapes = {"model.embed_tokens.weight": [lm.vocab, lm.hidden]}
+    for layer in range(lm.layers):
+        at = f"model.layers.{layer}"
+        for part, rows in (("q", 2048), ("k", 256), ("v", 256)):
+            shapes[f"{at}.self_attn.{part}_proj.weight"] = [rows, lm.hidden]
+        shapes |= {f"{at}.mlp.{part}_proj.weight": [lm.ffn, lm.hidden] for part in ("gate", "up")}
+    (tmp_path / "config.json").write_text(json.dumps(Qwen2(lm).write_config()))
+    names, weight_map = list(shapes), {}
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :])):
+        header, end = {}, 0
+        for name in part:
+            begin, end = end, end + 2 * shapes[name][0] * shapes[name][1]
+            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        with (tmp_path / f"part-{number}.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+        weight_map |= dict.fromkeys(part, f"part-{number}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    done = subprocess.run(
+        [sys.executable, "-c", SPARSE, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    read, shards = map(float, done.stdout.split())
+    assert read == sum(2 * rows * columns for rows, columns in shapes.values()) / 2
+    assert shards < 1.3, "peak memory in shards"
 
 
 def test_a_folder_states_what_it_cannot_be_used_for(folder, tmp_path):
