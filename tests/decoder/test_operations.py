@@ -55,3 +55,21 @@ def test_what_trains_at_the_bottom_costs_on_the_way_down() -> None:
         tally_decoder(tally, MODEL, False)
     assert top.of(Amounts(text=1)) == forward(Amounts(text=1)), "nothing flows below the first that trains"
     assert below.of(Amounts(text=1)) == 2 * forward(Amounts(text=1))
+
+
+def test_what_a_family_has_outside_its_layers_counts() -> None:
+    """A bias of the last norm wants the output layer's gradient; a table of positions that of all layers."""
+
+    def cost(family: str, trains: str, amounts: Amounts) -> float:
+        lm = dataclasses.replace(LM, family=family, kv_heads=LM.heads)
+        tally = Tally(lambda name: name == trains)
+        tally_decoder(tally, dataclasses.replace(MODEL, lm=lm), False)
+        return tally.of(amounts)
+
+    for trains, amounts in (
+        ("lm.decoder.final_layernorm.bias", Amounts(supervised=1)),
+        ("lm.position_embeddings.weight", Amounts(text=1)),
+    ):
+        frozen = cost("opt", "", amounts)
+        assert cost("opt", trains, amounts) == 2 * frozen
+        assert cost("qwen2", trains, amounts) == cost("qwen2", "", amounts), "it has none"
