@@ -7,8 +7,9 @@
 
 Of a Hugging Face folder (config.json, *.safetensors) of Qwen2, Qwen2.5 or OPT the checkpoint holds the language model
 and the rows of added tokens, which start at the mean row of the table; of Audio Flamingo 2's ``safe_ckpt``
-(metadata.json, model_chunk_*.safetensors) the whole model, encoder included. Every layout reads it, whatever layout
-wrote it; a stage names it in its ``entry``, the whole model by ``all``:
+(metadata.json, model_chunk_*.safetensors) the whole model; of Audio Flamingo 1's file (foundation.pt, chat.pt) all but
+the encoder. Every layout reads it, whatever layout wrote it; a stage names it in its ``entry``, the whole model by
+``all``:
 
     entry: {lm: checkpoints/qwen2.5-3b/step_00000000, rows: checkpoints/qwen2.5-3b/step_00000000}
 

@@ -1,6 +1,6 @@
 """Published encoders in files of their own, read into ours: ClapCap, LAION-CLAP and AF-CLAP.
 
-    encoder = EncoderFile(Path("clapcap_weights_2023.pth"))         # 630k-audioset-fusion-best.pt, epoch_16.pt
+    encoder = EncoderFile(pickled_weights(path), str(path))         # clapcap_weights_2023.pth, epoch_16.pt
     report = encoder.load(model.front.encoder)                      # which tensors were used, which not and why
 
 Names: ``ClapCaptionModel`` of msclap (``models/mapper.py``), whose attribute ``clap`` is the audio tower; ``CLAP`` of
@@ -9,13 +9,11 @@ laion_clap (``clap_module/model.py``), which AF-CLAP's training code has taken o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from megatron_af.convert.keys import KeyReport, pickled_weights
+from megatron_af.convert.keys import KeyReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +50,6 @@ class EncoderFile:
                 f"got {next(iter(weights))}"
             )
         self._layout = found[0]
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        return cls(pickled_weights(path), str(path))
 
     def load(self, encoder: nn.Module) -> KeyReport:
         """Fill the encoder, its running statistics included.

@@ -91,7 +91,8 @@ class KeyReport:
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count}: {reason}" for reason, count in Counter(self.ignored.values()).items())
-        return f"{len(self.used)} tensors used; {len(self.aliases)} aliases; {len(self.ignored)} ignored ({reasons})"
+        why = f" ({reasons})" if reasons else ""
+        return f"{len(self.used)} tensors used; {len(self.aliases)} aliases; {len(self.ignored)} ignored{why}"
 
 
 def pickled_weights(path: Any) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
     weights = ReleasedFolder("audio-flamingo-2/safe_ckpt")      # metadata.json and model_chunk_*.safetensors
     load_released(model, weights.source, config.model, vocabulary)
     tensors = released_tensors(gather_global(model.chunks, model.front), config.model)
+    weights = ReleasedFile(path, pickled_weights(path))         # Audio Flamingo 1's foundation.pt, chat.pt
 
 A released file repeats tensors under the names of modules that the published code reaches by several paths. The
 table of token embeddings ends with the rows of the added tokens; ours keeps those apart (``added_rows``), so
@@ -105,13 +106,12 @@ def aliases(name: str) -> tuple[str, ...]:
     for encoder in ENCODERS[1:]:
         if name.startswith(ENCODERS[0]):
             return (encoder + name.removeprefix(ENCODERS[0]),)
-    layer = re.fullmatch(
-        r"lang_encoder\.model\.layers\.(\d+)\.(decoder_layer|gated_cross_attn_layer_sound)\.(.+)", name
-    )
+    layer = re.fullmatch(r"lang_encoder\.model\.(?:decoder\.)?layers\.(\d+)\.(\w+)\.(.+)", name)
     if layer:
-        lists = {"decoder_layer": "old_decoder_blocks", "gated_cross_attn_layer_sound": "gated_cross_attn_layers_sound"}
+        lists = {"decoder_layer": "old_decoder_blocks"}
+        lists |= {release.block: release.block.replace("_layer", "_layers") for release in RELEASES.values()}
         return (f"lang_encoder.{lists[layer[2]]}.{layer[1]}.{layer[3]}",)
-    return ("lang_encoder.lm_head.weight",) if name == "lang_encoder.model.embed_tokens.weight" else ()
+    return ("lang_encoder.lm_head.weight",) if name.endswith(".embed_tokens.weight") else ()
 
 
 def _in_flamingo(name: str, family: LanguageFamily) -> str:
@@ -231,6 +231,39 @@ def release_problem(safe_ckpt: Path, max_hz: float) -> str:
     return ""
 
 
+class ReleasedFile:
+    """A checkpoint as the published code trains and loads it, and as Audio Flamingo 1 was released: one pickle.
+
+    It holds no encoder of ours: that of Audio Flamingo 1 is frozen and comes in by its own file.
+
+    Raises:
+        ValueError: it holds no Audio Flamingo, or more than tensors.
+    """
+
+    def __init__(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        self.place, self._weights = path, weights
+
+    @staticmethod
+    def holds(weights: Mapping[str, Tensor]) -> bool:
+        return any(name.startswith("lang_encoder.") for name in weights)
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all tensors but the encoder's, aliases included."""
+        return [name for name in self._weights if not name.startswith("clap.")]
+
+    def source(self, name: str) -> Sliceable:
+        """A tensor by its released name, or by an alias where the file only has that."""
+        return self._weights[_held_name(self._weights, name, self.place)]
+
+
+def _held_name(held: Mapping[str, Any], name: str, place: Path) -> str:
+    found = next((known for known in (name, *aliases(name)) if known in held), None)
+    if found is None:
+        raise KeyError(f"{place} holds no {name}")
+    return found
+
+
 class ReleasedFolder:
     """``safe_ckpt`` of Audio Flamingo 2: ``metadata.json`` names the chunks, each a safetensors file.
 
@@ -239,13 +272,13 @@ class ReleasedFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        metadata = self.folder / "metadata.json"
+        self.place = Path(folder)
+        metadata = self.place / "metadata.json"
         if not metadata.is_file():
-            raise FileNotFoundError(f"expected a safe_ckpt folder with metadata.json, got {self.folder}")
+            raise FileNotFoundError(f"expected a safe_ckpt folder with metadata.json, got {self.place}")
         self._file_of: dict[str, Any] = {}
         for chunk in json.loads(metadata.read_text()):
-            path = self.folder / f"{chunk}.safetensors"
+            path = self.place / f"{chunk}.safetensors"
             if not path.is_file():
                 raise FileNotFoundError(f"{metadata} names {path.name}, which is missing: fetch it again")
             file: Any = safe_open(path, framework="pt")
@@ -258,8 +291,6 @@ class ReleasedFolder:
 
     def source(self, name: str) -> Sliceable:
         """A tensor by its released name, or by an alias where the file only has that."""
-        found = next((n for n in (name, *aliases(name)) if n in self._file_of), None)
-        if found is None:
-            raise KeyError(f"{self.folder} holds no {name}")
+        found = _held_name(self._file_of, name, self.place)
         sliceable: Sliceable = self._file_of[found].get_slice(found)
         return sliceable

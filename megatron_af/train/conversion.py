@@ -18,9 +18,16 @@ from torch import Tensor
 from megatron_af.config import Config
 from megatron_af.config.loading import to_yaml
 from megatron_af.convert.encoders import EncoderFile
-from megatron_af.convert.keys import KeyReport
+from megatron_af.convert.keys import KeyReport, pickled_weights
 from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language, write_language
-from megatron_af.convert.released import ReleasedFolder, aliases, load_released, release_problem, wanted_names
+from megatron_af.convert.released import (
+    ReleasedFile,
+    ReleasedFolder,
+    aliases,
+    load_released,
+    release_problem,
+    wanted_names,
+)
 from megatron_af.convert.shards import SHARD_BYTES
 from megatron_af.decoder.transformer_config import DTYPES
 from megatron_af.files import put_in_place
@@ -51,7 +58,7 @@ def convert(
     """Convert what ``source`` holds; the folder that was written.
 
     Args:
-        source: a Hugging Face folder, a ``safe_ckpt``, an encoder's file, or a checkpoint of ours.
+        source: a Hugging Face folder, a ``safe_ckpt``, Audio Flamingo 1's file, an encoder's, or a checkpoint of ours.
         target: folder for the checkpoint, or, of a checkpoint of ours, the new Hugging Face folder.
         tell: told, on rank 0, what became of the tensors of published weights.
 
@@ -62,12 +69,17 @@ def convert(
     out = (source / MANIFEST).is_file()
     if out:
         refuse_occupied(target)
-    encoder = EncoderFile.open(source) if source.is_file() else None
-    released = ReleasedFolder(source) if not out and (source / "metadata.json").is_file() else None
+    weights = pickled_weights(source) if source.is_file() else {}
+    released: ReleasedFile | ReleasedFolder | None = None
+    if ReleasedFile.holds(weights):
+        released = ReleasedFile(source, weights)
+    elif not out and (source / "metadata.json").is_file():
+        released = ReleasedFolder(source)
+    encoder = EncoderFile(weights, str(source)) if weights and not released else None
     folder = None if encoder or released or out else LanguageFolder(source, config.model.lm.family)
     if folder:
         folder.check(config.model.lm)
-    if released and (problem := release_problem(source, config.model.front_end.max_hz)):
+    if isinstance(released, ReleasedFolder) and (problem := release_problem(source, config.model.front_end.max_hz)):
         raise ValueError(problem)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     groups = process_groups.initialize(config.parallel, config.seed)
@@ -81,8 +93,9 @@ def convert(
         if encoder:
             report = encoder.load(model.front.get_submodule("encoder"))
         elif released:
-            report = _report(released, model, config)
-            load_released(model, released.source, config.model, vocabulary)
+            has_encoder = isinstance(released, ReleasedFolder)
+            report = _report(released, model, config, encoder=has_encoder)
+            load_released(model, released.source, config.model, vocabulary, encoder=has_encoder)
         elif folder:
             report = folder.report()
             report.check(str(folder.folder), "model.lm")
@@ -97,23 +110,26 @@ def convert(
             "samples": 0,
             "world_size": dist.get_world_size(),
         }
-        parts = ENCODER if encoder else WHOLE if released else LANGUAGE
+        whole = WHOLE if isinstance(released, ReleasedFolder) else WHOLE[1:]
+        parts = ENCODER if encoder else whole if released else LANGUAGE
         written = Checkpoints(target, keep=1).save(model, None, groups, resume, {}, parts, to_yaml(config))
     process_groups.destroy()
     return written
 
 
-def _report(released: ReleasedFolder, model: AudioFlamingo, config: Config) -> KeyReport:
-    """What the whole world wants of the folder; a collective.
+def _report(
+    released: ReleasedFile | ReleasedFolder, model: AudioFlamingo, config: Config, *, encoder: bool
+) -> KeyReport:
+    """What the whole world wants of the file or folder; a collective.
 
     Raises:
         ValueError: a tensor is missing, or unknown.
     """
     wanted: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(wanted, wanted_names(model, config.model.lm))
+    dist.all_gather_object(wanted, wanted_names(model, config.model.lm, encoder=encoder))
     every = dict.fromkeys(name for names in wanted for name in names)
     report = KeyReport.of(released.keys, every, aliases)
-    report.check(str(released.folder), "model.lm, model.encoder, model.transform and model.cross_attention")
+    report.check(str(released.place), "model.lm, model.encoder, model.transform and model.cross_attention")
     return report
 
 

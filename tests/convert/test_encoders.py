@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_af.audio.encoder import encoder_of
 from megatron_af.config import Config
 from megatron_af.convert.encoders import EncoderFile
+from megatron_af.convert.keys import pickled_weights
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -82,7 +83,7 @@ def test_another_encoder_is_told_by_the_tensor(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth: expected the weights of ClapCap, LAION-CLAP or .* got a"):
-        EncoderFile.open(tmp_path / "other.pth")
+        EncoderFile(pickled_weights(tmp_path / "other.pth"), "other.pth")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_the_contrastive_files_are_read_without_their_text_side(
               "audio_branch.layers.0.blocks.0.attn.relative_position_index", *extra)  # fmt: skip
     held = {f"module.{name}": tensor for name, tensor in (weights | dict.fromkeys(others, torch.zeros(1))).items()}
     torch.save({"epoch": 16, "state_dict": held, "optimizer": {"step": 3}}, tmp_path / "epoch_16.pt")
-    report = EncoderFile.open(tmp_path / "epoch_16.pt").load(encoder)
+    report = EncoderFile(pickled_weights(tmp_path / "epoch_16.pt")).load(encoder)
     assert set(report.used) == set(weights) and set(report.ignored) == set(others)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, weights[theirs_of(name)]), name

@@ -27,9 +27,10 @@ from tests.test_parity import _config
 FIXTURE = Fixture.load(FOLDER / "af2_tiny.npz")
 
 
-def test_every_alias_of_the_fixture_is_known():
-    known = {alias: name for name in FIXTURE.info["parameters"] for alias in aliases(name)}
-    assert known == FIXTURE.info["aliases"]
+def test_every_alias_of_the_fixtures_is_known():
+    for fixture in (FIXTURE, Fixture.load(FOLDER / "af1_tiny.npz")):
+        known = {alias: name for name in fixture.info["parameters"] for alias in aliases(name)}
+        assert known == fixture.info["aliases"]
 
 
 def _round_trip(rank: int, world_size: int, folder: str) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from tests.convert.test_released import FIXTURE, folder
 from tests.decoder.test_opt import write_opt_folder
 from tests.decoder.toy import full_audio, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed
+from tests.parity import FOLDER, Fixture
 from tests.test_parity import _config
 
 __all__ = ["folder"]
@@ -179,3 +180,41 @@ def test_a_released_model_becomes_a_checkpoint_of_all_its_parts(folder, tmp_path
     add_chunk(folder, {"lang_encoder.stray": torch.zeros(1)})
     run_distributed(refused_released, 1, folder, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
+
+
+AF1 = Fixture.load(FOLDER / "af1_tiny.npz")
+
+
+def af1_run(tokenizer: Path):
+    config, _ = _config(AF1)
+    return dataclasses.replace(config, data=DataConfig(tokenizer=str(tokenizer)))
+
+
+def write_af1(rank: int, world_size: int, source: Path, target: Path) -> tuple[str, list[str]]:
+    told: list[str] = []
+    return str(convert(af1_run(source.parent / "tokenizer.json"), source, target, tell=told.append)), told
+
+
+def read_af1(rank: int, world_size: int, tokenizer: Path, checkpoint: str) -> dict[str, Tensor]:
+    config = af1_run(tokenizer)
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, _config(AF1)[1], current_device())
+    load_parts(model, groups, Path(checkpoint), WHOLE[1:])
+    with pytest.raises(CheckpointError, match="but no encoder"):
+        load_parts(model, groups, Path(checkpoint), ["encoder"])
+    return released_tensors(gather_global(model.chunks, model.front), config.model)
+
+
+@pytest.mark.slow
+def test_audio_flamingo_1s_file_becomes_a_checkpoint_of_all_but_the_encoder(tmp_path):
+    write_tokenizer(tmp_path / "tokenizer.json", known=AF1.info["config"]["media_id"])
+    weights = AF1.weights()
+    state = weights | {alias: weights[name] for alias, name in AF1.info["aliases"].items()}
+    state |= {"clap.clap.base.htsat.norm.weight": torch.zeros(1)}
+    torch.save({"epoch": 7, "model_state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "chat.pt")
+    written, told = run_distributed(write_af1, 1, tmp_path / "chat.pt", tmp_path / "converted")[0]
+    counts = f"{len(weights)} tensors used; {len(AF1.info['aliases'])} aliases; 0 ignored"
+    assert told == [f"{tmp_path / 'chat.pt'}: {counts}"]
+    tensors = run_distributed(read_af1, 1, tmp_path / "tokenizer.json", written)[0]
+    for name, tensor in weights.items():
+        assert torch.equal(tensors[name], tensor), name
