@@ -55,6 +55,18 @@ class Answer(Objective):
                 f"curriculum.{stage}.max_text_tokens = {tokens}: the language model has "
                 f"model.lm.max_positions = {positions}"
             )
+        elif positions < tokens + (answer := config.evaluation.max_answer_tokens) and self._learns_positions(config):
+            yield (
+                f"curriculum.{stage}.max_text_tokens = {tokens} and evaluation.max_answer_tokens = {answer}: the "
+                f"language model has learnt model.lm.max_positions = {positions} places for a question and its answer"
+            )
+
+    @staticmethod
+    def _learns_positions(config: Config) -> bool:
+        try:
+            return bool(config.model.lm.component.position_rows)
+        except UnknownComponent:  # a problem of its own
+            return False
 
     def evaluations(self, config: Config, stage: str) -> list[tuple[str, list[str]]]:
         return [("evaluate_hearing.py", [])]

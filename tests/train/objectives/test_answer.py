@@ -43,6 +43,23 @@ def test_texts_longer_than_the_language_model_reads_are_refused() -> None:
         assert all(f"curriculum.stage.max_text_tokens = {tokens}" in problem for problem in found)
 
 
+def test_an_answer_must_have_places_where_they_are_learnt() -> None:
+    config = tiny.config()
+    positions, answer = config.model.lm.max_positions, config.evaluation.max_answer_tokens
+    for family, tokens, problems in (
+        ("opt", positions - answer, 0),
+        ("opt", positions - answer + 1, 1),
+        ("qwen2", positions - answer + 1, 0),
+        ("nobody's", positions - answer + 1, 0),
+    ):
+        lm = replace(config.model.lm, family=family, kv_heads=config.model.lm.heads)
+        stage = replace(config.curriculum["stage"], max_text_tokens=tokens)
+        asked = replace(config, model=replace(config.model, lm=lm), curriculum={"stage": stage})
+        found = list(Answer().problems(asked, "stage"))
+        assert len(found) == problems
+        assert all(f"evaluation.max_answer_tokens = {answer}" in problem for problem in found)
+
+
 def test_only_fresh_rows_are_filled() -> None:
     filled: list[str] = []
 
