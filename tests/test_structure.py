@@ -21,6 +21,7 @@ ORDER = (
     "megatron_af.progress",
     "megatron_af.foreign",
     "megatron_af.config",
+    "megatron_af.entry",
     "megatron_af.flops",
     "megatron_af.text",
     "megatron_af.parallel",
@@ -225,6 +226,13 @@ def test_what_starts_processes_is_in_the_slow_tier(path: Path) -> None:
 def test_tools_stay_thin() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items() if name.startswith("tools.")}
     assert {name: length for name, length in lengths.items() if length >= 100} == {}
+
+
+def test_every_command_ends_by_the_one_handler() -> None:
+    commands = {name: path.read_text() for name, path in MODULES.items() if name.startswith("tools.")}
+    commands["af_pipelines.__main__"] = MODULES["af_pipelines.__main__"].read_text()
+    without = {name for name, text in commands.items() if "@command\ndef main(" not in text}
+    assert without == {"tools.pretrain_clap"}, "that one calls tools.pretrain_af"
 
 
 TOP_FILES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_af.config import ConfigError
+from megatron_af.entry import command
 from megatron_af.files import write
 from megatron_af.progress import Progress
 
@@ -30,6 +30,7 @@ SUBJECTS = {
 ``tables(result)``."""
 
 
+@command
 def main(arguments: list[str]) -> int:
     subjects = "\n".join(f"    {name:12} {what}" for name, what in SUBJECTS.items())
     parser = argparse.ArgumentParser(
@@ -40,12 +41,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     module = importlib.import_module(f"megatron_af.bench.{options.subject.replace('-', '_')}")
-    try:
-        with tempfile.TemporaryDirectory() as folder, Progress() as progress:
-            result = module.measure(Path(folder), progress)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as folder, Progress() as progress:
+        result = module.measure(Path(folder), progress)
     Console().print(*module.tables(result))
     if options.json:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

@@ -9,7 +9,6 @@ newest checkpoint of ``retrieval.stage``. ``interleave`` does the same and then 
 """
 
 import argparse
-import os
 import sys
 
 import torch.distributed as dist
@@ -17,10 +16,10 @@ import torch.distributed as dist
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
+from megatron_af.entry import command
 from megatron_af.parallel.world import join_world
 from megatron_af.progress import Progress, silent
 from megatron_af.runs.check import retrieval_problems
-from megatron_af.runs.lock import StageBusy
 
 
 def build(config: Config, command: str) -> None:
@@ -37,30 +36,21 @@ def build(config: Config, command: str) -> None:
                 builder.interleave(name)
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["index", "interleave"])
     parser.add_argument("--config", required=True, help="top YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
-    first = os.environ.get("RANK", "0") == "0"
+    config = load_config(arguments.config, arguments.overrides)
+    if problems := list(retrieval_problems(config)):
+        raise ConfigError(f"{arguments.config} cannot be used", problems)
+    join_world()
     try:
-        config = load_config(arguments.config, arguments.overrides)
-        if problems := list(retrieval_problems(config)):
-            raise ConfigError(f"{arguments.config} cannot be used", problems)
-        join_world()
         build(config, arguments.command)
-    except (ConfigError, FileNotFoundError) as error:
-        if first:
-            print(error, file=sys.stderr)
-        return 2
-    except StageBusy as error:
-        if first:
-            print(error, file=sys.stderr)
-        return 1
     except AudioError as error:
-        print(f"{error}; prepare the data set (tools/prepare_data.py), which leaves such audio out", file=sys.stderr)
-        return 2
+        raise ConfigError(f"{error}; prepare the data set (tools/prepare_data.py), which leaves it out") from error
     dist.destroy_process_group()
     return 0
 

@@ -31,11 +31,12 @@ import torch.distributed as dist
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
+from megatron_af.entry import command
 from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import check
-from megatron_af.runs.paths import CheckpointError
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="top YAML file of a run with this model and tokenizer")
@@ -45,18 +46,14 @@ def main() -> int:
     parser.add_argument("--to", dest="target", type=Path, required=True, help="folder to write into")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML file")
     arguments = parser.parse_args()
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        if problems := check(config, int(os.environ.get("WORLD_SIZE", "1"))):
-            raise ConfigError(f"{config.name} cannot be built", problems)
-        join_world()
-        # Imported only now: megatron-core must have been made portable before its modules run.
-        from megatron_af.train.conversion import convert
+    config = load_config(arguments.config, arguments.overrides)
+    if problems := check(config, int(os.environ.get("WORLD_SIZE", "1"))):
+        raise ConfigError(f"{config.name} cannot be built", problems)
+    join_world()
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.train.conversion import convert
 
-        written = convert(config, arguments.source, arguments.target, tell=print)
-    except (ConfigError, CheckpointError, ValueError, KeyError, FileNotFoundError) as error:
-        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
-        return 2
+    written = convert(config, arguments.source, arguments.target, tell=print)
     if dist.get_rank() == 0:
         print(f"wrote {written}")
     dist.destroy_process_group()

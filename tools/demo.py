@@ -7,20 +7,21 @@
 
 Prepares recordings and scenes, trains every stage of the curriculum, asks held-out questions, prints a table by
 skill and writes runs/NAME/summary.json. A run that was stopped goes on where it was. Exit codes: 0 done, 1 a stage
-failed, 2 the configuration cannot run, 128 + n stopped by signal n.
+failed, 2 the configuration cannot run or another try would fail the same way, 128 + n stopped by signal n.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from megatron_af.config import ConfigError
 from megatron_af.demo.run import prepare_only, run_demo
-from megatron_af.pipeline.job import Cancelled, StepFailed, cancellable
+from megatron_af.entry import command
+from megatron_af.pipeline.job import Cancelled, cancellable
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
@@ -33,12 +34,6 @@ def main() -> int:
         with cancellable():
             run = prepare_only if arguments.prepare else run_demo
             run(arguments.config, arguments.overrides)
-    except (ConfigError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except StepFailed as error:
-        print(error, file=sys.stderr)
-        return 1
     except Cancelled as stop:
         print(f"{stop}; the same command goes on from there", file=sys.stderr)
         return stop.exit_code

@@ -8,7 +8,6 @@ where they have them.
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_config
+from megatron_af.entry import command
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.files import write
 from megatron_af.parallel.world import join_world
@@ -25,6 +25,7 @@ from megatron_af.runs.check import validate_evaluation
 from megatron_af.runs.results import bind_results
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="top YAML file of the run")
@@ -32,17 +33,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys, stage=NAME first")
     arguments = parser.parse_intermixed_args()
-    try:
-        config, unread = read_config(arguments.config, arguments.overrides)
-        if arguments.rows not in config.data.datasets:
-            known = ", ".join(config.data.datasets)
-            raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
-        asked = {name: replace(stage, evaluation=(arguments.rows,)) for name, stage in config.curriculum.items()}
-        validate_evaluation(replace(config, curriculum=asked), "contrastive", unread)
-    except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(error, file=sys.stderr)
-        return 2
+    config, unread = read_config(arguments.config, arguments.overrides)
+    if arguments.rows not in config.data.datasets:
+        known = ", ".join(config.data.datasets)
+        raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
+    asked = {name: replace(stage, evaluation=(arguments.rows,)) for name, stage in config.curriculum.items()}
+    validate_evaluation(replace(config, curriculum=asked), "contrastive", unread)
     join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.evaluate.clap import evaluate_clap, table

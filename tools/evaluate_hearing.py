@@ -13,13 +13,13 @@ writes ``few_shot/K_from_DATASET/`` with the same files; those of 0 shots are th
 """
 
 import argparse
-import os
 import sys
 
 import torch.distributed as dist
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_config
+from megatron_af.entry import command
 from megatron_af.evaluate.few_shot import few_shot_problems, few_shot_sets
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.parallel.world import join_world
@@ -30,6 +30,7 @@ def _numbers(given: str) -> list[int]:
     return sorted({int(number) for number in given.split(",")})
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="top YAML file of the run")
@@ -38,31 +39,18 @@ def main() -> int:
     parser.add_argument("--from", dest="source", default="", help="data set of retrieval.datasets to take them from")
     arguments = parser.parse_args()
     shots: list[int] = arguments.shots
-    try:
-        config, unread = read_config(arguments.config, arguments.overrides)
-        validate_evaluation(config, "answer", unread)
-        if problems := list(few_shot_problems(config, arguments.source, shots)):
-            raise ConfigError(f"stage {config.stage} of {config.name} cannot be asked with examples", problems)
-    except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(error, file=sys.stderr)
-        return 2
+    config, unread = read_config(arguments.config, arguments.overrides)
+    validate_evaluation(config, "answer", unread)
+    if problems := list(few_shot_problems(config, arguments.source, shots)):
+        raise ConfigError(f"stage {config.stage} of {config.name} cannot be asked with examples", problems)
     join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.evaluate.measure import measure
 
     sets = {name: evaluation_rows(config, name) for name in config.curriculum[config.stage].evaluation}
-    refused = ""
-    try:
-        plan = few_shot_sets(config, arguments.source, sets, shots)
-    except ValueError as error:
-        refused = str(error)
-    else:
-        measure(config, plan, arguments.source)
-    if refused and dist.get_rank() == 0:
-        print(refused, file=sys.stderr)
+    measure(config, few_shot_sets(config, arguments.source, sets, shots), arguments.source)
     dist.destroy_process_group()
-    return 2 if refused else 0
+    return 0
 
 
 if __name__ == "__main__":

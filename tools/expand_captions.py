@@ -12,13 +12,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from megatron_af.config import ConfigError
 from megatron_af.config.loading import describe, read_values
-from megatron_af.data.rows import RowError
-from megatron_af.prepare.caption_expansion import EndpointError, ExpansionConfig, expand
+from megatron_af.entry import command
+from megatron_af.prepare.caption_expansion import ExpansionConfig, expand
 from megatron_af.progress import Progress
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=describe(ExpansionConfig), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -26,16 +26,9 @@ def main() -> int:
     parser.add_argument("--config", required=True, type=Path, help="YAML file of the job")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_args()
-    try:
-        config = read_values(ExpansionConfig, arguments.config, arguments.overrides)
-        with Progress() as progress:
-            report = expand(config, lambda done, rows: progress.update("rows", done, rows))
-    except (ConfigError, RowError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except EndpointError as error:
-        print(error, file=sys.stderr)
-        return 1
+    config = read_values(ExpansionConfig, arguments.config, arguments.overrides)
+    with Progress() as progress:
+        report = expand(config, lambda done, rows: progress.update("rows", done, rows))
     print(f"{report.expanded:,} of {report.rows:,} rows expanded with {report.requests:,} requests")
     for reason, count in Counter(report.refused.values()).most_common():
         print(f"  {count:,} refused: {reason}")

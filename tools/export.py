@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_af.config import ConfigError
+from megatron_af.entry import command
 from megatron_af.parallel.world import join_world
-from megatron_af.runs.paths import CheckpointError
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, help="folder of a release, run, stage or checkpoint")
@@ -30,9 +30,6 @@ def main() -> int:
 
     try:
         written = export(arguments.release, arguments.folder)
-    except (ConfigError, CheckpointError, ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
     finally:
         dist.destroy_process_group()
     print(f"wrote {written}")

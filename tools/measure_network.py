@@ -11,11 +11,13 @@ import sys
 import torch.distributed as dist
 
 from megatron_af.bench.network import measure, pinned_memory_limit
+from megatron_af.entry import command
 from megatron_af.parallel.device import current_device
 
 MIB = 2**20
 
 
+@command
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     device = current_device()

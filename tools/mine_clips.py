@@ -9,17 +9,17 @@ audio out of the videos. Exit codes: 0 done, 1 nothing was kept, 2 the job canno
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_af.config import ClapConfig, ConfigError
 from megatron_af.config.loading import describe, read_values
+from megatron_af.entry import command
 from megatron_af.prepare.mining import MiningConfig, Report, cut, select
 
 
-def run(step: str, config: MiningConfig) -> Report:
+def mine(step: str, config: MiningConfig) -> Report:
     if step == "cut":
         return cut(config)
     if not config.text_model:
@@ -40,6 +40,7 @@ def run(step: str, config: MiningConfig) -> Report:
     return select(config, similarity)
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=describe(MiningConfig), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,11 +49,7 @@ def main() -> int:
     parser.add_argument("--config", required=True, type=Path, help="YAML file of the job")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
-    try:
-        report = run(arguments.step, read_values(MiningConfig, arguments.config, arguments.overrides))
-    except (ConfigError, FileNotFoundError, ValueError, json.JSONDecodeError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = mine(arguments.step, read_values(MiningConfig, arguments.config, arguments.overrides))
     print(f"{report.kept:,} segments kept")
     for reason, count in sorted(report.dropped.items()):
         print(f"  {count:,} dropped: {reason}")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_af.config import Config, ConfigError
+from megatron_af.config import Config
 from megatron_af.config.loading import load_config
+from megatron_af.entry import command
 from megatron_af.files import write
 from megatron_af.progress import Progress
 
@@ -43,6 +44,7 @@ def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> 
     return 0
 
 
+@command
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["import", "prepare", "stats", "inspect"])
@@ -52,31 +54,27 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--html", default="", help="page to write; inspect's default: NAME.html")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        sets = config.data.datasets
-        if options.dataset and options.dataset not in sets:
-            raise ValueError(f"--dataset {options.dataset}: data.datasets has {', '.join(sets) or 'none'}")
-        key = {"import": "origin", "prepare": "source"}.get(options.command, "manifest")
-        named = [name for name, dataset in sets.items() if getattr(dataset, key) and not dataset.neighbours]
-        names = [options.dataset] if options.dataset else named
-        if not names:
-            print(f"nothing to {options.command}: no data set of {options.config} has {key}")
-            return 0
-        if options.command in ("import", "prepare"):
-            from megatron_af.prepare.outcome import import_rows, prepare_recordings
+    config = load_config(options.config, options.overrides)
+    sets = config.data.datasets
+    if options.dataset and options.dataset not in sets:
+        raise ValueError(f"--dataset {options.dataset}: data.datasets has {', '.join(sets) or 'none'}")
+    key = {"import": "origin", "prepare": "source"}.get(options.command, "manifest")
+    named = [name for name, dataset in sets.items() if getattr(dataset, key) and not dataset.neighbours]
+    names = [options.dataset] if options.dataset else named
+    if not names:
+        print(f"nothing to {options.command}: no data set of {options.config} has {key}")
+        return 0
+    if options.command in ("import", "prepare"):
+        from megatron_af.prepare.outcome import import_rows, prepare_recordings
 
-            make = import_rows if options.command == "import" else prepare_recordings
-            with Progress() as progress:
-                return make(config, names, progress)
-        if options.html and len(names) > 1:
-            raise ValueError(f"--html is the page of one data set; choose by --dataset {' or '.join(names)}")
-        if options.command == "stats":
-            return show(config, names, html=options.html)
-        return show(config, names[:1], options.samples, options.html or f"{names[0]}.html")
-    except (ConfigError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        make = import_rows if options.command == "import" else prepare_recordings
+        with Progress() as progress:
+            return make(config, names, progress)
+    if options.html and len(names) > 1:
+        raise ValueError(f"--html is the page of one data set; choose by --dataset {' or '.join(names)}")
+    if options.command == "stats":
+        return show(config, names, html=options.html)
+    return show(config, names[:1], options.samples, options.html or f"{names[0]}.html")
 
 
 if __name__ == "__main__":

@@ -15,25 +15,24 @@ launcher itself was asked to stop.
 import argparse
 import os
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch.distributed as dist
 
-from megatron_af.config import Config, ConfigError
+from megatron_af.config import Config
 from megatron_af.config.loading import describe, read_config
+from megatron_af.entry import command
 from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import validate
-from megatron_af.runs.lock import StageBusy, StageLock
+from megatron_af.runs.lock import StageLock
 from megatron_af.runs.records import claim
 from megatron_af.runs.sizes import resolve_sizes
 
 EXIT_CODES = {"done": 0, "stopped": 3, "hopeless": 42}
-PATIENCE_SECONDS = 60
-"""For a node's first process to say why it ends; the launcher ends the others as soon as it has."""
 
 
+@command
 def main(description: str | None = __doc__, objective: str = "") -> int:
     """
     Args:
@@ -46,26 +45,17 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_args()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    try:
-        config, unread = read_config(arguments.config, arguments.overrides)
-        if objective and not config.stage:
-            fitting = [name for name, stage in config.curriculum.items() if stage.objective == objective]
-            config = replace(config, stage=fitting[0] if fitting else "")
-        validate(config, world_size, unread)
-        config = resolve_sizes(config, world_size)
-        first = os.environ.get("RANK", "0") == "0"
-        with StageLock(config.stage_folder(config.stage)) if first else nullcontext():
-            if first:
-                claim(config)
-            return EXIT_CODES[train(config)]
-    except StageBusy as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(PATIENCE_SECONDS)
-        print(error, file=sys.stderr, flush=True)
-        return 2
+    config, unread = read_config(arguments.config, arguments.overrides)
+    if objective and not config.stage:
+        fitting = [name for name, stage in config.curriculum.items() if stage.objective == objective]
+        config = replace(config, stage=fitting[0] if fitting else "")
+    validate(config, world_size, unread)
+    config = resolve_sizes(config, world_size)
+    first = os.environ.get("RANK", "0") == "0"
+    with StageLock(config.stage_folder(config.stage)) if first else nullcontext():
+        if first:
+            claim(config)
+        return EXIT_CODES[train(config)]
 
 
 def train(config: Config) -> str:

@@ -16,15 +16,11 @@ by a gate.
 import argparse
 import sys
 
-from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
-from megatron_af.runs.digests import DigestMismatch
-from megatron_af.runs.paths import CheckpointError
-from megatron_af.runs.results import BadResults
-
-REFUSED_BY_GATE = 42
+from megatron_af.entry import command
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["register", "gate", "promote", "rollback", "show"])
@@ -38,29 +34,20 @@ def main() -> int:
     if arguments.command == "rollback" and not arguments.why:
         parser.error("rollback: expected --why, which is kept with the version")
     # Imported only now: --help need not wait for MLflow, whose environment the first of them sets.
-    from megatron_af.release.aliases import MoveForbidden, MoveRefused
-    from megatron_af.release.versions import PromotionRefused, UnknownVersion
+    import megatron_af.release.versions  # noqa: F401
 
     from mlflow.exceptions import MlflowException  # isort: skip
 
     try:
-        return run(arguments)
-    except PromotionRefused as error:
-        print(error, file=sys.stderr)
-        return REFUSED_BY_GATE
-    except (ConfigError, UnknownVersion, DigestMismatch, BadResults, CheckpointError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except MoveRefused as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, MoveForbidden) else 1
+        return carry_out(arguments)
     except MlflowException as error:
         print(error, file=sys.stderr)
         return 2 if error.error_code == "PERMISSION_DENIED" else 1
 
 
-def run(arguments: argparse.Namespace) -> int:
+def carry_out(arguments: argparse.Namespace) -> int:
     from megatron_af.release import commands
+    from megatron_af.release.versions import PromotionRefused
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.command == "register":
@@ -69,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.command == "gate":
         report = commands.gate(config, arguments.version)
         print(report.text())
-        return 0 if report.passed else REFUSED_BY_GATE
+        return 0 if report.passed else PromotionRefused.exit_code
     elif arguments.command == "promote":
         report = commands.promote(config, arguments.version, arguments.why or "passed its gates")
         print(f"{report.text()}\nversion {report.version} is the champion")

@@ -19,12 +19,13 @@ import sys
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_config
+from megatron_af.entry import command
 from megatron_af.pipeline.curriculum import plan, run_curriculum
-from megatron_af.pipeline.job import Cancelled, StepFailed, cancellable
-from megatron_af.pipeline.stages import ExitGateFailed
+from megatron_af.pipeline.job import Cancelled, cancellable
 from megatron_af.runs.check import check
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="top YAML file of the run")
@@ -44,12 +45,6 @@ def main() -> int:
                 print(*steps, sep="\n")
                 return 2 if any(step.action == "blocked" for step in steps) else 0
             run_curriculum(config, start=arguments.start, only=arguments.only)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except StepFailed as error:
-        print(error, file=sys.stderr)
-        return 4 if isinstance(error, ExitGateFailed) else 2 if error.give_up else 1
     except Cancelled as stop:
         print(f"{stop}; the same command goes on from the newest checkpoint", file=sys.stderr)
         return stop.exit_code

@@ -15,14 +15,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_af.config import ConfigError
 from megatron_af.config.loading import describe
-from megatron_af.runs.digests import DigestMismatch
+from megatron_af.entry import command
 from megatron_af.serve.settings import ServingConfig, load_settings
 
 DEFAULT = Path(__file__).parents[1] / "configs/serving/default.yaml"
 
 
+@command
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=describe(ServingConfig), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -31,13 +31,8 @@ def main() -> int:
     parser.add_argument("--config", default=str(DEFAULT), help="YAML file of settings (configs/serving/default.yaml)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
-    try:
-        settings = load_settings(arguments.config, arguments.overrides)
-        place = _place(arguments.model)
-        run(place, settings)
-    except (ConfigError, DigestMismatch, LookupError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    settings = load_settings(arguments.config, arguments.overrides)
+    run(_place(arguments.model), settings)
     return 0
 
 

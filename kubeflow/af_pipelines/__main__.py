@@ -20,7 +20,8 @@ configuration, wherever it was started. `serve` puts the registry's champion beh
 follows within minutes, and with --cluster at once. key=value changes the configuration, cluster.key=value the cluster
 file.
 
-Exit codes: 0 done, 1 a step or the cluster failed, 2 the command line or a file cannot be used, 128 + n stopped by
+Exit codes: 0 done, 1 a step or the cluster failed, 2 the command line or a file cannot be used, or another
+try would fail the same way, 128 + n stopped by
 signal n (143: cancelled).
 """
 
@@ -29,25 +30,20 @@ import sys
 from collections.abc import Callable
 
 from af_pipelines import commands
-from megatron_af.config import ConfigError
+from megatron_af.entry import command
 from megatron_af.pipeline.graph import PIPELINES
-from megatron_af.pipeline.job import Cancelled, StepFailed
+from megatron_af.pipeline.job import Cancelled
 
 Command = Callable[[argparse.Namespace], int]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The console command ``af-pipelines``."""
     options = _parser().parse_args(argv)
     try:
-        command: Command = options.command
-        return command(options)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except StepFailed as error:
-        print(f"af-pipelines: {error}", file=sys.stderr)
-        return 1
+        verb: Command = options.command
+        return verb(options)
     except Cancelled as stop:
         print(f"af-pipelines: {stop}; `af-pipelines resume` goes on", file=sys.stderr)
         return stop.exit_code
@@ -67,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
         return added
 
-    for name, command in (("compile", commands.compile_), ("run", commands.run), ("submit", commands.submit)):
-        started = verb(name, command)
+    for name, act in (("compile", commands.compile_), ("run", commands.run), ("submit", commands.submit)):
+        started = verb(name, act)
         started.add_argument("--cluster", required=name == "submit", help="cluster file; none: this machine")
         started.add_argument("--pipeline", choices=PIPELINES, default="curriculum")
         if name == "compile":
@@ -84,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     back.add_argument("--why", required=True, help="reason, kept with the version")
     back.add_argument("--cluster", default="", help="cluster file: roll it out there at once")
     on_the_cluster = {"unserve": commands.unserve, "roll-out": commands.roll_out, "smoke": commands.smoke}
-    for name, command in {**on_the_cluster, "reap": commands.reap}.items():
-        verb(name, command, config=False).add_argument("--cluster", required=True, help="cluster file")
+    for name, act in {**on_the_cluster, "reap": commands.reap}.items():
+        verb(name, act, config=False).add_argument("--cluster", required=True, help="cluster file")
     return parser
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from rich.console import Console
 
-from megatron_af.config import Config
+from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.demo.recordings import Recordings
 from megatron_af.demo.scenes import prepare_scenes
 from megatron_af.evaluate.hearing import table
 from megatron_af.files import write
-from megatron_af.pipeline.curriculum import run_curriculum
+from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.progress import Progress
 from megatron_af.runs.records import StageRecord
 
@@ -42,6 +42,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         Cancelled: this process was asked to stop.
     """
     config = load_config(path, overrides)
+    plan(config)  # refuses what cannot run before anything is made
     console, folder = Console(), Path(config.output) / config.name
     folder.mkdir(parents=True, exist_ok=True)
     with Progress(console) as progress:
@@ -84,6 +85,8 @@ def prepare_only(path: str, overrides: Sequence[str] = ()) -> None:
 
 def prepare_demo(config: Config, progress: Progress) -> Recordings:
     """Recordings, scenes and tokenizer, unless they were made by the same settings."""
+    if not config.scenes.sets:
+        raise ConfigError(f"{config.name} mixes no scenes", ["scenes.sets is empty: name at least one set of scenes"])
     root, marker = Path(config.data.root), _marker(config)
     wanted = json.loads(json.dumps({"seed": config.seed, **asdict(config.scenes)}))
     if not marker.exists() or json.loads(marker.read_text()).get("settings") != wanted:

@@ -23,8 +23,11 @@ from megatron_af.runs.sizes import batch_problems, recorded_batch
 
 
 def chosen_stages(config: Config, start: str = "", only: str = "") -> list[str]:
-    """Stages in their order: all, those from ``start`` on, or ``only`` one. ``ConfigError`` for one that is unknown."""
+    """Stages in their order: all, those from ``start`` on, or ``only`` one. ``ConfigError`` for one that is unknown,
+    and where there is none."""
     known = list(config.curriculum)
+    if not known:
+        raise ConfigError(f"{config.name} has nothing to train", ["curriculum is empty: name its stages"])
     for name in (start, only):
         if name and name not in known:
             raise ConfigError(f"{config.name} has no stage {name!r}{suggestion(name, known)}")

@@ -59,6 +59,7 @@ class StepFailed(RuntimeError):
     def __init__(self, message: str, *, give_up: bool = False) -> None:
         super().__init__(message)
         self.give_up = give_up
+        self.exit_code = 2 if give_up else 1
 
 
 class Cancelled(BaseException):

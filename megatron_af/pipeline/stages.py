@@ -36,6 +36,10 @@ type Launch = Callable[..., None]
 class ExitGateFailed(StepFailed):
     """A stage is trained, but its numbers are not good enough to build on."""
 
+    def __init__(self, message: str, *, give_up: bool = False) -> None:
+        super().__init__(message, give_up=give_up)
+        self.exit_code = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:

@@ -90,6 +90,8 @@ class Report:
 class EndpointError(RuntimeError):
     """The endpoint cannot be used at all; the message says what to change."""
 
+    exit_code = 1
+
 
 def expand(config: ExpansionConfig, watch: Callable[[int, int], None] = lambda done, rows: None) -> Report:
     """Expand every row of ``config.source``; the output keeps their order.

@@ -25,9 +25,13 @@ LEASE_SECONDS = 60.0
 class MoveRefused(RuntimeError):
     """The move was not made, and nothing is changed."""
 
+    exit_code = 1
+
 
 class MoveForbidden(MoveRefused):
     """The registry does not let this user move aliases; trying again is no use."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,8 @@ def register(config: Config, stage: str = "", digest: str = "") -> str:
         DigestMismatch, FileNotFoundError: the checkpoint is not there or not the recorded one; nothing is registered.
         BadResults: the evaluation is of other weights, rows or settings; nothing is registered.
     """
+    if not config.curriculum:
+        raise ConfigError(f"{config.name} has nothing to release", ["curriculum is empty: name its stages"])
     stage = stage or list(config.curriculum)[-1]
     if stage not in config.curriculum:
         raise ConfigError(f"{config.name} has no stage {stage!r}{suggestion(stage, list(config.curriculum))}")

@@ -58,6 +58,8 @@ class Report:
 class PromotionRefused(RuntimeError):
     """A version that does not pass its gates; ``report`` says which and by how much."""
 
+    exit_code = 42
+
     def __init__(self, report: Report) -> None:
         self.report = report
         super().__init__(report.text())

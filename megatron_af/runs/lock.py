@@ -32,6 +32,8 @@ _held: "dict[Path, StageLock]" = {}
 class StageBusy(RuntimeError):
     """Somebody else writes this stage's folder."""
 
+    exit_code = 1
+
 
 class StageLock:
     """Held from entering to leaving; ``check`` raises where it was lost meanwhile."""

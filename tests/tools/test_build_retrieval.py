@@ -27,5 +27,3 @@ def test_mistakes_are_one_message(
     assert "data.datasets.knn.neighbours.of = test: curriculum.clap is evaluated on it" in error
     code, error = run("retrieval.stag=clap")
     assert (code, "did you mean retrieval.stage" in error) == (2, True)
-    monkeypatch.setenv("RANK", "1")
-    assert run("retrieval.stage=tune") == (2, ""), "one rank says it"

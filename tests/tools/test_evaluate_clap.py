@@ -30,5 +30,3 @@ def test_mistakes_are_one_message(
     assert code == 2 and "--rows tset: not in data.datasets, which has train, test, knn" in error
     code, error = run("test", "stage=tune", "curriculum.tune.evaluatoin=[test]")
     assert code == 2 and "did you mean curriculum.tune.evaluation" in error and "its objective is answer" in error
-    monkeypatch.setenv("RANK", "1")
-    assert run("tset") == (2, ""), "one rank says it"

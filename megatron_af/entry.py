@@ -1,0 +1,95 @@
+"""How every command ends: one sentence for what went wrong, and an exit code that says whether to try again.
+
+    @command
+    def main() -> int: ...
+
+| code | |
+|---:|---|
+| 0 | done |
+| 1 | failed; the same command may succeed later |
+| 2 | cannot work before what the message names is changed |
+| 70 | a fault of this program, which the message asks to report |
+| 128 + n | ended by signal n |
+
+A command may have further codes of its own. What the code of this project raises on purpose carries its own message;
+what the system refuses (a folder that may not be read, a disk that is full) is told by file and reason. Everything else
+is a fault: its traceback goes to a file, or, of a process under torchrun, to that one's log.
+"""
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+AGAIN, NO_USE, FAULT = 1, 2, 70
+PATIENCE_SECONDS = 60
+"""For a node's first process to say why it ends; the launcher ends the others as soon as it has."""
+_HOUSE = ("megatron_af", "dali_pipes", "af_pipelines", "tools", "__main__")
+_PASSES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""What a disk or a machine may get over."""
+
+
+def command[**Arguments](main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """``main``, but that it returns the exit code of what it raises, having told it."""
+
+    @wraps(main)
+    def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> int:
+        return _ended(lambda: main(*arguments, **named))
+
+    return run
+
+
+def _ended(main: Callable[[], int]) -> int:
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if (told := sentence(error)) is None:
+            return _fault(error)
+        message, code = told
+        if code == NO_USE and os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(PATIENCE_SECONDS)
+        print(message, file=sys.stderr, flush=True)
+        return code
+
+
+def sentence(error: BaseException) -> tuple[str, int] | None:
+    """What to tell of an error, and the exit code; None where it is a fault of this program."""
+    if type(error).__module__.partition(".")[0] in _HOUSE:
+        return str(error), getattr(error, "exit_code", NO_USE)
+    if isinstance(error, OSError):
+        passes = error.errno in _PASSES or isinstance(error, TimeoutError | ConnectionError)
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return what, AGAIN if passes else NO_USE
+    if isinstance(error, ValueError) and _raised_here(error):
+        return str(error), NO_USE
+    return None
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether a ``raise`` of ours made it, not something that we called."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0] in _HOUSE
+
+
+def _fault(error: Exception) -> int:
+    if "RANK" in os.environ:
+        raise error
+    with tempfile.NamedTemporaryFile("w", prefix="megatron-af-", suffix=".traceback", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name != "entry.py"]
+    place = f" ({Path(ours[-1].filename).name}, line {ours[-1].lineno})" if ours else ""
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    print(f"a fault of Megatron-AF: {said}{place}; please report it with {file.name}", file=sys.stderr)
+    return FAULT

@@ -1,0 +1,170 @@
+"""How commands end: what is told, with which exit code, and that no traceback reaches a user."""
+
+import errno
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_af import entry
+from megatron_af.config import Config, ConfigError
+from megatron_af.entry import command, sentence
+from megatron_af.pipeline.job import StepFailed
+from megatron_af.pipeline.stages import ExitGateFailed
+from megatron_af.prepare.sharding import recipe
+from megatron_af.runs.lock import StageBusy
+
+ROOT = Path(__file__).parents[1]
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("x cannot run", ["a = 1: lower it"]), 2, "x cannot run: 1 problem\n  - a = 1: lower it"),
+        (StageBusy("somebody writes here"), 1, "somebody writes here"),
+        (StepFailed("align failed"), 1, "align failed"),
+        (StepFailed("align failed", give_up=True), 2, "align failed"),
+        (ExitGateFailed("align: loss too high"), 4, "align: loss too high"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.jsonl"), 2, "rows.jsonl: No such file"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.part"), 1, "a.part: No space left on device"),
+        (ConnectionRefusedError("the server is away"), 1, "the server is away"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_is_told_and_how_it_ends(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(raising(error))() == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(said) and "Traceback" not in shown
+
+
+def test_a_value_that_a_library_refuses_is_no_message_of_ours() -> None:
+    with pytest.raises(ValueError) as theirs:
+        json.loads("{")
+    assert sentence(theirs.value) is None
+    with pytest.raises(ValueError) as ours:
+        recipe(Config(name="x"), "clotho")
+    told = sentence(ours.value)
+    assert told is not None and told[0].startswith("data.datasets.clotho: preparing needs source") and told[1] == 2
+
+
+def test_a_fault_is_told_in_one_line_and_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(entry.tempfile, "tempdir", str(tmp_path))
+    assert command(raising(TypeError("unsupported\noperand")))() == 70
+    (kept,) = tmp_path.glob("megatron-af-*.traceback")
+    shown = capsys.readouterr().err
+    assert shown.startswith("a fault of Megatron-AF: TypeError: unsupported operand (test_entry.py, line ")
+    assert shown.endswith(f"please report it with {kept}\n") and shown.count("\n") == 1
+    assert "Traceback" in kept.read_text()
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(TypeError):
+        command(raising(TypeError("a launcher keeps the log")))()
+
+
+def test_other_processes_of_a_node_let_the_first_one_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(entry.time, "sleep", waited.append)
+    assert command(raising(ConfigError("no")))() == 2 and waited == []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert command(raising(ConfigError("no")))() == 2 and waited == [60]
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    main = "lambda: [print('x' * 99) for _ in range(9999)]"
+    code = f"import sys\nfrom megatron_af.entry import command\nsys.exit(command({main})())"
+    head = subprocess.Popen(["head", "-1"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-c", code], stdout=head.stdin, stderr=subprocess.PIPE, check=False)
+    assert head.stdin is not None
+    head.stdin.close()
+    head.wait()
+    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == b""
+
+
+BAD_FILES = {
+    "binary.yaml": os.urandom(300),
+    "empty.yaml": b"",
+    "list.yaml": b"- a\n- b\n",
+    "text.yaml": b"hello",
+    "torn.yaml": b"name: x\ncurriculum: {one: {steps: [",
+    "cycle.yaml": b"include: cycle.yaml\nname: x\n",
+    "types.yaml": b"name: 3\nseed: many\nmodel: {lm: {layers: [1]}}\n",
+    "object.yaml": b"name: !!python/object/apply:os.system [true]\n",
+    "bare.yaml": b"name: x\n",
+    "deep.yaml": b"name: " + b"[" * 2000,
+    "odd.yaml": "name: \ud83d\udc16\nname: x\n\t- y".encode("utf-8", "surrogatepass"),
+}
+OVERRIDES = ([], ["=", "a"], ["stage=nothing"], ["model.lm.layers=-1"], ["seed=${oc.env:NOT_THERE}"])
+COMMANDS = {
+    "build_retrieval": ["index", "--config"],
+    "convert_checkpoint": ["--from", "nowhere", "--to", "out", "--config"],
+    "demo": ["--config"],
+    "evaluate_clap": ["--rows", "test", "--config"],
+    "evaluate_hearing": ["--config"],
+    "expand_captions": ["--config"],
+    "filter_rows": ["--rows", "a", "--least", "0.1", "--output", "out.jsonl", "--config"],
+    "mine_clips": ["cut", "--config"],
+    "prepare_data": ["prepare", "--config"],
+    "pretrain_af": ["--config"],
+    "promote": ["register", "--config"],
+    "run_curriculum": ["--config"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", COMMANDS)
+def test_no_input_makes_a_command_end_in_a_traceback(
+    tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command, with files that are no configurations and with odd keys behind a good one."""
+    for name, content in BAD_FILES.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder.yaml").mkdir()
+    good = tmp_path / "good.yaml"
+    good.write_text(f"name: x\noutput: {tmp_path}/runs\ndata: {{root: {tmp_path}}}\ntracking: {{enabled: false}}\n")
+    cases = [[str(tmp_path / name)] for name in (*BAD_FILES, "folder.yaml", "not-there.yaml")]
+    cases += [[str(good), *more] for more in OVERRIDES]
+    import megatron_af.release.commands  # noqa: F401  # once here, not in every child
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    for case in cases:
+        code, said = ended(tool, [*COMMANDS[tool], *case], tmp_path / "stderr")
+        assert "Traceback" not in said, (case, said)
+        assert code in (1, 2) or (code == 0 and Path(case[0]).stem in ("good", "bare")), (case, code, said)
+        assert said.strip() or code == 0, case
+
+
+def ended(tool: str, arguments: list[str], told: Path) -> tuple[int, str]:
+    """Exit code and stderr of a command, in a child of this process: what it imports is here already."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), told.read_text(errors="replace")
+    code = 99
+    try:
+        sys.stderr = told.open("w")
+        sys.argv = [f"{tool}.py", *arguments]
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
