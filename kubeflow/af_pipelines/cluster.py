@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import field
+from datetime import timedelta
 from pathlib import Path
 
 from megatron_af.config import Config, ConfigError
@@ -19,6 +20,10 @@ from megatron_af.pipeline.graph import measure_step, pipeline_steps
 from megatron_af.runs.check import check
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.presence import is_hub_name
+
+ORPHAN = timedelta(hours=2)
+"""Without a heartbeat for this long a job has lost its pipeline, and the reaper deletes it. Far above what a step waits
+for an API server, and above what a retried step takes to come back."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,8 @@ class ClusterConfig:
     pending_minutes: float = 60.0
     """Longest time that an admitted job's pods may wait for room or an image."""
     away_minutes: float = 30.0
-    """How long a step waits for an API server that does not answer, while its training job goes on."""
+    """How long a step waits for an API server that does not answer, while its training job goes on; at most half of
+    the time after which the reaper takes the job for lost."""
 
     def placement(self, step: str, *, stage: bool) -> Placement:
         """What ``step`` gets."""
@@ -146,6 +152,12 @@ def check_cluster(cluster: ClusterConfig) -> list[str]:
         for volume in cluster.volumes
         if not volume.mount.startswith("/")
     ]
+    most = ORPHAN.total_seconds() / 120
+    if not 0 < cluster.away_minutes <= most:
+        problems.append(
+            f"away_minutes is {cluster.away_minutes:g}: write at most {most:g}; a job that nobody has watched for "
+            f"{2 * most:g} minutes is deleted"
+        )
     problems += [
         f"env and secrets must leave {name} to the training runtime: remove it"
         for name in sorted(cluster.env.keys() | cluster.secrets.keys())

@@ -8,14 +8,14 @@ The functions are the cluster's side of the verbs in `commands`.
 from datetime import UTC, datetime, timedelta
 
 from af_pipelines import clock
-from af_pipelines.cluster import ClusterConfig, check_on_kubernetes
+from af_pipelines.cluster import ORPHAN, ClusterConfig, check_on_kubernetes
 from af_pipelines.endpoint import ENDED, IMPLEMENTATION, Endpoint
 from af_pipelines.execute import Arguments
 from af_pipelines.follow import LogReader, show_status
 from af_pipelines.kube import Kube, Object
 from af_pipelines.manifest import HEARTBEAT, MANAGED_BY, PROGRESS, RUN, STEP
 from af_pipelines.pipelines import compile_pipeline
-from af_pipelines.trainjob import ORPHAN, delete_run, ended
+from af_pipelines.trainjob import delete_run, ended
 from megatron_af.config import ConfigError
 from megatron_af.config.as_json import from_json
 from megatron_af.pipeline.job import StepFailed

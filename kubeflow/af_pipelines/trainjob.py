@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from af_pipelines import clock
-from af_pipelines.cluster import ClusterConfig
+from af_pipelines.cluster import ORPHAN, ClusterConfig
 from af_pipelines.follow import PodLogs, blocked, is_queued, restarts_of, show_status
 from af_pipelines.kube import JOBSET_LABEL, ClusterError, Kube, Object
 from af_pipelines.manifest import ATTEMPT, HEARTBEAT, PROGRESS, RUN, SPEC, STEP, WATCHER, now_text, trainjob_manifest
@@ -29,9 +29,6 @@ HOPELESS_SECONDS = 120.0
 """A registry may fail once; for longer than this an image that cannot be pulled is an error."""
 HEARTBEAT_SECONDS = 60.0
 LOST_WATCHER = timedelta(minutes=10)
-ORPHAN = timedelta(hours=2)
-"""Without a heartbeat for this long a job has lost its pipeline. Far above the 30 minutes that a step waits for an API
-server, and above what a retried step takes to come back."""
 
 
 def launch_trainjob(

@@ -26,11 +26,13 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "env: {PET_NNODES: '2'}\n"
         "stages: {nodes: 0, processes: 4, memory: 64 GB, devices: {nvidia.com/gpu: 8}}\n"
         "placements: {tune: {cpu: many}}\n"
+        "away_minutes: 90\n"
     )
     with pytest.raises(ConfigError) as error:
         load_cluster(str(path))
     assert [problem.split(" ")[0] for problem in error.value.problems] == [
-        "stages.nodes", "stages.memory", "stages.processes", "placements.tune.cpu", "namespace", "volumes:", "env",
+        "stages.nodes", "stages.memory", "stages.processes", "placements.tune.cpu", "namespace", "volumes:",
+        "away_minutes", "env",
     ]  # fmt: skip
     path.write_text("stages: {node: 2}\n")
     with pytest.raises(ConfigError, match=r"did you mean stages\.nodes"):

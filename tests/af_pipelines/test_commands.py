@@ -1,5 +1,6 @@
 """The cluster's side of the commands, against a server that speaks both APIs: submit, status, logs, cancel, resume."""
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from af_pipelines.__main__ import main
 from af_pipelines.cluster import load_cluster
+from af_pipelines.endpoint import Endpoint
 from af_pipelines.manifest import PROGRESS, trainjob_manifest
 from megatron_af.config.loading import load_config
 from megatron_af.pipeline.job import Job
@@ -152,6 +154,18 @@ def test_one_run_at_a_time(cluster: FakeCluster, tmp_path: Path, capsys: pytest.
     assert again() == 0
     cluster.runs.clear()  # the server's administrator deleted it
     assert again() == 0
+
+
+def test_a_run_is_submitted_by_one_process_at_a_time(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submitted(endpoint: Endpoint, pipeline: Path, name: str, parameters: dict[str, str]) -> str:
+        with (pipeline.parent / "lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return "run-1"
+
+    monkeypatch.setattr(Endpoint, "submit", submitted)
+    assert submit(tmp_path) == 0
 
 
 def test_without_a_kubeconfig(

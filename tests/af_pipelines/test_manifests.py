@@ -21,6 +21,7 @@ from kubeflow_trainer_api import models
 from af_pipelines.__main__ import _parser
 from af_pipelines.cluster import ClusterConfig, load_cluster
 from af_pipelines.kube import CONTAINER
+from af_pipelines.trainjob import DELETE_SECONDS
 from megatron_af.pipeline.job import GIVE_UP
 from megatron_af.runs.digests import digest_value
 from tests.af_pipelines.fake_cluster import RECORDED
@@ -97,6 +98,8 @@ def test_failures_mean_what_the_launcher_says(overlay: str) -> None:
         "RestartJobSetAndIgnoreMaxRestarts", "FailJobSet",
     ]  # fmt: skip
     assert "ttlSecondsAfterFinished" not in spec, "a failed job would be made again"
+    grace = job["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace < DELETE_SECONDS, "a deleted job is waited for until its pods have written their checkpoint"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

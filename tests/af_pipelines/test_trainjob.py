@@ -13,6 +13,7 @@ from af_pipelines.kube import ClusterError
 from af_pipelines.manifest import ATTEMPT, HEARTBEAT, WATCHER, trainjob_manifest
 from megatron_af.pipeline.job import Cancelled, StepFailed
 from megatron_af.pipeline.records import Launch
+from tests.af_pipelines.conftest import Passing
 from tests.af_pipelines.fake_cluster import FakeCluster, Object
 from tests.af_pipelines.launcher import CLUSTER, JOB, NAME, RUN, Launcher, pod_name
 
@@ -78,6 +79,21 @@ def test_waits_for_a_job_that_is_still_being_deleted(cluster: FakeCluster, launc
     cluster.on_get(0, lambda job: cluster.finish(job))
     assert launch() == 0
     assert "is still being deleted; waiting" in launch.said[0]
+
+
+@pytest.mark.parametrize("left", ["job", "pods"])
+def test_a_job_that_never_goes_is_not_waited_for_for_ever(
+    cluster: FakeCluster, launch: Launcher, passing: Passing, left: str
+) -> None:
+    cluster.jobs[NAME] = trainjob_manifest(JOB, ClusterConfig(image="other:1"), RUN)
+    cluster.run_pods(cluster.jobs[NAME])
+    cluster.linger, cluster.pods_linger = (10_000, 0) if left == "job" else (0, 10_000)
+    see = "trainjob " if left == "job" else "pods -l jobset"
+    with pytest.raises(StepFailed, match=f"still there 420 s after its deletion.*`kubectl describe {see}") as failure:
+        launch()
+    assert not failure.value.give_up
+    assert trainjob.DELETE_SECONDS < passing.seconds < trainjob.DELETE_SECONDS + 60
+    assert launch.text.count("created") == 0, "its pods still write"
 
 
 def test_job_that_vanishes_between_two_calls(cluster: FakeCluster, launch: Launcher) -> None:

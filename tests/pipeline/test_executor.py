@@ -1,5 +1,6 @@
 """What happens before the first step of a pipeline."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,35 @@ def test_a_step_inside_a_pipelines_mlflow_run_hangs_the_stages_on_it(
         monkeypatch.setenv("MLFLOW_RUN_ID", task)
         run_step("prepare", replace(config, seed=seed), Launch(run=task), Quiet(config), lambda line: None)
         assert Address.load(spool).adopt == "task-1"
+
+
+class Talking(ThisMachine):
+    """Says what a stage says on its way, and fails with a message of several lines."""
+
+    def run(self, job: Job, say: Callable[[str], None]) -> int:
+        say(f"[{job.name} 0] step 1/2 50.0% | loss 2.5 | tok/s 1,200 | eta 0:02")
+        say(f"[{job.name} 0] step 2/2 100.0% | loss 0.25 | tok/s 1,300 | eta 0:00")
+        if job.name == "gate":
+            raise StepFailed("refused:\n  hears: 0.1\n  answers: 7 s")
+        return 2
+
+
+def test_a_step_tells_how_far_it_came_and_every_line_carries_its_name(tmp_path: Path) -> None:
+    config = Config(name="toy", output=str(tmp_path), data=DataConfig(root=str(tmp_path)), curriculum={})
+    metrics = run_step("register", config, Launch(run="r-1"), Talking(config), lambda line: None)
+    seconds = metrics.pop("seconds")
+    assert metrics == {"restarts": 2.0, "step": 2.0, "loss": 0.25, "tokens_per_second": 1300.0} and seconds >= 0
+    record = RunFolder(config).step("register")
+    assert record is not None and record.progress == "step 2/2, loss 0.25, 1,300 tok/s, eta 0:00"
+    said: list[str] = []
+    with pytest.raises(StepFailed):
+        run_step("gate", config, Launch(run="r-1"), Talking(config), said.append)
+    told = "\n".join(said).splitlines()
+    assert [line for line in told if "hears" in line or "answers" in line] == [
+        "[gate]   hears: 0.1", "[gate]   answers: 7 s",
+    ]  # fmt: skip
+    logged = RunFolder(config).log("gate").read_text().splitlines()
+    assert [line for line in logged if not line.startswith("[gate")] == []
 
 
 def test_the_head_refuses_what_a_later_step_would_miss(tmp_path: Path) -> None:
