@@ -143,7 +143,7 @@ class AudioFlamingoForConditionalGeneration(Qwen2ForCausalLM):
                 raise ValueError("expected input_ids, whose <audio> marks say what is heard; got none")
             if past_key_values is not None and past_key_values.get_seq_length():
                 raise ValueError("expected audio_memory of the last output beside its past_key_values, got none")
-            audio_memory = self.listen(input_ids, attention_mask, input_features, window_audio)
+            audio_memory = self.listen(input_ids, input_features, window_audio)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -168,7 +168,6 @@ class AudioFlamingoForConditionalGeneration(Qwen2ForCausalLM):
     def listen(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
         window_audio: Tensor | None = None,
     ) -> AudioMemory:
@@ -180,8 +179,6 @@ class AudioFlamingoForConditionalGeneration(Qwen2ForCausalLM):
             if layer.audio_attention is not None
         }
         marks_BS = input_ids == self.config.audio_token_id
-        if attention_mask is not None:
-            marks_BS = marks_BS & attention_mask.bool()
         audios_B1 = audio_of_BL.amax(1, keepdim=True) + 1 if audio_of_BL.shape[1] else audio_of_BL.new_zeros(1, 1)
         last_BS = torch.minimum((marks_BS.cumsum(1) - 1).clamp(min=0), audios_B1 - 1)
         first_BS = last_BS if self.config.audio_attention["immediate"] else torch.zeros_like(last_BS)

@@ -97,9 +97,16 @@ def both(rank: int, world_size: int, config: Config) -> tuple[Tensor, Tensor, Te
         lengths = mask_BS.sum(1).tolist()
         order = [torch.roll(torch.arange(24), 24 - length) for length in lengths]
         ids_BS, left_BS = (torch.stack([x[i] for x, i in zip(t, order, strict=True)]) for t in (rows.ids_BS, mask_BS))
-        theirs = exported(
-            input_ids=ids_BS, attention_mask=left_BS, input_features=features, window_audio=window_audio
+        audio = {"input_features": features, "window_audio": window_audio}
+        theirs = exported(input_ids=ids_BS, attention_mask=left_BS, **audio).logits
+        first = exported(input_ids=ids_BS[:, :-1], attention_mask=left_BS[:, :-1], use_cache=True, **audio)
+        cached = exported(
+            input_ids=ids_BS[:, -1:],
+            attention_mask=left_BS,
+            past_key_values=first.past_key_values,
+            audio_memory=first.audio_memory,
         ).logits
+        torch.testing.assert_close(cached[:, 0], theirs[:, -1], atol=2e-5, rtol=1e-5)
     real_BS = mask_BS.bool()
     return ours[real_BS], theirs[left_BS.bool()], (ours - deaf)[real_BS].abs().amax(-1)
 
