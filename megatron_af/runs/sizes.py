@@ -17,6 +17,9 @@ from megatron_af.data.shards import longest_clips, open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.runs.paths import SETTINGS, CheckpointError, latest
 
+GIVEN_UP = 1 / 6
+"""Part of the budget that a batch may leave unused so that more ranks can share it later."""
+
 
 def resolve_sizes(config: Config, world_size: int) -> Config:
     """``config`` with ``global_batch_samples`` and ``steps`` of ``config.stage`` as numbers.
@@ -45,9 +48,17 @@ def planned_steps(config: Config, stage: StageConfig) -> int:
 
 
 def batch_samples(config: Config, stage: StageConfig, world_size: int) -> int:
-    """Samples that fit ``stage.batch_tokens``: a whole number of micro-batches on every data-parallel rank."""
+    """Samples that fit ``stage.batch_tokens``: a whole number of micro-batches on every data-parallel rank.
+
+    Of such numbers, one that twice, four times, … as many ranks can share as well, as far as that costs no more than
+    ``GIVEN_UP`` of the budget: the run may then go on with more of them.
+    """
     unit = config.step_unit(stage, world_size)
-    return max(1, stage.batch_tokens // config.sample_tokens(stage, most_clips(config, stage)) // unit) * unit
+    units = max(1, stage.batch_tokens // config.sample_tokens(stage, most_clips(config, stage)) // unit)
+    shared = 1
+    while (rounded := units // (2 * shared) * 2 * shared) and rounded >= (1 - GIVEN_UP) * units:
+        shared *= 2
+    return units // shared * shared * unit
 
 
 def most_clips(config: Config, stage: StageConfig) -> int:
