@@ -124,3 +124,23 @@ def parse_json(data: bytes | str, where: str) -> Any:
         raise ForeignError(f"{where} is nested too deeply to be data") from None
     except ValueError as error:  # a number of thousands of digits
         raise ForeignError(f"{where} cannot be read: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ForeignError: it is something else, or the copy is broken; the message names the file.
+        OSError: it cannot be read.
+    """
+    return parse_json(path.read_bytes(), str(path))
+
+
+def read_record[Record](kind: type[Record], path: Path) -> Record:
+    """A JSON object as the dataclass that it was written from; raises what :func:`read_json` raises."""
+    content = read_json(path)
+    try:
+        return kind(**content)
+    except TypeError as error:
+        problem = str(error).rpartition("() ")[2]
+        raise ForeignError(f"{path} is no {kind.__name__} of this version: {problem}; move it away") from None

@@ -1,8 +1,11 @@
 """What is said about a file that is not what it should be."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 
-from megatron_af.foreign import ForeignError, described, is_litter, parse_json, shown
+from megatron_af.foreign import ForeignError, described, is_litter, parse_json, read_json, read_record, shown
 
 
 def test_what_a_file_is() -> None:
@@ -42,3 +45,28 @@ def test_json_that_is_none(data: bytes, words: str) -> None:
 def test_json_with_a_mark_or_of_two_bytes_a_letter_is_read() -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         assert parse_json('{"a": "é"}'.encode(encoding), "t.json") == {"a": "é"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    steps: int
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "record.json is empty"),
+        (b'{"steps": 3', "record.json is not JSON: expecting ',' delimiter in line 1, column 12"),
+        (b"{}", "record.json is no Record of this version: missing 1 required keyword-only argument: 'steps'"),
+        (b'{"steps": 3, "x": 1}', "record.json is no Record of this version: got an unexpected keyword argument 'x'"),
+        (b"[1]", "record.json is no Record of this version"),
+    ],
+)
+def test_a_record_that_is_broken_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "record.json"
+    file.write_bytes(b'{"steps": 3}')
+    assert read_record(Record, file) == Record(steps=3) and read_json(file) == {"steps": 3}
+    file.write_bytes(content)
+    with pytest.raises(ForeignError) as error:
+        read_record(Record, file)
+    assert words in str(error.value)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from megatron_af.demo.synthesis import synthesise
 from megatron_af.files import write
+from megatron_af.foreign import read_json
 
 Waveform = NDArray[np.float32]
 
@@ -108,7 +109,7 @@ def fetch_recordings(folder: Path, *, offline: bool = False) -> Recordings:
             sounds = [(kind, "synthesised", x) for kind, x in synthesise(SAMPLE_RATE)]
         items = [asdict(_store(folder, n, *sound)) for n, sound in enumerate(sounds)]
         write(index, json.dumps({"source": source, "items": items}, indent=1))
-    stored = json.loads(index.read_text())
+    stored = read_json(index)
     return Recordings(source=stored["source"], items=tuple(Recording(**item) for item in stored["items"]))
 
 

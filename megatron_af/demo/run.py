@@ -24,6 +24,7 @@ from megatron_af.demo.recordings import Recordings
 from megatron_af.demo.scenes import prepare_scenes
 from megatron_af.evaluate.hearing import table
 from megatron_af.files import write
+from megatron_af.foreign import read_json
 from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.progress import Progress
 from megatron_af.runs.records import StageRecord
@@ -51,8 +52,8 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         # The stage's processes share the machine's cores; one thread each is for machines that do other work, too.
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.launch.processes_per_node))
         run_curriculum(config, say=_Stages(config, progress))
-    sets = json.loads((config.stage_folder(list(config.curriculum)[-1]) / "hearing.json").read_text())
-    seconds = {"prepare": json.loads(_marker(config).read_text())["seconds"]}
+    sets = read_json(config.stage_folder(list(config.curriculum)[-1]) / "hearing.json")
+    seconds = {"prepare": read_json(_marker(config))["seconds"]}
     for stage in config.curriculum:
         record = StageRecord.load(config.stage_folder(stage))
         seconds[stage] = record.seconds if record else 0.0
@@ -89,13 +90,13 @@ def prepare_demo(config: Config, progress: Progress) -> Recordings:
         raise ConfigError(f"{config.name} mixes no scenes", ["scenes.sets is empty: name at least one set of scenes"])
     root, marker = Path(config.data.root), _marker(config)
     wanted = json.loads(json.dumps({"seed": config.seed, **asdict(config.scenes)}))
-    if not marker.exists() or json.loads(marker.read_text()).get("settings") != wanted:
+    if not marker.exists() or read_json(marker).get("settings") != wanted:
         root.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)  # from here on, what lies there is neither the old nor the new
         started = time.monotonic()
         prepare_scenes(config.scenes, config.seed, root, progress)
         write(marker, json.dumps({"settings": wanted, "seconds": time.monotonic() - started}))
-    stored = json.loads((root / "recordings" / "recordings.json").read_text())
+    stored = read_json(root / "recordings" / "recordings.json")
     return Recordings(source=stored["source"], items=())
 
 

@@ -24,6 +24,7 @@ from megatron_af.config import Config
 from megatron_af.config.as_json import from_json
 from megatron_af.config.loading import to_yaml
 from megatron_af.files import write
+from megatron_af.foreign import read_json
 from megatron_af.pipeline.graph import StepSpec, pipeline_steps
 
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
@@ -148,7 +149,7 @@ def _to_json(record: StepRecord | RunRecord) -> str:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values: dict[str, Any] = read_json(path)
     except FileNotFoundError:
         return None
     return values

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from megatron_af.config import Config
 from megatron_af.files import put_in_place, settled, write
+from megatron_af.foreign import read_json
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
 from megatron_af.runs.digests import digest_value
 from megatron_af.runs.identity import dataset_digest
@@ -92,7 +93,7 @@ class NeighbourIndex:
         if why := why_stale(config, dataset):
             raise StaleIndex(f"{why}; run tools/build_retrieval.py index")
         folder = index_folder(config, dataset)
-        about = json.loads((folder / "index.json").read_text())
+        about = read_json(folder / "index.json")
         with np.load(folder / "catalogue.npz") as arrays:
             catalogue = Catalogue(
                 row_N=arrays["row_N"],
@@ -162,7 +163,7 @@ def why_stale(config: Config, dataset: str) -> str:
     file = index_folder(config, dataset) / "index.json"
     if not file.is_file():
         return f"{dataset} has no index in {file.parent}"
-    built_of, now = json.loads(file.read_text())["inputs"], index_inputs(config, dataset)
+    built_of, now = read_json(file)["inputs"], index_inputs(config, dataset)
     changed = sorted(name for name in built_of | now if built_of.get(name) != now.get(name))
     return f"the index of {dataset} was built before {', '.join(changed)} changed" if changed else ""
 

@@ -7,11 +7,11 @@ runs/demo/                     ``config.output/config.name``
       step_00000300/checkpoint.json, config.yaml
 """
 
-import json
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from megatron_af.config import Config
+from megatron_af.foreign import read_json
 
 MANIFEST = "checkpoint.json"
 LATEST = "latest"
@@ -90,7 +90,7 @@ def read_resume(checkpoint: Path) -> Resume:
 def read_result(folder: Path) -> dict[str, float]:
     """The last numbers of a stage; empty where it has not come to its end."""
     file = folder / RESULT
-    result: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    result: dict[str, float] = read_json(file) if file.is_file() else {}
     return result
 
 
@@ -101,5 +101,5 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"expected a checkpoint folder with {MANIFEST}, got {checkpoint}; check the stage's `entry`"
         )
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest: dict[str, Any] = read_json(path)
     return manifest

@@ -3,7 +3,6 @@
 problems = list(missing_for_training(config))       # of config.stage, which must be one of config.curriculum
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from megatron_af.config import Config, DatasetConfig
 from megatron_af.config.errors import suggestion
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
+from megatron_af.foreign import ForeignError
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, CheckpointError, latest
 from megatron_af.runs.pointers import source_of
@@ -175,7 +175,7 @@ def _unheld(where: str, checkpoint: Path, parts: Iterable[str]) -> Iterator[str]
         except CheckpointError as error:
             yield f"{where}: {error}"
             continue
-        except (json.JSONDecodeError, KeyError, OSError) as error:
+        except (ForeignError, KeyError, OSError) as error:
             yield f"{where}: {checkpoint / MANIFEST} cannot be read ({error!r}); write the checkpoint again"
             return
         if not (source / MANIFEST).is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_af.config import Config
 from megatron_af.files import write
+from megatron_af.foreign import read_record
 from megatron_af.runs.identity import check_resume, stage_inputs
 from megatron_af.runs.paths import MANIFEST, latest
 from megatron_af.runs.pointers import is_pointed_at
@@ -34,7 +35,7 @@ class StageRecord:
     @classmethod
     def load(cls, folder: Path) -> "StageRecord | None":
         file = folder / RECORD
-        return cls(**json.loads(file.read_text())) if file.is_file() else None
+        return read_record(cls, file) if file.is_file() else None
 
     def save(self, folder: Path) -> None:
         write(folder / RECORD, json.dumps(asdict(self), indent=1))

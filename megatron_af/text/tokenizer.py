@@ -6,13 +6,14 @@
 Order and strings of the added tokens: AF2 ``src/factory.py``. AF1 adds no pad token to OPT's, which has one.
 """
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
+
+from megatron_af.foreign import read_json
 
 AUDIO, END_OF_CHUNK, PAD, SEPARATOR = "<audio>", "<|endofchunk|>", "<|PAD_TOKEN|>", "<SEP>"
 ADDED_TOKENS = (AUDIO, END_OF_CHUNK, PAD, SEPARATOR)
@@ -156,7 +157,7 @@ def _stated_eos(folder: Path) -> str:
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return ""
-    value = json.loads(settings.read_text(encoding="utf-8")).get("eos_token") or ""
+    value = read_json(settings).get("eos_token") or ""
     return str(value["content"]) if isinstance(value, dict) else str(value)
 
 

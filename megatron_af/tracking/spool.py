@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_af.files import write
+from megatron_af.foreign import read_record
 
 METRICS_PREFIX = re.compile(rb'\{"kind":"metrics","step":(\d+),')
 REFUSED_IN_NAMES = re.compile(r"[^\w.\-/ ]", re.ASCII)
@@ -45,7 +46,7 @@ class Address:
 
     @classmethod
     def load(cls, folder: Path) -> "Address":
-        return cls(**json.loads((folder / "run.json").read_text()))
+        return read_record(cls, folder / "run.json")
 
     def save(self, folder: Path) -> None:
         write(folder / "run.json", json.dumps(asdict(self)))
@@ -62,7 +63,7 @@ class Sent:
     @classmethod
     def load(cls, folder: Path) -> "Sent":
         file = folder / "sent.json"
-        return cls(**json.loads(file.read_text())) if file.is_file() else cls()
+        return read_record(cls, file) if file.is_file() else cls()
 
     def save(self, folder: Path) -> None:
         write(folder / "sent.json", json.dumps(asdict(self)))
