@@ -22,6 +22,17 @@ UNSPECIAL = "\ue000"
 """Stands inside what only looks like a special token; it is taken out when the text is encoded."""
 
 
+class AudioFlamingoInputs(BatchFeature):
+    """A batch whose decibels stay float32 where it is given another type: bfloat16 would round them to half of one."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "AudioFlamingoInputs":
+        features = self.get("input_features")
+        super().to(*args, **kwargs)
+        if features is not None:
+            self["input_features"] = features.to(self["input_ids"].device)
+        return self
+
+
 class AudioFlamingoProcessor(ProcessorMixin):
     def __init__(self, feature_extractor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
@@ -32,7 +43,7 @@ class AudioFlamingoProcessor(ProcessorMixin):
         audio: Any = None,
         sampling_rate: int | None = None,
         **kwargs: Any,
-    ) -> BatchFeature:
+    ) -> AudioFlamingoInputs:
         """A batch: ``input_ids`` and ``attention_mask`` [B, S], padded at the left; and where anything is heard
         ``input_features`` [B, W, F, M] and ``window_audio`` [B, W], -1 where a row has no more windows.
 
@@ -54,7 +65,7 @@ class AudioFlamingoProcessor(ProcessorMixin):
         if recordings:
             waiting = iter(recordings)
             batch |= self._heard([[next(waiting) for _ in range(count)] for count in marks], sampling_rate)
-        return BatchFeature(batch)
+        return AudioFlamingoInputs(batch)
 
     def _heard(self, rows: list[list[Any]], sampling_rate: int | None) -> dict[str, torch.Tensor]:
         features = [self.feature_extractor(row, sampling_rate) if row else None for row in rows]

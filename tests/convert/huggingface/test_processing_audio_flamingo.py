@@ -104,7 +104,10 @@ def test_a_batch_is_padded_at_the_left_and_knows_whose_windows_are_whose(process
         assert mask.any() and mask.tolist() == sorted(mask.tolist())
     pads = batch["input_ids"][batch["attention_mask"] == 0]
     assert (pads == processor.tokenizer.pad_token_id).all() and len(pads)
-    text_only = processor(text="why<SEP>")
+    moved = batch.to("cpu", torch.bfloat16)
+    assert moved["input_features"].dtype == torch.float32, "decibels are not rounded"
+    assert moved["input_ids"].dtype == torch.int64
+    text_only = processor(text="why<SEP>").to(torch.bfloat16)
     assert set(text_only) == {"input_ids", "attention_mask"} and isinstance(text_only["input_ids"], torch.Tensor)
 
 
