@@ -169,17 +169,15 @@ def roll_out(options: argparse.Namespace) -> int:
 
 def rollback(options: argparse.Namespace) -> int:
     """make the previous champion the champion again, and serve it"""
-    from megatron_af.release.aliases import MoveRefused
     from megatron_af.release.commands import rollback
-    from megatron_af.release.versions import UnknownVersion
 
     from mlflow.exceptions import MlflowException  # isort: skip  (after them, since they set its environment)
 
     overrides = [text for text in options.overrides if not text.startswith(CLUSTER_KEY)]
     try:
         good, bad = rollback(load_config(options.config, overrides), options.why)
-    except (UnknownVersion, MoveRefused, MlflowException) as error:
-        raise StepFailed(str(error)) from error
+    except MlflowException as error:
+        raise StepFailed(str(error), give_up=error.error_code == "PERMISSION_DENIED") from error
     print(f"version {good} is the champion again, instead of {bad}", flush=True)
     return roll_out(options) if options.cluster else 0
 

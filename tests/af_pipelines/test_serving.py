@@ -78,7 +78,7 @@ def test_without_the_component_it_says_what_to_apply(
     (tmp_path / "kubeconfig").write_text(cluster.kubeconfig())
     (tmp_path / "cluster.yaml").write_text("{}\n")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    assert main(["unserve", "--cluster", str(tmp_path / "cluster.yaml")]) == 1
+    assert main(["unserve", "--cluster", str(tmp_path / "cluster.yaml")]) == 2
     assert "has no Deployment and no InferenceService af-serving: add components/serving" in capsys.readouterr().err
 
 
@@ -144,7 +144,7 @@ def test_a_rollback_is_rolled_out(
     for _ in range(2):
         client.create_model_version("af2", "s3://releases/af2")
     client.set_registered_model_alias("af2", "champion", "2")
-    assert main(asked) == 1
+    assert main(asked) == 2
     assert "af2 has no previous-champion to go back to" in capsys.readouterr().err
     client.set_registered_model_alias("af2", "previous-champion", "1")
     serving.serve(cluster.kube(CLUSTER), "af2")
