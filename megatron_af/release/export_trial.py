@@ -4,7 +4,8 @@
     python -m megatron_af.release.export_trial RELEASE FOLDER QUESTIONS         # what it runs: exports, asks, answers
 
 The questions are about recordings that are made for it, of several lengths, all in one batch; the last one is about
-none. The second process is a stranger's (``stranger.py``).
+none. The second process is a stranger's (``stranger.py``). Both compute in float32: in half precision two programs may
+round a close choice differently, and both be right.
 """
 
 import json
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +96,18 @@ def main() -> None:
     write(folder / "chats.json", json.dumps(chats))
     join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.inference.listener import Listener
+    from megatron_af.inference.requests import RequestRows
     from megatron_af.release.export import export
-    from megatron_af.serve.loaded_model import LoadedModel
+    from megatron_af.serve.places import find
 
     export(release, folder / "exported")
-    with LoadedModel(release) as model:
-        answers = model.answers(asked, max_new_tokens=NEW_TOKENS)
+    config, checkpoint = find(release)
+    listener = Listener(replace(config, precision="fp32"), checkpoint)
+    with RequestRows() as files:
+        rows = [files.row(request, f"question {number}") for number, request in enumerate(asked)]
+        answers = listener(rows, root=files.root, max_new_tokens=NEW_TOKENS)
+    listener.close()
     dist.destroy_process_group()
     print(json.dumps(answers))
 

@@ -22,14 +22,16 @@ class Hidden:
 
 def main() -> None:
     sys.meta_path.insert(0, Hidden())
+    import torch
     from transformers import AutoModelForCausalLM, AutoProcessor
 
     folder, new = sys.argv[1], int(sys.argv[2])
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).to(device)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     chats = json.load(sys.stdin)
     inputs = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
-    answers = model.generate(**inputs, max_new_tokens=new)[:, inputs["input_ids"].shape[1] :]
+    answers = model.generate(**inputs.to(device), max_new_tokens=new)[:, inputs["input_ids"].shape[1] :]
     print(json.dumps([text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]))
 
 

@@ -29,6 +29,16 @@ def test_a_release_answers_alike_and_leaves_nothing(release: Path) -> None:
 
 
 @pytest.mark.slow
+def test_one_in_half_precision_is_exported_and_compared_too(release: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs/half"
+    shutil.copytree(release, run / "releases/half")
+    settings = run / "releases/half/config.yaml"
+    settings.write_text(settings.read_text().replace("precision: fp32", "precision: bf16"))
+    assert "precision: bf16" in settings.read_text()
+    assert try_export(run / "releases/half", questions=3) == ""
+
+
+@pytest.mark.slow
 def test_a_release_that_cannot_be_read_is_named(release: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(release, broken)
