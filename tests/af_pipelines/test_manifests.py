@@ -275,6 +275,10 @@ def test_serving_component(tmp_path: Path) -> None:
     server = bodies["Deployment", "af-serving"]["spec"]
     assert "replicas" not in server, "the next apply would undo what serve, unserve and the autoscaler set"
     assert server["strategy"]["rollingUpdate"]["maxUnavailable"] == 0, "the old pods answer until a new one is ready"
+    (container,) = server["template"]["spec"]["containers"]
+    probes = [container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")]
+    assert [probe["httpGet"] for probe in probes] == [{"path": "/health", "port": "http"}] * 3
+    assert probes[0]["periodSeconds"] * probes[0]["failureThreshold"] >= server["progressDeadlineSeconds"]
     job = bodies["CronJob", "af-roll-out"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     for pod in (server["template"]["spec"], job):
         assert pod["securityContext"]["runAsNonRoot"] is True
