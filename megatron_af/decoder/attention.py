@@ -15,6 +15,7 @@ from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from megatron_af.decoder.cache import CachedText
 from megatron_af.parallel.device import Device
 
 
@@ -51,15 +52,20 @@ def fused_attention(
 class CausalAttention(MegatronModule):
     """megatron-core's core attention of a decoder layer (in place of its ``DotProductAttention``).
 
-    ``attention_mask`` is the additive mask of :mod:`megatron_af.decoder.masks`, or None for plain causality.
+    ``attention_mask`` is the additive mask of :mod:`megatron_af.decoder.masks`, or None for plain causality; while
+    answers are decoded, it is a :class:`~megatron_af.decoder.cache.CachedText`.
     """
 
     def __init__(self, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | CachedText | None, **kwargs: Any
     ) -> Tensor:
+        if isinstance(attention_mask, CachedText):
+            begins = attention_mask.cache.place_B is None
+            key, value = attention_mask.cache.extend(self, key, value)
+            return fused_attention(query, key, value, attention_mask.mask_B1SL, causal=begins)
         return fused_attention(query, key, value, attention_mask, causal=True)
 
 

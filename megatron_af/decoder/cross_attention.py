@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from megatron_af.config import CrossAttentionConfig
 from megatron_af.decoder.attention import fused_attention
+from megatron_af.decoder.cache import CachedAudio
 
 NORM_EPS = 1e-5
 
@@ -98,22 +99,31 @@ class AudioCrossAttention(MegatronModule):
             inner, config.hidden_size, config=config, bias=False, skip_bias_add=False, input_is_parallel=True, **common
         )
 
-    def forward(self, x_SBH: Tensor, audio_LBD: Tensor, mask_B1SL: Tensor | None) -> Tensor:
+    def forward(self, x_SBH: Tensor, audio: Tensor | CachedAudio, mask_B1SL: Tensor | None) -> Tensor:
         """
         Args:
+            audio: tokens [L, B, D], or, while answers are decoded, those with the cache of what they project to.
             mask_B1SL: of :mod:`megatron_af.decoder.masks`; it may have more keys than there are audio tokens:
                 keys and values of the rest are zero. None: every position sees every token.
         """
         query_SBND = self.linear_q(x_SBH)[0].unflatten(-1, (-1, self.head_dim))
-        audio_LBD = rounded(audio_LBD, self.config.params_dtype)
-        key_value_LBN2K = self.linear_kv(audio_LBD)[0].unflatten(-1, (-1, 2 * self.head_dim))
+        if isinstance(audio, CachedAudio):
+            key_value_LBN2K = audio.cache.audio(self, lambda: self._project(audio.tokens_LBD))
+        else:
+            key_value_LBN2K = self._project(audio)
         if mask_B1SL is not None:
-            zero_keys = mask_B1SL.shape[-1] - audio_LBD.shape[0]
+            zero_keys = mask_B1SL.shape[-1] - key_value_LBN2K.shape[0]
             key_value_LBN2K = F.pad(key_value_LBN2K, (0, 0, 0, 0, 0, 0, 0, zero_keys))
         key_LBNK, value_LBNK = key_value_LBN2K.chunk(2, dim=-1)
         attended = fused_attention(query_SBND, key_LBNK, value_LBNK, mask_B1SL, causal=False)
         output_SBH: Tensor = self.linear_proj(attended)[0]
         return output_SBH
+
+    def _project(self, audio_LBD: Tensor) -> Tensor:
+        """[L, B, N, 2 K]"""
+        audio_LBD = rounded(audio_LBD, self.config.params_dtype)
+        projected: Tensor = self.linear_kv(audio_LBD)[0].unflatten(-1, (-1, 2 * self.head_dim))
+        return projected
 
 
 class GatedCrossAttention(MegatronModule):
@@ -155,10 +165,10 @@ class GatedCrossAttention(MegatronModule):
         self.skipped = frozen and not (self.gate_attn.any() or self.gate_ffn.any())
         return self.skipped
 
-    def forward(self, x_SBH: Tensor, audio_LBD: Tensor, mask_B1SL: Tensor | None) -> Tensor:
+    def forward(self, x_SBH: Tensor, audio: Tensor | CachedAudio, mask_B1SL: Tensor | None) -> Tensor:
         if self.skipped:
             return x_SBH
-        x_SBH = x_SBH + self.gate_attn.tanh() * self.attention(self.attention_norm(x_SBH), audio_LBD, mask_B1SL)
+        x_SBH = x_SBH + self.gate_attn.tanh() * self.attention(self.attention_norm(x_SBH), audio, mask_B1SL)
         return x_SBH + self.gate_ffn.tanh() * self.ffn(self.ffn_norm(x_SBH))[0]
 
 
@@ -190,10 +200,10 @@ class AudioDecoderLayer(TransformerLayer):
         self,
         hidden_states: Tensor,
         *args: Any,
-        context: Tensor | None = None,
+        context: Tensor | CachedAudio | None = None,
         context_mask: Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | CachedAudio | None]:
         """``context`` holds the audio tokens [L, B, D], ``context_mask`` what each position sees of them."""
         hidden_states = self.xattn(hidden_states, context, context_mask)
         output, _ = super().forward(hidden_states, *args, **kwargs)

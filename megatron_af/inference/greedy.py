@@ -1,10 +1,9 @@
-"""Greedy answers for a batch of prompts, by running the whole text again for every token.
+"""Greedy answers for a batch of prompts, with the keys and values of text and audio kept between two tokens.
 
     answers = greedy_answers(model, batch, tokenizer, max_new_tokens=4)
 
-``batch`` holds one text row per question, which ends where the answer begins (``render(..., prompt=True)``). For
-answers of a few words; longer ones want a cache of keys and values. A row that has answered leaves the batch, so that
-one long answer does not make all others wait.
+``batch`` holds one text row per question, which ends where the answer begins (``render(..., prompt=True)``). A row that
+has answered leaves the batch, so that one long answer does not make all others wait.
 
 Shapes: S text positions, B rows, L audio tokens of a row, T packed audio tokens, D audio width, V vocabulary.
 """
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from megatron_af.audio.encode_ahead import key_layout
 from megatron_af.data.batch import AudioKeys, StepAudio, StepBatch, TextBatch, TextRows
+from megatron_af.decoder.cache import DecoderCache
 from megatron_af.model import AudioFlamingo, AudioFront
 from megatron_af.text.tokenizer import Tokenizer
 
@@ -46,25 +46,27 @@ def greedy_answers(
     (prompts,) = batch.text.rows
     keys = audio_keys(front, batch.audio, prompts)
     length_B = (prompts.segment_BS >= 0).sum(1)
-    rows = _longer(prompts, max_new_tokens, tokenizer.pad_id)
+    longest = -(-int(length_B.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    rows, cache = _of_length(prompts, longest, tokenizer.pad_id), DecoderCache(longest + max_new_tokens)
+    logits_BV = decoder.logits(rows, keys, front.added_rows, position_B=length_B - 1, cache=cache)
+    newest = _each(rows, lambda name, x_BS: x_BS.gather(1, length_B[:, None].to(x_BS.device) - 1))
     written: list[list[int]] = [[] for _ in prompts.clips]
     going_B = torch.arange(len(written))
-    for _ in range(max_new_tokens):
-        longest = -(-int(length_B.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        logits_BV = decoder.logits(_cut(rows, longest), keys, front.added_rows, position_B=length_B - 1)
+    for new in range(1, max_new_tokens + 1):
         token_B = logits_BV.argmax(-1).cpu()
         more_B = (token_B != tokenizer.end_of_chunk_id) & (token_B != tokenizer.eos_id)
         if not bool(more_B.any()):
             break
         if not bool(more_B.all()):
-            rows, keys = _select(rows, keys, more_B)
+            newest, keys = _select(newest, keys, more_B)
+            cache.keep(more_B.nonzero().squeeze(1).to(keys.tokens_LBD.device))
             token_B, length_B, going_B = token_B[more_B], length_B[more_B], going_B[more_B]
         for row, token in zip(going_B.tolist(), token_B.tolist(), strict=True):
             written[row].append(token)
-        row_B = torch.arange(len(going_B))
-        rows.ids_BS[row_B, length_B] = token_B
-        for field in (rows.segment_BS, rows.first_audio_BS, rows.last_audio_BS):
-            field[row_B, length_B] = field[row_B, length_B - 1]
+        if new == max_new_tokens:
+            break
+        newest = dataclasses.replace(newest, ids_BS=token_B[:, None].to(newest.ids_BS.device))
+        logits_BV = decoder.step(newest, keys, front.added_rows, length_B, cache)
         length_B = length_B + 1
     return [tokenizer.decode(ids).strip() for ids in written]
 
@@ -86,13 +88,13 @@ def audio_keys(front: AudioFront, audio: StepAudio, rows: TextRows) -> AudioKeys
     return AudioKeys(tokens_LBD=tokens_TD[index_BL.t().to(tokens_TD.device)], audio_of_BL=audio_of_BL)
 
 
-def _longer(rows: TextRows, new: int, pad_id: int) -> TextRows:
-    """The same rows with room for ``new`` more positions and for being cut to a whole multiple."""
-    return _each(rows, lambda name, x_BS: F.pad(x_BS, (0, new + LENGTH_MULTIPLE), value=PADDING.get(name, pad_id)))
+def _of_length(rows: TextRows, length: int, pad_id: int) -> TextRows:
+    """The same rows, cut or filled up with padding."""
 
+    def fitted(name: str, x_BS: Tensor) -> Tensor:
+        return F.pad(x_BS[:, :length], (0, max(0, length - x_BS.shape[1])), value=PADDING.get(name, pad_id))
 
-def _cut(rows: TextRows, length: int) -> TextRows:
-    return _each(rows, lambda name, x_BS: x_BS[:, :length])
+    return _each(rows, fitted)
 
 
 def _select(rows: TextRows, keys: AudioKeys, kept_B: Tensor) -> tuple[TextRows, AudioKeys]:

@@ -3,13 +3,10 @@
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
-from tokenizers.models import WordLevel
 
 from megatron_af.config import ParallelConfig
-from megatron_af.data.batch import AudioKeys, StepAudio, StepBatch, TextBatch, TextRows
-from megatron_af.data.collate import PackedRow, Segment, collate
+from megatron_af.data.batch import AudioKeys, StepBatch, TextRows
 from megatron_af.decoder import lm
 from megatron_af.inference.greedy import audio_keys, greedy_answers
 from megatron_af.model import AudioFlamingo, AudioFront, build
@@ -18,36 +15,11 @@ from megatron_af.parallel.device import current_device
 from megatron_af.text.tokenizer import Tokenizer
 from tests import tiny
 from tests.distributed import run_distributed
+from tests.inference.prompts import prompts, tokenizer
 
 pytestmark = pytest.mark.slow
 
 NEW = 5
-
-
-def tokenizer() -> Tokenizer:
-    words = {f"w{i}": i for i in range(89)} | {"<|endoftext|>": 89}
-    return Tokenizer(tokenizers.Tokenizer(WordLevel(words, unk_token="w0")))
-
-
-def prompts(tokens: Tokenizer, chosen: list[int]) -> StepBatch[TextBatch]:
-    """Prompts of unequal length; the third hears two clips, the last none."""
-    clips = [(0,), (1,), (0, 2), ()]
-    rows = []
-    for number in chosen:
-        ids = [tokens.audio_id] * len(clips[number]) + list(range(3 + number, 6 + 3 * number)) + [tokens.separator_id]
-        rows.append(PackedRow(segments=(Segment(ids=ids, num_audios=len(clips[number])),), clips=clips[number]))
-    text = collate(rows, tokens, 16)
-    windows = tiny.CLIP_WINDOWS[:3]
-    return StepBatch(
-        audio=StepAudio(
-            clip_windows=windows,
-            owners=(tuple(range(3)),),
-            mel_WFM=torch.cat([tiny.mel_of(clip) for clip in range(3)]),
-            seconds=0.0,
-        ),
-        text=TextBatch(rows=(text,), num_tokens=0),
-        sample_ids=tuple(map(str, chosen)),
-    )
 
 
 def slow_answers(model: AudioFlamingo, batch: StepBatch, tokens: Tokenizer, new: int) -> list[str]:
