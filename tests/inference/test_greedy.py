@@ -36,7 +36,9 @@ def slow_answers(model: AudioFlamingo, batch: StepBatch, tokens: Tokenizer, new:
         key = AudioKeys(tokens_LBD=keys.tokens_LBD[:, b : b + 1], audio_of_BL=keys.audio_of_BL[b : b + 1])
         written: list[int] = []
         while len(written) < new:
-            token = int(decoder.logits(TextRows(**row), key, front.added_rows)[0, -1].argmax())
+            logits_V = decoder.logits(TextRows(**row), key, front.added_rows)[0, -1]
+            logits_V[[tokens.audio_id, tokens.separator_id, tokens.pad_id]] = -torch.inf
+            token = int(logits_V.argmax())
             if token in (tokens.end_of_chunk_id, tokens.eos_id):
                 break
             written.append(token)
@@ -74,3 +76,28 @@ def test_batched_answers_are_those_of_single_prompts_decoded_the_slow_way(stop: 
         assert longer.split()[:2] == cut.split()
     # The output layer ran for one position of each row that had not answered yet.
     assert widths == [sum(length >= step for length in lengths) for step in range(NEW)]
+
+
+def special(rank: int, world_size: int) -> Any:
+    """Answers of a model that always wants to write one of the special tokens, and its ends."""
+    groups.initialize(ParallelConfig(), 0)
+    model = build(tiny.config(), tiny.VOCABULARY, current_device())
+    tiny.fill(model)
+    tokens, head, said = tokenizer(), lm.token_logits, []
+    for wanted in (tokens.audio_id, tokens.separator_id, tokens.pad_id, tokens.end_of_chunk_id, tokens.eos_id):
+
+        def loud(table: Any, hidden_TH: Any, *rest: Any, wanted: int = wanted) -> Any:
+            logits_TV = head(table, hidden_TH, *rest).clone()
+            logits_TV[:, wanted] += 1e6
+            return logits_TV
+
+        lm.token_logits = loud
+        said.append(greedy_answers(model, prompts(tokens, [0]), tokens, max_new_tokens=2)[0])
+    lm.token_logits = head
+    return said
+
+
+def test_marks_separators_and_padding_are_never_written() -> None:
+    ((audio, separator, pad, chunk, end),) = run_distributed(special, 1)
+    assert audio == separator == pad and len(audio.split()) == 2, "the best of what an answer may hold"
+    assert (chunk, end) == ("", "")
