@@ -59,6 +59,10 @@ class DecoderCache:
             self._audio[layer] = project()
         return self._audio[layer]
 
+    def forget_audio(self) -> None:
+        """It is projected again for the next token."""
+        self._audio.clear()
+
     def keep(self, row_B: Tensor) -> None:
         """Only these rows go on."""
         self._text = {layer: (k[:, row_B], v[:, row_B]) for layer, (k, v) in self._text.items()}
