@@ -2,10 +2,10 @@
 
     result = measure(Path(folder), progress)        # tools/bench.py generate
 
-Three ways, which must give the same tokens: ``cached`` keeps keys and values of the text and of the audio; ``audio anew``
-keeps those of the text alone and projects the audio in every gated block for each token, as the public code does
-(AF2 inference_HF_pretrained/src/xattn.py under transformers' generate); ``rerun`` reads the whole text again. Weights
-and audio tokens are random, prompts have ``PROMPT`` tokens; one thread, float32.
+Three ways, which must give the same tokens: ``cached`` keeps keys and values of the text and of the audio; ``audio
+anew`` keeps those of the text alone and projects the audio in every gated block for each token, as the public code
+does (AF2 inference_HF_pretrained/src/xattn.py under transformers' generate); ``rerun`` reads the whole text again.
+Weights and audio tokens are random, prompts have ``PROMPT`` tokens; one thread, float32.
 
 Shapes: S text positions, B rows, L audio tokens, D audio width.
 """

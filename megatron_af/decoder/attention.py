@@ -33,6 +33,13 @@ def fused_attention(
     """
     query_BNSD, key_BNLD, value_BNLD = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_LBND, value_LBND))
     groups = query_BNSD.shape[1] // key_BNLD.shape[1]
+    if groups > 1 and query_SBND.shape[0] == 1:
+        # One position: the queries of a group are positions of one head, and no key is copied for them.
+        batch, heads, dim = query_SBND.shape[1:]
+        folded_GBND = query_SBND.view(batch, heads // groups, groups, dim).permute(2, 0, 1, 3)
+        attended_GBH = fused_attention(folded_GBND, key_LBND, value_LBND, mask_B1SL, causal=False)
+        attended_GBND = attended_GBH.view(groups, batch, heads // groups, dim)
+        return attended_GBND.permute(1, 2, 0, 3).reshape(1, batch, heads * dim)
     if groups > 1 and mask_B1SL is not None:
         # On a GPU the one kernel that takes a mask knows no grouped queries; torch would fall back to
         # materialised scores.

@@ -53,11 +53,13 @@ class DecoderCache:
         mask_BL = torch.zeros(beyond_BL.shape, dtype=dtype).masked_fill_(beyond_BL, float("-inf"))
         return CachedText(self, mask_BL.to(device)[:, None, None])
 
-    def audio(self, layer: nn.Module, project: Callable[[], Tensor]) -> Tensor:
-        """Keys and values of the audio, [L, B, ...]: projected when they are asked for first."""
-        if layer not in self._audio:
-            self._audio[layer] = project()
-        return self._audio[layer]
+    def audio(self, layer: nn.Module, room: int, project: Callable[[], Tensor]) -> Tensor:
+        """Keys and values of the audio, [L, B, ...], of at least ``room`` keys: projected, and filled up with zero
+        keys, when they are asked for first."""
+        kept = self._audio.get(layer)
+        if kept is None or len(kept) < room:
+            kept = self._audio[layer] = with_zero_keys(project() if kept is None else kept, room)
+        return kept
 
     def forget_audio(self) -> None:
         """It is projected again for the next token."""
@@ -69,8 +71,13 @@ class DecoderCache:
         self._audio = {layer: x.index_select(1, row_B) for layer, x in self._audio.items()}
 
     def _with_room(self, x_SBND: Tensor) -> Tensor:
-        length, *rest = x_SBND.shape
-        return torch.cat([x_SBND, x_SBND.new_zeros(self.room - length, *rest)]) if length < self.room else x_SBND
+        return with_zero_keys(x_SBND, self.room)
+
+
+def with_zero_keys(x_LB: Tensor, length: int) -> Tensor:
+    """Filled up with zeros to ``length`` along the first dimension."""
+    more = length - len(x_LB)
+    return torch.cat([x_LB, x_LB.new_zeros(more, *x_LB.shape[1:])]) if more > 0 else x_LB
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from megatron_af.config import CrossAttentionConfig
 from megatron_af.decoder.attention import fused_attention
-from megatron_af.decoder.cache import CachedAudio
+from megatron_af.decoder.cache import CachedAudio, with_zero_keys
 
 NORM_EPS = 1e-5
 
@@ -108,12 +108,13 @@ class AudioCrossAttention(MegatronModule):
         """
         query_SBND = self.linear_q(x_SBH)[0].unflatten(-1, (-1, self.head_dim))
         if isinstance(audio, CachedAudio):
-            key_value_LBN2K = audio.cache.audio(self, lambda: self._project(audio.tokens_LBD))
+            tokens = audio.tokens_LBD.shape[0]
+            room = tokens if mask_B1SL is None else mask_B1SL.shape[-1]
+            key_value_LBN2K = audio.cache.audio(self, room, lambda: self._project(audio.tokens_LBD))[:room]
         else:
             key_value_LBN2K = self._project(audio)
         if mask_B1SL is not None:
-            zero_keys = mask_B1SL.shape[-1] - key_value_LBN2K.shape[0]
-            key_value_LBN2K = F.pad(key_value_LBN2K, (0, 0, 0, 0, 0, 0, 0, zero_keys))
+            key_value_LBN2K = with_zero_keys(key_value_LBN2K, mask_B1SL.shape[-1])
         key_LBNK, value_LBNK = key_value_LBN2K.chunk(2, dim=-1)
         attended = fused_attention(query_SBND, key_LBNK, value_LBNK, mask_B1SL, causal=False)
         output_SBH: Tensor = self.linear_proj(attended)[0]

@@ -3,8 +3,8 @@
     answers = greedy_answers(model, batch, tokenizer, max_new_tokens=4)
 
 ``batch`` holds one text row per question, which ends where the answer begins (``render(..., prompt=True)``). A row that
-has answered leaves the batch, so that one long answer does not make all others wait. Marks of audio, the separator
-and padding are no part of an answer and never written.
+has answered leaves the batch, so that one long answer does not make all others wait. Special tokens, and rows of the
+table that have no token, are no part of an answer and never written.
 
 Shapes: S text positions, B rows, L audio tokens of a row, T packed audio tokens, D audio width, V vocabulary.
 """
@@ -53,7 +53,7 @@ def greedy_answers(
     newest = _each(rows, lambda name, x_BS: x_BS.gather(1, length_B[:, None].to(x_BS.device) - 1))
     written: list[list[int]] = [[] for _ in prompts.clips]
     going_B = torch.arange(len(written))
-    never = torch.tensor([tokenizer.audio_id, tokenizer.separator_id, tokenizer.pad_id])
+    never = torch.tensor(tokenizer.never_written(logits_BV.shape[-1]))
     for new in range(1, max_new_tokens + 1):
         token_B = logits_BV.index_fill(-1, never.to(logits_BV.device), -torch.inf).argmax(-1).cpu()
         more_B = (token_B != tokenizer.end_of_chunk_id) & (token_B != tokenizer.eos_id)

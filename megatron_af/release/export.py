@@ -39,7 +39,7 @@ from megatron_af.parallel.global_state import EMBEDDING, whole_tensors
 from megatron_af.release.model_card import model_card
 from megatron_af.runs.objectives import spec_of
 from megatron_af.serve.places import find
-from megatron_af.text.tokenizer import AUDIO, PAD, SEPARATOR, Tokenizer
+from megatron_af.text.tokenizer import PAD, Tokenizer
 from megatron_af.train.checkpoint import load_parts
 from megatron_af.train.conversion import refuse_occupied
 
@@ -189,7 +189,7 @@ def _write_config(config: Config, tokenizer: Tokenizer, folder: Path) -> None:
         do_sample=False,
         eos_token_id=[tokenizer.end_of_chunk_id, tokenizer.eos_id],
         pad_token_id=tokenizer.pad_id,
-        suppress_tokens=[tokenizer.added[token] for token in (AUDIO, PAD, SEPARATOR)],
+        suppress_tokens=tokenizer.never_written(stated.vocab_size),
     ).save_pretrained(folder)
 
 

@@ -109,6 +109,15 @@ class Tokenizer:
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return [text[begin:end] for token, (begin, end) in pairs if token == self._unknown_id]
 
+    def never_written(self, ids: int) -> list[int]:
+        """Of the first ``ids`` ids, those that are no part of an answer and do not end one: special tokens, and rows of
+        a table that have no token."""
+        ends = {self.eos_id, self.end_of_chunk_id}
+        vocabulary = set(self._base.get_vocab(with_added_tokens=True).values()) | set(self.added.values())
+        special = {index for index, token in self._base.get_added_tokens_decoder().items() if token.special}
+        special |= {*self.added.values(), self.pad_id}
+        return [index for index in range(ids) if index not in ends and (index in special or index not in vocabulary)]
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ``ids``; special tokens are left out, or written by their names."""
         pieces: list[str] = []

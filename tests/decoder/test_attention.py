@@ -21,21 +21,22 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, visible_BSL: Tensor) -> T
     return torch.einsum("bnsl,lbnd->sbnd", weights, value).flatten(2)
 
 
+@pytest.mark.parametrize("positions", [S, 1])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("kind", ["mask", "causal", "open"])
-def test_it_is_scaled_dot_product_attention(kv_heads: int, kind: str) -> None:
+def test_it_is_scaled_dot_product_attention(kv_heads: int, kind: str, positions: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    keys = S if kind == "causal" else L
-    query = torch.randn(S, B, N, D, generator=generator)
+    keys = positions if kind == "causal" else L
+    query = torch.randn(positions, B, N, D, generator=generator)
     key, value = (torch.randn(keys, B, kv_heads, D, generator=generator) for _ in range(2))
-    visible = torch.ones(B, S, keys, dtype=torch.bool)
+    visible = torch.ones(B, positions, keys, dtype=torch.bool)
     mask = None
     if kind == "causal":
         visible = visible.tril()
     if kind == "mask":
-        visible = torch.rand(B, S, keys, generator=generator) > 0.4
+        visible = torch.rand(B, positions, keys, generator=generator) > 0.4
         visible[:, :, 0] = True
-        mask = torch.zeros(B, 1, S, keys).masked_fill(~visible[:, None], float("-inf"))
+        mask = torch.zeros(B, 1, positions, keys).masked_fill(~visible[:, None], float("-inf"))
     found = fused_attention(query, key, value, mask, causal=kind != "open")  # with a mask, the mask alone counts
     torch.testing.assert_close(found, by_hand(query, key, value, visible), atol=1e-5, rtol=1e-5)
     if kind == "causal":

@@ -38,6 +38,18 @@ def test_words_that_a_vocabulary_lacks_are_named() -> None:
     assert words_tokenizer("a", "dog").unknown_words("a Cat, a dog and a cat") == ["Cat", ",", "and", "cat"]
 
 
+def test_what_is_never_written_into_an_answer() -> None:
+    base = toy_base()
+    base.add_special_tokens(["<|im_start|>"])
+    base.add_tokens(["[tone]"])
+    tokenizer = Tokenizer(base)
+    inside = tokenizer.encode("rain [tone]")
+    end = len(tokenizer)
+    never = tokenizer.never_written(end + 3)  # the table has rows without a token
+    assert not {*inside, tokenizer.eos_id, tokenizer.end_of_chunk_id} & set(never)
+    assert never == [257, tokenizer.audio_id, tokenizer.pad_id, tokenizer.separator_id, end, end + 1, end + 2]
+
+
 def test_loads_folder_and_file_and_reads_the_eos_token(tmp_path: Path) -> None:
     base = toy_base()
     base.add_special_tokens(["<|im_end|>"])
