@@ -20,9 +20,8 @@ configuration, wherever it was started. `serve` puts the registry's champion beh
 follows within minutes, and with --cluster at once. key=value changes the configuration, cluster.key=value the cluster
 file.
 
-Exit codes: 0 done, 1 a step or the cluster failed, 2 the command line or a file cannot be used, or another
-try would fail the same way, 128 + n stopped by
-signal n (143: cancelled).
+Exit codes: 0 done, 1 a step or the cluster failed, 2 the command line or a file cannot be used or another try would
+fail the same way, 4 a stage is not good enough for the next one, 128 + n stopped by signal n (143: cancelled).
 """
 
 import argparse

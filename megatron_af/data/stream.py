@@ -165,5 +165,6 @@ def hear(loader: ClipLoader, rows: Sequence[Row]) -> tuple[StepAudio, list[tuple
     """
     audio, heard, silent = AudioMaker(loader).make(rows)
     if silent:
-        raise AudioError("; ".join(f"{rows[i].id}: cannot be heard: {why}" for i, why in silent.items()))
+        told = dict.fromkeys(f"{rows[i].id}: cannot be heard: {why}" for i, why in silent.items())
+        raise AudioError("; ".join(told))  # a row may be asked several times
     return audio, heard
