@@ -34,7 +34,7 @@ class DecoderCache:
     def extend(self, layer: nn.Module, key_SBND: Tensor, value_SBND: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values of the text so far [L, B, N, D], these ones included."""
         if self.place_B is None:
-            self._text[layer] = self._with_room(key_SBND), self._with_room(value_SBND)
+            self._text[layer] = with_zero_keys(key_SBND, self.room), with_zero_keys(value_SBND, self.room)
             return key_SBND, value_SBND
         key_LBND, value_LBND = self._text[layer]
         rows = torch.arange(key_LBND.shape[1], device=key_LBND.device)
@@ -69,9 +69,6 @@ class DecoderCache:
         """Only these rows go on."""
         self._text = {layer: (k[:, row_B], v[:, row_B]) for layer, (k, v) in self._text.items()}
         self._audio = {layer: x.index_select(1, row_B) for layer, x in self._audio.items()}
-
-    def _with_room(self, x_SBND: Tensor) -> Tensor:
-        return with_zero_keys(x_SBND, self.room)
 
 
 def with_zero_keys(x_LB: Tensor, length: int) -> Tensor:

@@ -53,9 +53,9 @@ def greedy_answers(
     newest = _each(rows, lambda name, x_BS: x_BS.gather(1, length_B[:, None].to(x_BS.device) - 1))
     written: list[list[int]] = [[] for _ in prompts.clips]
     going_B = torch.arange(len(written))
-    never = torch.tensor(tokenizer.never_written(logits_BV.shape[-1]))
+    never = torch.tensor(tokenizer.never_written(logits_BV.shape[-1]), device=logits_BV.device)
     for new in range(1, max_new_tokens + 1):
-        token_B = logits_BV.index_fill(-1, never.to(logits_BV.device), -torch.inf).argmax(-1).cpu()
+        token_B = logits_BV.index_fill(-1, never, -torch.inf).argmax(-1).cpu()
         more_B = (token_B != tokenizer.end_of_chunk_id) & (token_B != tokenizer.eos_id)
         if not bool(more_B.any()):
             break

@@ -63,6 +63,8 @@ class Tokenizer:
         self._base.encode_special_tokens = True  # a prompt with "<SEP>" in it must not forge one
         unknown = getattr(base.model, "unk_token", None)
         self._unknown_id: int | None = vocabulary.get(unknown) if unknown else None
+        self._never: dict[int, list[int]] = {}
+        """Size of a table -> ids that are never written: asked for with every batch, over the whole vocabulary."""
         self._names = {index: token for token, index in self.added.items()}
 
     @classmethod
@@ -112,6 +114,11 @@ class Tokenizer:
     def never_written(self, ids: int) -> list[int]:
         """Of the first ``ids`` ids, those that are no part of an answer and do not end one: special tokens, and rows of
         a table that have no token."""
+        if ids not in self._never:
+            self._never[ids] = self._found_never(ids)
+        return self._never[ids]
+
+    def _found_never(self, ids: int) -> list[int]:
         ends = {self.eos_id, self.end_of_chunk_id}
         vocabulary = set(self._base.get_vocab(with_added_tokens=True).values()) | set(self.added.values())
         special = {index for index, token in self._base.get_added_tokens_decoder().items() if token.special}
