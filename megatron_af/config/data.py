@@ -35,10 +35,11 @@ class ImportConfig:
     """Folder that the recordings' names are relative to, below ``data.root``."""
     columns: Files[dict[str, str]] = field(default_factory=dict)
     """For ``csv``, what -> column: ``audio`` (or a pattern, ``{ytid}.wav``), ``id``, ``start``, ``end`` or ``duration``
-    (seconds), ``caption`` (several: ``caption_1,caption_2``), ``prompt`` and ``output``, or ``label`` (``prompt`` as
-    well where it is a question with the same few answers)."""
+    (seconds), and of what is said any of ``output`` (which answers ``prompt``), ``label`` (chosen among all of the
+    table; ``prompt`` as well where it is a question with the same few answers), ``caption`` (several:
+    ``caption_1,caption_2``) and ``class`` (what it counts as, unasked); ``skill`` is what evaluation reports by."""
     prompt: Files[str] = ""
-    """What captions or labels answer; empty: the papers' words."""
+    """What outputs answer, or else labels, or else captions; empty: the papers' words."""
     task: Files[str] = ""
     """Task in words (``audio captioning``), for ``The task is …``."""
 

@@ -16,17 +16,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.data.rows import Question, Row
 from megatron_af.evaluate.exchange import exchange
 from megatron_af.inference.embedder import ClapEmbedder
 
 RANKS = (1, 5, 10)
-TEMPLATES = ("{}", "the sound of {}", "this is a sound of {}")
-"""A class is the mean of its name in these (LAION-CLAP uses the last)."""
 
 
 def evaluate_clap(
-    embedder: ClapEmbedder, rows: Sequence[Row], *, templates: Sequence[str] = TEMPLATES, class_key: str = "class"
+    embedder: ClapEmbedder, rows: Sequence[Row], *, templates: Sequence[str] = CLASS_PHRASES, class_key: str = "class"
 ) -> dict[str, Any]:
     """Everything the rows allow: retrieval needs captions, zero-shot ``meta[class_key]``, the rest negatives or
     second captions. A collective.
@@ -116,7 +115,7 @@ def paraphrase_robustness(audio_NJ: Tensor, caption_NJ: Tensor, paraphrases: Seq
     return report
 
 
-def class_vectors(embedder: ClapEmbedder, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+def class_vectors(embedder: ClapEmbedder, names: Sequence[str], templates: Sequence[str] = CLASS_PHRASES) -> Tensor:
     """class_CJ: each name said in every template, averaged."""
     texts = [template.format(name) for name in names for template in templates]
     mean_CJ = embedder.texts(texts).view(len(names), len(templates), -1).mean(1)

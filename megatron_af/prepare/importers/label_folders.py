@@ -1,4 +1,7 @@
-"""A folder per label. Everything that is a recording is imported, whatever its suffix; every other file is listed."""
+"""A folder per label. Everything that is a recording is imported, whatever its suffix; every other file is listed.
+
+A row is asked for its label among all of them; the label is its class (``meta.class``), and its captions say so.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from megatron_af.data.rows import Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, is_litter
 from megatron_af.prepare.importers.layout import Maker, PassedOver, Recordings, checked, failing, is_audio
-from megatron_af.prepare.importers.made_rows import label_words, labelled
+from megatron_af.prepare.importers.made_rows import CLASSIFICATION, classification, label_words, of_class
 
 SPLITS = frozenset(["train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"])
 
@@ -32,7 +35,9 @@ def label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
 
     def make(name: str, _: object) -> Row:
         label = label_words(name.split("/")[0], origin.task)
-        return labelled(name, recordings.clip(name), label, labels, origin.prompt, origin.task)
+        task = origin.task or CLASSIFICATION
+        asked = classification(label, labels, origin.prompt, task)
+        return of_class(Row(id=name, clips=(recordings.clip(name),), questions=(asked,), task=task), label)
 
     for name in names:
         yield checked(make, name, None, "recordings")

@@ -1,8 +1,13 @@
 """Rows of captions and of labels, whatever layout they come from."""
 
+from dataclasses import replace
+
 from megatron_af.config import ImportConfig
+from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.data.rows import Clip, Question, Row
 
+CAPTIONING, CLASSIFICATION = "audio captioning", "event classification"
+"""What is asked for, where nobody says it otherwise: the rows' task, and the skill that evaluation reports by."""
 CAPTION_PROMPT = "describe the sound in a sentence."
 LABEL_PROMPT = "classify this sound."
 EMOTIONS = {
@@ -24,16 +29,27 @@ def options_prompt(prompt: str, labels: list[str]) -> str:
 
 
 def captioned(key: str, clip: Clip, captions: list[str], origin: ImportConfig) -> Row:
-    prompt = origin.prompt or CAPTION_PROMPT
-    questions = tuple(Question(prompt=prompt, output=caption) for caption in captions)
-    task = origin.task or "audio captioning"
+    """A row that describes its clip, and is asked for each description."""
+    task = origin.task or CAPTIONING
+    questions = tuple(description(caption, origin.prompt, task) for caption in captions)
     return Row(id=key, clips=(clip,), questions=questions, captions=tuple(captions), task=task)
 
 
-def labelled(key: str, clip: Clip, label: str, labels: list[str], prompt: str, task: str) -> Row:
+def description(caption: str, prompt: str, skill: str) -> Question:
+    return Question(prompt=prompt or CAPTION_PROMPT, output=caption, skill=skill)
+
+
+def classification(label: str, labels: list[str], prompt: str, skill: str) -> Question:
+    """Which of all labels it is."""
     asked = options_prompt(prompt or LABEL_PROMPT, labels)
-    question = Question(prompt=asked, output=label, options=tuple(labels))
-    return Row(id=key, clips=(clip,), questions=(question,), task=task or "event classification")
+    return Question(prompt=asked, output=label, skill=skill, options=tuple(labels))
+
+
+def of_class(row: Row, name: str) -> Row:
+    """The row as one of a class (``meta.class``, what zero-shot classification compares with); where nobody described
+    it, its captions say the class, for AF-CLAP and retrieval."""
+    said = row.captions or tuple(phrase.format(name) for phrase in CLASS_PHRASES)
+    return replace(row, captions=said, meta={**row.meta, "class": name})
 
 
 def label_words(text: str, task: str) -> str:

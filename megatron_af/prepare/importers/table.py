@@ -2,6 +2,9 @@
 
     {format: csv, path: clotho.csv, audio: clotho/development, columns: {audio: file_name, caption: caption_1}}
 
+A line may bring several things at once: an answer to its prompt, a label to choose, captions, and the class that it
+counts as (a label is one, too, unless it answers a prompt of its own line). What a blank field would say is not said.
+
 Commas, semicolons, tabs and bars separate; the line with the column names says which. A line that does not fit its
 dialect is a bad row with its number, and reading goes on with the next line: a quotation mark that nobody closes costs
 its own line, not the rest of the table.
@@ -14,13 +17,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_af.config import ImportConfig
-from megatron_af.data.rows import Question, Row, RowError
+from megatron_af.config.errors import suggestion
+from megatron_af.data.rows import Clip, Question, Row, RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, decoded
 from megatron_af.prepare.importers.layout import Maker, Recordings, checked, failing, seconds_of
-from megatron_af.prepare.importers.made_rows import captioned, label_words, labelled
+from megatron_af.prepare.importers.made_rows import (
+    CAPTIONING,
+    CLASSIFICATION,
+    classification,
+    description,
+    label_words,
+    of_class,
+)
 
 DELIMITERS = (",", ";", "\t", "|")
+SAYING = ("output", "label", "caption", "class")
+"""Columns that say something of a recording. The first of them that a table has is what its prompts ask for."""
+COLUMNS = ("audio", "id", "start", "end", "duration", "prompt", "skill", *SAYING)
 
 
 @dataclass(frozen=True)
@@ -46,13 +60,17 @@ def table(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     where = f"{root}/{origin.path}"
     lines = decoded(root.read(origin.path), where).split("\n")
     columns = origin.columns
+    if odd := [what for what in columns if what not in COLUMNS]:
+        raise ForeignError(
+            f"origin.columns.{odd[0]}: expected one of {', '.join(COLUMNS)}{suggestion(odd[0], COLUMNS)}"
+        )
     wanted = {c for what, c in columns.items() if what != "audio" for c in c.split(",")}
     wanted |= set(re.findall(r"{(\w+)}", columns.get("audio", ""))) or {columns.get("audio", "")}
     dialect = _dialect(lines, wanted, tab=origin.path.endswith((".tsv", ".tab")))
     known = dialect.names if dialect else _fields_of_first(lines)
-    if not {"audio"} <= set(columns) or not {"caption", "output", "label"} & set(columns) or dialect is None:
+    if not {"audio"} <= set(columns) or not set(SAYING) & set(columns) or dialect is None:
         raise ForeignError(
-            f"{where}: origin.columns must name audio and one of caption, output, label; it names "
+            f"{where}: origin.columns must name audio and one of {', '.join(SAYING)}; it names "
             f"{columns}, the table has {known}"
         )
     if "output" in columns and not ("prompt" in columns or origin.prompt):
@@ -85,23 +103,43 @@ def table(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
                 raise RowError(f"ends at {end} s, before it begins at {start} s")
         if not name.strip():
             raise RowError(f"column {columns['audio']!r}, the recording's name, is empty")
-        prompt = line[columns["prompt"]] if "prompt" in columns else origin.prompt
         clip = recordings.clip(name, start, duration)
         row_id = line[columns["id"]] if "id" in columns else str(int(key.removeprefix("line ")) - dialect.begin - 1)
-        if labels:
-            if not line[columns["label"]].strip():
-                raise RowError(f"column {columns['label']!r}, the label, is empty")
-            return labelled(row_id, clip, label_words(line[columns["label"]], origin.task), labels, prompt, origin.task)
-        if "caption" in columns:
-            captions = [text for c in columns["caption"].split(",") if (text := line[c].strip())]
-            if not captions:
-                raise RowError(f"no caption: {columns['caption']} is empty")
-            return captioned(row_id, clip, captions, origin)
-        question = Question(prompt=prompt, output=line[columns["output"]])
-        return Row(id=row_id, clips=(clip,), questions=(question,), task=origin.task)
+        return _row(row_id, clip, line, labels, origin)
 
     for number, record in records:
         yield failing(record) if isinstance(record, RowError) else checked(make, f"line {number}", record, "lines")
+
+
+def _row(key: str, clip: Clip, line: Mapping[str, str], labels: list[str], origin: ImportConfig) -> Row:
+    """What a line says of its recording: answers, a label, captions, or several of them."""
+    columns = origin.columns
+    texts = {what: line[c].strip() for what, c in columns.items() if what not in ("audio", "caption")}
+    output, label, name = (texts.get(what, "") for what in ("output", "label", "class"))
+    captions = [text for c in columns.get("caption", "").split(",") if c and (text := line[c].strip())]
+    if not (output or label or name or captions):
+        raise RowError(", ".join(f"no {what}: {columns[what]} is empty" for what in SAYING if what in columns))
+    asks = next(what for what in SAYING if what in columns)  # whose prompt is meant
+    prompts = {asks: texts.get("prompt") or origin.prompt}
+    if texts.get("prompt") and not {"output": output, "label": label}.get(asks, "answered"):
+        raise RowError(f"column {columns['prompt']!r} asks, and {columns[asks]!r}, the answer, is empty")
+    if output and not prompts["output"]:
+        raise RowError(f"column {columns['output']!r} answers, and {columns['prompt']!r}, the prompt, is empty")
+    usual = CLASSIFICATION if label or name else CAPTIONING if captions else ""
+    task = origin.task or usual
+    skill = texts.get("skill") or task
+    questions = [Question(prompt=prompts["output"], output=output, skill=skill)] if output else []
+    if label:
+        label = label_words(label, origin.task)
+        questions.append(classification(label, labels, prompts.get("label", ""), skill))
+    questions += [
+        description(text, prompts.get("caption", ""), texts.get("skill") or origin.task or CAPTIONING)
+        for text in captions
+    ]
+    row = Row(id=key, clips=(clip,), questions=tuple(questions), captions=tuple(captions), task=task)
+    answers = asks == "label" and "prompt" in columns  # a label of its own question is no class of sounds
+    name = label_words(name, origin.task) if name else "" if answers else label
+    return of_class(row, name) if name else row
 
 
 def _audio_name(columns: Mapping[str, str], line: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import ImportConfig
+from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.foreign import ForeignError
 from tests.data.toy import write_tone
 from tests.prepare.importing import problems, run, table
@@ -61,6 +62,7 @@ def test_questions_with_the_same_two_answers_get_the_binary_options(tmp_path: Pa
         "is it loud?\nOPTIONS:\nyes.\nno.",
     ]
     assert [r.questions[0].output for r in rows] == ["yes", "no"]
+    assert [(r.captions, r.meta, r.questions[0].skill) for r in rows] == [((), {}, "audio question answering")] * 2
     with pytest.raises(ValueError, match=r"outputs answer a prompt"):
         run(tmp_path, ImportConfig(format="csv", path="aqa.csv", columns={"audio": "file", "output": "a"}))
 
@@ -76,12 +78,59 @@ def test_labels_from_a_table_and_from_folders(tmp_path: Path) -> None:
     rows, _ = run(tmp_path, ImportConfig(format="csv", path="esc50.csv", audio="esc", columns=columns))
     assert [r.questions[0].output for r in rows] == ["dog bark", "air conditioner", "dog bark"]
     assert all(r.questions[0].prompt == expected for r in rows)
+    assert [r.meta["class"] for r in rows] == ["dog bark", "air conditioner", "dog bark"]
     rows, _ = run(tmp_path, ImportConfig(format="labels", path="folders"))
+    assert {r.meta["class"] for r in rows} == {"air conditioner", "dog bark"}
+    assert rows[0].captions == tuple(p.format(rows[0].meta["class"]) for p in CLASS_PHRASES)
+    assert rows[0].questions[0].skill == "event classification"
     assert sorted(r.questions[0].output for r in rows) == ["air conditioner", "dog bark", "dog bark"]
     assert rows[0].questions[0].prompt == expected and rows[0].questions[0].options == ("air conditioner", "dog bark")
     table(tmp_path / "emo.csv", [{"filename": "1-1.wav", "category": "Anger"}])
     origin = ImportConfig(format="csv", path="emo.csv", audio="esc", columns=columns, task="emotion classification")
     assert run(tmp_path, origin)[0][0].questions[0].output == "angry"
+
+
+def test_a_line_brings_class_skill_captions_and_answers(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    lines = [
+        {"file": "a.wav", "kind": "Dog_Bark", "said": "a dog barks", "q": "how many?", "a": "two", "s": "counting"},
+        {"file": "a.wav", "kind": "rain", "said": "", "q": "", "a": "", "s": ""},
+        {"file": "a.wav", "kind": "", "said": "wind", "q": "", "a": "", "s": ""},
+        {"file": "a.wav", "kind": "rain", "said": "", "q": "how many?", "a": "", "s": ""},
+        {"file": "a.wav", "kind": "rain", "said": "", "q": "", "a": "two", "s": ""},
+        {"file": "a.wav", "kind": "", "said": "", "q": "", "a": "", "s": ""},
+    ]
+    table(tmp_path / "t.csv", lines)
+    columns = {"audio": "file", "label": "kind", "caption": "said", "prompt": "q", "output": "a", "skill": "s"}
+    (whole, classed, described), report = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))
+    options = "classify this sound.\nOPTIONS:\n - dog bark.\n - rain."
+    assert [(q.prompt, q.output, q.skill) for q in whole.questions] == [
+        ("how many?", "two", "counting"),
+        (options, "dog bark", "counting"),
+        ("describe the sound in a sentence.", "a dog barks", "counting"),
+    ]
+    assert whole.captions == ("a dog barks",) and whole.meta == {"class": "dog bark"}
+    assert [(q.output, q.skill, q.options) for q in classed.questions] == [
+        ("rain", "event classification", ("dog bark", "rain"))
+    ]
+    assert classed.captions == ("rain", "the sound of rain", "this is a sound of rain")
+    assert [(q.output, q.skill) for q in described.questions] == [("wind", "audio captioning")]
+    assert described.captions == ("wind",) and not described.meta
+    for words, problem in zip(
+        ["line 5: column 'q' asks", "line 6: column 'a' answers", "line 7: no output: a is empty, no label: kind is"],
+        problems(tmp_path, report),
+        strict=True,
+    ):
+        assert words in problem
+
+
+def test_a_class_alone_is_not_asked_for(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    table(tmp_path / "t.csv", [{"file": "a.wav", "kind": "rain"}])
+    (row,), _ = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns={"audio": "file", "class": "kind"}))
+    assert row.meta == {"class": "rain"} and row.captions[1] == "the sound of rain" and not row.questions
+    with pytest.raises(ForeignError, match=r"origin.columns.klass: expected one of .*did you mean class"):
+        run(tmp_path, ImportConfig(format="csv", path="t.csv", columns={"audio": "file", "klass": "kind"}))
 
 
 def captions(folder: Path, content: str | bytes, name: str = "t.csv") -> tuple[list[str], list[str]]:
