@@ -170,6 +170,9 @@ class Config:
     output: Nothing[str] = "runs"
     """Everything a run writes lies in ``output/name``."""
     precision: Weights[Literal["bf16", "fp32"]] = "bf16"
+    layers: Rounding[Literal["", "te", "torch"]] = ""
+    """Linears and norms of the decoder: ``te``, Transformer Engine's with its fused kernels, or ``torch``, those that a
+    CPU has. Empty: Transformer Engine's where there is a GPU and it imports."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,9 +1,9 @@
 """Attention of the language model, and where its linears and norms come from.
 
-Linears and norms are Transformer Engine's on a GPU and torch's on the CPU; attention is torch's fused kernel
-(SDPA) on both. Norms stay separate from the linears behind them, so that parameters have one name everywhere.
+Linears and norms are Transformer Engine's or torch's (``layers``); attention is torch's fused kernel (SDPA) with both.
+Norms stay separate from the linears behind them, so that parameters have one name everywhere.
 
-    provider = spec_provider(device)
+    provider = spec_provider(lm_config)
 
 Shapes: S query positions, L key positions, B rows, N heads, D head dim.
 """
@@ -13,10 +13,10 @@ from typing import Any
 import torch.nn.functional as F
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_af.decoder.cache import CachedText
-from megatron_af.parallel.device import Device
 
 
 def fused_attention(
@@ -99,11 +99,11 @@ class TorchSpecProvider(LocalSpecProvider):
         return CausalAttention
 
 
-def spec_provider(device: Device) -> BackendSpecProvider:
-    """Where the decoder's linears, norms and attention come from on this device."""
-    if not device.is_gpu:
+def spec_provider(config: TransformerConfig) -> BackendSpecProvider:
+    """Where the decoder's linears, norms and attention come from."""
+    if config.transformer_impl == "local":
         return TorchSpecProvider()
-    # Imported here: a machine without a GPU has no Transformer Engine.
+    # Imported here: not every machine has Transformer Engine.
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
     class UnfusedTESpecProvider(TESpecProvider):  # type: ignore[misc, unused-ignore]

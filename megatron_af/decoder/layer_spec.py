@@ -1,6 +1,6 @@
 """Which layers a pipeline stage holds: those of the model's family, every k-th one with a gated block in front.
 
-spec = decoder_spec(config.model, lm_config, spec_provider(device), vp_stage)
+spec = decoder_spec(config.model, lm_config, spec_provider(lm_config), vp_stage)
 """
 
 from megatron.core.models.backends import BackendSpecProvider

@@ -10,7 +10,8 @@ V vocabulary.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -71,7 +72,7 @@ class AudioLM(GPTModel):
         super().__init__(
             config=transformer_config,
             transformer_layer_spec=decoder_spec(
-                config.model, transformer_config, spec_provider(current_device()), vp_stage
+                config.model, transformer_config, spec_provider(transformer_config), vp_stage
             ),
             vocab_size=table.padded_rows,
             max_sequence_length=lm.max_positions,
@@ -143,13 +144,14 @@ class AudioLM(GPTModel):
         rotary_1B1D = None
         if self.position_embedding_type == "rope":
             rotary_1B1D = self.rotary_pos_emb(cache.room)[cache.place_B, 0].unsqueeze(0)
-        hidden_1BH = self.decoder(
-            hidden_states=self._embed(newest.ids_BS, place_B[:, None], added_rows_NH),
-            attention_mask=text,
-            rotary_pos_emb=rotary_1B1D,
-            context=CachedAudio(cache, audio.tokens_LBD),
-            context_mask=Masks.of(newest, audio, dtype, device).audio_B1SL,
-        )
+        with _rows_at_places_of_their_own(self.config):
+            hidden_1BH = self.decoder(
+                hidden_states=self._embed(newest.ids_BS, place_B[:, None], added_rows_NH),
+                attention_mask=text,
+                rotary_pos_emb=rotary_1B1D,
+                context=CachedAudio(cache, audio.tokens_LBD),
+                context_mask=Masks.of(newest, audio, dtype, device).audio_B1SL,
+            )
         return self._logits(
             hidden_states=hidden_1BH, context=(newest, added_rows_NH), position_B=torch.zeros_like(place_B)
         )
@@ -257,6 +259,16 @@ class AudioLM(GPTModel):
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight
+
+
+@contextmanager
+def _rows_at_places_of_their_own(config: TransformerConfig) -> Iterator[None]:
+    """Transformer Engine's fused rotary positions know one place for all rows of a position; meanwhile without them."""
+    fused, config.apply_rope_fusion = config.apply_rope_fusion, False
+    try:
+        yield
+    finally:
+        config.apply_rope_fusion = fused
 
 
 def supervised(labels_BS: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     }
-    fused = device.is_gpu  # fused kernels of Transformer Engine and of torch.compile; plain torch on the CPU
+    # Transformer Engine brings fused kernels; torch's layers compute on a GPU what they compute on the CPU.
+    fused = device.layers(config.layers) == "te"
     family = family_of(lm).core_settings()
     return TransformerConfig(
         num_layers=lm.layers,
@@ -53,13 +54,13 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         # AudioLM fills every weight itself, the same in every layout (decoder/initialization.py)
         perform_initialization=False,
         use_cpu_initialization=not device.is_gpu,
+        transformer_impl="transformer_engine" if fused else "local",
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         # of units without a gate, megatron-core fuses an approximated GELU alone
         bias_activation_fusion=fused and bool(family["gated_linear_unit"]),
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
-        persist_layer_norm=fused,
         **family,
         **recompute[parallel.recompute],
     )

@@ -1,28 +1,35 @@
 """Where a process computes, and megatron-core made to run there without CUDA.
 
     device = current_device()          # cuda:LOCAL_RANK with NCCL, or the CPU with gloo; found once
+    device.layers(config.layers)       # whose linears and norms: "te" or "torch"
     make_megatron_portable()           # before any module of megatron-core runs; nothing changes with CUDA
 
 megatron-core 0.19.2 has no knob for the device: it asks ``torch.cuda`` for the current one and writes the
 literal ``"cuda"`` (or ``"torch.cuda.FloatTensor"``) into some functions. Without CUDA the few ``torch.cuda``
 entry points it calls answer for the CPU, and the literals are replaced in the code objects of exactly the
 functions in :data:`LITERAL_SITES`. The version is pinned: a listed function without its literal raises.
+
+Whether there is Transformer Engine is asked here alone. Where it is absent, megatron-core puts a mock in its place that
+is silently built into models; where it is half-installed, importing megatron-core raises.
 """
 
 import ctypes
 import functools
 import importlib
+import importlib.util
 import inspect
 import logging
 import os
 import re
 import resource
+import sys
 import types
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from megatron_af.config import ConfigError
 from megatron_af.parallel.foreign_warnings import silence
 
 TorchDevice = torch.device
@@ -93,6 +100,32 @@ class Device:
         """Model name of the GPU; empty on the CPU."""
         return torch.cuda.get_device_name(self.torch) if self.is_gpu else ""
 
+    def layers(self, asked: Literal["", "te", "torch"]) -> Literal["te", "torch"]:
+        """Whose linears and norms the decoder is made of here.
+
+        Args:
+            asked: the configuration's ``layers``.
+
+        Raises:
+            ConfigError: Transformer Engine's were asked for, and this process cannot compute them.
+        """
+        if problem := self.layers_problem(asked):
+            raise ConfigError("the decoder cannot be built", [problem])
+        return asked or ("te" if self.is_gpu and not transformer_engine_problem() else "torch")
+
+    def layers_problem(self, asked: str) -> str:
+        """Why a configuration's ``layers`` cannot be had here, and the fix; empty where they can."""
+        if asked != "te":
+            return ""
+        missing = "needs a GPU, and there is none" if not self.is_gpu else transformer_engine_problem()
+        return f"layers = te: Transformer Engine {missing}; set layers to torch, or leave it out" if missing else ""
+
+    def slower_layers(self, asked: str) -> str:
+        """Why a GPU computes with torch's layers although nobody asked for them, and the remedy; empty where not."""
+        if asked or not self.is_gpu or not (problem := transformer_engine_problem()):
+            return ""
+        return f"Transformer Engine {problem}: layers are torch's, without fused kernels. Set layers to torch if meant."
+
     def peak_memory_bytes(self) -> int:
         """Most memory this process has held: of the GPU where there is one, else resident."""
         if self.is_gpu:
@@ -125,6 +158,22 @@ def _gpu() -> Device:
     return Device(device)
 
 
+@functools.cache
+def transformer_engine_problem() -> str:
+    """Why Transformer Engine cannot be imported; empty where it can.
+
+    One that is broken is hidden from this process: megatron-core then takes it for absent.
+    """
+    if importlib.util.find_spec("transformer_engine") is None:
+        return "is not installed (the extra `gpu` of this package)"
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # whatever its libraries meet first
+        sys.modules["transformer_engine"] = None  # type: ignore[assignment]
+        return f"is installed and cannot be imported ({type(error).__name__}: {error})"
+    return ""
+
+
 class _NoStream:
     """What ``torch.cuda.current_stream()`` returns where there are no streams: every method does nothing."""
 
@@ -146,6 +195,7 @@ def make_megatron_portable(target: str = "cpu") -> None:
     """
     global _target
     silence()
+    transformer_engine_problem()
     if torch.cuda.is_available() or _target == TorchDevice(target):
         return
     _target = TorchDevice(target)

@@ -45,7 +45,7 @@ def validate(config: Config, world_size: int, unread: Unread = READ) -> None:
     Raises:
         ConfigError: with every problem of the configuration, of ``config.stage`` and of the files it needs.
     """
-    problems = _with_files(config, check(config, world_size), missing_for_training)
+    problems = _with_files(config, [*_layers(config), *check(config, world_size)], missing_for_training)
     if problems := unread.and_also(problems):
         raise ConfigError(f"{config.name} cannot run on {count(world_size, 'process')}", problems)
 
@@ -71,6 +71,7 @@ def validate_evaluation(config: Config, objective: str, unread: Unread = READ) -
             found.append(f"stage = {config.stage}: its objective is {stage.objective}; name one with {objective}")
         if not stage.evaluation:
             found.append(f"{prefix}.evaluation is empty: name the data sets of data.datasets to measure it on")
+    found += _layers(usable)
     kept = {key: problem for key, problem in out_of_range.items() if not key.startswith("parallel.")}
     problems = [*_of_stages(kept, config.stage), *unexplained(found, out_of_range)]
     if problems := unread.and_also(_with_files(config, problems, missing_for_evaluation)):
@@ -93,6 +94,14 @@ def check(config: Config, world_size: int) -> list[str]:
 def retrieval_problems(config: Config) -> Iterator[str]:
     """What keeps an index from being built, or rows from being made of neighbours."""
     yield from retrieval_rules(config, [name for name, stage in config.curriculum.items() if _embeds(stage)])
+
+
+def _layers(config: Config) -> Iterator[str]:
+    """Whether this process can compute the decoder's layers as the configuration asks."""
+    if config.layers == "te":  # else nothing is asked of this machine, and torch need not be imported
+        from megatron_af.parallel.device import current_device
+
+        yield from filter(None, [current_device().layers_problem(config.layers)])
 
 
 def _of_stages(out_of_range: dict[str, str], stage: str) -> Iterator[str]:

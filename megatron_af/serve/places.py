@@ -70,7 +70,8 @@ def _of_checkpoint(checkpoint: Path) -> tuple[Config, Path]:
         raise FileNotFoundError(f"expected a checkpoint that training wrote, got {checkpoint}, without {SETTINGS}")
     run = checkpoint.parents[2]
     config = load_config(checkpoint / SETTINGS)
-    return replace(config, output=str(run.parent), name=run.name, stage=read_resume(checkpoint)["stage"]), checkpoint
+    stage = read_resume(checkpoint)["stage"]
+    return replace(_here(config), output=str(run.parent), name=run.name, stage=stage), checkpoint
 
 
 def _of_release(release: Path) -> tuple[Config, Path]:
@@ -82,5 +83,10 @@ def _of_release(release: Path) -> tuple[Config, Path]:
         data = replace(data, tokenizer=str(tokenizer))
     if tower.exists():
         model = replace(model, clap=replace(model.clap, text_tower=str(tower)))
-    config = replace(config, output=str(release.parent), name=release.name, data=data, model=model)
+    config = replace(_here(config), output=str(release.parent), name=release.name, data=data, model=model)
     return config, _newest(config.stage_folder(config.stage))
+
+
+def _here(config: Config) -> Config:
+    """For this machine, which need not have the layers that the model was trained with."""
+    return replace(config, layers="")

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from megatron_af.decoder.attention import CausalAttention, TorchNorm, TorchSpecProvider, fused_attention, spec_provider
+from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.parallel.device import Device
+from tests.decoder.toy import toy_config
 
 S, L, B, N, D = 5, 7, 2, 4, 8
 
@@ -55,6 +57,6 @@ def test_norms_are_torchs_and_say_whether_their_gradients_are_partial(name: str,
 
 
 def test_on_the_cpu_everything_is_torchs() -> None:
-    provider = spec_provider(Device(torch=torch.device("cpu")))
+    provider = spec_provider(transformer_config(toy_config(), Device(torch=torch.device("cpu"))))
     assert isinstance(provider, TorchSpecProvider)
     assert provider.layer_norm(rms_norm=True) is TorchNorm and provider.core_attention() is CausalAttention

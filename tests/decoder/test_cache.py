@@ -59,7 +59,10 @@ def differences(rank: int, world_size: int, config: Config) -> list[float]:
             if step < STEPS:
                 place_B = length_B + step
                 newest = each(whole, lambda x, place_B=place_B: x.gather(1, place_B[:, None]), whole.clips)
+                decoder.config.apply_rope_fusion = True  # which nobody could compute here
                 got_BV = decoder.step(newest, keys, front.added_rows, place_B, cache)
+                assert decoder.config.apply_rope_fusion, "reading a text is fused as before"
+                decoder.config.apply_rope_fusion = False
     return found
 
 

@@ -33,7 +33,8 @@ def test_a_stage_counts_from_the_models_first_layer(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(layer_spec, "get_transformer_layer_offset", lambda config, vp: asked.append(vp) or offset)
     monkeypatch.setattr(layer_spec, "get_num_layers_to_build", lambda config, vp_stage: asked.append(vp_stage) or 2)
     config = toy_config(cross_attention={"interval": 2})
-    spec = decoder_spec(config.model, transformer_config(config, CPU), spec_provider(CPU), vp_stage=1)
+    lm_config = transformer_config(config, CPU)
+    spec = decoder_spec(config.model, lm_config, spec_provider(lm_config), vp_stage=1)
     modules = {AudioDecoderLayer: "audio", TransformerLayer: "plain"}
     assert " ".join(modules[layer.module] for layer in spec.layer_specs) == kinds and asked == [1, 1]
     (audio,) = (layer for layer in spec.layer_specs if layer.module is AudioDecoderLayer)

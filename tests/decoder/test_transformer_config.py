@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_af.config import ConfigError
 from megatron_af.config.components import UnknownComponent
 from megatron_af.config.rules import model_rules
+from megatron_af.decoder.attention import TorchSpecProvider, spec_provider
 from megatron_af.decoder.transformer_config import transformer_config
+from megatron_af.parallel import device as device_module
 from megatron_af.parallel.device import Device
 from tests.decoder.toy import toy_config
 
@@ -58,3 +61,21 @@ def test_another_family_is_refused_by_its_name() -> None:
     with pytest.raises(UnknownComponent, match="'gpt5'"):
         transformer_config(replace(config, model=other), CPU)
     assert any("model.lm.family = 'gpt5'" in problem for problem in model_rules(other))
+
+
+def test_a_gpu_without_transformer_engine_has_torchs_layers_and_no_fused_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """megatron-core would build a mock in the place of what is not installed."""
+    monkeypatch.setattr(device_module, "transformer_engine_problem", lambda: "is not installed")
+    gpu = Device(torch=torch.device("cuda", 0))
+    found = transformer_config(toy_config(), gpu)
+    fused = (found.bias_activation_fusion, found.bias_dropout_fusion, found.apply_rope_fusion)
+    assert not any(fused) and found.transformer_impl == "local"
+    assert found.batch_p2p_comm and not found.use_cpu_initialization, "the device is a GPU all the same"
+    assert type(spec_provider(found)) is TorchSpecProvider
+    with pytest.raises(ConfigError, match="layers = te"):
+        transformer_config(replace(toy_config(), layers="te"), gpu)
+    asked = transformer_config(replace(toy_config(), layers="torch"), gpu)
+    monkeypatch.setattr(device_module, "transformer_engine_problem", lambda: "")
+    assert transformer_config(replace(toy_config(), layers="torch"), gpu).transformer_impl == asked.transformer_impl

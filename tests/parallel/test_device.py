@@ -1,6 +1,10 @@
 """The device is found once, and megatron-core runs without CUDA."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
 import types
 from pathlib import Path
 
@@ -8,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_af.config import ConfigError
 from megatron_af.parallel import device as device_module
 from megatron_af.parallel.device import LITERAL_SITES, Device, current_device, make_megatron_portable
 from tests.distributed import RankError, run_distributed
@@ -18,6 +23,39 @@ def test_choices_follow_from_the_device():
     assert (cpu.is_gpu, cpu.backend, cpu.dali, cpu.dali_id) == (False, "gloo", "cpu", None)
     assert (gpu.is_gpu, gpu.backend, gpu.dali, gpu.dali_id) == (True, "nccl", "gpu", 3)
     assert current_device().is_gpu == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("asked", ["", "te", "torch"])
+@pytest.mark.parametrize("problem", ["", "is not installed"])
+def test_layers_are_those_that_there_are(asked, problem, monkeypatch):
+    monkeypatch.setattr(device_module, "transformer_engine_problem", lambda: problem)
+    cpu, gpu = Device(torch.device("cpu")), Device(torch.device("cuda", 0))
+    for device, missing in ((cpu, "needs a GPU, and there is none"), (gpu, problem)):
+        if asked == "te" and missing:
+            with pytest.raises(ConfigError, match=f"layers = te: Transformer Engine {missing}; set layers to torch"):
+                device.layers(asked)
+        else:
+            assert device.layers(asked) == ("te" if asked == "te" or not (asked or missing) else "torch")
+
+
+@pytest.mark.slow
+def test_a_broken_transformer_engine_is_as_good_as_none(tmp_path):
+    """megatron-core alone would not import."""
+    folder = tmp_path / "transformer_engine"
+    (folder / "pytorch").mkdir(parents=True)
+    (folder / "__init__.py").write_text("from . import pytorch")
+    (folder / "pytorch" / "__init__.py").write_text("raise RuntimeError('no libcudnn here')")
+    program = """
+        from megatron_af.parallel.device import make_megatron_portable, transformer_engine_problem
+        make_megatron_portable()
+        from megatron.core.extensions.transformer_engine import HAVE_TE
+        print(HAVE_TE, transformer_engine_problem())
+    """
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    run = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    told = "False is installed and cannot be imported (RuntimeError: no libcudnn here)"
+    assert done.stdout.strip() == told, done.stderr
 
 
 @pytest.mark.skipif(not hasattr(device_module._C_LIBRARY, "malloc_trim"), reason="a C library without malloc_trim")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_af.config import BoundsConfig, Config, ConfigError, DatasetConfig
 from megatron_af.config.loading import to_yaml
@@ -172,6 +173,19 @@ def test_missing_files_are_found_and_present_ones_accepted(tmp_path: Path) -> No
     assert len(caught.value.problems) == 1
     (tmp_path / "data" / "b.jsonl").touch()
     validate(config, 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there Transformer Engine may be had")
+def test_layers_that_this_machine_cannot_compute_are_refused(tmp_path: Path) -> None:
+    config = replace(runnable(), layers="te")
+    assert not [problem for problem in check(config, 1) if "layers" in problem], "a dry run is of another machine"
+    for refuse in (lambda: validate(config, 1), lambda: validate_evaluation(config, "answer")):
+        with pytest.raises(ConfigError) as caught:
+            refuse()
+        told = [problem for problem in caught.value.problems if problem.startswith("layers")]
+        assert told == [
+            "layers = te: Transformer Engine needs a GPU, and there is none; set layers to torch, or leave it out"
+        ]
 
 
 def checkpoint(folder: Path, **parts: str) -> Path:

@@ -105,3 +105,8 @@ def test_a_run_that_cannot_embed_says_so(config: Config, named: str) -> None:
     only = dataclasses.replace(config, curriculum={"align": config.curriculum["align"]}, retrieval=RetrievalConfig())
     with pytest.raises(BadRequest, match="which has none"):
         embedding_stage(only)
+
+
+def test_layers_are_those_of_the_machine_that_loads(config: Config) -> None:
+    checkpoint = write_checkpoint(dataclasses.replace(config, layers="te"), "align")
+    assert find(checkpoint)[0].layers == ""

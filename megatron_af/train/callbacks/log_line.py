@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.panel import Panel
 
 from megatron_af.progress import duration
 from megatron_af.train.callbacks.base import Callback, Record
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LogLine(Callback):
-    """The table of what trains, and a line every ``every`` steps, on rank 0."""
+    """The table of what trains, what makes it slower than it could be, and a line every ``every`` steps, on rank 0."""
 
     def __init__(self, every: int) -> None:
         self._every = every
@@ -23,6 +24,8 @@ class LogLine(Callback):
     def on_start(self, trainer: "Trainer") -> None:
         if trainer.rank == 0:
             self._console.print(table(trainer.counts, trainer.config.stage))
+            if slower := trainer.device.slower_layers(trainer.config.layers):
+                self._console.print(Panel(slower, title="slower than it could be"))
 
     def on_step(self, trainer: "Trainer", record: Record) -> None:
         step, steps = int(record["step"]), trainer.stage.steps

@@ -1,6 +1,16 @@
 """The log line."""
 
-from megatron_af.train.callbacks.log_line import format_line
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_af.config import Config
+from megatron_af.parallel import device as device_module
+from megatron_af.parallel.device import Device
+from megatron_af.train.callbacks import log_line
+from megatron_af.train.callbacks.log_line import LogLine, format_line
 
 
 def test_log_line_shows_everything_in_one_line() -> None:
@@ -35,3 +45,29 @@ def test_log_line_says_by_data_set_how_many_questions_were_too_long() -> None:
 def test_unknown_numbers_are_dashes() -> None:
     line = format_line({"step": 1.0, "loss": 2.0}, 10)
     assert "tok/s –" in line and "eta –" in line
+
+
+@pytest.mark.parametrize(
+    ("where", "asked", "problem", "told"),
+    [
+        ("cuda:0", "", "is not installed", True),
+        ("cuda:0", "", "", False),
+        ("cuda:0", "torch", "is not installed", False),
+        ("cpu", "", "is not installed", False),
+    ],
+)
+def test_a_gpu_with_torchs_layers_is_told_once(
+    where: str,
+    asked: Any,
+    problem: str,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(device_module, "transformer_engine_problem", lambda: problem)
+    monkeypatch.setattr(log_line, "table", lambda counts, stage: "")
+    for rank in (0, 1):
+        config = Config(name="toy", stage="align", layers=asked)
+        trainer: Any = SimpleNamespace(rank=rank, counts={}, config=config, device=Device(torch.device(where)))
+        LogLine(1).on_start(trainer)
+    assert capsys.readouterr().out.count("Transformer Engine is not installed: layers are torch's") == told
