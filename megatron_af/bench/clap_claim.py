@@ -32,9 +32,10 @@ from megatron_af.config.loading import load_config, to_yaml
 from megatron_af.data.rows import Manifest, Row, Span, to_json
 from megatron_af.demo.caption_rules import CHANGES, hard_negatives, paraphrases
 from megatron_af.demo.questions import Event
-from megatron_af.demo.scenes import prepare_scenes, word_tokenizer
+from megatron_af.demo.scenes import prepare_scenes
 from megatron_af.files import write
 from megatron_af.progress import Progress
+from megatron_af.text.words import build
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "clap_claim.yaml"
@@ -175,7 +176,7 @@ def _prepare(config: Config, progress: Progress) -> None:
         rows = (claim_row(row, config.seed, tested=name == TEST) for row in Manifest(root / f"{source}.jsonl"))
         written[name] = [row for row in rows if row is not None]
     texts = (text for kept in written.values() for row in kept for text in row.captions + row.negatives)
-    word_tokenizer(texts).save(config.data.tokenizer)
+    build(texts).save(config.data.tokenizer)
     for name, kept in written.items():
         manifest = root / config.data.datasets[name].manifest
         write(manifest, "".join(to_json(row) + "\n" for row in kept))

@@ -49,6 +49,9 @@ STYLES = {
     "af2": TextStyle(begin_tokens=0, suffix=""),
 }
 
+FIXED_TEXTS = ("Here are similar examples. Here are random examples. The task is dialog.", "user: assistant: Answer:")
+"""What the templates write around questions and answers, for tokenizers that are made to fit."""
+
 
 class TooLong(RowError):
     """A question that does not fit even alone."""
@@ -72,7 +75,8 @@ class UnknownWords(RowError):
         self.words = tuple(dict.fromkeys(words))
         named = ", ".join(f"'{word}'" for word in self.words)
         super().__init__(
-            f"row {row.id}: the tokenizer has no {named}, which the answer needs; name one that has (data.tokenizer)"
+            f"row {row.id}: the tokenizer has no {named}, which the answer needs; add words to it "
+            "(tools/make_tokenizer.py) or name one that has them (data.tokenizer)"
         )
 
 

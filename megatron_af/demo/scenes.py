@@ -11,17 +11,13 @@ import json
 import multiprocessing
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
 
 from megatron_af.config import ConfigError, ScenesConfig, SceneSet
 from megatron_af.data.rows import Clip, Question, Row, to_json
@@ -29,6 +25,7 @@ from megatron_af.demo.questions import NUMBERS, Event, Scene, ask, captions, lis
 from megatron_af.demo.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
 from megatron_af.files import write
 from megatron_af.progress import Progress
+from megatron_af.text.words import build
 
 PARTS = {"train": 0.65, "development": 0.1, "test": 0.25}
 """Share of each kind's recordings."""
@@ -37,7 +34,6 @@ PAUSE_SECONDS = (0.02, 0.1)
 """Between the hits of one long event."""
 LOUD_DB, QUIET_DB, NOISE_DB = (-14.0, -10.0), (-34.0, -30.0), (-75.0, -60.0)
 """Level of an event's loudest 100 ms, and of the background noise, in dB of full scale."""
-UNKNOWN = "<unknown>"
 GAP_SECONDS = 0.4
 """Least silence between two events."""
 
@@ -74,18 +70,8 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
     told = (part for row in some for part in [row, *row.get("spans", [])])
     written = (text for part in told for text in part.get("captions", []) + part.get("negatives", []))
     asked = (text for row in some for q in row["questions"] for text in (q["prompt"], q["output"]))
-    word_tokenizer([*NUMBERS, *kinds, *written, *asked]).save(str(root / "tokenizer.json"))
+    build([*NUMBERS, *kinds, *written, *asked]).save(str(root / "tokenizer.json"))
     return recordings
-
-
-def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A word-level tokenizer of all words and punctuation in ``texts``, ending sequences as Qwen2.5's does."""
-    split_words = Whitespace()
-    words = {word for text in texts for word, _ in split_words.pre_tokenize_str(text.lower())}
-    vocabulary = {word: index for index, word in enumerate(["<|endoftext|>", UNKNOWN, *sorted(words)])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), split_words
-    return tokenizer
 
 
 def split(items: Sequence[Recording], seed: int) -> dict[str, dict[str, list[Recording]]]:

@@ -8,6 +8,7 @@ hears says of it is wrong, and what one that only reads the question says is as 
 """
 
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -69,8 +70,9 @@ def exchange(asked: Sequence[Row], seed: int = 0) -> list[Exchanged]:
 
 
 def plain_answer(answer: str) -> str:
-    """An answer as it is compared: case and spaces do not count."""
-    return " ".join(answer.lower().split())
+    """An answer as it is compared: case, spaces, and spaces around marks do not count (word-level tokenizers write
+    ``yes , rain`` for ``yes, rain``)."""
+    return re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(answer.lower().split()))
 
 
 def _recordings(row: Row) -> frozenset[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.evaluate import exchange as module
-from megatron_af.evaluate.exchange import exchange
+from megatron_af.evaluate.exchange import exchange, plain_answer
 from megatron_af.evaluate.hearing import questions_of
 from tests.evaluate.test_hearing import ROWS, row
 from tests.examples import run_example
@@ -97,3 +97,8 @@ def test_exchanged_copies_keep_history_and_examples() -> None:
     assert [len(r.clips) for r in swapped] == [1, 1, 1, 1, 2, 2]
     assert [r.clips[0] for r in swapped[4:]] == clips[4:], "an example keeps its own sound"
     assert all(a != b for a, b in zip(recordings(asked), recordings(swapped), strict=True))
+
+
+def test_spaces_around_marks_do_not_make_another_answer() -> None:
+    assert plain_answer("Yes , an air - conditioner .") == plain_answer("yes, an air-conditioner.")
+    assert plain_answer("two dogs") != plain_answer("twodogs")
