@@ -6,8 +6,9 @@
     python tools/prepare_data.py inspect --config FILE --dataset NAME [--samples N] [--html FILE] [key=value ...]
 
 ``import`` reads ``data.datasets.NAME.origin`` (somebody's manifest, table, label folder, tars) and writes its rows to
-``source``. ``prepare`` checks, resamples and packs the recordings of ``source`` into ``manifest`` and goes on where an
-interrupted run stopped. Without ``--dataset`` both do all data sets that have the keys. docs/data.md says more.
+``source``; data sets that are a ``part`` of another take theirs from there. ``prepare`` checks, resamples and packs the
+recordings of ``source`` into ``manifest`` and goes on where an interrupted run stopped. Without ``--dataset`` both do
+all data sets that have the keys. docs/data.md says more.
 """
 
 import argparse
@@ -58,11 +59,13 @@ def main(arguments: list[str]) -> int:
     sets = config.data.datasets
     if options.dataset and options.dataset not in sets:
         raise ValueError(f"--dataset {options.dataset}: data.datasets has {', '.join(sets) or 'none'}")
-    key = {"import": "origin", "prepare": "source"}.get(options.command, "manifest")
-    named = [name for name, dataset in sets.items() if getattr(dataset, key) and not dataset.neighbours]
+    keys = {"import": ("origin", "part"), "prepare": ("source",)}.get(options.command, ("manifest",))
+    named = [name for name, d in sets.items() if any(getattr(d, key) for key in keys) and not d.neighbours]
+    if options.command == "prepare":  # what others take their rows from is no data of its own
+        named = [name for name in named if not sets[name].manifest.endswith(".jsonl")]
     names = [options.dataset] if options.dataset else named
     if not names:
-        print(f"nothing to {options.command}: no data set of {options.config} has {key}")
+        print(f"nothing to {options.command}: no data set of {options.config} has {' or '.join(keys)}")
         return 0
     if options.command in ("import", "prepare"):
         from megatron_af.prepare.outcome import import_rows, prepare_recordings

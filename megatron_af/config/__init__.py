@@ -9,7 +9,14 @@ there (``ranges.py``) and what follows from them (``effects.py``), a docstring u
 The ground floor: everything imports it, it imports nothing of the house.
 """
 
-from megatron_af.config.data import DataConfig, DatasetConfig, ImportConfig, NeighboursConfig, PrepareConfig
+from megatron_af.config.data import (
+    DataConfig,
+    DatasetConfig,
+    ImportConfig,
+    NeighboursConfig,
+    PartConfig,
+    PrepareConfig,
+)
 from megatron_af.config.errors import ConfigError
 from megatron_af.config.model import (
     LOWEST_TEMPERATURE,
@@ -60,6 +67,7 @@ __all__ = [
     "NeighboursConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PartConfig",
     "PrepareConfig",
     "RegistryConfig",
     "RetrievalConfig",

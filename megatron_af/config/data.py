@@ -1,5 +1,6 @@
 """Where data comes from, how it is prepared, and which of it training reads."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,6 +56,23 @@ class NeighboursConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """A data set that is a part of another one: of its recordings, so that no two parts share one."""
+
+    of: Files[str]
+    """Data set of ``data.datasets`` that is imported."""
+    begin: Files[Fraction] = 0.0
+    """Of each class's recordings, in an order that follows from what they hold; 0: from the first."""
+    end: Files[Fraction] = 1.0
+    """1: to the last. Parts that do not overlap share no recording."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it; ``key``: where it stands in the configuration."""
+        if self.begin >= self.end:
+            yield f"{key}: nothing lies between begin = {self.begin} and end = {self.end}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     manifest: Order[str]
     """What training reads, relative to ``data.root``: a JSONL of rows (``megatron_af.data.rows.Row``) over
@@ -63,6 +81,8 @@ class DatasetConfig:
     """JSONL that ``tools/prepare_data.py prepare`` turns into the prepared data set ``manifest``."""
     origin: ImportConfig | None = None
     """What ``tools/prepare_data.py import`` turns into ``source``."""
+    part: PartConfig | None = None
+    """What ``tools/prepare_data.py import`` takes out of another data set's rows into ``source``."""
     neighbours: NeighboursConfig | None = None
     """What ``tools/build_retrieval.py interleave`` writes to the JSONL ``manifest``."""
     task_prefix_probability: Order[Fraction] = 0.0

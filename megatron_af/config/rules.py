@@ -127,6 +127,26 @@ def reference_rules(config: Config) -> Iterator[str]:
                 yield f"steps.{name}.before: no stage '{other}'{suggestion(other, list(config.curriculum))}"
 
 
+def part_rules(config: Config) -> Iterator[str]:
+    """Data sets that are parts of others."""
+    datasets = config.data.datasets
+    for name, dataset in datasets.items():
+        if (part := dataset.part) is None:
+            continue
+        key = f"data.datasets.{name}"
+        yield from own_problems(part, f"{key}.part")
+        if part.of not in datasets:
+            yield f"{key}.part.of = {part.of}: not in data.datasets{suggestion(part.of, list(datasets))}"
+        elif datasets[part.of].part:
+            yield f"{key}.part.of = {part.of}: is itself a part; name what it is a part of"
+        elif datasets[part.of].neighbours:
+            yield f"{key}.part.of = {part.of}: is made of neighbours; name a data set that is imported"
+        if dataset.origin:
+            yield f"{key}: has an origin and is a part of {part.of}; leave one of the two out"
+        if not (dataset.source or dataset.manifest).endswith(".jsonl"):
+            yield f"{key}.source = {dataset.source}: a part's rows are written there; let it end with .jsonl"
+
+
 def retrieval_rules(config: Config, embedding: Sequence[str]) -> Iterator[str]:
     """Neighbours come from a contrastive stage's embedding, and out of training rows alone.
 

@@ -6,20 +6,28 @@
 
 from megatron_af.config import Config
 from megatron_af.prepare.importers import import_dataset
+from megatron_af.prepare.parts import write_part
 from megatron_af.prepare.sharding import prepare
 from megatron_af.progress import Progress
 
 
 def import_rows(config: Config, names: list[str], progress: Progress) -> int:
-    """Returns the exit status: 1 when more rows are left out than ``data.prepare.max_bad_fraction``."""
+    """Data sets with an origin, then those that are parts of others. Returns the exit status: 1 when more rows are left
+    out than ``data.prepare.max_bad_fraction``."""
     status = 0
+    parts = [name for name in names if config.data.datasets[name].part]
     for name in names:
+        if name in parts:
+            continue
         report = import_dataset(config, name, progress)
         total = report.rows + sum(report.left_out.values())
         other = f"{report.passed_over:,} other files passed over"
         progress.say(f"{name}: {report.rows:,} of {total:,} rows imported, {other}")
         bad = 1.0 if not total else report.bad_fraction
         status |= _left_out(progress, config, name, report.left_out, report.report, bad, report.passed_over)
+    for name in parts:
+        kept, rows = write_part(config, name)
+        progress.say(f"{name}: {kept:,} of {rows:,} rows, by recording")
     return status
 
 

@@ -25,6 +25,7 @@ from megatron_af.config.rules import (
     model_rules,
     name_rules,
     own_problems,
+    part_rules,
     reference_rules,
     retrieval_rules,
     stage_rules,
@@ -83,7 +84,7 @@ def check(config: Config, world_size: int) -> list[str]:
     config, out_of_range = keep_in_range(config)
     found = [*model_rules(config.model), *layout_rules(config, world_size)]
     found += [*name_rules(config), *reference_rules(config)]
-    found += retrieval_problems(config)
+    found += [*part_rules(config), *retrieval_problems(config)]
     for name in [config.stage] if config.stage else config.curriculum:
         if name in config.curriculum:
             found += stage_rules(config, name, world_size)

@@ -69,6 +69,8 @@ def missing_at_the_head(config: Config) -> Iterator[str]:
         if name not in used or root.exists(rows_file(dataset.manifest)):
             continue
         made_of = dataset.origin
+        if dataset.part:
+            continue
         if dataset.source and not root.exists(dataset.source) and made_of is None:
             yield f"data.datasets.{name}.source = {dataset.source}: not in {root}; put the rows there"
         elif made_of and "*" not in made_of.path and not root.exists(dataset.source) and not root.exists(made_of.path):
