@@ -19,6 +19,7 @@ from megatron_af.config import (
     DatasetConfig,
     ImportConfig,
     NeighboursConfig,
+    PartConfig,
     ScenesConfig,
     SceneSet,
     StageConfig,
@@ -116,9 +117,10 @@ def test_resume_and_skip_agree_on_every_field(key: str, effect: Effect, tmp_path
     """Whatever a field shapes, both say the same of a change of it, and what its declaration says."""
     stage = StageConfig(blend={"scenes": 1.0}, entry={"lm": "lm"}, exit_gate={"loss": BoundsConfig(max=1.0)})
     origin, neighbours = ImportConfig(format="csv", path="a.csv"), NeighboursConfig(of="scenes")
+    made = DatasetConfig(manifest="m", origin=origin, neighbours=neighbours, part=PartConfig(of="scenes"))
     base = Config(
         name="demo",
-        data=DataConfig(datasets={"scenes": DatasetConfig(manifest="m", origin=origin, neighbours=neighbours)}),
+        data=DataConfig(datasets={"scenes": made}),
         curriculum={"align": stage},
         stage="align",
         scenes=ScenesConfig(sets={"train": SceneSet(part="train", scenes=1)}),
