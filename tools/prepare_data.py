@@ -29,6 +29,7 @@ def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> 
     from megatron_af.data.shards import open_rows
     from megatron_af.data.storage import DataRoot
     from megatron_af.parallel.device import current_device
+    from megatron_af.prepare import advice
     from megatron_af.prepare.inspection import look, page, panels
     from megatron_af.prepare.statistics import measure, tables
     from megatron_af.text.tokenizer import Tokenizer
@@ -37,6 +38,8 @@ def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> 
     for name in names:
         statistics = measure(open_rows(root, config.data.datasets[name].manifest), config, tokenizer, name=name)
         console.print(*tables(statistics))
+        if found := advice.advise(statistics, config):
+            console.print(advice.table(found, name))
         seen = look(config, name, tokenizer=tokenizer, device=current_device(), count=samples) if samples else []
         console.print(*panels(seen, config.model.front_end))
         if html:

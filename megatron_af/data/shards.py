@@ -23,6 +23,8 @@ from megatron_af.data.rows import Clip, Manifest, Question, Row, Span
 from megatron_af.data.storage import DataRoot
 
 INDEX = "index.arrow"
+PREPARED = "prepared.json"
+"""What came of preparation, in numbers (``prepare/sharding.py``)."""
 BATCH_ROWS = 128
 """Rows that are read together from the index."""
 SCHEMA = pa.schema(

@@ -36,7 +36,7 @@ from dali_pipes.flac import flac_samples
 from dali_pipes.waves import AudioError, header_note, read_mono, resample
 from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
-from megatron_af.data.shards import INDEX, SCHEMA, ShardWriter, record_batch, write_index
+from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, write_index
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.progress import Progress
 
@@ -86,6 +86,11 @@ class Summary:
     """Where every row that was left out stands, and every note on one that was kept, relative to the data root."""
     notes: int = 0
     """Kept rows with a note: their header states another length than what is there and was read."""
+    cut: int = 0
+    """Clips that are longer than ``max_seconds``, of which only so much was kept."""
+    max_seconds: float = 0.0
+    sample_rate: int = 0
+    """Hz of what was kept."""
 
     @property
     def bad_fraction(self) -> float:
@@ -132,7 +137,7 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
     manifest = Manifest(source)
     rows = len(manifest)
     whole = hashlib.sha256(plan.digest().encode() + _file_digest(source)).hexdigest()
-    done = f"{plan.output}/prepared.json"
+    done = f"{plan.output}/{PREPARED}"
     groups = range(-(-rows // plan.rows_per_shard))
     made = _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
     if not made and root.exists(done) and (earlier := json.loads(root.read(done)))["inputs"] == whole:
@@ -153,6 +158,9 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
         reasons=dict(Counter(entry["reason"] for entry in bad).most_common()),
         report=report,
         notes=len(notes),
+        cut=sum(state.get("cut", 0) for state in states),
+        max_seconds=plan.max_seconds,
+        sample_rate=plan.front_end.sample_rate,
     )
     root.write(done, json.dumps({"inputs": whole, "summary": asdict(summary)}, indent=1).encode())
     for folder in ("", "/shards", "/parts"):
@@ -223,6 +231,7 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
         "seconds": seconds,
         "bad": bad,
         "notes": notes,
+        "cut": sum(clip.duration > plan.max_seconds for clip in set(_clips(loaded))),
     }
     root.write(_part(plan, group, "json"), json.dumps(state).encode())
     return len(loaded), len(bad), True

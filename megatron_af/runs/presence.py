@@ -3,13 +3,14 @@
 problems = list(missing_for_training(config))       # of config.stage, which must be one of config.curriculum
 """
 
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from megatron_af.config import Config, DatasetConfig
 from megatron_af.config.errors import suggestion
-from megatron_af.data.shards import rows_file
+from megatron_af.data.shards import PREPARED, rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError
 from megatron_af.runs.objectives import spec_of
@@ -26,6 +27,7 @@ def missing_for_training(config: Config, coming: Collection[str] = (), *, anew: 
     """
     stage = config.curriculum[config.stage]
     yield from _data(config, [*stage.blend, *stage.evaluation])
+    yield from _narrower(config)
     yield from _texts(config)
     parts = spec_of(stage).parts
     own = config.stage_folder(config.stage) / "checkpoints"
@@ -113,6 +115,29 @@ def _data(config: Config, names: Iterable[str]) -> Iterator[str]:
                 yield f"{key}: not in {root}; {how_to_make(config.data.datasets[name])} or correct the path"
         except (OSError, ValueError) as error:
             yield f"{key}: {error}"
+
+
+def _narrower(config: Config) -> Iterator[str]:
+    """Prepared sets of the blend that hold less of their clips than the stage hears: it would take that for all."""
+    stage, front = config.curriculum[config.stage], config.model.front_end
+    heard = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
+    for name in filter(config.data.datasets.__contains__, stage.blend):
+        manifest = config.data.datasets[name].manifest
+        try:
+            summary = json.loads(DataRoot(config.data.root).read(f"{manifest}/{PREPARED}"))["summary"]
+        except (OSError, ValueError, KeyError, ImportError):
+            continue  # not prepared, or told already
+        again = "prepare it again (tools/prepare_data.py prepare)"
+        if summary.get("cut") and heard > summary["max_seconds"] * 1.001:
+            yield (
+                f"data.datasets.{name}.manifest = {manifest}: holds the first {summary['max_seconds']:g} s of clips, "
+                f"{summary['cut']:,} of which are longer, and curriculum.{config.stage} hears {heard:g} s: {again}"
+            )
+        if summary.get("sample_rate", front.sample_rate) < front.sample_rate:
+            yield (
+                f"data.datasets.{name}.manifest = {manifest}: was prepared at {summary['sample_rate']:,} Hz, and "
+                f"model.front_end.sample_rate = {front.sample_rate}: {again}"
+            )
 
 
 def _texts(config: Config) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """What is missing, told before anything begins."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig, StageConfig
-from megatron_af.runs.presence import missing_at_the_head
+from megatron_af.runs.presence import missing_at_the_head, missing_for_training
 
 
 @pytest.fixture
@@ -67,3 +68,23 @@ def test_a_tokenizer_from_elsewhere_must_be_there(config: Config, tmp_path: Path
     assert any(problem.startswith("data.tokenizer = ") for problem in missing_at_the_head(elsewhere))
     hub = replace(config, data=replace(config.data, tokenizer="Qwen/Qwen2.5-3B"))
     assert not any(problem.startswith("data.tokenizer = ") for problem in missing_at_the_head(hub))
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ({"cut": 3, "max_seconds": 1.0, "sample_rate": 16_000}, "holds the first 1 s of clips, 3 of which are longer"),
+        ({"cut": 0, "max_seconds": 1.0, "sample_rate": 16_000}, ""),
+        ({"cut": 3, "max_seconds": 30.0, "sample_rate": 16_000}, ""),
+        ({"cut": 0, "max_seconds": 30.0, "sample_rate": 8_000}, "was prepared at 8,000 Hz"),
+        ({}, ""),
+    ],
+)
+def test_what_was_prepared_narrower_than_it_is_heard_is_refused(
+    config: Config, tmp_path: Path, summary: dict[str, float], said: str
+) -> None:
+    touch(tmp_path / "data/prepared/captions/index.arrow")
+    (tmp_path / "data/prepared/captions/prepared.json").write_text(json.dumps({"summary": summary}))
+    problems = list(missing_for_training(replace(config, stage="clap")))
+    told = [problem for problem in problems if problem.startswith("data.datasets.captions")]
+    assert [said in problem and "prepare it again" in problem for problem in told] == [True] * bool(said)
