@@ -280,7 +280,7 @@ def test_clips_are_cut_to_what_the_longest_stage_uses(tmp_path: Path) -> None:
     rows = [row("long.wav", "long.wav", 4.0), row("again", "long.wav", 4.0), row("short", "long.wav", 1.0)]
     (tmp_path / "data/a.jsonl").write_text("".join(to_json(r) + "\n" for r in rows))
     summary = run(c)
-    assert (summary.cut, summary.max_seconds, summary.sample_rate) == (1, 3.0, RATE) and summary.seconds == 4.0
+    assert (summary.cut, summary.max_seconds, summary.sample_rate) == (1, 3.0, 16_000) and summary.seconds == 4.0
     longer = StageConfig(blend={"a": 1.0}, max_windows=12)
     assert recipe(replace(c, curriculum={**c.curriculum, "long": longer}), "a").max_seconds == 12.0
     with pytest.raises(ValueError, match=r"data.datasets.b.*no such data set"):
