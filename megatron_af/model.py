@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.joint_rows import joint_keys, padded_rows
+from megatron_af.audio.recompute import WINDOWS_AT_ONCE, recomputed
 from megatron_af.audio.transform import TransformationLayers
 from megatron_af.config import Config
 from megatron_af.data.batch import AudioKeys
@@ -80,16 +81,21 @@ class AudioFront(nn.Module):
         features_WLD = features_WLD.to(self.dtype)
         if not windows:
             return features_WLD.flatten(0, 1)
-        if min(windows) == max(windows):
-            return self.transform(features_WLD.reshape(len(windows), -1, self.feature_dim), None).flatten(0, 1)
         clips = [clip_WLD.flatten(0, 1) for clip_WLD in torch.split(features_WLD, list(windows))]
+        keeps_inputs_alone = sum(windows) > WINDOWS_AT_ONCE and torch.is_grad_enabled()
         tokens: dict[int, Tensor] = {}
         for group in length_groups(windows):
-            lengths = [len(clips[clip]) for clip in group]
-            padded_BLD = pad_sequence([clips[clip] for clip in group], batch_first=True)
-            rows = self.transform(padded_BLD, valid_positions(lengths, padded_BLD.device)).unbind(0)
-            tokens |= {clip: row_LD[:length] for clip, row_LD, length in zip(group, rows, lengths, strict=True)}
+            own = [clips[clip] for clip in group]
+            made = recomputed(self._together, *own) if keeps_inputs_alone else self._together(*own)
+            tokens |= dict(zip(group, made, strict=True))
         return torch.cat([tokens[clip] for clip in range(len(clips))])
+
+    def _together(self, *clips_LD: Tensor) -> list[Tensor]:
+        """Some clips' features to their tokens, [L, D] of each, in one run of the layers."""
+        lengths = [len(clip_LD) for clip_LD in clips_LD]
+        padded_BLD = pad_sequence(list(clips_LD), batch_first=True)
+        rows_BLD = self.transform(padded_BLD, valid_positions(lengths, padded_BLD.device))
+        return [row_LD[:length] for row_LD, length in zip(rows_BLD, lengths, strict=True)]
 
     def row_keys(
         self, features_WLD: Tensor, windows: Sequence[int], clips_of_row: Sequence[Sequence[int]]
@@ -105,17 +111,18 @@ class AudioFront(nn.Module):
         return joint_keys(self.transform, rows)
 
 
-def length_groups(windows: Sequence[int], padding: float = PADDING) -> list[list[int]]:
+def length_groups(windows: Sequence[int], padding: float = PADDING, at_once: int = WINDOWS_AT_ONCE) -> list[list[int]]:
     """Clips that run through the transformation layers together, longest first.
 
     Clips of one length share a call; so do shorter ones, as long as they add no more padding than ``padding`` of what
-    the group holds of its own. A batch is therefore never padded to its longest clip, and never cut into more calls
-    than that takes.
+    the group holds of its own, and as long as the call takes no more than ``at_once`` windows. A batch is therefore
+    never padded to its longest clip, and never cut into more calls than that takes.
     """
     groups: list[list[int]] = []
     longest = own = 0
     for clip in sorted(range(len(windows)), key=lambda clip: -windows[clip]):
-        if groups and longest * (len(groups[-1]) + 1) <= (1 + padding) * (own + windows[clip]):
+        padded = longest * (len(groups[-1]) + 1) if groups else 0
+        if groups and padded <= min(at_once, (1 + padding) * (own + windows[clip])):
             groups[-1].append(clip)
             own += windows[clip]
         else:

@@ -63,8 +63,8 @@ class EncodeAhead:
         self._gradient_TD: Tensor | None = None
         self.added_rows_NH = self._front.added_rows.detach()
 
-    def forward(self, audio: StepAudio, clips_of_rows: Sequence[Sequence[tuple[int, ...]]]) -> list[AudioKeys]:
-        """Encode this rank's clips and gather the step's tokens; one ``AudioKeys`` per micro-batch.
+    def forward(self, audio: StepAudio, clips_of_rows: Sequence[Sequence[tuple[int, ...]]]) -> "StepKeys":
+        """Encode this rank's clips and gather the step's tokens.
 
         Args:
             clips_of_rows: per micro-batch and row, the clips it hears.
@@ -98,19 +98,13 @@ class EncodeAhead:
 
         audio_trains = self._audio_trains and torch.is_grad_enabled()
         self._gradient_TD = torch.zeros_like(all_TD, dtype=torch.float32) if audio_trains else None
-        micro_batches = []
+        layouts = []
         for clips_of_row in clips_of_rows:
             index_BL, audio_of_BL = key_layout(clips_of_row, audio.clip_windows, start_of_clip, tokens_per_window)
-            index_LB = index_BL.t().to(self._device)
-            tokens_LBD = all_TD[index_LB].float()
-            if self._gradient_TD is not None:
-                tokens_LBD.requires_grad_()
-                hand_over = partial(_hand_over, self._gradient_TD, index_LB)
-                tokens_LBD.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
-            micro_batches.append(AudioKeys(tokens_LBD=tokens_LBD, audio_of_BL=audio_of_BL))
+            layouts.append((index_BL.t().to(self._device), audio_of_BL))
         self.added_rows_NH = self._front.added_rows.detach().clone().float()
         self.added_rows_NH.requires_grad_(self._rows_train and torch.is_grad_enabled())
-        return micro_batches
+        return StepKeys(all_TD, self._gradient_TD, layouts)
 
     def backward(self) -> None:
         """Hand the leaves' gradients to the owners and finish the backward pass of the audio side."""
@@ -142,6 +136,33 @@ class EncodeAhead:
         """Sum the audio side's gradients over the world and divide by the global count of supervised tokens."""
         self._ddp.finish_grad_sync()
         self._ddp.scale_gradients(1.0 / torch.clamp(num_tokens, min=1))
+
+
+class StepKeys:
+    """What each micro-batch of a step hears, copied out of the step's tokens when it is asked for.
+
+    A schedule asks for a micro-batch once on each of its stages: so many tokens are in float32 as it has under way.
+    """
+
+    def __init__(self, all_TD: Tensor, gradient_TD: Tensor | None, layouts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """
+        Args:
+            gradient_TD: receives the gradients; None: there are none, and tokens keep their precision.
+            layouts: of each micro-batch ``index_LB`` of its keys and their ``audio_of_BL``.
+        """
+        self._all_TD, self._gradient_TD, self._layouts = all_TD, gradient_TD, layouts
+
+    def __len__(self) -> int:
+        return len(self._layouts)
+
+    def __getitem__(self, micro_batch: int) -> AudioKeys:
+        index_LB, audio_of_BL = self._layouts[micro_batch]
+        tokens_LBD = self._all_TD[index_LB]
+        if self._gradient_TD is not None:
+            tokens_LBD = tokens_LBD.float().requires_grad_()
+            hand_over = partial(_hand_over, self._gradient_TD, index_LB)
+            tokens_LBD.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
+        return AudioKeys(tokens_LBD=tokens_LBD, audio_of_BL=audio_of_BL)
 
 
 def _hand_over(gradient_TD: Tensor, index_LB: Tensor, tokens_LBD: Tensor) -> None:

@@ -17,15 +17,11 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from megatron_af.audio.feature_cache import FeatureCache, encoder_digest
+from megatron_af.audio.recompute import WINDOWS_AT_ONCE, recomputed
 from megatron_af.config import Config
 from megatron_af.data.batch import HeardClip, StepAudio
-
-WINDOWS_AT_ONCE = 128
-"""Windows that the encoder takes in one call; of more than that only the inputs of each call are kept, and its
-activations are recomputed: a step of many long clips needs the memory of this many windows."""
 
 
 class Encodes(Protocol):
@@ -115,7 +111,7 @@ class ClipFeatures:
         parts = torch.split(mel_WFM, WINDOWS_AT_ONCE)
         if len(parts) == 1:
             return self._front.encode(mel_WFM)
-        return torch.cat([checkpoint(self._front.encode, part, use_reentrant=False) for part in parts])
+        return torch.cat([recomputed(self._front.encode, part) for part in parts])
 
     def _nothing(self) -> Tensor:
         """Features of no window: this rank owns no clip of the step, or none that must be encoded."""

@@ -18,12 +18,12 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from megatron_af.audio.augment import SpecAugment
 from megatron_af.audio.htsat_encoder import IMAGE_SIDE, HTSATEncoder
 from megatron_af.audio.mel_norm import MelNorm
 from megatron_af.audio.projection import projection
+from megatron_af.audio.recompute import recomputed
 from megatron_af.config import EncoderConfig, FrontEndConfig
 
 MASKED = -100.0
@@ -308,7 +308,7 @@ class HTSAT(nn.Module):
 
     def _run(self, block: nn.Module, x_WRRD: Tensor) -> Tensor:
         if self.recompute and self.training:
-            out: Tensor = checkpoint(block, x_WRRD, use_reentrant=False)
+            out: Tensor = recomputed(block, x_WRRD)
         else:
             out = block(x_WRRD)
         return out

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from megatron_af.audio import features
 from megatron_af.audio.encode_ahead import EncodeAhead
 from megatron_af.audio.features import ClipFeatures
-from megatron_af.data.batch import StepAudio
+from megatron_af.audio.recompute import recomputed
+from megatron_af.data.batch import AudioKeys, StepAudio
 
 TOKENS, WIDTH, ADDED, HIDDEN = 2, 4, 3, 4
 
@@ -112,3 +113,34 @@ def test_a_frozen_encoder_is_run_in_parts_too(monkeypatch: pytest.MonkeyPatch) -
     front.encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     (keys,) = ahead.forward(*step((3, 1, 5, 7), 1))
     assert sizes == [5, 5, 5, 1] and not keys.tokens_LBD.requires_grad
+
+
+def test_an_encoder_that_recomputes_itself_runs_twice_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "WINDOWS_AT_ONCE", 5)
+    front = Front(torch.float32)
+    encoder, runs = front.encoder, []
+    encoder.register_forward_pre_hook(lambda module, inputs: runs.append(len(inputs[0])))
+    front.encode = lambda mel_WFM: recomputed(encoder, mel_WFM)  # type: ignore[method-assign]
+    ahead = ahead_of(front)
+    (keys,) = ahead.forward(*step((3, 1, 5, 7), 1))
+    keys.tokens_LBD.sum().backward()
+    ahead.backward()
+    assert sorted(runs) == sorted([5, 5, 5, 1] * 2)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_micro_batch_has_its_tokens_when_it_is_asked_for(trains: bool) -> None:
+    """In float32 only as long as gradients are under way; every stage's chunk of the model has a copy of its own."""
+    front = Front(torch.bfloat16)
+    front.requires_grad_(trains)
+    ahead = ahead_of(front)
+    keys = ahead.forward(*step((1, 2), 3))
+    assert len(keys) == 3 and not any(isinstance(value, AudioKeys) for value in vars(keys).values())
+    first, second = keys[1], keys[1]
+    assert first.tokens_LBD.data_ptr() != second.tokens_LBD.data_ptr()
+    assert first.tokens_LBD.dtype == (torch.float32 if trains else torch.bfloat16)
+    assert first.tokens_LBD.requires_grad == trains
+    if trains:
+        (first.tokens_LBD.sum() + 2 * second.tokens_LBD.sum()).backward()
+        assert first.tokens_LBD.grad is None, "handed over"
+        assert ahead._gradient_TD is not None and torch.equal(ahead._gradient_TD, torch.full((6, WIDTH), 3.0))

@@ -24,10 +24,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from megatron_af.audio.encode_ahead import EncodeAhead
+from megatron_af.audio.encode_ahead import EncodeAhead, StepKeys
 from megatron_af.audio.features import ClipFeatures
 from megatron_af.config import Config, StageConfig
-from megatron_af.data.batch import IGNORED, AudioKeys, EncoderSide, StepBatch, TextBatch, TextRows
+from megatron_af.data.batch import IGNORED, EncoderSide, StepBatch, TextBatch, TextRows
 from megatron_af.model import AudioFlamingo, AudioFront
 from megatron_af.parallel.groups import Groups
 from megatron_af.train.flops import answer_amounts, answer_tally, encoded_share
@@ -162,7 +162,7 @@ class AnswerLearner:
         chunk: DistributedDataParallel,
         *,
         batch: TextBatch,
-        keys: list[AudioKeys],
+        keys: StepKeys,
         totals: Tensor,
     ) -> tuple[Tensor, Any]:
         index = next(microbatches)
