@@ -155,20 +155,19 @@ class _Decoding:
 
     @torch.no_grad()
     def cached(self, batch: int, windows: int, new: int, *, anew: bool) -> Timed:
-        from megatron_af.decoder.cache import DecoderCache
+        from megatron_af.decoder.cache import DecoderCache, HeardAudio
 
-        rows, keys = self._rows(batch, PROMPT), self._keys(batch, windows)
-        cache = DecoderCache(PROMPT + new)
+        cache = DecoderCache(HeardAudio.of(self._keys(batch, windows), range(batch)))
         last_B = torch.full((batch,), PROMPT - 1)
-        logits_BV = self._lm.logits(rows, keys, self._added, position_B=last_B, cache=cache)
+        logits_BV = self._lm.extend(self._rows(batch, PROMPT), self._added, cache, position_B=last_B)
         seconds, tokens = [], []
-        for place in range(PROMPT, PROMPT + new):
+        for _ in range(new):
             tokens.append(self._token(logits_BV))
             newest = replace(self._rows(batch, 1), ids_BS=tokens[-1])
             began = time.process_time()
             if anew:
                 cache.forget_audio()
-            logits_BV = self._lm.step(newest, keys, self._added, torch.full((batch,), place), cache)
+            logits_BV = self._lm.extend(newest, self._added, cache, position_B=torch.zeros_like(last_B))
             seconds.append(time.process_time() - began)
         return seconds, tokens
 

@@ -154,6 +154,18 @@ def render(
     raise TooLong(row, len(ids), max_tokens, 1, prompt=prompt)
 
 
+def answer_ids(row: Row, answer: str, tokenizer: Tokenizer) -> list[int]:
+    """An answer to the row's last question as :func:`render` writes it, without special tokens.
+
+    Raises:
+        UnknownWords: it cannot be written.
+    """
+    text = answer if row.template == "dialogue" else plain(answer)
+    if unknown := tokenizer.unknown_words(text):
+        raise UnknownWords(row, unknown)
+    return tokenizer.encode(text)
+
+
 def plain(text: str) -> str:
     """Text as single and interleaved templates write it."""
     return text.lower().strip()

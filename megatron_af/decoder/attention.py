@@ -70,9 +70,9 @@ class CausalAttention(MegatronModule):
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | CachedText | None, **kwargs: Any
     ) -> Tensor:
         if isinstance(attention_mask, CachedText):
-            begins = attention_mask.cache.place_B is None
-            key, value = attention_mask.cache.extend(self, key, value)
-            return fused_attention(query, key, value, attention_mask.mask_B1SL, causal=begins)
+            key, value = attention_mask.cache.text(self, attention_mask, key, value)
+            # One new token sees everything; more of them, where there is no mask, are a text from its beginning.
+            return fused_attention(query, key, value, attention_mask.mask_B1SL, causal=query.shape[0] > 1)
         return fused_attention(query, key, value, attention_mask, causal=True)
 
 

@@ -102,23 +102,30 @@ class AudioCrossAttention(MegatronModule):
     def forward(self, x_SBH: Tensor, audio: Tensor | CachedAudio, mask_B1SL: Tensor | None) -> Tensor:
         """
         Args:
-            audio: tokens [L, B, D], or, while answers are decoded, those with the cache of what they project to.
+            audio: tokens [L, B, D], or, while answers are decoded, the cache of what they project to, with its mask.
             mask_B1SL: of :mod:`megatron_af.decoder.masks`; it may have more keys than there are audio tokens:
                 keys and values of the rest are zero. None: every position sees every token.
         """
         query_SBND = self.linear_q(x_SBH)[0].unflatten(-1, (-1, self.head_dim))
         if isinstance(audio, CachedAudio):
-            tokens = audio.tokens_LBD.shape[0]
-            room = tokens if mask_B1SL is None else mask_B1SL.shape[-1]
-            key_value_LBN2K = audio.cache.audio(self, room, lambda: self._project(audio.tokens_LBD))[:room]
+            attended_SBH = audio.unfold(self._attended(audio.fold(query_SBND), audio, audio.mask_U1SL))
+        else:
+            attended_SBH = self._attended(query_SBND, audio, mask_B1SL)
+        output_SBH: Tensor = self.linear_proj(attended_SBH)[0]
+        return output_SBH
+
+    def _attended(self, query_SBND: Tensor, audio: Tensor | CachedAudio, mask_B1SL: Tensor | None) -> Tensor:
+        if isinstance(audio, CachedAudio):
+            tokens = len(audio.cache.heard.tokens_LUH)
+            key_value_LBN2K = audio.cache.audio(
+                self, tokens if mask_B1SL is None else mask_B1SL.shape[-1], self._project
+            )
         else:
             key_value_LBN2K = self._project(audio)
-        if mask_B1SL is not None:
-            key_value_LBN2K = with_zero_keys(key_value_LBN2K, mask_B1SL.shape[-1])
+            if mask_B1SL is not None:
+                key_value_LBN2K = with_zero_keys(key_value_LBN2K, mask_B1SL.shape[-1])
         key_LBNK, value_LBNK = key_value_LBN2K.chunk(2, dim=-1)
-        attended = fused_attention(query_SBND, key_LBNK, value_LBNK, mask_B1SL, causal=False)
-        output_SBH: Tensor = self.linear_proj(attended)[0]
-        return output_SBH
+        return fused_attention(query_SBND, key_LBNK, value_LBNK, mask_B1SL, causal=False)
 
     def _project(self, audio_LBD: Tensor) -> Tensor:
         """[L, B, N, 2 K]"""

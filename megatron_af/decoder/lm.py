@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -25,7 +25,7 @@ from megatron_af.config import Config
 from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
 from megatron_af.decoder.added_tokens import TokenTable, replace_added, token_logits
 from megatron_af.decoder.attention import spec_provider
-from megatron_af.decoder.cache import CachedAudio, CachedText, DecoderCache
+from megatron_af.decoder.cache import DecoderCache
 from megatron_af.decoder.cross_attention import AudioDecoderLayer
 from megatron_af.decoder.family import family_of
 from megatron_af.decoder.initialization import initialize
@@ -112,49 +112,42 @@ class AudioLM(GPTModel):
         return self._decode(rows, audio, added_rows_NH, self._losses)
 
     def logits(
-        self,
-        rows: TextRows,
-        audio: AudioKeys,
-        added_rows_NH: Tensor,
-        *,
-        position_B: Tensor | None = None,
-        cache: DecoderCache | None = None,
+        self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor, *, position_B: Tensor | None = None
     ) -> Tensor:
         """Float32 logits [B, S, V] of every position on the last stage (V = table rows and added tokens, on
         every tensor-parallel rank); elsewhere the hidden states [S, B, H].
 
         Args:
             position_B: one position of each row; the output layer runs on these alone and gives [B, V].
-            cache: an empty one, to go on from with :meth:`step`.
         """
-        return self._decode(rows, audio, added_rows_NH, partial(self._logits, position_B=position_B), cache)
+        return self._decode(rows, audio, added_rows_NH, partial(self._logits, position_B=position_B))
 
-    def step(
-        self, newest: TextRows, audio: AudioKeys, added_rows_NH: Tensor, place_B: Tensor, cache: DecoderCache
+    def extend(
+        self, rows: TextRows, added_rows_NH: Tensor, cache: DecoderCache, *, position_B: Tensor | None = None
     ) -> Tensor:
-        """Float32 logits [B, V] behind one more token of each row; the model must lie on one pipeline stage.
+        """:meth:`logits` of more text of each row, behind what ``cache`` holds of it; the cache then holds these, too.
 
         Args:
-            newest: these tokens, one position a row.
-            place_B: their positions in their rows, on the host.
-            cache: holds what :meth:`logits` and earlier steps computed of the rows.
+            rows: the new tokens, right padded; what they see of the audio is numbered as in the whole text.
         """
         dtype, device = self.config.params_dtype, current_device().torch
-        added_rows_NH, text = added_rows_NH.to(dtype), cache.begin_step(place_B, device, dtype)
-        rotary_1B1D = None
+        added_rows_NH = added_rows_NH.to(dtype)
+        text, audio = cache.begin(rows, dtype, device)
+        rotary_SB1D = None
         if self.position_embedding_type == "rope":
-            rotary_1B1D = self.rotary_pos_emb(cache.room)[cache.place_B, 0].unsqueeze(0)
+            rotary_SB1D = self.rotary_pos_emb(cache.room)[text.place_BS.t(), 0]
+        place_BS = text.place_BS.masked_fill((rows.segment_BS < 0).to(device), 0)  # padding may lie beyond the table
         with _rows_at_places_of_their_own(self.config):
-            hidden_1BH = self.decoder(
-                hidden_states=self._embed(newest.ids_BS, place_B[:, None], added_rows_NH),
+            hidden_SBH = self.decoder(
+                hidden_states=self._embed(rows.ids_BS, place_BS, added_rows_NH) if self.pre_process else None,
                 attention_mask=text,
-                rotary_pos_emb=rotary_1B1D,
-                context=CachedAudio(cache, audio.tokens_LBD),
-                context_mask=Masks.of(newest, audio, dtype, device).audio_B1SL,
+                rotary_pos_emb=rotary_SB1D,
+                context=audio,
+                context_mask=None,
             )
-        return self._logits(
-            hidden_states=hidden_1BH, context=(newest, added_rows_NH), position_B=torch.zeros_like(place_B)
-        )
+        if not self.post_process:
+            return cast(Tensor, hidden_SBH)
+        return self._logits(hidden_states=hidden_SBH, context=(rows, added_rows_NH), position_B=position_B)
 
     def _decode(
         self,
@@ -162,7 +155,6 @@ class AudioLM(GPTModel):
         audio: AudioKeys,
         added_rows_NH: Tensor,
         head: Callable[..., Tensor],
-        cache: DecoderCache | None = None,
     ) -> Tensor:
         dtype, device = self.config.params_dtype, current_device().torch
         added_rows_NH = added_rows_NH.to(dtype)
@@ -173,16 +165,13 @@ class AudioLM(GPTModel):
         output: Tensor = super().forward(
             input_ids=None,
             position_ids=None,
-            attention_mask=masks.attention_B1SS if cache is None else CachedText(cache, masks.attention_B1SS),
+            attention_mask=masks.attention_B1SS,
             decoder_input=(
                 self._embed(rows.ids_BS, segment_positions(rows.segment_BS), added_rows_NH)
                 if self.pre_process
                 else None
             ),
-            extra_block_kwargs={
-                "context": audio_LBD if cache is None else CachedAudio(cache, audio_LBD),
-                "context_mask": masks.audio_B1SL,
-            },
+            extra_block_kwargs={"context": audio_LBD, "context_mask": masks.audio_B1SL},
             output_processor=head,
             output_processor_context=(rows, added_rows_NH),
         )

@@ -1,7 +1,9 @@
 """A trained stage that answers questions about rows, shared among data-parallel ranks.
 
     listener = Listener(config)                    # newest checkpoint of config.stage; process group exists
-    answers = listener(rows)                       # to each row's last question; all ranks get all
+    texts = listener(rows)                         # answers to each row's last question; all ranks get all
+    answers = listener.answers(rows, decodings)    # of this rank's rows, each decoded as asked
+    logprobs = listener.scores(rows, options)      # how likely given answers are
     looks = listener.looks(rows)                   # where the answers to rows of one question and one clip looked
     listener.close()
 
@@ -9,7 +11,7 @@ What comes before a row's last question, turns of a dialogue or examples with th
 ``Row.each_question`` makes rows of all questions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import batched, groupby
@@ -25,9 +27,12 @@ from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
 from megatron_af.data.sample_source import Sample
 from megatron_af.data.stream import hear
-from megatron_af.data.templates import STYLES, RowText, TooLong, render
+from megatron_af.data.templates import STYLES, RowText, TooLong, answer_ids, render
+from megatron_af.inference.answers import Answering, score, write
 from megatron_af.inference.attention import Look, recorded, token_seconds
-from megatron_af.inference.greedy import audio_keys, greedy_answers
+from megatron_af.inference.decoding import Decoding
+from megatron_af.inference.reading import Reading, audio_keys, heard_audio
+from megatron_af.inference.writing import Answer, Tell, Writing
 from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -40,10 +45,16 @@ HEARD_TOGETHER = 16
 """Recordings whose questions are answered in one batch; questions about one recording are never parted."""
 
 
+WHOLE = ParallelConfig()
+"""Each rank holds the whole model."""
+
+
 class Listener:
-    """Every rank holds the whole model, whatever layout it was trained in.
+    """Holds the model in a layout of its own, whatever layout it was trained in; ranks of one model-parallel group make
+    the same calls.
 
     Args:
+        parallel: how the model lies on the ranks; default: whole on each.
         checkpoint: of ``config.stage``; None: its newest one.
         watch: told, after each batch, how many questions this rank has answered in it.
 
@@ -57,14 +68,15 @@ class Listener:
         config: Config,
         checkpoint: Path | None = None,
         *,
+        parallel: ParallelConfig = WHOLE,
         watch: Callable[[int], None] = lambda questions: None,
     ) -> None:
-        self.config = replace(config, parallel=ParallelConfig())
+        self.config = replace(config, parallel=parallel)
         self.watch = watch
         self.stage = config.curriculum[config.stage]
         if self.stage.objective != "answer":
             raise ConfigError("nothing to ask", [f"stage = {config.stage}: its objective gives no answers"])
-        self.max_new_tokens = config.evaluation.max_answer_tokens
+        self.decoding = Decoding(max_new_tokens=config.evaluation.max_answer_tokens)
         self.tokenizer = Tokenizer.load(config.data.tokenizer)
         checkpoint = checkpoint or resolve_entry(config, config.stage)
         device = current_device()
@@ -83,27 +95,126 @@ class Listener:
         style = STYLES[self.config.data.text_style]
         return render(row, self.tokenizer, self.stage.max_text_tokens, style=style, prompt=True)
 
-    def __call__(self, rows: Sequence[Row], *, root: Path | None = None, max_new_tokens: int = 0) -> list[str | None]:
+    def __call__(
+        self, rows: Sequence[Row], *, root: Path | None = None, decoding: Decoding | None = None
+    ) -> list[str | None]:
         """The answer to each row's last question; None where that is too long to be asked. A collective.
 
         Args:
             root: where the rows' clips lie; default: below ``data.root``.
-            max_new_tokens: of each answer; default: ``evaluation.max_answer_tokens``.
+            decoding: of each answer; default: greedy, of ``evaluation.max_answer_tokens``.
 
         Raises:
             AudioError: a clip cannot be decoded.
         """
-        together = [list(group) for _, group in groupby(range(len(rows)), key=lambda i: rows[i].clips or i)]
         own: dict[int, str | None] = {}
-        for some in batched(together[dist.get_rank() :: dist.get_world_size()], HEARD_TOGETHER):
-            places = [place for group in some for place in group]
-            answers = self._answers([rows[place] for place in places], root, max_new_tokens or self.max_new_tokens)
-            own |= dict(zip(places, answers, strict=True))
+        for places in self._shared(rows):
+            answers = self.answers(
+                [rows[place] for place in places], [decoding or self.decoding] * len(places), root=root
+            )
+            own |= {p: None if answer is None else answer.text for p, answer in zip(places, answers, strict=True)}
             self.watch(len(places))
-        shares: list[dict[int, str | None]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(shares, own)
+        return self._all(own, len(rows))
+
+    def answers(
+        self,
+        rows: Sequence[Row],
+        decodings: Sequence[Decoding],
+        *,
+        root: Path | None = None,
+        tell: Sequence[Tell | None] = (),
+    ) -> list[Answer | None]:
+        """The answer to each row's last question, computed in one batch by this rank's model-parallel group alone; None
+        where the question is too long. See :func:`megatron_af.inference.answers.write`."""
+        prompts = self._prompts(rows)
+        found: list[Answer | None] = [None] * len(rows)
+        if prompts:
+            tells = [tell[place] if tell else None for place in prompts]
+            written = write(
+                self.reading(list(prompts.values()), root),
+                [text.segments[-1] for text in prompts.values()],
+                [decodings[place] for place in prompts],
+                self.tokenizer,
+                tell=tells,
+            )
+            for place, answer in zip(prompts, written, strict=True):
+                found[place] = answer
+        return found
+
+    def join(
+        self,
+        together: Answering,
+        rows: Sequence[Row],
+        decodings: Sequence[Decoding],
+        *,
+        root: Path | None = None,
+        tell: Sequence[Tell | None] = (),
+    ) -> None:
+        """Rows are answered together with those that already are.
+
+        Raises:
+            TooLong: one of their questions does not fit.
+        """
+        texts = [self.prompt(row) for row in rows]
+        prompts = [text.segments[-1] for text in texts]
+        tells = tell or [None] * len(rows)
+        writings = [
+            Writing(self.tokenizer, decoding, prompt, told)
+            for prompt, decoding, told in zip(prompts, decodings, tells, strict=True)
+        ]
+        together.join(self.reading(texts, root), prompts, writings)
+
+    def scores(
+        self, rows: Sequence[Row], options: Sequence[Sequence[str]], *, root: Path | None = None
+    ) -> list[list[float] | None]:
+        """Log-probability of each option as the answer to its row's last question, by this rank's model-parallel group
+        alone; None where the question is too long.
+
+        Raises:
+            UnknownWords: the tokenizer cannot write an option.
+        """
+        prompts = self._prompts(rows)
+        found: list[list[float] | None] = [None] * len(rows)
+        if prompts:
+            ids = [[answer_ids(rows[place], option, self.tokenizer) for option in options[place]] for place in prompts]
+            texts = list(prompts.values())
+            scored = score(self.reading(texts, root), [text.segments[-1] for text in texts], ids, self.tokenizer)
+            for place, logprobs in zip(prompts, scored, strict=True):
+                found[place] = logprobs
+        return found
+
+    def reading(self, texts: Sequence[RowText], root: Path | None = None) -> Reading:
+        """What has heard the rows' audio and read nothing."""
+        front, loader = self._front, self._loader if root is None else self._loader.below(root)
+        audio, heard = hear(loader, [text.row for text in texts])
+        immediate = self.config.model.cross_attention.immediate
+        return Reading(self.model, self.tokenizer, heard_audio(front, audio, heard), immediate=immediate)
+
+    @property
+    def _front(self) -> AudioFront:
+        front = self.model.front
+        assert isinstance(front, AudioFront)
+        return front
+
+    def _prompts(self, rows: Sequence[Row]) -> dict[int, RowText]:
+        """By place of their row; those whose question is too long are left out."""
+        prompts: dict[int, RowText] = {}
+        for place, row in enumerate(rows):
+            with suppress(TooLong):
+                prompts[place] = self.prompt(row)
+        return prompts
+
+    def _shared(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Places of the rows of this rank's batches."""
+        together = [list(group) for _, group in groupby(range(len(rows)), key=lambda i: rows[i].clips or i)]
+        for some in batched(together[self.groups.data_rank :: self.groups.data_size], HEARD_TOGETHER):
+            yield [place for group in some for place in group]
+
+    def _all(self, own: dict[int, str | None], count: int) -> list[str | None]:
+        shares: list[dict[int, str | None]] = [{} for _ in range(self.groups.data_size)]
+        dist.all_gather_object(shares, own, group=self.groups.data)
         merged = {place: answer for share in shares for place, answer in share.items()}
-        return [merged[place] for place in range(len(rows))]
+        return [merged[place] for place in range(count)]
 
     @torch.no_grad()
     def looks(self, rows: Sequence[Row]) -> list[Look]:
@@ -113,23 +224,22 @@ class Listener:
         whose question is too long are left out, and those whose answer reads much longer than it was written: of ids
         that no text gives.
         """
-        front, (decoder,) = self.model.front, self.model.chunks
-        assert isinstance(front, AudioFront)
-        style, longest = STYLES[self.config.data.text_style], self.stage.max_text_tokens + self.max_new_tokens
+        front, (decoder,) = self._front, self.model.chunks
+        style, longest = STYLES[self.config.data.text_style], self.stage.max_text_tokens + self.decoding.max_new_tokens
         looks: list[Look] = []
         for some in batched(rows, HEARD_TOGETHER):
             texts: list[RowText] = []
-            for row, answer in zip(some, self._answers(some, None, self.max_new_tokens), strict=True):
+            for row, answer in zip(some, self.answers(some, [self.decoding] * len(some)), strict=True):
                 if answer is not None:
-                    answered = replace(row, questions=(replace(row.questions[0], output=answer),))
+                    answered = replace(row, questions=(replace(row.questions[0], output=answer.text),))
                     with suppress(TooLong):
                         texts.append(render(answered, self.tokenizer, longest, style=style))
             if not texts:
                 continue
-            batch = self._batch(texts, None)
+            batch = self._batch(texts)
             (text,) = batch.text.rows
             with recorded(decoder) as layers:
-                decoder.logits(text, audio_keys(front, batch.audio, text), front.added_rows)
+                decoder.logits(text, audio_keys(front, batch.audio, text.clips), front.added_rows)
             weights_BSL = torch.stack(layers).mean(0)
             for b, said in enumerate(texts):
                 windows = batch.audio.clip_windows[text.clips[b][0]]
@@ -152,24 +262,9 @@ class Listener:
         front = self.config.model.front_end
         return windows * (front.window_seconds - front.overlap_seconds) + front.overlap_seconds
 
-    def _answers(self, rows: Sequence[Row], root: Path | None, max_new_tokens: int) -> list[str | None]:
-        """One answer a row, all of them in one batch, on this rank alone."""
-        prompts: dict[int, RowText] = {}
-        for place, row in enumerate(rows):
-            with suppress(TooLong):
-                prompts[place] = self.prompt(row)
-        answers: list[str | None] = [None] * len(rows)
-        if prompts:
-            batch = self._batch(list(prompts.values()), root)
-            found = greedy_answers(self.model, batch, self.tokenizer, max_new_tokens=max_new_tokens)
-            for place, answer in zip(prompts, found, strict=True):
-                answers[place] = answer
-        return answers
-
-    def _batch(self, texts: Sequence[RowText], root: Path | None) -> StepBatch[TextBatch]:
+    def _batch(self, texts: Sequence[RowText]) -> StepBatch[TextBatch]:
         """One micro-batch of rows with their audio: nothing is drawn, nothing is replaced."""
-        loader = self._loader if root is None else self._loader.below(root)
-        audio, heard = hear(loader, [text.row for text in texts])
+        audio, heard = hear(self._loader, [text.row for text in texts])
         samples = [Sample(row=text.row, dataset=0, text=text) for text in texts]
         rows = [packed_row([sample], [clips]) for sample, clips in zip(samples, heard, strict=True)]
         immediate = self.config.model.cross_attention.immediate

@@ -6,6 +6,7 @@
 A request is a mapping:
 
     prompt     what to answer
+    decoding   how, as in `decoding.Decoding`: {"temperature": 0.7, "seed": 3, …}
     audio      a file (text or Path), a ``data:`` URI, base64 or bytes of a recording; absent: text only
     history    earlier turns about the audio: [{"user": …, "assistant": …}, …]
     examples   answered examples that come first: [{"audio": …, "prompt": …, "answer": …}, …]
@@ -19,12 +20,15 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from dali_pipes.waves import AudioError, recording_seconds
+from megatron_af.config.errors import suggestion
 from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.inference.decoding import Decoding
 
 type Opens = Callable[[str], Path | None]
 """The file that a request's text names, or None where it names none that may be opened."""
@@ -182,6 +186,22 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise BadRequest(f"{where}: {key}: expected text, got {str(value)[:80]!r}")
     return value
+
+
+def read_decoding(given: Mapping[str, Any], where: str = "") -> Decoding:
+    """How an answer is decoded. Raises ``BadRequest``."""
+    names = [field.name for field in fields(Decoding)]
+    for name in given:
+        if name not in names:
+            raise BadRequest(f"{where}{name}: no setting of an answer{suggestion(name, names)}")
+    stop = given.get("stop")
+    texts = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list | tuple) else ()
+    if stop is not None and not isinstance(stop, str | list | tuple):
+        raise BadRequest(f"{where}stop: expected a text or a list of texts, got {stop!r}")
+    decoding = Decoding(**{**given, "stop": texts})
+    if problem := next(decoding.problems(), None):
+        raise BadRequest(where + problem)
+    return decoding
 
 
 def is_absent(value: Any) -> bool:

@@ -96,6 +96,7 @@ def main() -> None:
     write(folder / "chats.json", json.dumps(chats))
     join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.inference.decoding import Decoding
     from megatron_af.inference.listener import Listener
     from megatron_af.inference.requests import RequestRows
     from megatron_af.release.export import export
@@ -106,7 +107,7 @@ def main() -> None:
     listener = Listener(replace(config, precision="fp32"), checkpoint)
     with RequestRows() as files:
         rows = [files.row(request, f"question {number}") for number, request in enumerate(asked)]
-        answers = listener(rows, root=files.root, max_new_tokens=NEW_TOKENS)
+        answers = listener(rows, root=files.root, decoding=Decoding(max_new_tokens=NEW_TOKENS))
     listener.close()
     dist.destroy_process_group()
     print(json.dumps(answers))

@@ -12,24 +12,26 @@ this server does not know is refused, not ignored.
 
 import base64
 import binascii
+import secrets
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_af.config.errors import suggestion
+from megatron_af.inference.decoding import MOST_LOGPROBS, Decoding
+from megatron_af.inference.requests import BadRequest, read_decoding
+from megatron_af.inference.writing import Answer, Piece, TokenScore
 from megatron_af.serve.settings import ServingConfig
 
 READ = (
-    "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "n", "stream", "stream_options",
+    "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "repetition_penalty",
+    "seed", "stop", "logprobs", "top_logprobs", "n", "stream", "stream_options",
 )  # fmt: skip
-WITHOUT_EFFECT = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "seed", "top_p")
-"""Say nothing about a greedy answer."""
+"""OpenAI's, and two that other servers of open models know as well."""
+WITHOUT_EFFECT = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 NEUTRAL: dict[str, Sequence[Any]] = {
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "stop": (None, []),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
     "logit_bias": (None, {}),
@@ -39,6 +41,7 @@ NEUTRAL: dict[str, Sequence[Any]] = {
     "tool_choice": (None, "none"),
 }
 """What a client may send of fields that this server does not know: their neutral values."""
+MOST_STOPS = 4
 
 
 class Refused(Exception):
@@ -56,23 +59,13 @@ class Ask:
     request: Mapping[str, Any]
     """As ``inference/requests.py`` reads it."""
     model: str
-    max_new_tokens: int
-    choices: int = 1
+    decodings: tuple[Decoding, ...]
+    """Of each choice."""
     stream: bool = False
     usage_at_end: bool = False
     """Whether a stream ends with a piece that counts tokens."""
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What the model said."""
-
-    text: str
-    tokens: int
-    cut: bool
-    """Whether it ended because it had the length that was asked for."""
 
 
 def read_ask(body: Any, *, model: str, settings: ServingConfig) -> Ask:
@@ -89,21 +82,39 @@ def read_ask(body: Any, *, model: str, settings: ServingConfig) -> Ask:
             404, f"model: expected {model!r}, which is served here, got {_show(body.get('model'))}",
             field="model", code="model_not_found",
         )  # fmt: skip
-    temperature = body.get("temperature")
-    if temperature is not None and (not _is_number(temperature) or temperature != 0):
-        raise Refused(400, f"temperature: expected 0 (greedy), got {_show(temperature)}", field="temperature")
-    most = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise Refused(400, f"stream_options: expected an object, got {_kind(options)}", field="stream_options")
     return Ask(
         request=read_messages(body.get("messages"), settings.max_prompt_characters),
         model=model,
-        max_new_tokens=_integer(body, most, settings.default_new_tokens, settings.max_new_tokens),
-        choices=_integer(body, "n", 1, settings.max_choices),
+        decodings=_decodings(body, settings),
         stream=_flag(body, "stream"),
         usage_at_end=_flag(options, "include_usage"),
     )
+
+
+def _decodings(body: Mapping[str, Any], settings: ServingConfig) -> tuple[Decoding, ...]:
+    """One for each choice; without a seed, drawn answers differ from request to request."""
+    most = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    new = _integer(body, most, settings.default_new_tokens, settings.max_new_tokens)
+    told = None
+    if _flag(body, "logprobs"):
+        told = _integer(body, "top_logprobs", 0, MOST_LOGPROBS, least=0)
+    elif body.get("top_logprobs"):
+        raise Refused(400, "top_logprobs: expected logprobs = true beside it", field="top_logprobs")
+    stop = body.get("stop")
+    if isinstance(stop, list) and len(stop) > MOST_STOPS:
+        raise Refused(400, f"stop: expected at most {MOST_STOPS} texts, got {len(stop)}", field="stop")
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
+    given = {name: body[name] for name in names if body.get(name) is not None}
+    given["seed"] = given.get("seed", secrets.randbits(32))
+    try:
+        decoding = read_decoding(given | {"max_new_tokens": new, "logprobs": told})
+    except BadRequest as error:
+        raise Refused(400, str(error), field=str(error).partition(":")[0]) from None
+    choices = _integer(body, "n", 1, settings.max_choices)
+    return tuple(replace(decoding, seed=(decoding.seed + choice) % 2**63) for choice in range(choices))
 
 
 def read_messages(messages: Any, max_characters: int) -> dict[str, Any]:
@@ -209,30 +220,67 @@ def _address(url: str, where: str) -> str | bytes:
     return url
 
 
-def completion(ask: Ask, answer: Answer, prompt_tokens: int) -> dict[str, Any]:
+def completion(ask: Ask, answers: Sequence[Answer], prompt_tokens: int) -> dict[str, Any]:
     """The body of an answer in one piece."""
     choices = [
         {
             "index": index,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": _reason(answer),
+            "logprobs": _logprobs(ask, answer.scores),
+            "finish_reason": answer.finish,
         }
-        for index in range(ask.choices)
+        for index, answer in enumerate(answers)
     ]
-    return _head(ask, "chat.completion") | {"choices": choices, "usage": _usage(ask, answer, prompt_tokens)}
+    return _head(ask, "chat.completion") | {"choices": choices, "usage": _usage(answers, prompt_tokens)}
 
 
-def pieces(ask: Ask, answer: Answer, prompt_tokens: int) -> Iterator[dict[str, Any]]:
-    """The bodies of a stream."""
-    head = _head(ask, "chat.completion.chunk") | ({"usage": None} if ask.usage_at_end else {})
-    steps: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": ""}, None)]
-    steps += [({"content": answer.text}, None)] if answer.text else []
-    for delta, reason in [*steps, ({}, _reason(answer))]:
-        for index in range(ask.choices):
-            yield head | {"choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}]}
-    if ask.usage_at_end:
-        yield head | {"choices": [], "usage": _usage(ask, answer, prompt_tokens)}
+class Pieces:
+    """The bodies of a stream: what begins it, one for each piece, and what ends it."""
+
+    def __init__(self, ask: Ask, prompt_tokens: int) -> None:
+        self._ask, self._prompt_tokens = ask, prompt_tokens
+        self._head = _head(ask, "chat.completion.chunk") | ({"usage": None} if ask.usage_at_end else {})
+        self.answers: dict[int, Answer] = {}
+
+    def first(self) -> Iterator[dict[str, Any]]:
+        for index in range(len(self._ask.decodings)):
+            yield self._body(index, {"role": "assistant", "content": ""})
+
+    def of(self, index: int, event: Piece | Answer) -> dict[str, Any]:
+        if isinstance(event, Piece):
+            return self._body(index, {"content": event.text}, scores=event.scores)
+        self.answers[index] = event
+        return self._body(index, {}, reason=event.finish)
+
+    @property
+    def ended(self) -> bool:
+        return len(self.answers) == len(self._ask.decodings)
+
+    def last(self) -> Iterator[dict[str, Any]]:
+        if self._ask.usage_at_end:
+            yield self._head | {"choices": [], "usage": _usage(list(self.answers.values()), self._prompt_tokens)}
+
+    def _body(
+        self, index: int, delta: dict[str, Any], *, reason: str | None = None, scores: Sequence[TokenScore] = ()
+    ) -> dict[str, Any]:
+        logprobs = _logprobs(self._ask, scores) if scores else None
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return self._head | {"choices": [choice]}
+
+
+def _logprobs(ask: Ask, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+    if ask.decodings[0].logprobs is None:
+        return None
+    content = [
+        _token(score.text, score.logprob) | {"top_logprobs": [_token(text, value) for text, value in score.top]}
+        for score in scores
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    # JSON knows no infinity: what can never be written is as good as that.
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
 
 
 def error_body(refused: Refused) -> dict[str, Any]:
@@ -246,21 +294,17 @@ def _head(ask: Ask, kind: str) -> dict[str, Any]:
     return {"id": ask.id, "object": kind, "created": ask.created, "model": ask.model}
 
 
-def _usage(ask: Ask, answer: Answer, prompt_tokens: int) -> dict[str, int]:
-    new = answer.tokens * ask.choices
+def _usage(answers: Sequence[Answer], prompt_tokens: int) -> dict[str, int]:
+    new = sum(len(answer.tokens) for answer in answers)
     return {"prompt_tokens": prompt_tokens, "completion_tokens": new, "total_tokens": prompt_tokens + new}
 
 
-def _reason(answer: Answer) -> str:
-    return "length" if answer.cut else "stop"
-
-
-def _integer(body: Mapping[str, Any], name: str, default: int, most: int) -> int:
+def _integer(body: Mapping[str, Any], name: str, default: int, most: int, *, least: int = 1) -> int:
     value = body.get(name)
     if value is None:
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise Refused(400, f"{name}: expected a whole number from 1 to {most}, got {_show(value)}", field=name)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise Refused(400, f"{name}: expected a whole number from {least} to {most}, got {_show(value)}", field=name)
     return value
 
 
@@ -269,10 +313,6 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise Refused(400, f"{name}: expected true or false, got {_show(value)}", field=name)
     return bool(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _kind(value: Any) -> str:

@@ -2,14 +2,18 @@
 
     model = LoadedModel(Path("runs/demo"))        # or a stage, a checkpoint, a release; megatron_af.load does the same
     model.answer("dog.wav", "what is it?")
-    model.answers([{"audio": "dog.wav", "prompt": "what is it?"}])
+    model.answers([{"audio": "dog.wav", "prompt": "what is it?"}], temperature=0.7, seed=3)
+    model.scores("dog.wav", "what is it?", ["a dog", "a cat"])
+    for piece in model.stream("dog.wav", "what is it?"): print(piece, end="")
     model.embed("dog.wav") @ model.embed(text="a dog barks")
 
 N recordings or texts, J joint dim.
 """
 
+import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,20 +24,27 @@ from numpy.typing import NDArray
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config
 from megatron_af.data.rows import Row
-from megatron_af.data.templates import TooLong
-from megatron_af.inference.requests import BadRequest, Opens, RequestRows, is_absent, own_files
+from megatron_af.data.templates import TooLong, UnknownWords
+from megatron_af.inference.decoding import Decoding
+from megatron_af.inference.requests import BadRequest, Opens, RequestRows, is_absent, own_files, read_decoding
+from megatron_af.inference.writing import Answer, Piece, Tell
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.bundle import INDEXES
 from megatron_af.runs.objectives import spec_of
 from megatron_af.serve.places import embedding_stage, find
 
 if TYPE_CHECKING:
+    from megatron_af.inference.answers import Answering
     from megatron_af.inference.embedder import ClapEmbedder
     from megatron_af.inference.listener import Listener
     from megatron_af.retrieval.retriever import Retriever
 
 type Audio = str | Path | bytes
 """A recording in any format that libsndfile or FFmpeg reads: a file, a ``data:`` URI, base64, or its bytes."""
+
+
+TALK = ("history", "examples")
+"""What may come before a prompt."""
 
 
 class LoadedModel:
@@ -59,6 +70,7 @@ class LoadedModel:
         self._listener: Listener | None = None
         self._embedder: ClapEmbedder | None = None
         self._retrievers: dict[str, Retriever] = {}
+        self._together: Answering | None = None
         if self._stage.objective == "answer":
             self._listener = _listener(self._config, checkpoint)
         elif spec_of(self._stage).embeds:
@@ -81,7 +93,7 @@ class LoadedModel:
         examples: Sequence[Mapping[str, Any]] = (),
         few_shot: int = 0,
         few_shot_from: str = "",
-        max_new_tokens: int = 64,
+        **decoding: Any,
     ) -> str:
         """What the model says to a prompt about a recording (None: about nothing heard).
 
@@ -89,23 +101,17 @@ class LoadedModel:
             history: earlier turns about the recording, ``{"user": …, "assistant": …}``.
             examples: answered ones to show first, ``{"audio": …, "prompt": …, "answer": …}``.
             few_shot, few_shot_from: find the examples: see :meth:`answers`.
+            decoding: fields of ``inference.decoding.Decoding``: ``max_new_tokens``, ``temperature``, ``beams`` …
 
         Raises:
             BadRequest: what was asked cannot be answered; one sentence says why.
         """
         request = {"audio": audio, "prompt": prompt, "history": history or None, "examples": examples or None}
-        (answer,) = self.answers(
-            [request], few_shot=few_shot, few_shot_from=few_shot_from, max_new_tokens=max_new_tokens
-        )
+        (answer,) = self.answers([request], few_shot=few_shot, few_shot_from=few_shot_from, **decoding)
         return answer
 
     def answers(
-        self,
-        requests: Sequence[Mapping[str, Any]],
-        *,
-        few_shot: int = 0,
-        few_shot_from: str = "",
-        max_new_tokens: int = 64,
+        self, requests: Sequence[Mapping[str, Any]], *, few_shot: int = 0, few_shot_from: str = "", **decoding: Any
     ) -> list[str]:
         """One answer per request (``inference/requests.py`` says what a request holds), computed together.
 
@@ -114,11 +120,90 @@ class LoadedModel:
         Args:
             few_shot: show this many examples before each question: the training rows that sound most like its audio.
             few_shot_from: data set whose index they come from; it may be left out where there is one index.
+            decoding: as in :meth:`answer`; a request's own ``decoding`` goes before it.
 
         Raises:
             BadRequest: before any answer is computed; also for a question that does not fit alone.
             StaleIndex: the data set is not any more what was indexed.
         """
+        told = self.complete(requests, few_shot=few_shot, few_shot_from=few_shot_from, **decoding)
+        return [answer.text for answer in told]
+
+    def complete(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        few_shot: int = 0,
+        few_shot_from: str = "",
+        tell: Sequence[Tell | None] = (),
+        **decoding: Any,
+    ) -> list[Answer]:
+        """:meth:`answers` with their tokens, why each ended, and what else ``decoding`` asks for.
+
+        Args:
+            tell: of each request, told its answer piece by piece; on this thread.
+        """
+        decodings = [
+            read_decoding(decoding | dict(request.get("decoding") or {}), f"request {index}: ")
+            for index, request in enumerate(requests)
+        ]
+        with self._rows(requests, few_shot, few_shot_from) as (listener, rows, root):
+            answers = listener.answers(rows, decodings, root=root, tell=tell)
+        return [answer for answer in answers if answer is not None]
+
+    def stream(self, audio: Audio | None, prompt: str, **how: Any) -> Iterator[str]:
+        """:meth:`answer`, piece by piece as it is written; the model is free for others when it has ended."""
+        pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+        wanted = threading.Event()
+        wanted.set()
+
+        request = {"audio": audio, "prompt": prompt} | {key: how.pop(key) for key in TALK if key in how}
+
+        def tell(event: Piece | Answer) -> bool:
+            if isinstance(event, Piece):
+                pieces.put(event.text)
+            return wanted.is_set()
+
+        def run() -> None:
+            try:
+                self.complete([request], tell=[tell], **how)
+                pieces.put(None)
+            except Exception as error:
+                pieces.put(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            wanted.clear()
+
+    def scores(self, audio: Audio | None, prompt: str, options: Sequence[str], **talk: Any) -> dict[str, float]:
+        """Log-probability of each option as the answer to a prompt, its end included.
+
+        Args:
+            talk: ``history`` or ``examples``, as in :meth:`answer`.
+
+        Raises:
+            BadRequest: what was asked cannot be answered, or the tokenizer cannot write an option.
+        """
+        if not options or len(set(options)) < len(options) or not all(isinstance(one, str) and one for one in options):
+            raise BadRequest(f"options: expected texts that differ, got {list(options)!r}")
+        request = {"audio": audio, "prompt": prompt} | talk
+        with self._rows([request], 0, "") as (listener, rows, root):
+            try:
+                (logprobs,) = listener.scores(rows, [options], root=root)
+            except UnknownWords as error:
+                raise BadRequest(f"options: {error}") from None
+        return dict(zip(options, logprobs or [], strict=True))
+
+    @contextmanager
+    def _rows(
+        self, requests: Sequence[Mapping[str, Any]], few_shot: int, few_shot_from: str
+    ) -> Iterator[tuple["Listener", list[Row], Path]]:
+        """The requests as rows that fit, with the folder of their recordings, while nobody else uses the model."""
         listener = self._answering()
         with self._lock, RequestRows(self._opens) as files:
             if few_shot:
@@ -130,16 +215,41 @@ class LoadedModel:
             rows = [files.row(request, f"request {index}") for index, request in enumerate(requests)]
             for row in rows:
                 self.prompt_tokens(row)
-            return _said(listener, rows, files.root, max_new_tokens)
+            try:
+                yield listener, rows, files.root
+            except AudioError as error:
+                raise BadRequest(str(error)) from None
 
-    def answer_rows(self, rows: Sequence[Row], root: Path, *, max_new_tokens: int) -> list[str]:
-        """Answers to rows whose clips lie below ``root``, each of which passed :meth:`prompt_tokens`.
+    def join(
+        self, rows: Sequence[Row], decodings: Sequence[Decoding], root: Path, tell: Sequence[Tell]
+    ) -> None:
+        """Rows whose clips lie below ``root``, each of which passed :meth:`prompt_tokens`, are answered together with
+        those that joined before and go on; :meth:`step` by step.
 
         Raises:
             BadRequest: a recording cannot be decoded.
         """
+        listener = self._answering()
+        if self._together is None:
+            from megatron_af.inference.answers import Answering
+
+            self._together = Answering(listener.tokenizer)
         with self._lock:
-            return _said(self._answering(), rows, root, max_new_tokens)
+            try:
+                listener.join(self._together, rows, decodings, root=root, tell=tell)
+            except AudioError as error:
+                raise BadRequest(str(error)) from None
+
+    def step(self) -> int:
+        """One more token of each row that joined; how many go on."""
+        assert self._together is not None
+        with self._lock:
+            self._together.step()
+        return self._together.rows
+
+    def abandon(self) -> None:
+        """Those who joined get no more."""
+        self._together = None
 
     def prompt_tokens(self, row: Row) -> int:
         """How long the text is that the model reads before it answers; other threads need not wait for it.
@@ -154,10 +264,6 @@ class LoadedModel:
                 f"{row.id}: expected a question that takes at most {error.max_tokens} tokens, got one of "
                 f"{error.tokens}; shorten it"
             ) from None
-
-    def count_tokens(self, text: str) -> int:
-        """Of an answer."""
-        return len(self._answering().tokenizer.encode(text))
 
     @property
     def name(self) -> str:
@@ -240,14 +346,6 @@ class LoadedModel:
         if is_absent(request.get("audio")):
             raise BadRequest(f"{where}: audio: expected a recording to find examples for, got none")
         return {**request, **retriever.request(request["audio"], request.get("prompt") or "", count)}
-
-
-def _said(listener: "Listener", rows: Sequence[Row], root: Path, max_new_tokens: int) -> list[str]:
-    try:
-        answers = listener(rows, root=root, max_new_tokens=max_new_tokens)
-    except AudioError as error:
-        raise BadRequest(str(error)) from None
-    return [answer or "" for answer in answers]
 
 
 def _listener(config: Config, checkpoint: Path) -> "Listener":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -38,6 +39,11 @@ SIGNATURE = ModelSignature(
     params=ParamSchema(
         [
             ParamSpec("max_new_tokens", DataType.integer, 64),
+            ParamSpec("temperature", DataType.double, 0.0),
+            ParamSpec("top_p", DataType.double, 1.0),
+            ParamSpec("top_k", DataType.integer, 0),
+            ParamSpec("beams", DataType.integer, 1),
+            ParamSpec("seed", DataType.long, 0),
             ParamSpec("few_shot", DataType.integer, 0),
             ParamSpec("few_shot_from", DataType.string, ""),
         ]
@@ -68,14 +74,10 @@ class AudioFlamingoModel(PythonModel):
         for record in model_input.to_dict("records"):
             content = record.pop("audio_bytes", None)
             requests.append({**record, "audio": content} if isinstance(content, bytes) else record)
-        given = params or {}
+        defaults = {param.name: param.default for param in SIGNATURE.params.params}
         try:
-            return self._model.answers(
-                requests,
-                max_new_tokens=int(given.get("max_new_tokens", 64)),
-                few_shot=int(given.get("few_shot", 0)),
-                few_shot_from=str(given.get("few_shot_from", "")),
-            )
+            given = {name: np.asarray(value).item() for name, value in (params or {}).items()}
+            return self._model.answers(requests, **(defaults | given))
         except BadRequest as error:  # MLflow's server hides the message of any exception but its own
             raise MlflowException.invalid_parameter_value(str(error)) from error
 

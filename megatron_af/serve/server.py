@@ -6,8 +6,8 @@
 
 A request holds a place from its first byte until it is answered; where none is free it gets 429 before its body is
 read, so memory is bounded by places times bytes. Its recordings are opened and its prompt is measured when it comes,
-so that what is wrong with it is said to it alone; what waits is answered together. A client that goes away gives its
-place back. ``/health`` and ``/metrics`` ask for no key.
+so that what is wrong with it is said to it alone; all are answered together, token by token (``engine.py``). A client
+that goes away gives its place back. ``/health`` and ``/metrics`` ask for no key.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from megatron_af.data.rows import Row
 from megatron_af.inference.requests import BadRequest, RequestRows, TooLarge, files_below, no_files
-from megatron_af.serve.batcher import Batcher, Left
-from megatron_af.serve.chat import Answer, Ask, Refused, completion, error_body, pieces, read_ask
+from megatron_af.inference.writing import Answer, Piece
+from megatron_af.serve.chat import Ask, Pieces, Refused, completion, error_body, read_ask
 from megatron_af.serve.counts import CONTENT_TYPE, Counts
+from megatron_af.serve.engine import Engine, Event, Left
 from megatron_af.serve.loaded_model import LoadedModel
 from megatron_af.serve.settings import ServingConfig, keys
 
@@ -83,20 +85,20 @@ class Server:
         opens = files_below(Path(settings.audio_folder)) if settings.audio_folder else no_files
         self._files = RequestRows(opens, max_seconds=settings.max_audio_seconds)
         self._places, self._held = settings.batch_requests + settings.waiting_requests, 0
-        self._counts = Counts(held=lambda: self._held, waiting=lambda: self._batcher.waiting)
-        self._batcher: Batcher[Asked, Answer] = Batcher(
-            self._answer_together, together=settings.batch_requests, watch=self._counts.batch.observe
+        self._counts = Counts(held=lambda: self._held, waiting=lambda: self._engine.waiting)
+        self._engine = Engine(
+            model, self._files.root, together=settings.batch_requests, watch=self._counts.batch.observe
         )
 
     def close(self) -> None:
         """Answers what was begun; everything else gets 503."""
-        self._batcher.close()
+        self._engine.close()
         self._files.close()
         self._model.close()
 
     async def health(self, request: Request) -> Response:
         """200 where a request can be answered: the weights are loaded, and the thread that answers lives."""
-        if self._batcher.is_alive:
+        if self._engine.is_alive:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "the thread that answers has ended; start the server again"}, 503)
 
@@ -112,26 +114,69 @@ class Server:
         return JSONResponse({"object": "list", "data": [entry]})
 
     async def chat(self, request: Request) -> Response:
-        began = time.monotonic()
+        began, place = time.monotonic(), ExitStack()
         try:
             self._admit(request)
-            with self._place():
-                ask = read_ask(await self._body(request), model=self._name, settings=self._settings)
-                asked = await asyncio.to_thread(self._prepared, ask)
-                answer = await self._answered(request, asked)
+            place.enter_context(self._place())
+            ask = read_ask(await self._body(request), model=self._name, settings=self._settings)
+            asked = await asyncio.to_thread(self._prepared, ask)
+            answering = Answering(self._engine, asked, forget=self._files.forget)
+            place.callback(answering.leave)
+            first = await self._or_gone(request, answering.next())
+            if ask.stream:
+                return Stream(self._stream(asked, answering, first, began), place.pop_all())
+            answers = dict([first])
+            while len(answers) < len(ask.decodings):
+                answers |= dict([await self._or_gone(request, answering.next())])
         except Refused as error:
             return self.refuse(error)
         except ClientDisconnect:
             return self.refuse(Refused(GONE, "the client went away"))
+        finally:
+            place.close()
+        said = [answers[choice] for choice in range(len(answers))]
+        self._count(asked, said, began)
+        return JSONResponse(completion(ask, said, asked.prompt_tokens))
+
+    async def _stream(
+        self, asked: Asked, answering: "Answering", first: tuple[int, Any], began: float
+    ) -> AsyncIterator[str]:
+        """Server-sent events. What goes wrong after the first piece is its last one: the status is sent long since."""
+        pieces, (index, event) = Pieces(asked.ask, asked.prompt_tokens), first
+        for body in pieces.first():
+            yield _sent(body)
+        yield _sent(pieces.of(index, event))
+        try:
+            while not pieces.ended:
+                yield _sent(pieces.of(*await answering.next()))
+        except Refused as error:
+            self._counts.answered(error.status)
+            yield _sent(error_body(error))
+            return
+        for body in pieces.last():
+            yield _sent(body)
+        yield "data: [DONE]\n\n"
+        self._count(asked, list(pieces.answers.values()), began)
+
+    def _count(self, asked: Asked, answers: Sequence[Answer], began: float) -> None:
         self._counts.answered(200)
         self._counts.seconds.observe(time.monotonic() - began)
         self._counts.prompt_tokens.inc(asked.prompt_tokens)
-        self._counts.new_tokens.inc(answer.tokens * ask.choices)
+        self._counts.new_tokens.inc(sum(len(answer.tokens) for answer in answers))
         self._counts.audio_seconds.inc(sum(clip.duration for clip in asked.row.clips))
-        if not ask.stream:
-            return JSONResponse(completion(ask, answer, asked.prompt_tokens))
-        bodies = [f"data: {json.dumps(body)}\n\n" for body in pieces(ask, answer, asked.prompt_tokens)]
-        return StreamingResponse(iter([*bodies, "data: [DONE]\n\n"]), media_type="text/event-stream")
+
+    async def _or_gone(self, request: Request, event: Awaitable[tuple[int, Any]]) -> tuple[int, Any]:
+        """Raises `ClientDisconnect` where nobody waits any more."""
+        waited = asyncio.ensure_future(event)
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait([waited, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not waited.done():
+                raise ClientDisconnect
+            return await waited
+        finally:
+            gone.cancel()
+            waited.cancel()
 
     def refuse(self, refused: Refused) -> Response:
         self._counts.answered(refused.status)
@@ -192,45 +237,59 @@ class Server:
             large = isinstance(error, TooLarge)
             raise Refused(413 if large else 400, str(error), field="messages") from None
 
-    async def _answered(self, request: Request, asked: Asked) -> Answer:
-        """Raises `Refused`, and `ClientDisconnect` where nobody waits any more."""
+
+class Stream(StreamingResponse):
+    """Server-sent events, with what is to be closed when they end, or never begin."""
+
+    def __init__(self, body: AsyncIterator[str], place: ExitStack) -> None:
+        super().__init__(body, media_type="text/event-stream")
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
+
+
+class Answering:
+    """A request at the engine: its events, as they come.
+
+    Args:
+        forget: told when its recordings are not needed any more.
+    """
+
+    def __init__(self, engine: Engine, asked: Asked, *, forget: Callable[[Row], None]) -> None:
+        self._engine, self._asked, self._forget = engine, asked, forget
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        result: asyncio.Future[Answer | Exception] = loop.create_future()
 
-        def pass_on(answer: Answer | Exception) -> None:
-            if not result.done():
-                result.set_result(answer)
-
-        def tell(answer: Answer | Exception) -> None:
-            self._files.forget(asked.row)
+        def tell(choice: int, event: Event) -> None:
+            if isinstance(event, Piece) and not asked.ask.stream:
+                return
             with suppress(RuntimeError):  # the server has ended meanwhile
-                loop.call_soon_threadsafe(pass_on, answer)
+                loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
 
-        job = self._batcher.submit(asked, key=asked.ask.max_new_tokens, tell=tell)
-        gone = asyncio.ensure_future(_disconnected(request))
-        waited: list[asyncio.Future[Any]] = [result, gone]
-        try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            self._batcher.leave(job)
-        if not result.done():
-            raise ClientDisconnect
-        answer = result.result()
-        if isinstance(answer, Answer):
-            return answer
-        if isinstance(answer, BadRequest):
-            raise Refused(400, str(answer), field="messages")
-        if isinstance(answer, Left):
+        self._job = engine.submit(asked.row, asked.ask.decodings, tell)
+
+    async def next(self) -> tuple[int, Any]:
+        """Which choice says what: a `Piece`, where the answer is streamed, or its `Answer`. Raises `Refused`."""
+        choice, event = await self._events.get()
+        if not isinstance(event, Exception):
+            return choice, event
+        if isinstance(event, BadRequest):
+            raise Refused(400, str(event), field="messages")
+        if isinstance(event, Left):
             raise Refused(503, "the server is ending; ask again")
-        LOG.error("a request could not be answered", exc_info=answer)
-        raise Refused(500, f"the server failed ({type(answer).__name__}); its log says more")
+        LOG.error("a request could not be answered", exc_info=event)
+        raise Refused(500, f"the server failed ({type(event).__name__}); its log says more")
 
-    def _answer_together(self, together: Sequence[Asked]) -> list[Answer]:
-        new = together[0].ask.max_new_tokens
-        texts = self._model.answer_rows([asked.row for asked in together], self._files.root, max_new_tokens=new)
-        counts = [self._model.count_tokens(text) for text in texts]
-        return [Answer(text=text, tokens=n, cut=n >= new) for text, n in zip(texts, counts, strict=True)]
+    def leave(self) -> None:
+        """Nobody waits any more; what was begun ends at its next piece."""
+        self._engine.leave(self._job)
+        self._forget(self._asked.row)
+
+
+def _sent(body: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(body)}\n\n"
 
 
 async def _disconnected(request: Request) -> None:

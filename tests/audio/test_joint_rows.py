@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_af.audio.joint_rows import joint_keys, padded_rows
 from megatron_af.config import Config, ConfigError
 from megatron_af.data.batch import IGNORED, StepAudio, TextRows
-from megatron_af.inference.greedy import audio_keys
+from megatron_af.inference.reading import audio_keys
 from megatron_af.model import build
 from megatron_af.parallel import groups
 from megatron_af.parallel.device import current_device
@@ -86,7 +86,7 @@ def what_reaches_back(rank: int, world_size: int, sees: str, family: str) -> lis
 
     def logits(mel: list[Tensor]) -> Tensor:
         audio = StepAudio(clip_windows=windows, owners=((0, 1, 2),), mel_WFM=torch.cat(mel), seconds=60.0)
-        return decoder.logits(rows, audio_keys(model.front, audio, rows), model.front.added_rows)[0]
+        return decoder.logits(rows, audio_keys(model.front, audio, rows.clips), model.front.added_rows)[0]
 
     mel = [tiny.mel_of(clip) for clip in (1, 0, 4)]
     assert [len(clip) for clip in mel] == list(windows)

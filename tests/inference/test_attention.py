@@ -67,10 +67,11 @@ def look(rank: int, world_size: int, run: Config, rows: list[Row]) -> Any:
     checkpoints.save(model, None, groups, resume, {}, Answer.parts)
     process_groups.destroy()
 
+    from megatron_af.inference.decoding import Decoding
     from megatron_af.inference.listener import Listener
 
     listener = Listener(dataclasses.replace(run, curriculum={"stage": run.curriculum["stage"]}))
-    listener.max_new_tokens = 4
+    listener.decoding = Decoding(max_new_tokens=4)
     block = next(m for m in listener.model.chunks[0].modules() if isinstance(m, AudioCrossAttention))
     x, audio = torch.randn(5, 2, 64), torch.randn(12, 2, 32)
     mask = torch.zeros(2, 1, 5, 16).masked_fill(torch.rand(2, 1, 5, 16) > 0.7, float("-inf"))

@@ -13,8 +13,10 @@ from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.data.templates import TooLong
 from megatron_af.inference import embedder as embedder_module
 from megatron_af.inference import listener as module
+from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.inference.listener import Listener
+from megatron_af.inference.reading import Reading
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
 from tests.examples import run_example
@@ -48,17 +50,17 @@ TEXT = Row(id="text", questions=asks("w9 w8"))
 def answer(rank: int, world_size: int, config: Config, rows: Sequence[Row]) -> Any:
     listener = Listener(config)
     asked: list[list[int]] = []
-    decode = module.greedy_answers
+    decode, three = module.write, Decoding(max_new_tokens=3)
 
-    def watched(model: Any, batch: Any, *rest: Any, **how: Any) -> list[str]:
-        asked.append([len(clips) for clips in batch.text.rows[0].clips])
-        return decode(model, batch, *rest, **how)
+    def watched(reading: Reading, prompts: Any, *rest: Any, **how: Any) -> Any:
+        asked.append([ids.count(listener.tokenizer.audio_id) for ids in prompts])
+        return decode(reading, prompts, *rest, **how)
 
-    module.greedy_answers = watched
-    together = listener(rows, max_new_tokens=3)
+    module.write = watched
+    together = listener(rows, decoding=three)
     together_asked = list(asked)
-    alone = [listener([row], max_new_tokens=3)[0] for row in rows]
-    module.greedy_answers = decode
+    alone = [listener([row], decoding=three)[0] for row in rows]
+    module.write = decode
     return together, alone, together_asked
 
 
@@ -95,7 +97,7 @@ def hold(rank: int, world_size: int, config: Config, other: Path) -> tuple[list[
     for call in range(60):
         some = rows if not call else rows[: 1 + call % 4]
         root = other if call % 2 else None
-        listener(some, root=root, max_new_tokens=1)
+        listener(some, root=root, decoding=Decoding(max_new_tokens=1))
         embedder.audio(some, root=root)
         found.append(handles())
     before = loading()
@@ -119,9 +121,12 @@ def test_threads_and_open_files_do_not_grow_with_the_calls(config: Config, tmp_p
 
 def show(rank: int, world_size: int, config: Config) -> Any:
     row = Row(id="r", clips=(clip(0),), questions=asks("w3"))
-    names = run_example(module, config=config, rows=[row])
+    given = {"rows": [row], "decodings": [Decoding(max_new_tokens=2, logprobs=1)], "options": [["w1", "w2 w3"]]}
+    names = run_example(module, config=config, **given)
     heard = run_example(embedder_module, config=dataclasses.replace(config, stage="clap"), rows=[row])
-    return names["answers"], len(names["looks"]), heard["audio_NJ"].shape, heard["text_TJ"].shape
+    (answer,), (scores,) = names["answers"], names["logprobs"]
+    assert len(answer.scores) == len(answer.tokens) and len(scores) == 2 and max(scores) < 0
+    return names["texts"], len(names["looks"]), heard["audio_NJ"].shape, heard["text_TJ"].shape
 
 
 def test_the_examples_run(config: Config) -> None:

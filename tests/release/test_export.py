@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from megatron_af.config import Config
-from megatron_af.inference.greedy import audio_keys
+from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.listener import Listener
+from megatron_af.inference.reading import audio_keys
 from megatron_af.inference.requests import RequestRows
 from megatron_af.runs.bundle import make_release
 from megatron_af.serve.places import find
@@ -80,11 +81,11 @@ def ours(rank: int, world_size: int, release: Path, requests: list[dict[str, Any
     front, (decoder,) = listener.model.front, listener.model.chunks
     with RequestRows() as files, torch.no_grad():
         rows = [files.row(request, str(number)) for number, request in enumerate(requests)]
-        answers = listener(rows, root=files.root, max_new_tokens=6)
+        answers = listener(rows, root=files.root, decoding=Decoding(max_new_tokens=6))
         batch = listener._batch([listener.prompt(row) for row in rows], files.root)
         (text,) = batch.text.rows
         front.eval()
-        logits_BSV = decoder.logits(text, audio_keys(front, batch.audio, text), front.added_rows)
+        logits_BSV = decoder.logits(text, audio_keys(front, batch.audio, text.clips), front.added_rows)
     lengths = (text.segment_BS >= 0).sum(1).tolist()
     ids = [row[:length].tolist() for row, length in zip(text.ids_BS, lengths, strict=True)]
     listener.close()

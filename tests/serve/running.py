@@ -18,7 +18,9 @@ import openai
 import uvicorn
 
 from megatron_af.data.rows import Row
+from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.requests import BadRequest
+from megatron_af.inference.writing import Answer, Piece, Tell, TokenScore
 from megatron_af.serve.server import make_app
 from megatron_af.serve.settings import ServingConfig
 
@@ -35,6 +37,7 @@ class Parrot:
         self.batches: list[list[str]] = []
         self.files: list[str] = []
         self.closed = False
+        self._going: list[_Saying] = []
 
     def prompt_tokens(self, row: Row) -> int:
         tokens = len(row.questions[-1].prompt.split())
@@ -42,10 +45,7 @@ class Parrot:
             raise BadRequest(f"{row.id}: expected a question that takes at most 100 tokens, got one of {tokens}")
         return tokens
 
-    def count_tokens(self, text: str) -> int:
-        return len(text.split())
-
-    def answer_rows(self, rows: Sequence[Row], root: Path, *, max_new_tokens: int) -> list[str]:
+    def join(self, rows: Sequence[Row], decodings: Sequence[Decoding], root: Path, tell: Sequence[Tell]) -> None:
         self.batches.append([row.questions[-1].prompt for row in rows])
         self.files = sorted(path.name for path in root.iterdir())
         self.begun.release()
@@ -55,10 +55,46 @@ class Parrot:
         if any(row.questions[-1].prompt == "silence" for row in rows):
             raise BadRequest("messages: expected a recording, got what cannot be decoded")
         said = [" ".join([row.questions[-1].prompt, *(f"{clip.duration:g}" for clip in row.clips)]) for row in rows]
-        return [" ".join(text.split()[:max_new_tokens]) for text in said]
+        self._going += [
+            _Saying(text.split(), decoding, told) for text, decoding, told in zip(said, decodings, tell, strict=True)
+        ]
+
+    def step(self) -> int:
+        self._going = [saying for saying in self._going if saying.goes_on()]
+        return len(self._going)
+
+    def abandon(self) -> None:
+        self._going = []
 
     def close(self) -> None:
         self.closed = True
+
+
+class _Saying:
+    """A word with each token, whose log-probability is minus the length of the word."""
+
+    def __init__(self, words: list[str], decoding: Decoding, tell: Tell) -> None:
+        self._words, self._decoding, self._tell = words, decoding, tell
+        self._scores: list[TokenScore] = []
+
+    def goes_on(self) -> bool:
+        at, new = len(self._scores), self._decoding.max_new_tokens
+        score = TokenScore(token=at, text=self._words[at], logprob=-len(self._words[at]), top=(("up", 0.0),))
+        self._scores.append(score)
+        scores = () if self._decoding.logprobs is None else (score,)
+        wanted = self._tell(Piece(text=" " * bool(at) + self._words[at], scores=scores))
+        if wanted and at + 1 < min(new, len(self._words)):
+            return True
+        self._tell(
+            Answer(
+                text=" ".join(self._words[: at + 1]),
+                tokens=tuple(range(at + 1)),
+                finish="stop" if at + 1 < new else "length",
+                prompt_tokens=0,
+                scores=() if self._decoding.logprobs is None else tuple(self._scores),
+            )
+        )
+        return False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_af.serve.chat import Answer, Refused, completion, error_body, pieces, read_ask
+from megatron_af.inference.decoding import Decoding
+from megatron_af.inference.writing import Answer, Piece, TokenScore
+from megatron_af.serve.chat import Pieces, Refused, completion, error_body, read_ask
 from megatron_af.serve.settings import ServingConfig
 
 SOUND = base64.b64encode(b"RIFFsound").decode()
@@ -49,13 +51,20 @@ def test_a_conversation_becomes_a_request(messages: Any, request_: dict[str, Any
 
 
 def test_settings_and_their_defaults() -> None:
-    ask = read([user("x")])
-    assert (ask.max_new_tokens, ask.choices, ask.stream, ask.usage_at_end) == (64, 1, False, False)
+    ask, other = read([user("x")]), read([user("x")])
+    assert (ask.stream, ask.usage_at_end) == (False, False)
+    assert ask.decodings == (Decoding(max_new_tokens=64, seed=ask.decodings[0].seed),)
+    assert ask.decodings != other.decodings, "drawn anew each time where no seed is given"
     more = {"max_completion_tokens": 7, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
-    neutral = {"temperature": 0, "tools": [], "logprobs": False, "stop": None, "user": "ada", "top_p": 1}
-    ask = read([user("x")], **more, **neutral)
-    assert (ask.max_new_tokens, ask.choices, ask.stream, ask.usage_at_end) == (7, 2, True, True)
-    assert read([user("x")], max_tokens=9).max_new_tokens == 9
+    how = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.5, "seed": 3, "stop": "."}
+    neutral = {"tools": [], "frequency_penalty": 0, "user": "ada"}
+    ask = read([user("x")], **more, **how, **neutral, logprobs=True, top_logprobs=4)
+    assert (ask.stream, ask.usage_at_end) == (True, True)
+    wanted = {**how, "stop": (".",), "max_new_tokens": 7, "logprobs": 4}
+    assert ask.decodings == tuple(Decoding(**(wanted | {"seed": seed})) for seed in (3, 4))  # type: ignore[arg-type]
+    assert read([user("x")], max_tokens=9, logprobs=True).decodings[0].max_new_tokens == 9
+    assert read([user("x")], logprobs=True).decodings[0].logprobs == 0
+    assert read([user("x")], stop=["a", "b"], logprobs=False).decodings[0].stop == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +88,15 @@ def test_settings_and_their_defaults() -> None:
         ([user("x"), {"role": "system", "content": "z"}], {}, "expected system turns before all others"),
         ([user("x"), said("y"), user(AUDIO, "z")], {}, "got 1 in 2 turns"),
         ([user("x" * 40_000)], {}, "expected at most 32768 characters, got 40000"),
-        ([user("x")], {"temperature": 0.7}, "temperature: expected 0 (greedy), got 0.7"),
+        ([user("x")], {"temperature": -1}, "temperature: expected a number from 0 on, got -1"),
+        ([user("x")], {"temperature": "hot"}, "temperature: expected a number from 0 on, got 'hot'"),
+        ([user("x")], {"top_p": 0}, "top_p: expected a number above 0, at most 1, got 0"),
+        ([user("x")], {"seed": 1.5}, "seed: expected a whole number from 0 on, got 1.5"),
+        ([user("x")], {"stop": [""]}, "stop: expected texts that are not empty, got ['']"),
+        ([user("x")], {"stop": 3}, "stop: expected a text or a list of texts, got 3"),
+        ([user("x")], {"stop": ["a", "b", "c", "d", "e"]}, "stop: expected at most 4 texts, got 5"),
+        ([user("x")], {"top_logprobs": 3}, "top_logprobs: expected logprobs = true beside it"),
+        ([user("x")], {"logprobs": True, "top_logprobs": 21}, "top_logprobs: expected a whole number from 0 to 20"),
         ([user("x")], {"n": 9}, "n: expected a whole number from 1 to 8, got 9"),
         ([user("x")], {"n": True}, "n: expected a whole number from 1 to 8, got True"),
         ([user("x")], {"max_tokens": 0}, "max_tokens: expected a whole number from 1 to 512, got 0"),
@@ -104,20 +121,38 @@ def test_another_model_and_another_body() -> None:
         read_ask([1], model="af", settings=ServingConfig())
 
 
-def test_answers_in_one_piece_and_in_many() -> None:
-    ask = read([user("x")], n=2, stream=True, stream_options={"include_usage": True})
-    answer = Answer(text="a dog", tokens=2, cut=True)
-    whole = completion(ask, answer, 5)
-    assert [choice["message"]["content"] for choice in whole["choices"]] == ["a dog", "a dog"]
-    assert [choice["finish_reason"] for choice in whole["choices"]] == ["length", "length"]
-    assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
-    bodies = list(pieces(ask, answer, 5))
-    for index in range(2):
+def test_whole_and_in_pieces_an_answer_is_the_same() -> None:
+    ask = read([user("x")], n=2, stream=True, stream_options={"include_usage": True}, logprobs=True, top_logprobs=1)
+    scores = tuple(TokenScore(token=n, text=text, logprob=-1.0, top=(("b", -0.5),)) for n, text in enumerate("ab"))
+    answers = [
+        Answer(text="a b", tokens=(0, 1), finish="stop", prompt_tokens=5, scores=scores),
+        Answer(text="a", tokens=(0,), finish="length", prompt_tokens=5, scores=scores[:1]),
+    ]
+    whole = completion(ask, answers, 5)
+    assert [choice["message"]["content"] for choice in whole["choices"]] == ["a b", "a"]
+    assert [choice["finish_reason"] for choice in whole["choices"]] == ["stop", "length"]
+    assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert whole["choices"][1]["logprobs"]["content"] == [
+        {"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -0.5, "bytes": [98]}]}
+    ]
+    pieces = Pieces(ask, 5)
+    bodies = list(pieces.first())
+    for index, piece in ((0, "a"), (1, "a"), (0, " b")):
+        bodies.append(pieces.of(index, Piece(text=piece, scores=scores[len(piece) - 1 :][:1])))
+    assert not pieces.ended
+    bodies += [pieces.of(1, answers[1]), pieces.of(0, answers[0])]
+    assert pieces.ended
+    bodies += pieces.last()
+    for index, choice in enumerate(whole["choices"]):
         own = [body["choices"][0] for body in bodies[:-1] if body["choices"][0]["index"] == index]
         assert own[0]["delta"]["role"] == "assistant"
-        assert "".join(choice["delta"].get("content", "") for choice in own) == "a dog"
-        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["length"]
+        assert "".join(part["delta"].get("content", "") for part in own) == choice["message"]["content"]
+        assert [part["finish_reason"] for part in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+        told = [token for part in own if part["logprobs"] for token in part["logprobs"]["content"]]
+        assert told == choice["logprobs"]["content"]
     assert bodies[-1]["choices"] == [] and bodies[-1]["usage"] == whole["usage"]
+    silent = read([user("x")])
+    assert completion(silent, answers[:1], 5)["choices"][0]["logprobs"] is None
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,47 @@ def test_a_stream_ends_with_its_usage_and_done(server: Running) -> None:
     assert lines[-2:] == ["data: [DONE]", ""] and all(line.startswith("data: ") for line in lines[:-1])
 
 
+def test_a_stream_comes_word_by_word_with_log_probabilities(server: Running, parrot: Parrot) -> None:
+    pause, step = threading.Semaphore(0), parrot.step
+
+    def one_word() -> int:
+        assert pause.acquire(timeout=60)
+        return step()
+
+    parrot.step = one_word  # type: ignore[method-assign]
+    asked = asking("a bb ccc", stream=True, logprobs=True, top_logprobs=1)
+    pause.release()  # the status is sent with the first word
+    stream = iter(server.client.chat.completions.create(**asked))
+    said, told = "", []
+    for word in range(3):
+        if word:
+            pause.release()
+        while len(told) == word:  # each word comes before the next is made
+            (choice,) = next(stream).choices
+            said += choice.delta.content or ""
+            told += [token.logprob for token in choice.logprobs.content] if choice.logprobs else []
+    assert said == "a bb ccc" and told == [-1, -2, -3]
+    assert [chunk.choices[0].finish_reason for chunk in stream] == ["stop"]
+
+
+def test_who_leaves_a_stream_gives_the_place_back(server: Running, parrot: Parrot) -> None:
+    pause, step = threading.Semaphore(0), parrot.step
+
+    def one_word() -> int:
+        assert pause.acquire(timeout=60)
+        return step()
+
+    parrot.step = one_word  # type: ignore[method-assign]
+    pause.release()
+    stream = server.client.chat.completions.create(**asking("word " * 90, stream=True))
+    next(iter(stream))
+    stream.close()
+    server.wait_for("af_requests_held", 0)
+    pause.release(3)
+    assert server.post(asking("next"))[0] == 200
+    assert parrot._going == [], "the other answer was not written to its end"
+
+
 def test_what_comes_together_is_answered_together_and_each_gets_its_own_error(server: Running, parrot: Parrot) -> None:
     parrot.go.clear()
     with ThreadPoolExecutor(5) as pool:

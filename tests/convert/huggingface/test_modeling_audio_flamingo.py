@@ -17,7 +17,7 @@ from megatron_af.parallel.device import current_device
 from megatron_af.release.export import exported_config, exported_tensors
 from tests import tiny
 from tests.distributed import run_distributed
-from tests.inference.test_greedy import tokenizer
+from tests.inference.prompts import tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,71 @@
+"""Beam search: the likeliest whole answer among those that the likeliest beginnings lead to.
+
+    answer = search(reading, prompt, Decoding(beams=4), tokenizer)
+
+An answer's score is its log-probability, the end's included, over its tokens to the power of ``length_penalty``. The
+search ends when as many answers are complete as there are beams and no beginning scores better than the worst of them,
+or at the longest length, where what is incomplete competes as it is.
+
+Shapes: K beams, V vocabulary.
+"""
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+
+from megatron_af.inference.decoding import Decoding, penalized
+from megatron_af.inference.reading import Reading
+from megatron_af.inference.writing import Answer, Tell, Writing
+from megatron_af.text.tokenizer import Tokenizer
+
+
+def search(
+    reading: Reading, prompt: Sequence[int], decoding: Decoding, tokenizer: Tokenizer, tell: Tell | None = None
+) -> Answer:
+    """
+    Args:
+        reading: one row that has heard its audio and read nothing.
+    """
+    width, ends = decoding.beams, (tokenizer.end_of_chunk_id, tokenizer.eos_id)
+    done: list[tuple[float, list[int]]] = []
+    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    logits_KV = reading.read([list(prompt)])
+    for length in range(1, decoding.max_new_tokens + 1):
+        never = torch.tensor(tokenizer.never_written(logits_KV.shape[-1]), device=logits_KV.device)
+        logits_KV = logits_KV.index_fill(-1, never, -torch.inf)
+        seen = [[*prompt, *written] for _, written in beams]
+        logits_KV = torch.stack(
+            [penalized(x_V, ids, decoding.repetition_penalty) for x_V, ids in zip(logits_KV, seen, strict=True)]
+        )
+        total_KV = logits_KV.double().log_softmax(-1)
+        total_KV += torch.tensor([score for score, _ in beams], device=total_KV.device)[:, None]
+        best = total_KV.flatten().topk(min(2 * width, total_KV.numel()))
+        ranked = [
+            (score, *divmod(place, total_KV.shape[1]))
+            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            if score > -torch.inf
+        ]
+        more: list[tuple[float, int, int]] = []
+        for rank, (score, beam, token) in enumerate(ranked):
+            if token in ends:
+                if rank < width:
+                    done.append((score / length**decoding.length_penalty, [*beams[beam][1], token]))
+            elif len(more) < width:
+                more.append((score, beam, token))
+        done = heapq.nlargest(width, done)
+        beams = [(score, [*beams[beam][1], token]) for score, beam, token in more]
+        if not beams or length == decoding.max_new_tokens:
+            break
+        if len(done) == width and done[-1][0] >= beams[0][0] / length**decoding.length_penalty:
+            beams = []
+            break
+        reading.select([beam for _, beam, _ in more])
+        logits_KV = reading.read([[token] for _, _, token in more])
+    cut = decoding.max_new_tokens**decoding.length_penalty
+    _, written = max([*done, *((score / cut, ids) for score, ids in beams)])
+    writing = Writing(tokenizer, decoding, prompt, tell)
+    for token in written:
+        if not writing.add(token):
+            break
+    return writing.answer

@@ -1,0 +1,100 @@
+"""How an answer is decoded: greedily, drawn at random, or searched for; and what a request may ask besides.
+
+    Decoding(max_new_tokens=64)                                             # greedy
+    Decoding(temperature=0.7, top_p=0.9, seed=3, stop=("\\n",), logprobs=5)
+    Decoding(beams=4)
+
+The order of what changes the logits is that of transformers' generate: repetition penalty, temperature, top k, top p.
+Shapes: B rows, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Of one answer. The same settings give the same answer, whatever is decoded beside it."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    """0: always the likeliest token."""
+    top_k: int = 0
+    """Draw from so many of the likeliest tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits, and multiplies the negative ones, of tokens in the prompt and the answer so far
+    (Keskar et al. 2019, CTRL)."""
+    beams: int = 1
+    """Above 1: beam search, of so many answers at a time, by log-probability / tokens ** ``length_penalty``."""
+    length_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer in front of them."""
+    seed: int = 0
+    logprobs: int | None = None
+    """Tell each token's log-probability, and those of so many of the likeliest ones."""
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be decoded so: name, what was expected, what was got."""
+        for name, first in (("max_new_tokens", 1), ("top_k", 0), ("beams", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not _is_whole(value) or value < first:
+                yield f"{name}: expected a whole number from {first} on, got {value!r}"
+        for name, least, most in (("temperature", 0.0, math.inf), ("length_penalty", -math.inf, math.inf)):
+            value = getattr(self, name)
+            if not _is_number(value) or not math.isfinite(value) or not least <= value <= most:
+                yield f"{name}: expected a number{' from 0 on' if least == 0 else ''}, got {value!r}"
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            yield f"top_p: expected a number above 0, at most 1, got {self.top_p!r}"
+        if not _is_number(self.repetition_penalty) or not 0 < self.repetition_penalty < math.inf:
+            yield f"repetition_penalty: expected a number above 0, got {self.repetition_penalty!r}"
+        if self.logprobs is not None and (not _is_whole(self.logprobs) or not 0 <= self.logprobs <= MOST_LOGPROBS):
+            yield f"logprobs: expected a whole number from 0 to {MOST_LOGPROBS}, got {self.logprobs!r}"
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            yield f"stop: expected texts that are not empty, got {list(self.stop)!r}"
+        if _is_whole(self.seed) and self.seed >= 2**63:
+            yield f"seed: expected less than 2^63, got {self.seed}"
+        if self.beams != 1 and self.temperature:
+            yield f"temperature: beam search (beams = {self.beams}) draws nothing, expected 0, got {self.temperature!r}"
+        if self.beams != 1 and self.logprobs is not None:
+            yield f"logprobs: not told of a searched answer (beams = {self.beams}); leave the one or the other out"
+
+
+MOST_LOGPROBS = 20
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def penalized(logits_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """Logits [V] with those of tokens that were seen made smaller."""
+    if penalty == 1:
+        return logits_V
+    seen_N = torch.tensor(sorted(set(seen)), device=logits_V.device)
+    seen_N = seen_N[seen_N < len(logits_V)]
+    some_N = logits_V[seen_N]
+    return logits_V.index_put((seen_N,), torch.where(some_N > 0, some_N / penalty, some_N * penalty))
+
+
+def drawn(logits_V: Tensor, decoding: Decoding, generator: torch.Generator) -> int:
+    """A token, at random; one number of the generator each time, on the host, so that every device draws the same."""
+    logit_V, token_V = (logits_V.double() / decoding.temperature).sort(descending=True, stable=True)
+    if decoding.top_k:
+        logit_V = logit_V[: decoding.top_k]
+    upto_V = logit_V.softmax(-1).cumsum(-1)
+    if decoding.top_p < 1:
+        # Up to and with the token at which the probability is reached.
+        upto_V = upto_V[: int((upto_V < decoding.top_p).sum()) + 1]
+    point = float(torch.rand((), generator=generator, dtype=torch.float64)) * float(upto_V[-1])
+    place = int((upto_V <= point).sum())
+    return int(token_V[min(place, len(upto_V) - 1)])
