@@ -127,6 +127,40 @@ def test_two_models_live_in_one_process_and_answer_as_if_alone(folder: Path) -> 
     assert abs(dog @ rain) < 1 - 1e-4
 
 
+EVERY_WAY = """
+import json
+import megatron_af as af
+
+model = af.load("runs/demo")
+asked = {"audio": "dog.wav", "prompt": "w3 w17"}
+how = {"temperature": 1.5, "seed": 3, "max_new_tokens": 5}
+cold = {"audio": "dog.wav", "prompt": "w3 w17", "decoding": {"temperature": 0.0, "logprobs": 1}}
+drawn, greedy = model.complete([asked, cold], **how)
+first = next(iter(model.stream("dog.wav", "w3 w17", **how)))  # the rest is not wanted
+print(json.dumps({
+    "drawn": drawn.text,
+    "streamed": "".join(model.stream("dog.wav", "w3 w17", **how)),
+    "first": first,
+    "greedy": greedy.text,
+    "plain": model.answer("dog.wav", "w3 w17", max_new_tokens=5),
+    "logprobs": [score.logprob for score in greedy.scores],
+    "likely": model.scores("dog.wav", "w3 w17", [greedy.text, "w1"]),
+    "talk": list(model.scores("dog.wav", "w3", ["w1", "w2"], history=[{"user": "w4", "assistant": "w6"}]).values()),
+    "searched": model.answer("dog.wav", "w3 w17", beams=3, max_new_tokens=5),
+}))
+"""
+
+
+def test_answers_are_drawn_streamed_searched_and_scored(folder: Path) -> None:
+    found = python(folder, EVERY_WAY)
+    assert found["drawn"] == found["streamed"] != found["greedy"] == found["plain"]
+    assert found["streamed"].startswith(found["first"]) and found["first"] != found["streamed"]
+    assert len(found["logprobs"]) == 5 and max(found["logprobs"]) < 0 and isinstance(found["searched"], str)
+    # The whole answer was told token by token; scored, its end comes behind.
+    assert found["likely"][found["greedy"]] < sum(found["logprobs"]) < 0
+    assert max(found["talk"]) < 0
+
+
 REFUSALS = """
 import json
 import megatron_af as af
@@ -200,7 +234,7 @@ def examples() -> dict[str, str]:
 def test_the_examples_of_readme_and_docstrings_run(folder: Path) -> None:
     """One after another in one process, as somebody would type them."""
     assert all("(" in text for text in examples().values())
-    program = "\n".join(examples().values())
+    program = "\n".join(examples().values()).replace('["a dog", "a cat"]', '["w1 w2", "w3"]')  # words that it has
     assert python(folder, program + "\nprint('0')") == 0
 
 
