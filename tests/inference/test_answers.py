@@ -158,28 +158,3 @@ def test_scores_log_probabilities_and_penalties_are_those_of_the_slow_way() -> N
     for one, other in zip(told, wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
     assert repeats == penal
-
-
-def searched(rank: int, world_size: int) -> Any:
-    """The best of all answers of at most two tokens, searched with as many beams as there are first tokens."""
-    model, tokens = tiny_model(), tokenizer()
-    ends = (tokens.end_of_chunk_id, tokens.eos_id)
-    found = []
-    for length_penalty in (0.0, 1.0, -2.0):
-        decoding = Decoding(max_new_tokens=2, beams=92, length_penalty=length_penalty)
-        (answer,) = written(model, tokens, [2], decoding)
-        first_V = slow_logits(model, tokens, 2, []).double().log_softmax(-1)[0]
-        every: list[tuple[float, tuple[int, ...]]] = [(float(first_V[end]), ()) for end in ends]
-        for token in range(89):
-            second_V = first_V[token] + slow_logits(model, tokens, 2, [token])[-1].double().log_softmax(-1)
-            cost = 2**length_penalty
-            every += [(float(second_V[end]) / cost, (token,)) for end in ends]
-            every += [(float(second_V[other]) / cost, (token, other)) for other in range(89)]
-        found.append((answer.tokens, max(every)[1]))
-    return found
-
-
-def test_a_search_that_keeps_all_beginnings_finds_the_best_answer() -> None:
-    (found,) = run_distributed(searched, 1)
-    assert all(ours == best for ours, best in found), found
-    assert len({best for _, best in found}) > 1, "the penalty decides"
