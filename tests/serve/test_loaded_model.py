@@ -235,7 +235,7 @@ def test_the_examples_of_readme_and_docstrings_run(folder: Path) -> None:
     """One after another in one process, as somebody would type them."""
     assert all("(" in text for text in examples().values())
     program = "\n".join(examples().values()).replace('["a dog", "a cat"]', '["w1 w2", "w3"]')  # words that it has
-    assert python(folder, program + "\nprint('0')") == 0
+    assert python(folder, program + "\nprint('\\n0')") == 0
 
 
 def test_a_release_answers_alone_when_every_cache_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
