@@ -1,50 +1,64 @@
-"""The DALI graph from a waveform to dB mel windows, on the CPU or the GPU.
+"""From waveforms to dB mel windows, on the CPU or the GPU: by DALI's graph, or by torch where DALI is not installed.
 
     pipe = MelPipeline(front_end, device="cpu", device_id=None, threads=1)
     mel_WFM = pipe.run([Pcm(wave_T), Flac(data)], num_windows=[3, 1])       # windows of all clips, one after another
 
 The reference (AF2 data/data.py ``load_audio``, src/factory.py) peak-normalises what it loaded, rounds it to 16-bit
 integers towards zero, cuts windows, pads the last one with zeros, and makes a centred log-mel of each window on its
-own. Here the windows lie in one signal with their reflected edges, so that one spectrogram serves them all.
+own. Both ways here give the same values to about a thousandth of a decibel.
 
-T samples, W windows, F frames, M mel bins.
+W windows, F frames, M mel bins.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-import numpy as np
 import torch
-import torch.utils.dlpack
-from numpy.typing import NDArray
-from nvidia.dali import fn, math, pipeline_def, types
-from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
-from nvidia.dali.data_node import DataNode
-from nvidia.dali.pipeline import Pipeline
 
+from dali_pipes.sound import Flac, Pcm, Sound
+from dali_pipes.torch_mel import TorchMel
 from megatron_af.config import FrontEndConfig
 
-INT16_MAX = 32_767.0
-SILENCE = 1e-7
-"""Peaks below this are silence, which stays silent instead of becoming NaN or full-scale noise."""
+WINDOWS_AT_ONCE = 64
+"""Windows whose mel is made together: a spectrogram of one takes 2 MB, and a step may have thousands."""
+
+__all__ = ["Flac", "MelPipeline", "Pcm"]
 
 
-@dataclass(frozen=True)
-class Pcm:
-    """A decoded clip: float32 [T], mono, at the model's rate."""
+class Mels(Protocol):
+    """One way of making mel."""
 
-    wave_T: NDArray[np.float32]
+    def run(self, clips: Sequence[Sound], num_windows: Sequence[int]) -> torch.Tensor:
+        """Mel windows of at least one clip, in order: float32 [sum(num_windows), F, M].
+
+        Raises:
+            RuntimeError: a `Flac` cannot be decoded.
+        """
+
+    def close(self) -> None:
+        """Gives back threads and buffers."""
 
 
-@dataclass(frozen=True)
-class Flac:
-    """A prepared clip: a mono FLAC stream at the model's rate, decoded inside the graph."""
+@functools.cache
+def dali_problem() -> str:
+    """Why DALI cannot be used; empty where it imports."""
+    try:
+        importlib.import_module("nvidia.dali")
+    except (ImportError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
-    data: bytes
+
+def slower_mel() -> str:
+    """That torch makes the mel, why, and the remedy; empty where DALI does."""
+    problem = dali_problem()
+    return f"DALI cannot be used ({problem}): torch makes the mel. Install nvidia-dali-cuda130." if problem else ""
 
 
 class MelPipeline:
-    """Clips in, mel windows out; keeps one DALI pipeline per kind of clip and grows it with the batch.
+    """Clips in, mel windows out.
 
     Args:
         device: ``cpu`` or ``gpu``: where windows and mel are made (decoding is always on the CPU).
@@ -53,167 +67,46 @@ class MelPipeline:
     """
 
     def __init__(self, front_end: FrontEndConfig, *, device: str, device_id: int | None, threads: int) -> None:
-        if device == "gpu" and GetCUDADeviceCount() == 0:
-            raise RuntimeError("DALI was asked for a GPU but sees none; check the driver and CUDA_VISIBLE_DEVICES")
         self.front_end = front_end
-        self._device, self._device_id, self._threads = device, device_id, threads
-        self._pipelines: dict[type[Pcm | Flac], tuple[int, Pipeline]] = {}
+        self._mels: Mels
+        if dali_problem():
+            self._mels = TorchMel(front_end, torch.device("cpu" if device == "cpu" else f"cuda:{device_id}"))
+        else:
+            # Imported only now: DALI need not be there.
+            from dali_pipes.graph import DaliMel
 
-    def run(self, clips: Sequence[Pcm | Flac], num_windows: Sequence[int]) -> torch.Tensor:
+            self._mels = DaliMel(front_end, device=device, device_id=device_id, threads=threads)
+
+    def run(self, clips: Sequence[Sound], num_windows: Sequence[int]) -> torch.Tensor:
         """Mel windows of all clips, in order: float32 [sum(num_windows), F, M] on the pipeline's device.
 
         A clip shorter than its windows is padded with zeros (than one window: as ``short_clips`` says), a longer one
-        is cut.
+        is cut. The caller's current stream may use the result at once.
 
         Raises:
-            RuntimeError: DALI cannot decode a `Flac`.
+            RuntimeError: a `Flac` cannot be decoded.
         """
-        pieces: list[torch.Tensor | None] = [None] * len(clips)
-        for kind in (Pcm, Flac):
-            chosen = [i for i, clip in enumerate(clips) if isinstance(clip, kind)]
-            if chosen:
-                results = self._run_kind(kind, [clips[i] for i in chosen], [num_windows[i] for i in chosen])
-                for i, mel_WFM in zip(chosen, results, strict=True):
-                    pieces[i] = mel_WFM
-        done = [piece for piece in pieces if piece is not None]
-        if done:
-            return torch.cat(done)
-        return torch.empty(0, self.front_end.window_frames, self.front_end.mel_bins)
+        parts = [
+            self._mels.run([clips[i] for i in part], [num_windows[i] for i in part]) for part in _parts(num_windows)
+        ]
+        if not parts:
+            return torch.empty(0, self.front_end.window_frames, self.front_end.mel_bins)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def close(self) -> None:
-        """Gives back DALI's threads and buffers; it can be used again, from the beginning."""
-        self._pipelines.clear()
-
-    def _run_kind(
-        self, kind: type[Pcm | Flac], clips: Sequence[Pcm | Flac], num_windows: Sequence[int]
-    ) -> list[torch.Tensor]:
-        size, pipe = self._pipelines.get(kind, (0, None))
-        if pipe is None or size < len(clips):
-            size = 1 << (len(clips) - 1).bit_length()
-            pipe = build(self.front_end, kind, size, self._device, self._device_id, self._threads)
-            self._pipelines[kind] = size, pipe
-        pipe.feed_input("clip", [_payload(clip) for clip in clips])
-        pipe.feed_input("windows", [np.array([n], np.int32) for n in num_windows])
-        (mel,) = pipe.run()
-        return [torch.utils.dlpack.from_dlpack(mel[i]).clone() for i in range(len(clips))]  # DALI reuses its buffers
+        """Gives back threads and buffers; it can be used again, from the beginning."""
+        self._mels.close()
 
 
-def _payload(clip: Pcm | Flac) -> NDArray[np.float32] | NDArray[np.uint8]:
-    return clip.wave_T if isinstance(clip, Pcm) else np.frombuffer(clip.data, np.uint8)
-
-
-def build(
-    front_end: FrontEndConfig,
-    kind: type[Pcm | Flac],
-    batch: int,
-    device: str,
-    device_id: int | None,
-    threads: int,
-) -> Pipeline:
-    """A DALI pipeline with inputs ``clip`` and ``windows`` and one output: mel [W, F, M] of each clip."""
-
-    @pipeline_def(
-        batch_size=batch,
-        num_threads=threads,
-        device_id=device_id,
-        exec_async=False,  # the caller prefetches whole steps; a second queue here would only hold memory
-        exec_pipelined=False,
-        prefetch_queue_depth=1,
-    )
-    def graph() -> DataNode:
-        windows = fn.external_source(name="windows", dtype=types.INT32, ndim=1)
-        if kind is Pcm:
-            wave = fn.external_source(name="clip", dtype=types.FLOAT, ndim=1)
-        else:
-            data = fn.external_source(name="clip", dtype=types.UINT8, ndim=1)
-            wave, _ = fn.decoders.audio(data, dtype=types.FLOAT, downmix=True)
-        return window_mels(wave.gpu() if device == "gpu" else wave, windows, front_end)
-
-    pipe = graph()
-    pipe.build()
-    return pipe
-
-
-def window_mels(wave_T: DataNode, windows: DataNode, front_end: FrontEndConfig) -> DataNode:
-    """[T] -> dB mel [W, F, M]."""
-    cut, stride = front_end.window_samples, front_end.stride_samples
-    hop, half, frames = front_end.hop_samples, front_end.fft_size // 2, front_end.window_frames
-    parts = -(-cut // stride)  # strides that a window reaches over
-    spaced = -(-(cut + 2 * half) // hop) * hop  # a window with its edges, on the grid of frames
-    covered = (windows - 1) * stride + cut
-    wave_T = pcm16(peak_normalised(_resized(_repeated(wave_T, front_end), covered)))
-    strides = fn.reshape(_resized(wave_T, (windows - 1 + parts) * stride), shape=[-1, stride], layout="HW")
-    shifted = [fn.slice(strides, start=i, shape=windows, axes=[0]) for i in range(parts)]
-    window_WT = shifted[0] if parts == 1 else fn.cat(*shifted, axis=1)
-    if parts * stride != cut:
-        window_WT = fn.slice(window_WT, start=0, shape=cut, axes=[1])
-    left = _reversed(fn.slice(window_WT, start=1, end=half + 1, axes=[1]))
-    right = _reversed(fn.slice(window_WT, start=cut - 1 - half, end=cut - 1, axes=[1]))
-    edged_WT = _resized(fn.cat(left, window_WT, right, axis=1), spaced, axis=1)
-    tail = max(0, 2 * half - hop)  # so that the last frame of the last window's grid exists
-    signal_T = _resized(fn.reshape(edged_WT, shape=[-1], layout=""), windows * spaced + tail)
-    mel_FM = fn.slice(mel_db(signal_T, front_end), start=0, shape=windows * (spaced // hop), axes=[0])
-    mel_WFM = fn.reshape(mel_FM, shape=[-1, spaced // hop, front_end.mel_bins], layout="")
-    return fn.slice(mel_WFM, start=0, shape=frames, axes=[1])
-
-
-def _repeated(wave_T: DataNode, front_end: FrontEndConfig) -> DataNode:
-    """A clip shorter than a window, as often as ``short_clips`` says; what is still missing is zero."""
-    if front_end.short_clips == "pad":
-        return wave_T
-    length, cut = math.max(wave_T.shape(dtype=types.INT32)[0], 1), front_end.window_samples
-    times = cut // length if front_end.short_clips == "repeat_whole" else (cut + length - 1) // length
-    rows = fn.stack(math.max(times, 1), 1)
-    return fn.reshape(fn.zeros(shape=rows, dtype=types.FLOAT) + fn.expand_dims(wave_T, axes=[0]), shape=[-1], layout="")
-
-
-def peak_normalised(wave_T: DataNode) -> DataNode:
-    """Scales the largest magnitude to 1; silence stays silent (the reference divides by zero)."""
-    peak = fn.reductions.max(math.abs(wave_T), axes=[0])
-    return wave_T / math.max(peak, np.float32(SILENCE))
-
-
-def pcm16(wave_T: DataNode) -> DataNode:
-    """Round trip through 16-bit integers, towards zero as numpy's ``astype`` does.
-
-    The factor makes up for the rounding of the division before: samples of prepared audio, which are whole steps
-    already, must not fall to the step below.
-    """
-    steps = math.floor(math.abs(wave_T) * np.float32(INT16_MAX * (1 + 2**-22))) * np.float32(1 / INT16_MAX)
-    return math.clamp(wave_T * np.float32(1e38), np.float32(-1), np.float32(1)) * steps  # the sign back
-
-
-def mel_db(signal_T: DataNode, front_end: FrontEndConfig) -> DataNode:
-    """Uncentred log-mel [F, M]: periodic Hann window, power spectrum, 10 log10, floor -100 dB."""
-    size = front_end.fft_size
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)  # DALI's own default is another window
-    power = fn.spectrogram(
-        signal_T,
-        nfft=size,
-        window_length=size,
-        window_step=front_end.hop_samples,
-        window_fn=hann.astype("float32").tolist(),
-        center_windows=False,
-        power=2,
-        layout="tf",
-    )
-    mel = fn.mel_filter_bank(
-        power,
-        sample_rate=float(front_end.mel_sample_rate or front_end.sample_rate),
-        nfilter=front_end.mel_bins,
-        freq_low=front_end.min_hz,
-        freq_high=front_end.max_hz,
-        mel_formula=front_end.mel_scale,
-        normalize=front_end.mel_scale == "slaney",
-    )
-    return fn.to_decibels(mel, multiplier=10.0, reference=1.0, cutoff_db=-100.0)
-
-
-def _resized(data: DataNode, length: DataNode | int, axis: int = 0) -> DataNode:
-    """Cuts or pads with zeros at the end of ``axis``."""
-    return fn.slice(data, start=0, shape=length, axes=[axis], out_of_bounds_policy="pad", fill_values=0.0)
-
-
-def _reversed(data_WT: DataNode) -> DataNode:
-    image = fn.expand_dims(data_WT, axes=2, new_axis_names="C")  # flip works on images
-    return fn.squeeze(fn.flip(image, horizontal=1), axes=2)
+def _parts(num_windows: Sequence[int]) -> Iterator[list[int]]:
+    """Places of consecutive clips that hold at most ``WINDOWS_AT_ONCE`` windows, or a single longer clip."""
+    part: list[int] = []
+    windows = 0
+    for place, count in enumerate(num_windows):
+        if part and windows + count > WINDOWS_AT_ONCE:
+            yield part
+            part, windows = [], 0
+        part.append(place)
+        windows += count
+    if part:
+        yield part

@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from dali_pipes.sound import FLOOR_DB
 from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.joint_rows import joint_keys, padded_rows
 from megatron_af.audio.recompute import WINDOWS_AT_ONCE, recomputed
@@ -26,8 +27,6 @@ from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.parallel.device import Device
 from megatron_af.parallel.global_state import canonical_name
 
-FLOOR_DB = -100.0
-"""Of a silent window in every mel bin (``dali_pipes.mel.mel_db``)."""
 PADDING = 0.1
 """Padded positions that a group of clips may have in the transformation layers, as a fraction of its own."""
 

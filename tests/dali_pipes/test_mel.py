@@ -1,19 +1,21 @@
-"""DALI's windows and mel against the reference on broadband signals."""
+"""Windows and mel against the reference on broadband signals, by DALI and by torch."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali.data_node import DataNode
 
+from dali_pipes import mel
 from dali_pipes.flac import shorten_flac
-from dali_pipes.mel import Flac, MelPipeline, Pcm, pcm16, peak_normalised
+from dali_pipes.mel import Flac, MelPipeline, Pcm
 from megatron_af.config import FrontEndConfig
 from tests.dali_pipes.reference import reference_mel
+
+type Pipelines = Callable[[FrontEndConfig], MelPipeline]
 
 AF2 = FrontEndConfig()
 AF1 = FrontEndConfig(sample_rate=44_100, window_seconds=7.0, overlap_seconds=5.25, hop_samples=320, mel_scale="slaney")
@@ -27,8 +29,11 @@ def broadband(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
     return (rng.standard_normal(len(level)) * level).astype(np.float32)
 
 
-def pipeline(front_end: FrontEndConfig) -> MelPipeline:
-    return MelPipeline(front_end, device="cpu", device_id=None, threads=1)
+@pytest.fixture(params=["", "ImportError: DALI is not installed"], ids=["dali", "torch"])
+def pipeline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pipelines:
+    """Both ways of making mel."""
+    monkeypatch.setattr(mel, "dali_problem", lambda: request.param)
+    return lambda front_end: MelPipeline(front_end, device="cpu", device_id=None, threads=1)
 
 
 def flac(wave: np.ndarray, rate: int) -> bytes:
@@ -42,7 +47,9 @@ def flac(wave: np.ndarray, rate: int) -> bytes:
     [(AF2, (4.0, 10.0, 23.7, 31.0), 1.5e-3), (AF1, (3.0, 8.5, 12.0), 6e-3), (ODD, (0.5, 2.31, 5.0), 1.5e-3)],
     ids=["af2", "af1", "odd-overlap"],
 )
-def test_mel_matches_the_reference(front_end: FrontEndConfig, seconds: tuple[float, ...], tolerance: float) -> None:
+def test_mel_matches_the_reference(
+    front_end: FrontEndConfig, seconds: tuple[float, ...], tolerance: float, pipeline: Pipelines
+) -> None:
     rate = front_end.sample_rate
     waves = [broadband(s, rate, i) for i, s in enumerate(seconds)]
     windows = [front_end.num_windows(len(w), 3) for w in waves]
@@ -58,7 +65,7 @@ def test_mel_matches_the_reference(front_end: FrontEndConfig, seconds: tuple[flo
 
 
 @pytest.mark.parametrize("fill", ["pad", "repeat", "repeat_whole"])
-def test_short_clips_fill_their_window(fill: str) -> None:
+def test_short_clips_fill_their_window(fill: str, pipeline: Pipelines) -> None:
     """Also one of no samples; those as long as a window or longer stay as they are. FLAC is decoded in the graph."""
     front_end = replace(ODD, short_clips=fill)
     rate = front_end.sample_rate
@@ -79,7 +86,7 @@ def test_short_clips_fill_their_window(fill: str) -> None:
     ids=["af2-5-minutes", "af1-75%-overlap"],
 )
 def test_the_papers_longest_clips(
-    front_end: FrontEndConfig, most: int, seconds: tuple[float, ...], windows: tuple[int, ...]
+    front_end: FrontEndConfig, most: int, seconds: tuple[float, ...], windows: tuple[int, ...], pipeline: Pipelines
 ) -> None:
     """30 windows of 10 s; 16 windows of 7 s that overlap by 5.25 s. No window beyond the sound, none missing."""
     waves = [broadband(s, front_end.sample_rate, i) for i, s in enumerate(seconds)]
@@ -92,7 +99,7 @@ def test_the_papers_longest_clips(
         assert (error > 1.5e-3).float().mean() < 1e-4 and error.max() < 0.02
 
 
-def test_flac_is_decoded_in_the_graph_and_mixes_with_pcm() -> None:
+def test_flac_is_decoded_in_the_graph_and_mixes_with_pcm(pipeline: Pipelines) -> None:
     waves = [broadband(s, 16_000, i) for i, s in enumerate((3.0, 12.0, 7.0))]
     pcm = [np.round(w * 32768).clip(-32768, 32767).astype(np.float32) / 32768 for w in waves]
     pipe = pipeline(AF2)
@@ -101,7 +108,7 @@ def test_flac_is_decoded_in_the_graph_and_mixes_with_pcm() -> None:
     assert torch.equal(got, expected)
 
 
-def test_batches_of_any_size_follow_each_other() -> None:
+def test_batches_of_any_size_follow_each_other(pipeline: Pipelines) -> None:
     pipe = pipeline(ODD)
     waves = [broadband(1.5, 16_000, i) for i in range(5)]
     one_by_one = torch.cat([pipe.run([Pcm(w)], [2]) for w in waves])
@@ -110,24 +117,7 @@ def test_batches_of_any_size_follow_each_other() -> None:
     assert pipe.run([], []).shape == (0, 101, 64)
 
 
-def test_prepared_audio_keeps_its_16_bit_steps() -> None:
-    """Already peak-normalised 16-bit audio must pass normalising and rounding unchanged, sample by sample."""
-    steps = np.concatenate([np.arange(-32_767, 32_768), np.zeros(145_000)]).astype(np.float32)
-    ramp = np.random.default_rng(0).permutation(steps)
-
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
-    def graph() -> DataNode:
-        wave = fn.external_source(name="clip", dtype=types.FLOAT, ndim=1)
-        return pcm16(peak_normalised(wave))
-
-    pipe = graph()
-    pipe.build()
-    pipe.feed_input("clip", [ramp / np.float32(32_768)])
-    (out,) = pipe.run()
-    assert np.array_equal(np.round(np.array(out[0]) * 32_767), ramp)
-
-
-def test_silence_and_offset_signals_stay_finite() -> None:
+def test_silence_and_offset_signals_stay_finite(pipeline: Pipelines) -> None:
     pipe = pipeline(ODD)
     silence = pipe.run([Pcm(np.zeros(16_000, np.float32)), Pcm(np.zeros(0, np.float32))], [1, 1])
     assert torch.allclose(silence, torch.full_like(silence, -100.0))
@@ -136,7 +126,7 @@ def test_silence_and_offset_signals_stay_finite() -> None:
     assert (pipe.run([Pcm(positive)], [1]) - expected).abs().max() < 5e-3
 
 
-def test_shortened_flac_stops_early() -> None:
+def test_shortened_flac_stops_early(pipeline: Pipelines) -> None:
     wave = broadband(30.0, 16_000)
     data = flac(wave, 16_000)
     short = shorten_flac(data, 50_001)
@@ -151,3 +141,29 @@ def test_shortened_flac_stops_early() -> None:
 
 def decoded_16(wave: np.ndarray) -> np.ndarray:
     return (np.round(wave * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
+
+
+def test_a_broken_stream_is_an_error(pipeline: Pipelines) -> None:
+    data = flac(broadband(1.0, 16_000), 16_000)
+    with pytest.raises(RuntimeError):
+        pipeline(ODD).run([Pcm(broadband(1.0, 16_000)), Flac(data[: len(data) // 2])], [1, 1])
+
+
+def test_many_windows_are_made_in_parts(pipeline: Pipelines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of consecutive clips; a clip of more windows than a part holds stays whole."""
+    windows = [2, 1, 3, 7, 1, 1]
+    clips = [Pcm(broadband(0.7 * count, 16_000, place)) for place, count in enumerate(windows)]
+    whole = pipeline(ODD).run(clips, windows)
+    monkeypatch.setattr(mel, "WINDOWS_AT_ONCE", 4)
+    pipe, made = pipeline(ODD), []
+    run = pipe._mels.run
+    pipe._mels.run = lambda clips, counts: made.append(counts) or run(clips, counts)  # type: ignore[method-assign]
+    assert torch.equal(pipe.run(clips, windows), whole)
+    assert made == [[2, 1], [3], [7], [1, 1]]
+
+
+def test_a_front_end_of_another_rate_draws_its_filters_there(pipeline: Pipelines) -> None:
+    front_end = replace(ODD, sample_rate=22_050, mel_sample_rate=16_000, mel_scale="slaney")
+    wave = broadband(1.0, 22_050)
+    error = (pipeline(front_end).run([Pcm(wave)], [1]) - reference_mel(wave, front_end, 1)).abs()
+    assert error.max() < 6e-3

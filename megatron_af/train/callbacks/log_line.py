@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.panel import Panel
 
+from dali_pipes.mel import slower_mel
 from megatron_af.progress import duration
 from megatron_af.train.callbacks.base import Callback, Record
 from megatron_af.train.trainable import table
@@ -24,7 +25,7 @@ class LogLine(Callback):
     def on_start(self, trainer: "Trainer") -> None:
         if trainer.rank == 0:
             self._console.print(table(trainer.counts, trainer.config.stage))
-            if slower := trainer.device.slower_layers(trainer.config.layers):
+            for slower in filter(None, [trainer.device.slower_layers(trainer.config.layers), slower_mel()]):
                 self._console.print(Panel(slower, title="slower than it could be"))
 
     def on_step(self, trainer: "Trainer", record: Record) -> None:

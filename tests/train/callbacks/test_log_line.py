@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from dali_pipes import mel
 from megatron_af.config import Config
 from megatron_af.parallel import device as device_module
 from megatron_af.parallel.device import Device
@@ -71,3 +72,13 @@ def test_a_gpu_with_torchs_layers_is_told_once(
         trainer: Any = SimpleNamespace(rank=rank, counts={}, config=config, device=Device(torch.device(where)))
         LogLine(1).on_start(trainer)
     assert capsys.readouterr().out.count("Transformer Engine is not installed: layers are torch's") == told
+
+
+def test_a_torch_mel_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(mel, "dali_problem", lambda: "ImportError: gone")
+    monkeypatch.setattr(log_line, "table", lambda counts, stage: "")
+    config = Config(name="toy", stage="align")
+    LogLine(1).on_start(
+        SimpleNamespace(rank=0, counts={}, config=config, device=Device(torch.device("cpu")))  # type: ignore[arg-type]
+    )
+    assert "DALI cannot be used (ImportError: gone): torch makes the mel" in capsys.readouterr().out
