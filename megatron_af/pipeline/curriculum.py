@@ -9,11 +9,13 @@ On a cluster the same stages are steps of a pipeline (``kubeflow/af_pipelines``)
 from collections.abc import Sequence
 from dataclasses import replace
 
-from megatron_af.config import Config, ConfigError
+from megatron_af.config import RETRIEVAL_STEP, Config, ConfigError
 from megatron_af.config.errors import suggestion
+from megatron_af.data.shards import rows_file
+from megatron_af.data.storage import DataRoot
 from megatron_af.pipeline.driver import drive
 from megatron_af.pipeline.executor import Say, ThisMachine, show
-from megatron_af.pipeline.graph import for_pipeline, pipeline_steps
+from megatron_af.pipeline.graph import for_pipeline, made_between, pipeline_steps
 from megatron_af.pipeline.records import Launch, new_run
 from megatron_af.pipeline.stages import Step, decide
 from megatron_af.runs.check import check
@@ -47,7 +49,8 @@ def plan(config: Config, start: str = "", only: str = "") -> list[Step]:
         step = _next(config, stage, steps)
         if step.action != "skip":
             coming = [before.stage for before in steps if before.action != "skip"]
-            problems = [*missing_for_training(replace(config, stage=stage), coming, anew=step.action != "resume")]
+            of_stage, made = replace(config, stage=stage), made_between(config, stage)
+            problems = [*missing_for_training(of_stage, coming, made, anew=step.action != "resume")]
             if step.action == "resume":
                 problems += batch_problems(config, stage, recorded_batch(config, stage), _processes(config))
             if problems:
@@ -64,6 +67,9 @@ def _next(config: Config, stage: str, before: Sequence[Step]) -> Step:
         blocked = any(parent.action == "blocked" for parent in parents)
         why = f"after {', '.join(parent.stage for parent in parents)}"
         return Step(stage=stage, action="blocked" if blocked else "train", why=why)
+    root = DataRoot(config.data.root)
+    if any(not root.exists(rows_file(config.data.datasets[name].manifest)) for name in made_between(config, stage)):
+        return Step(stage=stage, action="train", why=f"after {RETRIEVAL_STEP}")
     try:
         return decide(config, stage)
     except (CheckpointError, ImportError, KeyError, OSError, ValueError) as missing:  # or cannot be read

@@ -78,6 +78,15 @@ def for_pipeline(config: Config) -> Config:
     return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, alone=False), stage="")
 
 
+def made_between(config: Config, stage: str) -> set[str]:
+    """Data sets of a stage's blend that the step before it makes of neighbours, so that they need not be there yet."""
+    step = config.all_steps().get(RETRIEVAL_STEP)
+    if step is None or stage not in step.before:
+        return set()
+    datasets = config.data.datasets
+    return {name for name in config.curriculum[stage].blend if name in datasets and datasets[name].neighbours}
+
+
 def measure_step(stage: str) -> str:
     """Name of the step that measures a stage."""
     return f"evaluate-{stage}"

@@ -18,15 +18,18 @@ from megatron_af.runs.paths import MANIFEST, CheckpointError, latest
 from megatron_af.runs.pointers import source_of
 
 
-def missing_for_training(config: Config, coming: Collection[str] = (), *, anew: bool = False) -> Iterator[str]:
+def missing_for_training(
+    config: Config, coming: Collection[str] = (), made: Collection[str] = (), *, anew: bool = False
+) -> Iterator[str]:
     """Its blend, what it will be measured on, and the weights it starts from or goes on from.
 
     Args:
         coming: stages that will have been trained by then.
+        made: data sets that will have been made by then.
         anew: it will not go on from a checkpoint of its own.
     """
     stage = config.curriculum[config.stage]
-    yield from _data(config, [*stage.blend, *stage.evaluation])
+    yield from _data(config, [name for name in (*stage.blend, *stage.evaluation) if name not in made])
     yield from _narrower(config)
     yield from _texts(config)
     parts = spec_of(stage).parts

@@ -16,6 +16,8 @@ from megatron_af.config import (
     DataConfig,
     DatasetConfig,
     LaunchConfig,
+    NeighboursConfig,
+    RetrievalConfig,
     StageConfig,
     TrackingConfig,
 )
@@ -266,6 +268,22 @@ def test_an_unknown_stage_and_a_missing_parent_stop_before_anything_runs(config:
     assert blocked.action == "blocked" and "run stage=lm first" in blocked.why
     with pytest.raises(ConfigError, match=r"curriculum\.lm\.steps = 0: must be at least 1"):
         plan(with_stage(config, "lm", steps=0))
+
+
+def test_rows_that_a_step_between_makes_need_not_be_there(config: Config) -> None:
+    made = DatasetConfig(manifest="knn.jsonl", neighbours=NeighboursConfig(of="scenes", examples=1))
+    datasets = {**config.data.datasets, "knn": made, "lost": DatasetConfig(manifest="lost.jsonl")}
+    config = replace(config, data=replace(config.data, datasets=datasets))
+    config = with_stage(config, "lm", objective="contrastive", blend={"scenes": 1.0}, global_batch_samples=2,
+                        trainable=("*",))  # fmt: skip
+    config = with_stage(config, "align", entry={"encoder": "lm"})
+    config = replace(config, retrieval=RetrievalConfig(stage="lm"))
+    assert actions(with_stage(config, "tune", blend={"scenes": 1.0, "knn": 0.5}))["tune"] == "train"
+    *_, blocked = plan(with_stage(config, "tune", blend={"scenes": 1.0, "lost": 0.5}))
+    assert blocked.action == "blocked" and "lost.jsonl: not in" in blocked.why
+    run(config)
+    (step,) = plan(with_stage(config, "tune", blend={"scenes": 1.0, "knn": 0.5}), only="tune")
+    assert (step.action, step.why) == ("train", "after retrieval")
 
 
 def test_a_stage_trained_by_hand_is_taken_on(config: Config) -> None:
