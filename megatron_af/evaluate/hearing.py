@@ -47,6 +47,8 @@ class Asked:
     """Whether that recording was asked the same and has another answer."""
     too_long: bool = False
     """It could not be asked."""
+    turn: int = 0
+    """Which one of a conversation it is, from 1; 0: it stands alone."""
 
     @property
     def right(self) -> bool:
@@ -103,6 +105,7 @@ def ask_all(answer: Callable[[Sequence[Row]], Sequence[str | None]], rows: Seque
             exchanged=exchanged[i] or "",
             partner=swapped[i].partner,
             too_long=heard[i] is None,
+            turn=len(row.questions) if row.template == "dialogue" else 0,
         )
         for i, row in enumerate(asked)
     ]
@@ -145,14 +148,17 @@ class AskedLine:
 
 
 def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
-    """``{"skills": {name: {audio, exchanged, majority, n}}, "overall": {… and more}}``, in percent.
+    """``{"skills": {name: {audio, exchanged, majority, n}}, "overall": {… and more}}``, in percent; where there are
+    conversations, ``"turns": {"1": …}`` besides. A turn is asked behind the right answers to those before it.
 
     More are ``gap`` and ``interval``, the 95% bootstrap interval of the gap by resampling rows; and numbers of
     questions: ``too_long`` to be asked, and ``no_partner``, which had to take any other recording's audio.
     """
-    by_skill: dict[str, list[Asked]] = defaultdict(list)
+    by_skill, by_turn = defaultdict[str, list[Asked]](list), defaultdict[int, list[Asked]](list)
     for question in asked:
         by_skill[question.skill].append(question)
+        if question.turn:
+            by_turn[question.turn].append(question)
     scores = {skill: _score(found) for skill, found in sorted(by_skill.items())}
     n = len(asked)
     overall = Score(
@@ -162,8 +168,10 @@ def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
         n=n,
     )
     low, high = _interval(asked, seed)
+    turns = {str(turn): _rounded(_score(found)) for turn, found in sorted(by_turn.items())}
     return {
         "skills": {skill: _rounded(score) for skill, score in scores.items()},
+        **({"turns": turns} if turns else {}),
         "overall": _rounded(overall)
         | {"gap": round(overall.gap, 1), "interval": [round(low, 1), round(high, 1)]}
         | {
@@ -210,7 +218,7 @@ def _rounded(score: Score) -> dict[str, float]:
 
 
 def table(summary: dict[str, Any], title: str = "") -> Table:
-    """The summary as a table: a line per skill, and one over all questions."""
+    """The summary as a table: a line per skill and per turn of conversations, and one over all questions."""
     grid = Table(title=title, title_justify="left")
     grid.add_column("skill")
     for name in ("right audio", "exchanged audio", "commonest answer", "gap", "questions"):
@@ -218,10 +226,11 @@ def table(summary: dict[str, Any], title: str = "") -> Table:
     overall = summary["overall"]
     counts = {"too long": overall["too_long"], "no recording with another answer": overall["no_partner"]}
     grid.caption = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
-    lines = [*summary["skills"].items(), ("all", overall)]
+    turns = [(f"turn {turn}", score) for turn, score in summary.get("turns", {}).items()]
+    lines = [*summary["skills"].items(), *turns, ("all", overall)]
     for name, s in lines:
         gap = s["audio"] - s["exchanged"]
-        grid.add_section() if name == "all" else None
+        grid.add_section() if name in ("turn 1", "all") else None
         cells = f"{s['audio']:.1f}%", f"{s['exchanged']:.1f}%", f"{s['majority']:.1f}%", f"{gap:+.1f}", str(s["n"])
         grid.add_row(name, *cells)
     return grid

@@ -160,7 +160,8 @@ def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Columns and rows of each data set's table, where its numbers stand by skill."""
     found: dict[str, tuple[list[str], list[list[Any]]]] = {}
     for name, scores in _summaries(folder).items():
-        lines = {**scores.get("skills", {}), "overall": scores.get("overall", {})}
+        turns = {f"turn {turn}": score for turn, score in scores.get("turns", {}).items()}
+        lines = {**scores.get("skills", {}), **turns, "overall": scores.get("overall", {})}
         columns = list(next(iter(lines.values())))
         if columns:
             found[name] = ["skill", *columns], [[skill, *map(line.get, columns)] for skill, line in lines.items()]

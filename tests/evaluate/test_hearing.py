@@ -65,6 +65,22 @@ def test_a_question_that_is_too_long_is_wrong_and_counted() -> None:
     assert "too long: 2, no recording with another answer: 1" in captured.get()
 
 
+def test_a_conversation_is_measured_by_turn() -> None:
+    turns = tuple(Question(prompt=f"{n}?", output=f"answer {n}") for n in range(3))
+    rows = [replace(row(n), questions=turns[: 2 + n], template="dialogue") for n in range(2)]
+    asked = ask_all(lambda rows: [r.questions[-1].output if len(r.questions) < 3 else "" for r in rows], rows)
+    assert [question.turn for question in asked] == [1, 2, 1, 2, 3]
+    turns_of = summarise(asked)["turns"]
+    assert {turn: (score["audio"], score["n"]) for turn, score in turns_of.items()} == {
+        "1": (100.0, 2), "2": (100.0, 2), "3": (0.0, 1),
+    }  # fmt: skip
+    console = Console(width=100, record=True, file=None)
+    with console.capture() as captured:
+        console.print(table(summarise(asked)))
+    assert "turn 3" in captured.get()
+    assert "turns" not in summarise(ask_all(lambda rows: ["x"] * len(rows), ROWS)), "questions alone are no turns"
+
+
 @pytest.mark.parametrize("manifest", ["a.jsonl", "prepared/a"])
 def test_rows_are_read_wherever_training_reads_them(tmp_path: Path, manifest: str) -> None:
     root = f"{tmp_path}/store"

@@ -41,6 +41,11 @@ def test_scores_by_skill_are_a_table(tmp_path: Path) -> None:
     assert tables(tmp_path) == {"test": (["skill", "audio", "n"], [["what", 54.0, 9], ["overall", 39, 9]])}
 
 
+def test_turns_of_conversations_are_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "hearing.json").write_text(json.dumps({"test": {**SCORES, "turns": {"1": {"audio": 5.0, "n": 2}}}}))
+    assert tables(tmp_path)["test"][1] == [["what", 54.0, 9], ["turn 1", 5.0, 2], ["overall", 39, 9]]
+
+
 def test_samples_have_scores_and_groups(tmp_path: Path) -> None:
     lines = [{"id": "a#0", "group": "a", "correct": 1, "skill": "what"}, {"id": "b", "correct": False, "cider": 0.4}]
     (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
@@ -56,7 +61,7 @@ FOR_SETS = {f"{kind}/{dataset}" for kind in ("sample_loss", "tokens", "too_long"
 def test_exit_gates_know_what_is_measured() -> None:
     """The names are written down once more, for checks that must not wait for torch."""
     stage = StageConfig(blend={"a": 1.0, "b[c]": 1.0}, evaluation=("test",))
-    asked = [Asked(row=str(n), skill="what", prompt="", wanted="a", heard="a", exchanged="b") for n in range(3)]
+    asked = [Asked(row=str(n), skill="what", prompt="", wanted="a", heard="a", exchanged="b", turn=n) for n in range(3)]
     tensors = torch.eye(3)
     clap = {
         "rows": 3,

@@ -30,7 +30,7 @@ class Answer(Objective):
     step_metrics = ("tokens", "gate_attn/*", "gate_ffn/*")
     set_losses = ("loss", "sample_loss", "tokens", "too_long")
     set_metrics = (
-        *(f"{questions}/{score}" for questions in ("overall", "skills/*") for score in SCORES),
+        *(f"{questions}/{score}" for questions in ("overall", "skills/*", "turns/*") for score in SCORES),
         *("overall/gap", "overall/too_long", "overall/no_partner"),
     )
 
