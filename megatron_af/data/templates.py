@@ -53,6 +53,10 @@ FIXED_TEXTS = ("Here are similar examples. Here are random examples. The task is
 """What the templates write around questions and answers, for tokenizers that are made to fit."""
 
 
+WORDS = "Here are similar random examples. The task is dialog. user: assistant: Answer:"
+"""All that the templates write themselves, for vocabularies of whole words."""
+
+
 class TooLong(RowError):
     """A question that does not fit even alone."""
 

@@ -4,6 +4,7 @@
     captions(scene, rng, 2)      # ("loud long piano then quiet short kick twice", ...)
     negatives(scene, rng, 6)     # the same with the order, an attribute, a count or a sound changed
     ask(scene, kinds, rng, 6)    # questions by skill, each with its answer
+    dialogue(scene, rng)         # turns, of which the later ones say "it"
 
 A kind that sounds several times in a scene is the same sound every time, so "the piano" is well defined.
 """
@@ -172,6 +173,28 @@ def listing(scene: Scene, rng: random.Random) -> list[Question]:
         Question(prompt=order, output=" then ".join(scene.kinds), skill="listing"),
         Question(prompt=detail, output=transcript(scene), skill="description"),
     ]
+
+
+def dialogue(scene: Scene, rng: random.Random) -> tuple[Question, ...]:
+    """The turns of a conversation about the scene: what is heard, one of its sounds, and then that sound as "it", which
+    nobody understands without the turns before."""
+    turns = [
+        Question(
+            prompt=rng.choice(["which sounds are heard, in order?", "list the sounds in order"]),
+            output=" then ".join(scene.kinds),
+            skill="listing",
+        )
+    ]
+    number = rng.choice([0, len(scene.events) - 1])
+    place = "first" if number == 0 else "last"
+    event = scene.events[number]
+    turns.append(Question(prompt=f"which of these comes {place}?", output=event.kind, skill="order"))
+    about = [
+        Question(prompt="is it loud or quiet?", output="loud" if event.loud else "quiet", skill="attribute"),
+        Question(prompt="is it long or short?", output="long" if event.long else "short", skill="duration"),
+        Question(prompt="how often is it heard?", output=NUMBERS[scene.count[event.kind]], skill="counting"),
+    ]
+    return (*turns, *rng.sample(about, 2))
 
 
 def ask(scene: Scene, kinds: Sequence[str], rng: random.Random, number: int) -> list[Question]:

@@ -20,12 +20,24 @@ import soundfile
 from numpy.typing import NDArray
 
 from megatron_af.config import ConfigError, ScenesConfig, SceneSet
+from megatron_af.data import templates
 from megatron_af.data.rows import Clip, Question, Row, to_json
-from megatron_af.demo.questions import NUMBERS, Event, Scene, ask, captions, listing, negatives, spans, transcript
+from megatron_af.demo.questions import (
+    NUMBERS,
+    Event,
+    Scene,
+    ask,
+    captions,
+    dialogue,
+    listing,
+    negatives,
+    spans,
+    transcript,
+)
 from megatron_af.demo.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
 from megatron_af.files import write
 from megatron_af.progress import Progress
-from megatron_af.text.words import build
+from megatron_af.text import words
 
 PARTS = {"train": 0.65, "development": 0.1, "test": 0.25}
 """Share of each kind's recordings."""
@@ -39,7 +51,8 @@ GAP_SECONDS = 0.4
 
 
 def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progress) -> Recordings:
-    """Write every set's scenes and manifest, the text-only manifest and the tokenizer; returns the recordings used.
+    """Write every set's scenes and manifest, the same scenes in conversation (``NAME_dialogue``), the text-only
+    manifest and the tokenizer; returns the recordings used.
 
     Raises:
         ConfigError: ``scenes.kinds`` names a kind that there is no recording of.
@@ -63,15 +76,30 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
         for done, (name, rows) in enumerate(pool.imap(_call, jobs), 1):
             lines[name] += rows
             progress.update("scenes", done, len(jobs))
+    dialogues = {f"{name}_dialogue": [dialogue_line(row, seed) for row in rows] for name, rows in lines.items()}
     lines["text"] = [to_json(row) for row in _texts(config, seed, kinds)]
-    for name, rows in lines.items():
+    for name, rows in (lines | dialogues).items():
         write(root / f"{name}.jsonl", "".join(row + "\n" for row in rows))
     some = [json.loads(line) for rows in lines.values() for line in rows[:1_000]]
     told = (part for row in some for part in [row, *row.get("spans", [])])
     written = (text for part in told for text in part.get("captions", []) + part.get("negatives", []))
     asked = (text for row in some for q in row["questions"] for text in (q["prompt"], q["output"]))
-    build([*NUMBERS, *kinds, *written, *asked]).save(str(root / "tokenizer.json"))
+    talked = (json.loads(line) for rows in dialogues.values() for line in rows[:1_000])
+    said = (turn["prompt"] for row in talked for turn in row["questions"])
+    scenes = words.build([*NUMBERS, *kinds, *written, *asked])
+    words.extend(scenes, [templates.WORDS, *said])[0].save(str(root / "tokenizer.json"))
     return recordings
+
+
+def dialogue_line(line: str, seed: int) -> str:
+    """The scene of a manifest's line in conversation, as a line."""
+    record = json.loads(line)
+    scene = Scene(
+        seconds=record["clips"][0]["duration"], events=tuple(Event(**event) for event in record["meta"]["events"])
+    )
+    turns = dialogue(scene, random.Random(f"{seed} dialogue {record['id']}"))
+    clips = tuple(Clip(**clip) for clip in record["clips"])
+    return to_json(Row(id=record["id"], clips=clips, questions=turns, task="dialog", template="dialogue"))
 
 
 def split(items: Sequence[Recording], seed: int) -> dict[str, dict[str, list[Recording]]]:

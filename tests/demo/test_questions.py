@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from megatron_af.demo.questions import NUMBERS, SKILLS, Event, Scene, ask, captions, listing, negatives, spans
+from megatron_af.demo.questions import NUMBERS, SKILLS, Event, Scene, ask, captions, dialogue, listing, negatives, spans
 
 KINDS = ["bell", "drum", "horn", "piano", "siren", "voice", "wind"]
 
@@ -110,3 +110,21 @@ def test_listing_is_the_whole_truth() -> None:
     order, detail = listing(SCENE, random.Random(0))
     assert order.output == "drum then piano then drum then bell"
     assert detail.output.startswith("start loud short drum then middle quiet long piano then")
+
+
+def test_a_conversation_says_it_of_the_sound_before() -> None:
+    truth = {"loud": {"drum": "loud", "bell": "loud"}, "long": {"drum": "short", "bell": "short"},
+             "often": {"drum": "two", "bell": "one"}}  # fmt: skip
+    seen = set()
+    for seed in range(40):
+        turns = dialogue(SCENE, random.Random(seed))
+        assert turns[0].output == "drum then piano then drum then bell"
+        place, kind = turns[1].prompt.split()[-1].rstrip("?"), turns[1].output
+        assert kind == {"first": "drum", "last": "bell"}[place]
+        assert len({turn.prompt for turn in turns}) == len(turns) == 4
+        for turn in turns[2:]:
+            assert "it" in turn.prompt.split() and not set(KINDS) & set(turn.prompt.split())
+            (about,) = (word for word in truth if word in turn.prompt)
+            assert turn.output == truth[about][kind]
+            seen.add((about, kind))
+    assert len(seen) == 6

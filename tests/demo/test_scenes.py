@@ -12,6 +12,7 @@ from rich.console import Console
 
 from megatron_af.config import ConfigError, ScenesConfig, SceneSet
 from megatron_af.data.rows import Manifest
+from megatron_af.data.templates import STYLES, render
 from megatron_af.demo.recordings import SAMPLE_RATE, Recordings, fetch_recordings, load
 from megatron_af.demo.scenes import Bank, augment, mix, prepare_scenes, split
 from megatron_af.progress import Progress
@@ -118,8 +119,26 @@ def test_manifests_are_complete(root: Path) -> None:
             assert ("listing" in {q.skill for q in row.questions}) == (name == "train")
             for text in [*row.captions, *row.negatives, *(q.prompt for q in row.questions)]:
                 assert "<unknown>" not in tokenizer.decode(tokenizer.encode(text), skip_special=False)
+        talked = list(Manifest(root / f"{name}_dialogue.jsonl"))
+        assert [(row.id, row.clips) for row in talked] == [(row.id, row.clips) for row in rows]
+        for row, scene in zip(talked, rows, strict=True):
+            assert row.template == "dialogue"
+            assert row.questions[0].output.split(" then ") == [event["kind"] for event in scene.meta["events"]]
     told = list(Manifest(root / "text.jsonl"))
     assert len(told) == CONFIG.texts and not any(row.clips for row in told)
+
+
+def test_every_template_is_in_its_words(root: Path) -> None:
+    """Of both papers; words of the templates and conversations stand behind all others, so that ids stay."""
+    tokenizer = Tokenizer.load(root / "tokenizer.json")
+    scene, talk = next(iter(Manifest(root / "train.jsonl"))), next(iter(Manifest(root / "train_dialogue.jsonl")))
+    alone = replace(scene, questions=scene.questions[:1])
+    for row in (alone, replace(alone, template="interleaved"), replace(alone, template="interleaved_random"), talk):
+        for style in STYLES.values():
+            (ids,) = render(row, tokenizer, 512, style=style, task_prefix=row is talk).segments
+            assert "<unknown>" not in tokenizer.decode(ids, skip_special=False)
+    first = min(tokenizer.encode(word)[0] for word in ("answer", "assistant", "it", "similar"))
+    assert first > max(token for question in scene.questions for token in tokenizer.encode(question.prompt))
 
 
 def test_preparation_follows_from_the_seed(root: Path, tmp_path: Path) -> None:
