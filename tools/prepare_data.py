@@ -4,11 +4,13 @@
     python tools/prepare_data.py prepare --config FILE [--dataset NAME] [key=value ...]
     python tools/prepare_data.py stats   --config FILE [--dataset NAME] [--html FILE] [key=value ...]
     python tools/prepare_data.py inspect --config FILE --dataset NAME [--samples N] [--html FILE] [key=value ...]
+    python tools/prepare_data.py lint    --config FILE [key=value ...]
 
 ``import`` reads ``data.datasets.NAME.origin`` (somebody's manifest, table, label folder, tars) and writes its rows to
 ``source``; data sets that are a ``part`` of another take theirs from there. ``prepare`` checks, resamples and packs the
 recordings of ``source`` into ``manifest`` and goes on where an interrupted run stopped. Without ``--dataset`` both do
-all data sets that have the keys. docs/data.md says more.
+all data sets that have the keys. ``lint`` warns of data sets in stages where their ``merits`` do not want them, and of
+rows that say otherwise. docs/data.md says more.
 """
 
 import argparse
@@ -51,7 +53,7 @@ def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> 
 @command
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["import", "prepare", "stats", "inspect"])
+    parser.add_argument("command", choices=["import", "prepare", "stats", "inspect", "lint"])
     parser.add_argument("--config", required=True)
     parser.add_argument("--dataset", default="", help="a name in data.datasets; default: all that apply")
     parser.add_argument("--samples", type=int, default=4, help="rows that inspect shows")
@@ -59,6 +61,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)
+    if options.command == "lint":
+        from megatron_af.prepare.stage_fit import lint
+
+        print(*lint(config), sep="\n")
+        return 0
     sets = config.data.datasets
     if options.dataset and options.dataset not in sets:
         raise ValueError(f"--dataset {options.dataset}: data.datasets has {', '.join(sets) or 'none'}")

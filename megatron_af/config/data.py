@@ -73,6 +73,21 @@ class PartConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeritsConfig:
+    """What decides which stages a data set belongs into, as judged by who adds it; empty: not judged. Nothing is
+    trained by it: ``tools/prepare_data.py lint`` warns by it (``megatron_af.prepare.stage_fit``)."""
+
+    quality: Nothing[Literal["", "low", "high"]] = ""
+    """Of recordings, texts and labels; low: noisy audio, poor or wrong texts."""
+    diversity: Nothing[Literal["", "low", "high"]] = ""
+    """Low: much alike, or labels far from evenly spread."""
+    source: Nothing[Literal["", "people", "model"]] = ""
+    """Who wrote the texts."""
+    size: Nothing[Literal["", "small", "very_large"]] = ""
+    """Very large: enough for several stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     manifest: Order[str]
     """What training reads, relative to ``data.root``: a JSONL of rows (``megatron_af.data.rows.Row``) over
@@ -87,6 +102,7 @@ class DatasetConfig:
     """What ``tools/build_retrieval.py interleave`` writes to the JSONL ``manifest``."""
     task_prefix_probability: Order[Fraction] = 0.0
     """Part of the samples that begin with ``The task is …`` (AF1: 0.5 in most of pre-training, 1 in fine-tuning)."""
+    merits: MeritsConfig = field(default_factory=MeritsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

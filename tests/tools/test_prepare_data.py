@@ -46,6 +46,8 @@ def test_import_prepare_stats_inspect(config: Path, tmp_path: Path, capsys: pyte
     assert page.read_text().count("data:image/png") == 1 and "<audio" not in page.read_text()
     assert main(["inspect", "--config", str(config), "--dataset", "a", "--samples", "2", "--html", str(page)]) == 0
     assert page.read_text().count("<audio") == 2
+    assert main(["lint", "--config", str(config), "data.datasets.a.merits.size=very_large"]) == 0
+    assert capsys.readouterr().out.endswith("set it to small\n1 warnings; 1 of 1 data sets have merits\n")
 
 
 def test_too_many_bad_rows_fail(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
