@@ -11,12 +11,15 @@ import pytest
 
 from megatron_af.config import ScenesConfig
 from megatron_af.config.loading import load_config
+from megatron_af.data.rows import Manifest
 from megatron_af.demo import run
 from megatron_af.demo.questions import SKILLS
 from megatron_af.demo.run import ASKED, STEP, run_demo
 from megatron_af.evaluate.hearing import AskedLine
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.progress import Progress
+from megatron_af.runs.paths import latest
+from megatron_af.runs.pointers import source_of
 from megatron_af.train.callbacks import format_line
 from tests.told import Told
 
@@ -48,6 +51,29 @@ def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixtur
     next((tmp_path / "data" / "test").glob("*.flac")).unlink()
     with pytest.raises(StepFailed, match=r"(?s)evaluate-long: exit code 2, which no restart mends.*does not exist"):
         run_demo(str(CONFIG), [*overrides, "curriculum.long.evaluation=[test]"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_audio_flamingo_1_runs_its_curriculum(tmp_path: Path) -> None:
+    """Pre-training, fine-tuning with rows of 1, 4 and 8 clips mixed by weight, chat; OPT trains from fine-tuning on."""
+    overrides = [f"output={tmp_path / 'runs'}", f"data.root={tmp_path / 'data'}"]
+    summary = run_demo(str(CONFIG.with_name("demo_af1_test.yaml")), overrides)
+    assert {"listing", "order"} <= set(summary["sets"]["test_dialogue"]["skills"])
+    assert set(summary["sets"]["test_dialogue"]["turns"]) == {"1", "2", "3", "4"}
+    folder = tmp_path / "runs" / "demo_af1_test"
+    stages = ("lm", "clap", "pretrain", "foundation", "chat")
+    found = {stage: latest(folder / stage / "checkpoints") for stage in stages}
+    of = {stage: {part: source_of(path, part) for part in ("encoder", "lm")} for stage, path in found.items() if path}
+    assert all(of[stage]["encoder"] == found["clap"] for stage in ("pretrain", "foundation", "chat"))
+    assert of["pretrain"]["lm"] == found["lm"] and of["foundation"]["lm"] == found["foundation"]
+    assert of["chat"]["lm"] == found["chat"]
+    for examples in (3, 7):
+        rows = list(Manifest(tmp_path / "data" / f"train_knn_{examples + 1}.jsonl"))
+        assert rows and {len(row.clips) for row in rows} == {examples + 1}
+    learnt = json.loads((folder / "foundation" / "result.json").read_text())
+    blend = ("scenes", "scenes_knn_4", "scenes_knn_8")
+    assert {name for name in learnt if name.startswith("loss/")} <= {f"loss/{name}" for name in blend}
 
 
 def test_progress_reads_the_log_line() -> None:
