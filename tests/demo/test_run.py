@@ -64,7 +64,8 @@ def test_audio_flamingo_1_runs_its_curriculum(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "demo_af1_test"
     stages = ("lm", "clap", "pretrain", "foundation", "chat")
     found = {stage: latest(folder / stage / "checkpoints") for stage in stages}
-    of = {stage: {part: source_of(path, part) for part in ("encoder", "lm")} for stage, path in found.items() if path}
+    of = {stage: {part: source_of(path, part) for part in ("encoder", "lm")} for stage, path in found.items()
+          if path and stage not in ("lm", "clap")}  # fmt: skip
     assert all(of[stage]["encoder"] == found["clap"] for stage in ("pretrain", "foundation", "chat"))
     assert of["pretrain"]["lm"] == found["lm"] and of["foundation"]["lm"] == found["foundation"]
     assert of["chat"]["lm"] == found["chat"]
