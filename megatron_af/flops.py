@@ -1,6 +1,6 @@
 """Floating-point operations of matrix products and attention, told by each module without building it.
 
-    tally = Tally(lambda name: is_trainable(name, stage.trainable, stage.frozen))
+    tally = Tally(stage.trains)
     features = encoder_of(config.model.encoder).tally(tally)     # walks its products as its forward pass does
     flops = tally.of(Amounts(windows=30))
 

@@ -9,7 +9,6 @@ from megatron_af.config.loading import load_config
 from megatron_af.release.gates import read_gates
 from megatron_af.runs.check import check
 from megatron_af.runs.sizes import batch_samples
-from megatron_af.train.trainable import is_trainable
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = {
@@ -33,7 +32,7 @@ def af1() -> Config:
 
 
 def trains(stage: StageConfig) -> set[str]:
-    return {part for part, name in PARTS.items() if is_trainable(name, stage.trainable, stage.frozen)}
+    return {part for part, name in PARTS.items() if stage.trains(name)}
 
 
 @pytest.mark.parametrize("which", ["af1", "af2"])

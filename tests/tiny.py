@@ -15,6 +15,7 @@ from megatron_af.config import (
     CrossAttentionConfig,
     EncoderConfig,
     LMConfig,
+    LoRAConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -37,11 +38,21 @@ TOO_LONG = {2: 1, 5: 2}
 
 ALL = ("*",)
 FROZEN_LM = ("encoder.*", "transform.*", "added_rows", "lm.*.xattn.*")
+ADAPTERS = (*FROZEN_LM, "lm.*.lora.*")
+LORA = LoRAConfig(rank=4, alpha=3.0)
+"""Under which no gradient of a gate, a sum of many terms, nearly cancels out."""
 
 
-def config(trainable: tuple[str, ...] = ALL, interval: int = 1, tied: bool = True, **parallel: Any) -> Config:
+def config(
+    trainable: tuple[str, ...] = ALL,
+    interval: int = 1,
+    tied: bool = True,
+    lora: LoRAConfig | None = None,
+    **parallel: Any,
+) -> Config:
     stage = StageConfig(
         trainable=trainable,
+        lora=lora,
         blend={"a": 1.0, "b": 1.0},
         max_windows=3,
         global_batch_samples=SAMPLES,

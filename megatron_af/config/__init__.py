@@ -44,7 +44,7 @@ from megatron_af.config.run import (
     TrackingConfig,
     release_steps,
 )
-from megatron_af.config.stage import BoundsConfig, ContrastiveConfig, OptimizerConfig, StageConfig
+from megatron_af.config.stage import BoundsConfig, ContrastiveConfig, LoRAConfig, OptimizerConfig, StageConfig
 
 __all__ = [
     "LOWEST_TEMPERATURE",
@@ -64,6 +64,7 @@ __all__ = [
     "ImportConfig",
     "LMConfig",
     "LaunchConfig",
+    "LoRAConfig",
     "MeritsConfig",
     "ModelConfig",
     "NeighboursConfig",

@@ -9,7 +9,7 @@ from megatron_af.config.data import DataConfig
 from megatron_af.config.effects import Answers, Files, Nothing, Rounding, Weights
 from megatron_af.config.model import ModelConfig
 from megatron_af.config.ranges import Count, NotNegative, Positive, Seed, Whole
-from megatron_af.config.stage import StageConfig
+from megatron_af.config.stage import LoRAConfig, StageConfig
 
 RETRIEVAL_STEP = "retrieval"
 
@@ -203,6 +203,11 @@ class Config:
             distributed=True,
         )
         return {**self.steps, RETRIEVAL_STEP: step}
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        """Adapters of the model of ``stage``."""
+        return self.curriculum[self.stage].lora if self.stage in self.curriculum else None
 
     def stage_folder(self, stage: str) -> Path:
         """Everything that a stage of this run writes lies here."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from megatron_af.config.effects import Answers, Length, Nothing, Order, Rounding, Weights
@@ -58,6 +59,41 @@ class ContrastiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters on the language model's layers; they train by the pattern ``lm.*.lora.*``."""
+
+    targets: Weights[tuple[Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"], ...]] = (
+        "linear_qkv",
+        "linear_proj",
+        "linear_fc1",
+        "linear_fc2",
+    )
+    """Linears of each layer that get one: of queries, keys and values together, behind attention, and the first (gate
+    and up together) and the second of the feed-forward unit."""
+    rank: Weights[Count] = 16
+    alpha: Weights[Positive] = 32.0
+    """What an adapter adds is scaled by ``alpha / rank``."""
+    dropout: Weights[BelowOne] = 0.0
+    """Of what goes into an adapter, while it trains."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def computes(self) -> tuple[set[str], int, float]:
+        """What the weights of adapters are read with: those of another one give other sums."""
+        return set(self.targets), self.rank, self.alpha
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it, with its fix; ``key``: ``curriculum.NAME.lora``."""
+        if not self.targets:
+            yield f"{key}.targets is empty: name linears, such as [linear_qkv, linear_proj], or take lora out"
+        if doubled := [target for target in dict.fromkeys(self.targets) if self.targets.count(target) > 1]:
+            yield f"{key}.targets: {', '.join(doubled)} stands there more than once; name each linear once"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One part of a curriculum: what trains, on what, for how long."""
 
@@ -65,12 +101,14 @@ class StageConfig:
     """``answer`` (the language-model loss of Audio Flamingo), ``contrastive`` (AF-CLAP), or ``module:Class`` of your
     own (``megatron_af/train/objectives/base.py``)."""
     entry: Weights[dict[str, str]] = field(default_factory=dict)
-    """Part of the model (``encoder``, ``transform``, ``xattn``, ``lm``, ``rows``, or ``all``) -> the name of an
-    earlier stage or the path of a checkpoint whose weights it starts from. Parts not named start fresh."""
+    """Part of the model (``encoder``, ``transform``, ``xattn``, ``lm``, ``lora``, ``rows``, or ``all``) -> the name of
+    an earlier stage or the path of a checkpoint whose weights it starts from. Parts not named start fresh."""
     trainable: Weights[tuple[str, ...]] = ()
     """Patterns (fnmatch) over parameter names; everything else is frozen."""
     frozen: Weights[tuple[str, ...]] = ()
     """Exceptions to ``trainable``."""
+    lora: LoRAConfig | None = None
+    """Adapters beside the linears of a frozen language model; they are the part ``lora`` of its checkpoints."""
     blend: Order[dict[str, float]] = field(default_factory=dict)
     """Data set -> weight, in passes over it per epoch."""
     max_windows: Order[Count] = 3
@@ -97,6 +135,15 @@ class StageConfig:
     exit_gate: dict[str, BoundsConfig] = field(default_factory=dict)
     """Metric of the last step (``loss``) or of the evaluation (``benchmark/metric``) -> bounds that it must keep;
     the curriculum stops at a stage that does not."""
+
+    def origin_of(self, part: str) -> str | None:
+        """The earlier stage or checkpoint that a part of the model starts from; None: it starts fresh."""
+        return self.entry.get(part, self.entry.get("all"))
+
+    def trains(self, name: str) -> bool:
+        """Whether the parameter of a canonical name learns."""
+        named = any(fnmatchcase(name, pattern) for pattern in self.trainable)
+        return named and not any(fnmatchcase(name, pattern) for pattern in self.frozen)
 
     def problems(self, key: str) -> Iterator[str]:
         """What it lacks or does not go together in it, with its fix; ``key``: ``curriculum.NAME``."""

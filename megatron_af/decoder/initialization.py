@@ -27,7 +27,7 @@ def fresh(placement: Placement, family: LanguageFamily, seed: int) -> Tensor:
 
     Norms and gates keep what makes a fresh block the identity. Matrices of the language model are normal, as wide as
     its family says. Matrices of the gated blocks are uniform in +-1/sqrt(fan-in), as ``nn.Linear`` draws them in the
-    reference.
+    reference, and so are those of adapters behind the input; those in front of the output are zero.
     """
     name, shape = placement.name, placement.shape
     if "norm" in name and name.endswith(".weight"):
@@ -36,7 +36,9 @@ def fresh(placement: Placement, family: LanguageFamily, seed: int) -> Tensor:
         return torch.zeros(shape)
     # Of a seed, a generator on the CPU takes the lower 32 bits: the hash of the name goes on from the run's seed.
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), seed))
-    if ".xattn." in name:
+    if ".lora." in name and name.endswith(".b.weight"):
+        return torch.zeros(shape)
+    if ".xattn." in name or ".lora." in name:
         bound = 1 / math.sqrt(shape[-1])
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     return torch.empty(shape).normal_(0, family.initial_std(name), generator=generator)

@@ -30,6 +30,7 @@ from megatron_af.decoder.cross_attention import AudioDecoderLayer
 from megatron_af.decoder.family import family_of
 from megatron_af.decoder.initialization import initialize
 from megatron_af.decoder.layer_spec import decoder_spec
+from megatron_af.decoder.lora import add_adapters
 from megatron_af.decoder.masks import Masks
 from megatron_af.decoder.positions import LearntPositions, segment_positions
 from megatron_af.parallel.device import current_device
@@ -85,9 +86,10 @@ class AudioLM(GPTModel):
         self.table = table
         self.position_embeddings: LearntPositions | None = None
         if pre_process and family.position_offset is not None:
-            self.position_embeddings = LearntPositions(
-                family.position_rows, family.position_offset, transformer_config
-            )
+            self.position_embeddings = LearntPositions(family.position_rows, family.position_offset, transformer_config)
+        self.lora = config.lora
+        if self.lora:
+            add_adapters(self, self.lora)
         initialize(self, family, config.seed)
 
     def skip_identity_blocks(self) -> int:

@@ -5,10 +5,39 @@ audio = tally_transform(tally, features, model.encoder.feature_dim, model.transf
 tally_decoder(tally, model, audio)
 """
 
-from megatron_af.config import ModelConfig
+import re
+from collections.abc import Callable
+
+from megatron_af.config import LoRAConfig, ModelConfig
 from megatron_af.decoder.family import family_of
 from megatron_af.decoder.layer_spec import has_block
-from megatron_af.flops import Tally
+from megatron_af.flops import Per, Tally
+
+ADAPTED = re.compile(r"(lm\.decoder\.layers\.\d+)\.(?:self_attention|mlp)\.(\w+)")
+"""A linear that an adapter may stand beside: its layer and its name."""
+
+
+class TallyWithAdapters(Tally):
+    """Tells with each linear that has one its adapter (``decoder/lora.py``), too."""
+
+    def __init__(self, trains: Callable[[str], bool], lora: LoRAConfig, hidden: int) -> None:
+        super().__init__(trains)
+        self._lora, self._hidden = lora, hidden
+
+    def linear(
+        self, x: bool, name: str, size: float, per: Per, *, bias: bool = False, input_always: bool = False
+    ) -> bool:
+        y = super().linear(x, name, size, per, bias=bias, input_always=input_always)
+        found = ADAPTED.fullmatch(name)
+        if found is None or found[2] not in self._lora.targets:
+            return y
+        # Each of them takes or gives the hidden size.
+        taken, given = float(self._hidden), size / self._hidden
+        if found[2] == "linear_fc2":
+            taken, given = given, taken
+        at = f"{found[1]}.lora.{found[2]}"
+        h = super().linear(x, f"{at}.a", taken * self._lora.rank, per)
+        return super().linear(h, f"{at}.b", self._lora.rank * given, per) or y
 
 
 def tally_decoder(tally: Tally, model: ModelConfig, audio: bool, *, blocks: bool = True) -> None:

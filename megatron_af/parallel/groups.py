@@ -42,6 +42,14 @@ class Groups:
         return self.data.size()
 
 
+def seed_streams(number: int) -> None:
+    """Start megatron-core's random streams: one that tensor-parallel ranks share, and one of each's own.
+
+    The default stream moves, too.
+    """
+    model_parallel_cuda_manual_seed(number, force_reset_rng=True)
+
+
 _users = 0
 """Models of this process that live in megatron-core's groups, which are global."""
 
@@ -68,7 +76,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> Groups:
         )
     global _users
     _users += 1
-    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    seed_streams(seed)
     world = dist.group.WORLD
     # new_group is a collective: every rank makes every rank's solitary group, in the same order.
     solitary = [dist.new_group([rank]) for rank in range(dist.get_world_size())][dist.get_rank()]

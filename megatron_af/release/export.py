@@ -30,6 +30,7 @@ from megatron_af.convert.huggingface.processing_audio_flamingo import AudioFlami
 from megatron_af.convert.language import hugging_face_names, split_whole
 from megatron_af.convert.shards import SHARD_BYTES, write_shards
 from megatron_af.decoder.family import family_of
+from megatron_af.decoder.lora import merge_adapters
 from megatron_af.decoder.transformer_config import DTYPES
 from megatron_af.files import put_in_place, write
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary, build
@@ -121,10 +122,13 @@ def _problem(config: Config) -> str:
 
 
 def _model(config: Config, checkpoint: Path, tokenizer: Tokenizer) -> AudioFlamingo:
-    """The whole model on this rank, whatever layout it was trained in."""
+    """The whole model on this rank, whatever layout it was trained in, its adapters merged."""
     groups = process_groups.initialize(ParallelConfig(), config.seed)
     model = build(replace(config, parallel=ParallelConfig()), _vocabulary(tokenizer), current_device())
-    load_parts(model, groups, checkpoint, spec_of(config.curriculum[config.stage]).parts)
+    stage = config.curriculum[config.stage]
+    load_parts(model, groups, checkpoint, spec_of(stage).parts_of(stage))
+    for chunk in model.chunks:
+        merge_adapters(chunk)
     return model
 
 

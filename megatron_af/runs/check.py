@@ -10,6 +10,7 @@ Ranges stand beside each field, what holds within a section beside its fields, w
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -129,7 +130,7 @@ def _objective(config: Config, name: str) -> Iterator[str]:
     except UnknownComponent as error:
         yield f"{prefix}.objective = {error}"
         return
-    families = objective.parameters(config)
+    families = objective.parameters(replace(config, stage=name))
     for key in ("trainable", "frozen"):
         for pattern in getattr(stage, key):
             any_character = re.sub(r"\[.*?\]", "?", pattern)
@@ -137,8 +138,10 @@ def _objective(config: Config, name: str) -> Iterator[str]:
                 generic = dict.fromkeys(re.sub(r"\d+", "*", family) for family in families)
                 yield f"{prefix}.{key}: pattern '{pattern}' matches no parameter{suggestion(pattern, list(generic))}"
     for part in stage.entry:
-        if part not in (parts := (*objective.parts, "all")):
+        if part not in (parts := (*objective.parts_of(stage), "all")):
             yield f"{prefix}.entry.{part}: no such part of the model{suggestion(part, parts)}"
+    if stage.lora and "lora" not in objective.parts_of(stage):
+        yield f"{prefix}.lora: the objective {stage.objective} trains no language model; take lora out"
     yield from objective.problems(config, name)
     yield from _measured(config, name)
 

@@ -40,8 +40,18 @@ class ObjectiveSpec:
     embeds: ClassVar[bool] = False
     """Its model gives vectors that say what sounds alike (retrieval needs such a stage)."""
 
+    def parts_of(self, stage: StageConfig) -> tuple[str, ...]:
+        """``parts``, and those that the model has in this stage besides."""
+        return self.parts
+
+    def taken(self, stage: StageConfig) -> dict[str, str]:
+        """Part -> the stage or checkpoint of ``entry`` that must hold it. By ``all``, what only some models have comes
+        from where it is, and starts fresh where it is not."""
+        found = {part: stage.origin_of(part) for part in self.parts_of(stage)}
+        return {part: at for part, at in found.items() if at and (part in self.parts or part in stage.entry)}
+
     def parameters(self, config: Config) -> list[str]:
-        """Patterns that together cover the names of its model's parameters, and nothing else."""
+        """Patterns that together cover the names of the parameters of ``config.stage``, and nothing else."""
         return [f"{part}.*" for part in self.parts]
 
     def problems(self, config: Config, stage: str) -> Iterator[str]:
@@ -71,7 +81,5 @@ def spec_of(stage: StageConfig) -> ObjectiveSpec:
     Raises:
         UnknownComponent: ``stage.objective`` names none.
     """
-    found: type[ObjectiveSpec] = component(
-        stage.objective, OBJECTIVES, "megatron_af.train.objectives.base:Objective"
-    )
+    found: type[ObjectiveSpec] = component(stage.objective, OBJECTIVES, "megatron_af.train.objectives.base:Objective")
     return found()

@@ -52,6 +52,11 @@ def source_of(checkpoint: Path, part: str) -> Path:
     )
 
 
+def holds(checkpoint: Path, part: str) -> bool:
+    """Whether a checkpoint offers a part, in its own files or another one's."""
+    return part in read_manifest(checkpoint)["parts"]
+
+
 def checkpoint_digest(checkpoint: Path) -> str:
     """Digest of a checkpoint's files, written beside them the first time it is asked for."""
     if not checkpoint.exists():

@@ -32,14 +32,13 @@ def missing_for_training(
     yield from _data(config, [name for name in (*stage.blend, *stage.evaluation) if name not in made])
     yield from _narrower(config)
     yield from _texts(config)
-    parts = spec_of(stage).parts
+    spec = spec_of(stage)
     own = config.stage_folder(config.stage) / "checkpoints"
     if not anew and _points_somewhere(own):
-        yield from _weights("the stage's own checkpoint", own, parts)
+        yield from _weights("the stage's own checkpoint", own, spec.parts_of(stage))
         return  # it goes on from there
-    named = {part: stage.entry.get(part, stage.entry.get("all")) for part in parts}
     for key, origin in stage.entry.items():
-        wanted = [part for part in parts if named[part] == origin and key in (part, "all")]
+        wanted = [part for part, at in spec.taken(stage).items() if at == origin and key in (part, "all")]
         where = f"curriculum.{config.stage}.entry.{key} = {origin}"
         if origin in coming:
             continue
@@ -59,7 +58,7 @@ def missing_at_the_head(config: Config) -> Iterator[str]:
         for origin in named:
             keys = [key for key, value in stage.entry.items() if value == origin]
             where = f"curriculum.{name}.entry.{keys[0]} = {origin}"
-            parts = [part for part in spec_of(stage).parts if stage.entry.get(part, stage.entry.get("all")) == origin]
+            parts = [part for part, at in spec_of(stage).taken(stage).items() if at == origin]
             yield from _checkpoint(where, Path(origin), parts, list(config.curriculum))
     tokenizer = config.data.tokenizer
     if tokenizer and not is_there(tokenizer) and not _is_below(tokenizer, config.data.root, config.output):
@@ -91,7 +90,7 @@ def missing_for_evaluation(config: Config) -> Iterator[str]:
     yield from _texts(config)
     folder = config.stage_folder(config.stage) / "checkpoints"
     if _points_somewhere(folder):
-        yield from _weights("the stage's checkpoint", folder, spec_of(stage).parts)
+        yield from _weights("the stage's checkpoint", folder, spec_of(stage).parts_of(stage))
     else:
         yield f"stage = {config.stage}: has no checkpoint in {folder.parent}; train it first"
 

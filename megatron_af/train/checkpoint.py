@@ -36,6 +36,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_af.config.loading import load_config
 from megatron_af.files import write
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.child import end_with
@@ -53,7 +54,7 @@ from megatron_af.runs.paths import (
     read_resume,
     replaced,
 )
-from megatron_af.runs.pointers import checkpoint_digest, is_pointed_at, source_of, verify
+from megatron_af.runs.pointers import checkpoint_digest, holds, is_pointed_at, source_of, verify
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
 from megatron_af.train.trainable import part_of
 
@@ -205,6 +206,8 @@ def load_parts(model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: It
     Raises:
         CheckpointError: naming the checkpoint and what it lacks.
     """
+    parts = list(parts)
+    _check_adapters(model, checkpoint, parts)
     wanted: dict[Path, set[str]] = {}
     for part in parts:
         wanted.setdefault(source_of(checkpoint, part), set()).add(part)
@@ -212,6 +215,24 @@ def load_parts(model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: It
     for source, group in wanted.items():
         _load_from(model, groups, source, group)
     return {part: source for source, group in wanted.items() for part in group}
+
+
+def _check_adapters(model: AudioFlamingo, checkpoint: Path, parts: Sequence[str]) -> None:
+    """A language model is never read without the adapters that it was trained with, nor are they read as others."""
+    ours = model.chunks[0].lora if model.chunks else None
+    if ours is None:
+        if "lm" in parts and holds(checkpoint, "lora"):
+            raise CheckpointError(
+                f"checkpoint {checkpoint} has adapters on its language model, and this model has none; give the stage "
+                f"the lora that stands in {SETTINGS} beside it, or merge them first (tools/convert_checkpoint.py)"
+            )
+    elif "lora" in parts and (settings := source_of(checkpoint, "lora") / SETTINGS).is_file():
+        theirs = load_config(settings).lora
+        if theirs is not None and theirs.computes != ours.computes:
+            raise CheckpointError(
+                f"checkpoint {checkpoint} has adapters with {theirs}, and this model's are {ours}; set targets, rank "
+                "and alpha of the stage's lora to what it was trained with"
+            )
 
 
 def _verify(sources: Iterable[Path], resumed: Path) -> None:

@@ -17,11 +17,10 @@ from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.transform import tally_transform
 from megatron_af.config import ModelConfig, StageConfig
 from megatron_af.data.batch import IGNORED, StepAudio, TextRows
-from megatron_af.decoder.operations import tally_decoder
+from megatron_af.decoder.operations import TallyWithAdapters, tally_decoder
 from megatron_af.flops import Amounts, Tally
 from megatron_af.model import length_groups
 from megatron_af.parallel.device import Device
-from megatron_af.train.trainable import is_trainable
 
 PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 """Dense bfloat16 peak of GPUs by a part of their name, from NVIDIA's data sheets."""
@@ -29,14 +28,16 @@ PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B2
 
 def encoder_tally(model: ModelConfig, stage: StageConfig) -> Tally:
     """Of the encoder alone."""
-    tally = Tally(lambda name: is_trainable(name, stage.trainable, stage.frozen))
+    tally = Tally(stage.trains)
     encoder_of(model.encoder).tally(tally)
     return tally
 
 
 def answer_tally(model: ModelConfig, stage: StageConfig, *, blocks: bool = True) -> Tally:
     """Of Audio Flamingo; ``blocks`` is False where its gated blocks are left out (``AudioLM.skip_identity_blocks``)."""
-    tally = Tally(lambda name: is_trainable(name, stage.trainable, stage.frozen))
+    tally = Tally(stage.trains)
+    if stage.lora:
+        tally = TallyWithAdapters(stage.trains, stage.lora, model.lm.hidden)
     features = encoder_of(model.encoder).tally(tally)
     audio = tally_transform(tally, features, model.encoder.feature_dim, model.transform)
     tally_decoder(tally, model, audio, blocks=blocks)

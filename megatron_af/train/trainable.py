@@ -1,16 +1,17 @@
 """What trains in a stage is data: patterns over canonical parameter names.
 
-select(model.named_parameters(), stage.trainable, stage.frozen)
+select(model.named_parameters(), stage)
 print(table(counts))
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch.distributed as dist
 from rich.table import Table
 from torch import nn
+
+from megatron_af.config import StageConfig
 
 
 def part_of(name: str) -> str:
@@ -18,12 +19,8 @@ def part_of(name: str) -> str:
     if name == "added_rows":
         return "rows"
     if name.startswith("lm."):
-        return "xattn" if ".xattn." in name else "lm"
+        return next((part for part in ("xattn", "lora") if f".{part}." in name), "lm")
     return name.split(".", 1)[0]
-
-
-def is_trainable(name: str, trainable: Sequence[str], frozen: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, p) for p in trainable) and not any(fnmatchcase(name, p) for p in frozen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +29,15 @@ class Count:
     frozen: int
 
 
-def select(
-    parameters: Iterable[tuple[str, nn.Parameter]], trainable: Sequence[str], frozen: Sequence[str]
-) -> dict[str, Count]:
-    """Set ``requires_grad`` by the patterns; returns this rank's parameter counts by part of the model.
+def select(parameters: Iterable[tuple[str, nn.Parameter]], stage: StageConfig) -> dict[str, Count]:
+    """Set ``requires_grad`` by the stage's patterns; returns this rank's parameter counts by part of the model.
 
     Must run before the gradient buffers and the optimizer are made, so that frozen parameters get neither.
     """
     counts: dict[str, list[int]] = {}
     for name, parameter in parameters:
         # Weights that a released checkpoint carries but nothing uses must not even decay.
-        trains = is_trainable(name, trainable, frozen) and not getattr(parameter, "unused", False)
+        trains = stage.trains(name) and not getattr(parameter, "unused", False)
         parameter.requires_grad_(trains)
         counts.setdefault(part_of(name), [0, 0])[0 if trains else 1] += parameter.numel()
     return {part: Count(trainable=t, frozen=f) for part, (t, f) in counts.items()}

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.config.loading import to_yaml
@@ -27,6 +28,7 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.identity import check_resume
 from megatron_af.runs.paths import Resume, latest, read_resume, resolve_entry
+from megatron_af.runs.pointers import holds
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.callbacks import Callback, Record
 from megatron_af.train.callbacks.meter import Meter
@@ -64,9 +66,9 @@ class Trainer:
         ]
         tokenizer = Tokenizer.load(config.data.tokenizer)
         self.model = self.objective.build(config, tokenizer, self.device)
-        counts = select(self.model.named_parameters(), self.stage.trainable, self.stage.frozen)
+        counts = select(self.model.named_parameters(), self.stage)
         on_every_rank = {part_of(name) for name, _ in self.model.front.named_parameters()}
-        self.counts = global_counts(counts, self.groups.model, self.objective.parts, on_every_rank)
+        self.counts = global_counts(counts, self.groups.model, self.objective.parts_of(self.stage), on_every_rank)
         self._parts = [part for part, count in self.counts.items() if count.trainable + count.frozen]
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous, self._announce
@@ -145,7 +147,9 @@ class Trainer:
         return batch
 
     def _train_step(self, batch: StepBatch[Any]) -> Record:
-        # Random numbers (drop-path, SpecAugment) depend on nothing but this, so a resumed run draws the same.
+        # Random numbers (drop-path, SpecAugment, dropout) depend on nothing but this, so a resumed run draws the same.
+        share = f"{self.groups.data_rank}, stage {parallel_state.get_pipeline_model_parallel_rank()}"
+        process_groups.seed_streams(_step_seed(self.config.seed, self.step, share))
         torch.manual_seed(_step_seed(self.config.seed, self.step, self.rank))
         losses = self.learner.forward_backward(batch)
         self._schedule.step(1)
@@ -217,17 +221,19 @@ class Trainer:
         if resume_from is not None:
             held_by = load_parts(self.model, self.groups, resume_from, parts)
             return {part: held_by[part] for part in frozen if held_by[part] != resume_from.resolve()}
-        entry = self.stage.entry
         held_by = {}
         for part in parts:
-            origin = entry.get(part, entry.get("all"))
-            if origin is not None:
-                held_by |= load_parts(self.model, self.groups, resolve_entry(self.config, origin), [part])
+            origin = self.stage.origin_of(part)
+            if origin is None:
+                continue
+            checkpoint = resolve_entry(self.config, origin)
+            if part in self.objective.taken(self.stage) or holds(checkpoint, part):
+                held_by |= load_parts(self.model, self.groups, checkpoint, [part])
         self.objective.fill(self.model, [part for part in parts if part not in held_by], self.groups)
         # Frozen parts with fresh weights are in no other checkpoint: they go into this stage's.
         return {part: held_by[part] for part in frozen if part in held_by}
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+def _step_seed(seed: int, step: int, who: int | str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}/{who}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -99,7 +99,7 @@ def learn(rank: int, world: int, run: Config) -> dict[str, Any]:
     groups = process_groups.initialize(run.parallel, run.seed)
     model = build(run, tiny.VOCABULARY, current_device())
     tiny.fill(model)
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     learner = AnswerLearner(run, stage, model, groups, torch.device("cpu"))
     layout = {"dp_rank": groups.data_rank, "dp_size": groups.data_size}
     layout |= {"mp_rank": groups.model_rank, "mp_size": groups.model_size}

@@ -83,7 +83,7 @@ def _gradients(rank: int, world_size: int, folder: Path, pack_tokens: int) -> di
     groups = process_groups.initialize(config.parallel, config.seed)
     model = build(config, Vocabulary(first_added_id=257, num_added=4), current_device())
     tiny.fill(model)
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     record = objective.forward_backward(batch)
     gradients = gather_global(model.chunks, model.front, "main_grad")

@@ -18,6 +18,7 @@ from megatron_af.config import (
     DataConfig,
     DatasetConfig,
     ImportConfig,
+    LoRAConfig,
     NeighboursConfig,
     PartConfig,
     ScenesConfig,
@@ -115,7 +116,8 @@ SETTINGS = [(key, effect) for key, effect in fields_of(Config) if key != "stage"
 @pytest.mark.parametrize(("key", "effect"), SETTINGS, ids=lambda part: str(part))
 def test_resume_and_skip_agree_on_every_field(key: str, effect: Effect, tmp_path: Path) -> None:
     """Whatever a field shapes, both say the same of a change of it, and what its declaration says."""
-    stage = StageConfig(blend={"scenes": 1.0}, entry={"lm": "lm"}, exit_gate={"loss": BoundsConfig(max=1.0)})
+    gate = {"loss": BoundsConfig(max=1.0)}
+    stage = StageConfig(blend={"scenes": 1.0}, entry={"lm": "lm"}, exit_gate=gate, lora=LoRAConfig())
     origin, neighbours = ImportConfig(format="csv", path="a.csv"), NeighboursConfig(of="scenes")
     made = DatasetConfig(manifest="m", origin=origin, neighbours=neighbours, part=PartConfig(of="scenes"))
     base = Config(

@@ -63,7 +63,7 @@ def run(
     model = build(config, tiny.VOCABULARY, current_device())
     if not resume:
         tiny.fill(model)
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     checkpoints = Checkpoints(Path(folder), keep=2, asynchronous=asynchronous)
     start = 0
     if resume:

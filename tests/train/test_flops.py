@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_af.audio.features import KnownFeatures
-from megatron_af.config import Config
+from megatron_af.config import Config, LoRAConfig
 from megatron_af.data.batch import StepAudio, StepBatch, TextBatch
 from megatron_af.flops import Amounts
 from megatron_af.model import build
@@ -61,7 +61,7 @@ def count(rank: int, world: int, config: Config, windows: tuple[int, ...], cache
     model = build(config, tiny.VOCABULARY, current_device())
     if not fresh:  # open gates
         tiny.fill(model)
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     learner = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     batch = tiny.step_batch(0, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1)
     if windows:
@@ -91,6 +91,9 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "only a norm of the encoder's first block": (("encoder.layers.0.blocks.0.norm2.*",), {}),
     "only the language model, gates closed": (("lm.*",), {"fresh": True, "frozen": ("*.xattn.*",)}),
     "only the added rows": (("added_rows",), {}),
+    "adapters": (tiny.ADAPTERS, {"lora": tiny.LORA}),
+    "adapters alone": (("lm.*.lora.*",), {"lora": LoRAConfig(targets=("linear_proj", "linear_fc2"), rank=5)}),
+    "frozen adapters": (("lm.*.xattn.*",), {"lora": tiny.LORA}),
 }
 
 
@@ -98,7 +101,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_is_told_is_what_torch_counts(name: str) -> None:
     trainable, changes = SETTINGS[name]
-    config = tiny.config(trainable)
+    config = tiny.config(trainable, lora=changes.get("lora"))
     stage = dataclasses.replace(config.curriculum["stage"], frozen=changes.get("frozen", ()))
     config = dataclasses.replace(config, curriculum={"stage": stage})
     flags = (changes.get("windows", ()), changes.get("cached", False), changes.get("fresh", False))
@@ -109,7 +112,7 @@ def test_what_is_told_is_what_torch_counts(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("vector", ["", "mlp", "residual"])
 def test_every_matrix_of_the_model_is_told(vector: str) -> None:
-    config = tiny.config(tied=False, interval=2)
+    config = tiny.config(tied=False, interval=2, lora=tiny.LORA)
     encoder = dataclasses.replace(config.model.encoder, vector=vector, vector_dim=32)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
     (found,) = run_distributed(count, 1, config, (), False, False)

@@ -23,7 +23,7 @@ def objective_of(config: Any) -> tuple[Any, AnswerLearner]:
     groups = process_groups.initialize(config.parallel, config.seed)
     model = build(config, tiny.VOCABULARY, current_device())
     tiny.fill(model)
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     return model, AnswerLearner(config, stage, model, groups, torch.device("cpu"))
 
 

@@ -11,18 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing import load_tensors_metadata
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_af.config import CheckpointConfig, Config, ConfigError, StageConfig
+from megatron_af.inference.listener import Listener
 from megatron_af.runs.paths import latest, read_resume
+from megatron_af.runs.pointers import source_of
 from megatron_af.train.callbacks import Callback, Record
 from megatron_af.train.callbacks.skipped_steps import MAX_SKIPPED_IN_A_ROW
 from megatron_af.train.optimizer import NonFiniteGradient
 from megatron_af.train.stage_result import StageResult
 from megatron_af.train.trainer import Trainer
 from tests import tiny
-from tests.data.toy import toy_config
-from tests.distributed import run_distributed
+from tests.data.toy import toy_config, toy_rows
+from tests.distributed import RankError, run_distributed
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +101,47 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(config: Config) ->
     # what callbacks remember goes on over the restart, too
     assert [record["step"] for record in remembered["StageResult"]["last"]] == list(range(1, STEPS + 1))
     assert remembered["SkippedSteps"] == {"in_a_row": 0}
+
+
+def answers(rank: int, world_size: int, config: Config) -> list[str | None]:
+    listener = Listener(config)
+    rows = [row.each_question()[0] for row in toy_rows(Path(config.data.root), "a", 4)]
+    found = listener(rows)
+    listener.close()
+    return found
+
+
+def test_adapters_go_on_alone_and_answer(config: Config) -> None:
+    """Of a stage with adapters a checkpoint holds nothing else, and goes on to the last bit, dropout included."""
+    base = run_distributed(train, 1, with_stage(replace(config, name="base"), steps=1))
+    whole = latest(replace(config, name="base").stage_folder("tune") / "checkpoints")
+    assert base and whole is not None
+    lora = replace(tiny.LORA, dropout=0.2)
+    changes = {"lora": lora, "trainable": ("lm.*.lora.*",), "frozen": (), "entry": {"all": str(whole)}}
+    tuned = with_stage(config, **changes)
+    through = run_distributed(train, 2, replace(tuned, name="tuned"))[0]
+    cut = replace(tuned, name="cut-tuned")
+    first = run_distributed(train, 2, cut, stop_after=STOP)[0]
+    second = run_distributed(train, 2, cut)[0]
+    assert first.numbers | second.numbers == through.numbers and len(through.numbers) == STEPS
+
+    newest = latest(cut.stage_folder("tune") / "checkpoints")
+    assert newest is not None
+    held = load_tensors_metadata(str(newest))
+    assert held and all(".lora." in name for name in held), list(held)
+    assert source_of(newest, "lm") == whole.resolve() and source_of(newest, "lora") == newest.resolve()
+
+    (said,) = run_distributed(answers, 1, cut)
+    assert said == run_distributed(answers, 1, replace(tuned, name="tuned"))[0]
+    assert said != run_distributed(answers, 1, replace(config, name="base"))[0]
+
+    # never without its adapters, nor with others
+    for other, told in (
+        (with_stage(cut, lora=None), "has adapters on its language model, and this model has none"),
+        (with_stage(cut, lora=replace(lora, alpha=1.0)), "set targets, rank and alpha"),
+    ):
+        with pytest.raises(RankError, match=told):
+            run_distributed(answers, 1, other)
 
 
 def refused(rank: int, world_size: int, config: Config) -> str:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from megatron_af.config import LoRAConfig, StageConfig
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.train import trainable
 from megatron_af.train.objectives.answer import Answer
 from megatron_af.train.objectives.answer_learner import AnswerLearner
-from megatron_af.train.trainable import Count, global_counts, is_trainable, part_of, select, table
+from megatron_af.train.trainable import Count, global_counts, part_of, select, table
 from tests import tiny
 from tests.distributed import run_distributed
 
@@ -27,17 +28,19 @@ from tests.distributed import run_distributed
         ("added_rows", "rows"),
         ("lm.decoder.layers.7.xattn.gate_attn", "xattn"),
         ("lm.decoder.layers.7.mlp.linear_fc1.weight", "lm"),
+        ("lm.decoder.layers.7.lora.linear_fc1.a.weight", "lora"),
         ("lm.embedding.word_embeddings.weight", "lm"),
     ],
 )
 def test_every_parameter_belongs_to_a_part(name: str, part: str) -> None:
-    assert part_of(name) == part and part in Answer.parts
+    assert part_of(name) == part and part in Answer().parts_of(StageConfig(lora=LoRAConfig()))
 
 
 def test_frozen_patterns_are_exceptions() -> None:
-    assert is_trainable("lm.decoder.layers.0.mlp.linear_fc1.weight", ["lm.*"], ["lm.*.xattn.*"])
-    assert not is_trainable("lm.decoder.layers.0.xattn.gate_ffn", ["lm.*"], ["lm.*.xattn.*"])
-    assert not is_trainable("encoder.norm.weight", [], [])
+    stage = StageConfig(trainable=("lm.*",), frozen=("lm.*.xattn.*",))
+    assert stage.trains("lm.decoder.layers.0.mlp.linear_fc1.weight")
+    assert not stage.trains("lm.decoder.layers.0.xattn.gate_ffn")
+    assert not StageConfig().trains("encoder.norm.weight")
 
 
 def cost_of_frozen_parts(rank: int, world_size: int) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def cost_of_frozen_parts(rank: int, world_size: int) -> dict[str, Any]:
     groups = process_groups.initialize(config.parallel, config.seed)
     model = build(config, tiny.VOCABULARY, current_device())
     tiny.fill(model)
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     objective.forward_backward(tiny.step_batch(0, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1))
     objective.optimizer.step_checked()
@@ -97,7 +100,7 @@ class Module(torch.nn.Module):
 
 def test_what_trains_is_counted_and_what_nothing_uses_never_trains() -> None:
     module = Module()
-    assert select(module.named_parameters(), ("*",), ("added_*",)) == {
+    assert select(module.named_parameters(), StageConfig(trainable=("*",), frozen=("added_*",))) == {
         "encoder": Count(trainable=6, frozen=2),
         "rows": Count(trainable=0, frozen=4),
     }

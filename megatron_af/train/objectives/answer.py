@@ -34,6 +34,9 @@ class Answer(Objective):
         *("overall/gap", "overall/too_long", "overall/no_partner"),
     )
 
+    def parts_of(self, stage: StageConfig) -> tuple[str, ...]:
+        return (*self.parts, "lora") if stage.lora else self.parts
+
     def parameters(self, config: Config) -> list[str]:
         lm = config.model.lm
         families = ["encoder.*", "transform.*", "added_rows"]
@@ -41,6 +44,7 @@ class Answer(Objective):
             parts = ["input_layernorm.*", "self_attention.*", "pre_mlp_layernorm.*", "mlp.*"]
             if (layer + 1) % max(1, config.model.cross_attention.interval) == 0:
                 parts.append("xattn.*")
+            parts += [f"lora.{target}.*" for target in config.lora.targets] if config.lora else []
             families += [f"lm.decoder.layers.{layer}.{part}" for part in parts]
         try:
             outside = lm.component.outside_layers
@@ -60,6 +64,56 @@ class Answer(Objective):
                 f"curriculum.{stage}.max_text_tokens = {tokens} and evaluation.max_answer_tokens = {answer}: the "
                 f"language model has learnt model.lm.max_positions = {positions} places for a question and its answer"
             )
+
+        yield from self._adapter_problems(config, stage)
+
+    def _adapter_problems(self, config: Config, name: str) -> Iterator[str]:
+        """What keeps adapters from being trained, or from being what an earlier stage trained."""
+        prefix, stage, lm = f"curriculum.{name}", config.curriculum[name], config.model.lm
+        for part, origin in stage.entry.items():
+            earlier = config.curriculum.get(origin)
+            if earlier is None or part not in ("all", "lm", "lora"):
+                continue
+            if earlier.lora is None:
+                if part == "lora":
+                    yield f"{prefix}.entry.lora = {origin}: that stage has no lora; leave it out to start anew"
+            elif stage.lora is None:
+                yield (
+                    f"{prefix}.entry.{part} = {origin}: its language model has adapters; give {prefix} the same lora, "
+                    "or start from the merged one (tools/convert_checkpoint.py)"
+                )
+            elif part != "lm" and stage.lora.computes != earlier.lora.computes:
+                yield (
+                    f"{prefix}.entry.{part} = {origin}: {prefix}.lora has other targets, rank or alpha than "
+                    f"curriculum.{origin}.lora; make them the same"
+                )
+        if stage.lora is None:
+            return
+        if learns := [weight for weight in self._language_weights(config) if stage.trains(weight)]:
+            more = f" and {len(learns) - 1} more" if len(learns) > 1 else ""
+            yield (
+                f"{prefix}.lora: its language model must be frozen, but trainable takes in {learns[0]}{more}; name "
+                "'lm.*.lora.*' (and 'lm.*.xattn.*') there in place of what names the language model"
+            )
+        adapters = [f"lm.decoder.layers.{i}.lora.{t}.b.weight" for i in range(lm.layers) for t in stage.lora.targets]
+        if stage.origin_of("lora") is None and not any(map(stage.trains, adapters)):
+            yield f"{prefix}.lora: nothing trains it; add 'lm.*.lora.*' to {prefix}.trainable, or take lora out"
+        if stage.lora.rank > (most := min(lm.hidden, lm.ffn)):
+            yield (
+                f"{prefix}.lora.rank = {stage.lora.rank}: the linears have no higher rank than {most} "
+                "(model.lm.hidden, model.lm.ffn); set it far below"
+            )
+
+    @staticmethod
+    def _language_weights(config: Config) -> list[str]:
+        """Names of the language model's own parameters."""
+        lm = config.model.lm
+        try:
+            inside, outside = lm.component.inside_layers, lm.component.outside_layers
+        except UnknownComponent:  # a problem of its own
+            return []
+        layers = [f"lm.decoder.layers.{layer}.{name}" for layer in range(lm.layers) for name in inside]
+        return [*layers, *(f"lm.{name}" for name in outside if not (lm.tied and name == "output_layer.weight"))]
 
     @staticmethod
     def _learns_positions(config: Config) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from megatron_af.config import Config, LoRAConfig
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -22,15 +23,20 @@ def names(rank: int, world_size: int, settings: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"interval": 2}, {"tied": False}], ids=["plain", "interval", "untied"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"interval": 2}, {"tied": False}, {"lora": LoRAConfig(targets=("linear_proj", "linear_fc1"), rank=2)}],
+    ids=["plain", "interval", "untied", "adapters"],
+)
 def test_the_patterns_are_those_of_the_models_parameters(settings: dict[str, Any]) -> None:
     """Each parameter has one, and none is of nothing."""
     (found,) = run_distributed(names, 1, settings)
-    patterns = Answer().parameters(tiny.config(**settings))
+    config = tiny.config(**settings)
+    patterns = Answer().parameters(config)
     matched = {name: [p for p in patterns if fnmatchcase(name, p)] for name in found}
     assert all(len(matching) == 1 for matching in matched.values()), matched
     assert {p for matching in matched.values() for p in matching} == set(patterns)
-    assert {part_of(name) for name in found} == set(Answer.parts)
+    assert {part_of(name) for name in found} == set(Answer().parts_of(config.curriculum["stage"]))
 
 
 def test_texts_longer_than_the_language_model_reads_are_refused() -> None:
@@ -58,6 +64,41 @@ def test_an_answer_must_have_places_where_they_are_learnt() -> None:
         found = list(Answer().problems(asked, "stage"))
         assert len(found) == problems
         assert all(f"evaluation.max_answer_tokens = {answer}" in problem for problem in found)
+
+
+def with_lora(earlier: LoRAConfig | None, lora: LoRAConfig | None, **changes: Any) -> Config:
+    config = tiny.config(trainable=tiny.ADAPTERS)
+    stage = replace(config.curriculum["stage"], max_text_tokens=64)
+    stages = {"before": replace(stage, lora=earlier), "stage": replace(stage, lora=lora, **changes)}
+    return replace(config, curriculum=stages)
+
+
+OTHER = replace(tiny.LORA, alpha=9.0)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "lora", "changes", "told"),
+    [
+        (None, tiny.LORA, {}, None),
+        (tiny.LORA, tiny.LORA, {"entry": {"all": "before"}}, None),
+        (None, tiny.LORA, {"entry": {"all": "before"}}, None),
+        (tiny.LORA, replace(tiny.LORA, dropout=0.1), {"entry": {"all": "before"}}, None),
+        (tiny.LORA, tiny.LORA, {"entry": {"all": "before"}, "trainable": tiny.FROZEN_LM}, None),
+        (None, tiny.LORA, {"trainable": ("lm.*",)}, "must be frozen, but trainable takes in lm.decoder.layers.0.input"),
+        (None, tiny.LORA, {"trainable": ("lm.*.lora.*", "lm.*.final*")}, "takes in lm.decoder.final_layernorm.weight;"),
+        (None, tiny.LORA, {"trainable": tiny.FROZEN_LM}, "add 'lm.*.lora.*' to curriculum.stage.trainable"),
+        (None, replace(tiny.LORA, rank=65), {}, "lora.rank = 65: the linears have no higher rank than 64"),
+        (tiny.LORA, None, {"entry": {"lm": "before"}}, "entry.lm = before: its language model has adapters"),
+        (tiny.LORA, None, {"entry": {"all": "before"}}, "entry.all = before: its language model has adapters"),
+        (tiny.LORA, OTHER, {"entry": {"all": "before"}}, "has other targets, rank or alpha than curriculum.before"),
+        (None, tiny.LORA, {"entry": {"lora": "before"}}, "entry.lora = before: that stage has no lora"),
+    ],
+)
+def test_adapters_stand_on_a_frozen_language_model_and_are_what_they_were(
+    earlier: LoRAConfig | None, lora: LoRAConfig | None, changes: dict[str, Any], told: str | None
+) -> None:
+    found = list(Answer().problems(with_lora(earlier, lora, **changes), "stage"))
+    assert [told in problem for problem in found] == [True] if told else not found, found
 
 
 def test_only_fresh_rows_are_filled() -> None:

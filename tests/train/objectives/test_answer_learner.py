@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_af.config import LoRAConfig
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -45,6 +46,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # The one block stands before the last of the four layers: the first pipeline stage has nothing to train.
     "stage without trainables": {"trainable": ("lm.*.xattn.*",), "interval": 4},
     "untied": {"trainable": tiny.ALL, "tied": False},
+    "adapters": {"trainable": tiny.ADAPTERS, "lora": tiny.LORA},
+    "adapters alone": {
+        "trainable": ("lm.*.lora.*",),
+        "lora": LoRAConfig(targets=("linear_proj", "linear_fc1"), rank=3, alpha=1.5),
+    },
 }
 
 
@@ -54,7 +60,7 @@ def train(rank: int, world_size: int, variant: dict[str, Any], layout: dict[str,
     groups = process_groups.initialize(config.parallel, config.seed)
     model = build(config, tiny.VOCABULARY, current_device())
     tiny.fill(model)
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     schedule = build_schedule(stage.optimizer, stage.steps, objective.optimizer)
     result: dict[str, Any] = {"losses": [], "norms": []}
@@ -115,6 +121,7 @@ def relative_errors(got: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 CASES = [(layout, "everything trains") for layout in LAYOUTS] + [
     (layout, "frozen LM") for layout in ("TP2+SP", "DP2+ZeRO-1", "PP2xDP2+ZeRO-1", "TP2xPP2xVPP2+SP+full recompute")
 ]
+CASES += [(layout, "adapters") for layout in LAYOUTS if layout not in ("PP2", "DP2")] + [("TP2", "adapters alone")]
 CASES += [("PP2", "stage without trainables"), ("PP2xDP2+ZeRO-1", "stage without trainables"), ("TP2xPP2+SP", "untied")]
 
 
@@ -138,17 +145,20 @@ def test_layout_equals_one_process(layout: str, variant: str, reference: Any, re
 
 def test_reference_trains_every_part(reference: Any) -> None:
     """Guards the comparison: no gradient of the reference is identically zero."""
-    gradients = reference("everything trains")["gradients"]
-    silent = [name for name, gradient in gradients.items() if not gradient.abs().max() > 0]
-    assert not silent
+    for variant in ("everything trains", "adapters"):
+        gradients = reference(variant)["gradients"]
+        silent = [name for name, gradient in gradients.items() if not gradient.abs().max() > 0]
+        assert not silent
+    assert sum(".lora." in name for name in gradients) == 4 * 4 * 2  # layers, linears, matrices
     first = reference("everything trains")["first"]
     assert (first["too_long/a"], first["too_long/b"]) == (1, 2)
     assert reference("everything trains")["losses"][0] > reference("everything trains")["losses"][-1]
 
 
-def test_frozen_parameters_have_no_gradient_and_do_not_move(reference: Any) -> None:
-    result = reference("frozen LM")
-    frozen = [n for n in result["weights"] if n.startswith("lm.") and ".xattn." not in n]
+@pytest.mark.parametrize("variant", ["frozen LM", "adapters"])
+def test_frozen_parameters_have_no_gradient_and_do_not_move(variant: str, reference: Any) -> None:
+    result = reference(variant)
+    frozen = [n for n in result["weights"] if n.startswith("lm.") and ".xattn." not in n and ".lora." not in n]
     assert frozen and not set(frozen) & set(result["gradients"])
     for name in frozen:
         weight = result["weights"][name]

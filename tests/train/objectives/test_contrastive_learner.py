@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_af.audio.augment import draw_mix_up, mix
-from megatron_af.config import ContrastiveConfig
+from megatron_af.config import ContrastiveConfig, StageConfig
 from megatron_af.config.loading import load_config
 from megatron_af.data.batch import StepAudio, StepBatch, assign_clips
 from megatron_af.data.caption_texts import CaptionBatch, Captions
@@ -74,7 +74,7 @@ def one_step(rank: int, world_size: int, layout: dict[str, Any], text_micro_batc
     stage = settings.curriculum["stage"]
     groups = process_groups.initialize(settings.parallel, settings.seed)
     model = build_clap(settings, toy_tokenizer(), current_device())
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     objective = ContrastiveLearner(settings, stage, model, groups, torch.device("cpu"))
     ranks = {"dp_rank": groups.data_rank, "dp_size": groups.data_size}
     ranks |= {"mp_rank": groups.model_rank, "mp_size": groups.model_size}
@@ -135,7 +135,7 @@ def _caption_memory(rank: int, world_size: int, parts: int) -> list[int]:
     whole = config()
     whole = replace(whole, model=replace(whole.model, clap=replace(whole.model.clap, text_micro_batch=parts)))
     model = build_clap(whole, toy_tokenizer(), current_device())
-    select(model.named_parameters(), ("*",), ())
+    select(model.named_parameters(), StageConfig(trainable=("*",)))
     objective = ContrastiveLearner(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
     weights = {parameter.untyped_storage().data_ptr() for _, parameter in model.named_parameters()}
     found = []
@@ -168,7 +168,7 @@ def _temperatures(rank: int, world_size: int, start: float, push: float, precisi
     model = build_clap(settings, toy_tokenizer(), current_device())
     log_scale = dict(model.named_parameters())["clap.log_scale"]
     log_scale.data.fill_(-math.log(start))
-    select(model.named_parameters(), stage.trainable, stage.frozen)
+    select(model.named_parameters(), stage)
     objective = ContrastiveLearner(settings, stage, model, groups, torch.device("cpu"))
     ranks = {"dp_rank": groups.data_rank, "dp_size": groups.data_size, "mp_rank": 0, "mp_size": 1}
     found = [1 / model.front.scale.item()]
@@ -223,7 +223,7 @@ def _clip_by_hand(rank: int, world_size: int, mix_up: float) -> None:
     groups = process_groups.initialize(config().parallel, 0)
     whole = config(ContrastiveConfig(loss="clip", mix_up=mix_up))
     model = build_clap(whole, toy_tokenizer(), current_device())
-    select(model.named_parameters(), ("*",), ("encoder.bn0.*",))
+    select(model.named_parameters(), StageConfig(trainable=("*",), frozen=("encoder.bn0.*",)))
     objective = ContrastiveLearner(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
     front = model.front.train()
     step = batch(dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, one_window=True)
@@ -256,7 +256,7 @@ def _mixed_by_hand(rank: int, world_size: int) -> None:
     groups = process_groups.initialize(config().parallel, 0)
     whole = config(ContrastiveConfig(mix_up=0.5))
     model = build_clap(whole, toy_tokenizer(), current_device())
-    select(model.named_parameters(), ("*",), ("encoder.bn0.*",))
+    select(model.named_parameters(), StageConfig(trainable=("*",), frozen=("encoder.bn0.*",)))
     objective = ContrastiveLearner(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
     front = model.front.train()
     step = batch(dp_rank=0, dp_size=1, mp_rank=0, mp_size=1, one_window=True)
