@@ -41,6 +41,7 @@ ORDER = (
     "megatron_af.pipeline",
     "megatron_af.serve",
     "megatron_af.release",
+    "megatron_af.start",
     "megatron_af.demo",
     "megatron_af.bench",
     "af_pipelines",

@@ -9,7 +9,6 @@ they are.
 
 import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,12 +25,9 @@ from megatron_af.evaluate.hearing import table
 from megatron_af.files import write
 from megatron_af.foreign import read_json
 from megatron_af.pipeline.curriculum import plan, run_curriculum
+from megatron_af.pipeline.stage_progress import StageProgress
 from megatron_af.progress import Progress
 from megatron_af.runs.records import StageRecord
-
-LINE = re.compile(r"\[([\w.-]+)[ \d]*\] (.*)")
-STEP = re.compile(r"^step (\d+)/(\d+) .*?\| loss (\S+)")
-ASKED = re.compile(r"^asked (\d+)/(\d+) ")
 
 
 def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,7 +47,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         progress.say(f"sounds: {recordings.source}")
         # The stage's processes share the machine's cores; one thread each is for machines that do other work, too.
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.launch.processes_per_node))
-        run_curriculum(config, say=_Stages(config, progress))
+        run_curriculum(config, say=StageProgress(config, progress))
     sets = read_json(config.stage_folder(list(config.curriculum)[-1]) / "hearing.json")
     seconds = {"prepare": read_json(_marker(config))["seconds"]}
     for stage in config.curriculum:
@@ -102,25 +98,3 @@ def prepare_demo(config: Config, progress: Progress) -> Recordings:
 
 def _marker(config: Config) -> Path:
     return Path(config.data.root) / "prepared.json"
-
-
-class _Stages:
-    """How far each stage and each evaluation is, by the lines that their processes print."""
-
-    def __init__(self, config: Config, progress: Progress) -> None:
-        self._config, self._progress = config, progress
-
-    def __call__(self, said: str) -> None:
-        match = LINE.match(said)
-        stage, line = (match[1].removeprefix("evaluate-"), match[2]) if match else ("", "")
-        if stage not in self._config.curriculum:
-            return
-        if asked := ASKED.match(line):
-            self._progress.update(f"questions {stage}", int(asked[1]), int(asked[2]))
-        elif match := STEP.match(line):
-            self._progress.update(f"stage {stage}", int(match[1]), int(match[2]), f"loss {match[3]}")
-        elif line.startswith("skip: "):
-            steps = self._config.curriculum[stage].steps
-            self._progress.update(f"stage {stage}", steps, steps)
-        elif line.startswith(("train: ", "resume: ")):
-            self._progress.update(f"stage {stage}", 0, self._config.curriculum[stage].steps)

@@ -14,14 +14,11 @@ from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Manifest
 from megatron_af.demo import run
 from megatron_af.demo.questions import SKILLS
-from megatron_af.demo.run import ASKED, STEP, run_demo
-from megatron_af.evaluate.hearing import AskedLine
+from megatron_af.demo.run import run_demo
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.progress import Progress
 from megatron_af.runs.paths import latest
 from megatron_af.runs.pointers import source_of
-from megatron_af.train.callbacks import format_line
-from tests.told import Told
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_test.yaml"
 
@@ -75,22 +72,6 @@ def test_audio_flamingo_1_runs_its_curriculum(tmp_path: Path) -> None:
     learnt = json.loads((folder / "foundation" / "result.json").read_text())
     blend = ("scenes", "scenes_knn_4", "scenes_knn_8")
     assert {name for name in learnt if name.startswith("loss/")} <= {f"loss/{name}" for name in blend}
-
-
-def test_progress_reads_the_log_line() -> None:
-    match = STEP.match(format_line({"step": 30.0, "loss": 1.25}, 400))
-    assert match is not None and match.groups() == ("30", "400", "1.2500")
-
-
-def test_progress_reads_how_far_the_questions_are() -> None:
-    told = Told()
-    asked = AskedLine(told, 10, ranks=2)
-    asked(3)
-    asked(3)  # another rank may not be done
-    asked.end()
-    found = [ASKED.match(line) for line in told.lines]
-    assert [match.groups() for match in found if match] == [("6", "10"), ("10", "10")]
-    assert told.lines[-1].endswith("eta 0:00")
 
 
 def test_scenes_that_are_made_again_are_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

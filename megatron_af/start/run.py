@@ -1,0 +1,197 @@
+"""The whole way: understand a folder, write a YAML of its own, import, prepare, train, measure, show.
+
+    start(Path("digits"))                        # tools/start.py digits
+    start(Path("digits"), dry_run=True)          # what would be done, and how long it takes
+
+Everything is done by the steps that the written YAML's own commands do: importers, preparation, the curriculum and its
+evaluation. What is there and was made by the same settings is not made again.
+"""
+
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig
+from megatron_af.config.loading import load_config
+from megatron_af.data.rows import Manifest, Row
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.hearing import table
+from megatron_af.files import write
+from megatron_af.foreign import read_json
+from megatron_af.pipeline.curriculum import plan, run_curriculum
+from megatron_af.pipeline.job import StepFailed
+from megatron_af.pipeline.report import clock
+from megatron_af.pipeline.stage_progress import StageProgress
+from megatron_af.prepare.outcome import import_rows, prepare_recordings
+from megatron_af.prepare.statistics import Statistics, measure
+from megatron_af.prepare.vocabulary import make_tokenizer
+from megatron_af.progress import Progress
+from megatron_af.start.layouts import LINK, Found, understand
+from megatron_af.start.pace import Pace
+from megatron_af.start.recipe import write_recipe
+from megatron_af.text.tokenizer import Tokenizer
+
+FEWEST_ROWS = 20
+"""Below which nothing can be learnt and held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    statistics: Statistics
+    classes: Counter[str]
+    example: Row
+
+
+def start(folder: Path, overrides: Sequence[str] = (), *, dry_run: bool = False) -> None:
+    """
+    Args:
+        overrides: of the written YAML's keys; ``name=`` and ``data.root=`` decide where it is written.
+
+    Raises:
+        NotUnderstood: the folder holds nothing we know.
+        ConfigError: too little, or settings that cannot run.
+        StepFailed: import, preparation, a stage or its evaluation failed.
+        Cancelled: this process was asked to stop; the same command goes on.
+    """
+    given = dict(override.partition("=")[::2] for override in overrides)
+    name = given.get("name") or slug(folder)
+    root = Path(given.get("data.root") or Path("data") / name)
+    file = root / f"{name}.yaml"
+    with Progress() as progress, ExitStack() as stack:
+        console = progress.console
+        if dry_run:  # looked at beside, and left as it was
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work = scratch if dry_run else root
+        found = understand(folder, work)
+        _tell(console, folder, found)
+        if dry_run or not file.exists():
+            facts = _look(found, name, work, progress)
+            _tell_facts(console, facts)
+            text = write_recipe(name, root, found.origins, facts.statistics)
+            write(work / f"{name}.yaml", text)
+        else:
+            progress.say(f"settings: {file}, which is there already; delete it to begin anew")
+        if dry_run:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            config = load_config(work / f"{name}.yaml", overrides)
+            _tell_times(console, config, facts.statistics)
+            return
+        config = load_config(file, overrides)
+        _make(config, progress)
+        plan(config)  # refuses what cannot run
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.launch.processes_per_node))
+        began = time.monotonic()
+        run_curriculum(config, say=StageProgress(config, progress))
+        _tell_results(console, config, file, time.monotonic() - began)
+
+
+def slug(folder: Path) -> str:
+    """A name for the run, of letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:40] or "mine"
+
+
+def _look(found: Found, name: str, root: Path, progress: Progress) -> _Facts:
+    """What the rows hold that training will come from."""
+    key = "all" if "all" in found.origins else "train"
+    sets = {n: DatasetConfig(manifest=f"{n}.jsonl", origin=origin) for n, origin in found.origins.items()}
+    words = root / "tokenizer.json"
+    config = Config(name=name, data=DataConfig(root=str(root), tokenizer=str(words), datasets=sets))
+    _done(import_rows(config, list(sets), progress), "import")
+    rows = Manifest(DataRoot(str(root)).fetch(f"{key}.jsonl"))
+    classes = Counter(str(row.meta["class"]) for row in rows if "class" in row.meta)
+    problems = []
+    if len(rows) < FEWEST_ROWS:
+        problems.append(f"{len(rows)} recordings can be used; {FEWEST_ROWS} are the fewest to learn from and hold out")
+    if len(classes) == 1:
+        problems.append(f"every recording is {min(classes)!r}: there is nothing to tell apart")
+    if problems:
+        raise ConfigError(f"{root / LINK} is not enough", problems)
+    make_tokenizer(config)
+    return _Facts(
+        statistics=measure(rows, config, Tokenizer.load(words), name=key), classes=classes, example=rows[len(rows) // 2]
+    )
+
+
+def _make(config: Config, progress: Progress) -> None:
+    """Rows, tokenizer and prepared recordings."""
+    sets = config.data.datasets
+    imported = [name for name, dataset in sets.items() if dataset.origin or dataset.part]
+    _done(import_rows(config, imported, progress), "import")
+    made = make_tokenizer(config)
+    progress.say(f"words: {made.tokens:,} tokens in {made.file}")
+    prepared = [name for name, dataset in sets.items() if dataset.source and not dataset.manifest.endswith(".jsonl")]
+    _done(prepare_recordings(config, prepared, progress), "prepare")
+
+
+def _done(status: int, step: str) -> None:
+    if status:
+        raise StepFailed(f"{step}: too much could not be used, see above", give_up=True)
+
+
+def _tell(console: Console, folder: Path, found: Found) -> None:
+    for sentence in found.told:
+        console.print(f"{folder}: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tell_facts(console: Console, facts: _Facts) -> None:
+    s = facts.statistics
+    seconds = sorted(s.seconds)
+    lines = [
+        f"{s.rows:,} rows, {s.hours * 60:,.1f} minutes of audio; half of the recordings are at most "
+        f"{seconds[len(seconds) // 2]:.2g} s long, the longest {seconds[-1]:.3g} s"
+    ]
+    if facts.classes:
+        most, least = facts.classes.most_common(1)[0], facts.classes.most_common()[-1]
+        lines.append(
+            f"{len(facts.classes):,} classes, {least[1]:,} ({least[0]}) to {most[1]:,} ({most[0]}) recordings each; "
+            f"always saying the commonest is right {most[1] / s.rows:.0%} of the time"
+        )
+    question = facts.example.questions[0] if facts.example.questions else None
+    if question:
+        asked = " ".join(question.prompt.split())
+        lines.append(f"for example {facts.example.id}: {asked} -> {question.output}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _tell_times(console: Console, config: Config, facts: Statistics) -> None:
+    pace = Pace.measure(config)
+    total = 0.0
+    for name in config.curriculum:
+        seconds = pace.seconds(config, name, facts.rows)
+        total += seconds
+        console.print(f"stage {name}: {config.curriculum[name].steps} steps, about {clock(seconds)}", highlight=False)
+    console.print(
+        f"in all about {clock(total)} on {config.launch.processes_per_node} processes of this machine as it is now; "
+        "nothing was written",
+        highlight=False,
+    )
+
+
+def _tell_results(console: Console, config: Config, file: Path, seconds: float) -> None:
+    for stage, settings in config.curriculum.items():
+        folder = config.stage_folder(stage)
+        for name in settings.evaluation:
+            if (hearing := folder / "hearing.json").is_file():
+                console.print(table(read_json(hearing)[name], f"{stage}: held-out recordings of {name}"))
+            if (clap := folder / f"clap-{name}.json").is_file():
+                zero_shot = read_json(clap).get("zero_shot", {})
+                if zero_shot:
+                    console.print(f"{stage}: classes of {name} by their names alone: {zero_shot['accuracy']:.1f}%")
+    run = Path(config.output) / config.name
+    console.print(f"trained and measured in {clock(seconds)}; settings: {file}; results: {run}", highlight=False)
+    console.print(
+        f'ask it:   .venv/bin/python -c \'import megatron_af as af; print(af.load("{run}").answer("a.wav", "…"))\'\n'
+        f"serve it: .venv/bin/python tools/serve.py {run}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

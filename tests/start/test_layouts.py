@@ -1,0 +1,134 @@
+"""What folders of other people hold is understood, and imported as it was understood."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import Config, DataConfig, DatasetConfig
+from megatron_af.data.rows import Manifest, Row
+from megatron_af.prepare.outcome import import_rows
+from megatron_af.progress import silent
+from megatron_af.start.layouts import Found, NotUnderstood, understand
+from tests.data.toy import write_tone
+
+
+def tones(folder: Path, *names: str) -> None:
+    for place, name in enumerate(names):
+        write_tone(folder / name, 0.2, place)
+
+
+def look(tmp_path: Path) -> tuple[Found, dict[str, list[Row]]]:
+    """How ``mine`` is understood, and the rows that come of it; nothing is written into it."""
+    folder, root = tmp_path / "mine", tmp_path / "data"
+    before = sorted(path for path in folder.rglob("*"))
+    found = understand(folder, root)
+    sets = {name: DatasetConfig(manifest=f"{name}.jsonl", origin=origin) for name, origin in found.origins.items()}
+    config = Config(name="t", data=DataConfig(root=str(root), datasets=sets))
+    assert import_rows(config, list(sets), silent()) == 0
+    assert sorted(path for path in folder.rglob("*")) == before
+    return found, {name: list(Manifest(root / f"{name}.jsonl")) for name in sets}
+
+
+def classes(rows: list[Row]) -> list[str]:
+    return [row.meta["class"] for row in rows]
+
+
+def test_a_folder_for_each_label(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "dog/1.wav", "dog/2.wav", "rain/1.wav", "__MACOSX/dog/._1.wav")
+    (tmp_path / "mine/README.txt").write_text("recorded in May")
+    found, rows = look(tmp_path)
+    assert classes(rows["all"]) == ["dog", "dog", "rain"]
+    assert found.told == ["a folder for each label: dog, rain"] and found.origins["all"].format == "labels"
+
+
+def test_folders_of_labels_below_another_one(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "audio/dog/1.wav", "audio/dog/2.wav", "audio/rain/1.wav")
+    found, rows = look(tmp_path)
+    assert classes(rows["all"]) == ["dog", "dog", "rain"] and "below audio" in found.told[0]
+
+
+def test_folders_that_are_divided_already(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", *(f"{split}/{label}/1.wav" for split in ("train", "val", "test") for label in ("a", "b")))
+    found, rows = look(tmp_path)
+    assert list(found.origins) == ["train", "development", "test"]
+    assert {name: classes(part) for name, part in rows.items()} == {split: ["a", "b"] for split in found.origins}
+
+
+TABLES = {
+    "captions": ("file_name,caption_1,caption_2\na b.wav,rain falls,it rains\nc.wav,a dog,barking\n", "captions"),
+    "no suffix": ("id;description\na b;rain falls\nc;a dog barks\n", "captions"),
+    "tabs": ('path\tsentence\tage\na b.wav\t"rain" falls\t3\nc.wav\ta dog\t4\n', "captions"),
+    "labels": ("filename,fold,category\na b.wav,1,rain\nc.wav,2,dog_bark\na b.wav,1,rain\n", "class"),
+    "questions": ("wav,question,answer\na b.wav,what is it?,rain\nc.wav,is it loud?,yes\n", "answers"),
+    "one unknown column of few texts": ("x,y\n" + "a b.wav,rain\nc.wav,dog\n" * 5, "class"),
+    "one unknown column of many texts": ("x,y\na b.wav,rain falls\nc.wav,a dog barks\n", "captions"),
+}
+
+
+@pytest.mark.parametrize(("content", "kind"), TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("place", ["", "clips/"])
+def test_tables(tmp_path: Path, content: str, kind: str, place: str) -> None:
+    tones(tmp_path / "mine", f"{place}a b.wav", f"{place}c.wav")
+    (tmp_path / f"mine/t.{'tsv' if chr(9) in content else 'csv'}").write_text(content)
+    found, rows = look(tmp_path)
+    first = rows["all"][0]
+    if kind == "captions":
+        assert first.captions[0].replace('"', "") == "rain falls" and not first.meta
+    elif kind == "class":
+        assert first.meta["class"] == "rain" and first.questions[0].output == "rain"
+    else:
+        assert (first.questions[0].prompt, first.questions[0].output) == ("what is it?", "rain")
+    assert "audio in" in found.told[0] and ("recordings below clips" in found.told[0]) is bool(place)
+
+
+def test_tables_that_are_divided_already(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "w/a.wav", "w/b.wav")
+    for split in ("train", "test"):
+        (tmp_path / f"mine/{split}.csv").write_text("file,label\na.wav,dog\nb.wav,cat\n")
+    (tmp_path / "mine/notes.csv").write_text("who,when\nann,may\n")
+    found, rows = look(tmp_path)
+    assert list(found.origins) == ["train", "test"] and classes(rows["test"]) == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.txt": "rain falls\n", "b.txt": "a dog\nbarks"},
+        {"words.txt": "a.wav rain falls\nb.wav\ta dog barks\n"},
+        {"metadata.csv": "a|rain falls|Rain falls.\nb|a dog barks|A dog barks.\n"},
+        {"trans.txt": "w/a rain falls\nw/b a dog barks\n"},
+    ],
+    ids=["a text beside each", "a file of lines", "LJSpeech", "LibriSpeech"],
+)
+def test_recordings_with_texts(tmp_path: Path, files: dict[str, str]) -> None:
+    tones(tmp_path / "mine", "w/a.wav", "w/b.wav")
+    for name, content in files.items():
+        (tmp_path / "mine/w" / name).write_text(content)
+    found, rows = look(tmp_path)
+    assert [row.captions for row in rows["all"]] == [("rain falls",), ("a dog barks",)]
+    assert "taken for captions" in found.told[0]
+    assert (tmp_path / "data/table.tsv").read_text().startswith("file\tcaption\nw/a.wav\train falls\n")
+
+
+def test_names_that_begin_with_their_label(tmp_path: Path) -> None:
+    tones(
+        tmp_path / "mine",
+        *(f"{digit}_{who}_{take}.wav" for digit in (3, 7) for who in ("ann", "bob") for take in (0, 1)),
+    )
+    found, rows = look(tmp_path)
+    assert classes(rows["all"]) == ["3"] * 4 + ["7"] * 4 and "names that begin with their label: 3, 7" in found.told[0]
+
+
+def test_what_says_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotUnderstood, match="expected a folder with recordings"):
+        understand(tmp_path / "gone", tmp_path / "data")
+    tones(tmp_path / "mine", "a.wav", "b.wav", "c.wav")
+    with pytest.raises(NotUnderstood, match=r"3 recordings and nothing that says what they are. Expected one of"):
+        understand(tmp_path / "mine", tmp_path / "data")
+
+
+def test_another_folder_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        tones(tmp_path / name, f"{name}/1.wav", f"{name}/2.wav", "rain/1.wav")
+        understand(tmp_path / name, tmp_path / "data")
+        assert (tmp_path / "data/recordings").resolve() == tmp_path / name

@@ -1,0 +1,75 @@
+"""The written YAML can be read, checks, and has the numbers that its data asks for."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import Config, ImportConfig
+from megatron_af.config.loading import load_config
+from megatron_af.prepare.advice import advise
+from megatron_af.prepare.statistics import Statistics
+from megatron_af.runs.check import check
+from megatron_af.start.recipe import write_recipe
+
+LABELS = ImportConfig(format="labels", path="recordings")
+TABLE = ImportConfig(
+    format="csv", path="recordings/a: b.csv", columns={"audio": "{id}.wav", "caption": "first, one"}, audio="recordings"
+)
+
+
+def facts(rows: int = 3000, seconds: float = 0.6, captions: int = 9000) -> Statistics:
+    return Statistics(
+        name="train", rows=rows, looked_at=2, seconds=[seconds, seconds / 2], windows=[1, 1], tokens=[37, 30],
+        captions=captions,
+    )  # fmt: skip
+
+
+def written(tmp_path: Path, origins: dict[str, ImportConfig], known: Statistics) -> Config:
+    file = tmp_path / "mine.yaml"
+    file.write_text(write_recipe("mine", tmp_path / "data", origins, known))
+    config = load_config(file)
+    assert check(config, config.launch.processes_per_node) == []
+    return config
+
+
+@pytest.mark.parametrize(
+    ("origins", "parts"),
+    [
+        ({"all": LABELS}, {"train": (0, 0.75), "development": (0.75, 0.85), "test": (0.85, 1)}),
+        ({"all": TABLE}, {"train": (0, 0.75), "development": (0.75, 0.85), "test": (0.85, 1)}),
+        ({"train": LABELS, "test": LABELS}, {"train": (0, 0.9), "development": (0.9, 1)}),
+        ({"train": LABELS, "development": LABELS, "test": TABLE}, {"train": (0, 1)}),
+    ],
+    ids=["whole", "table", "divided", "divided in three"],
+)
+def test_every_division_has_what_trains_and_what_is_held_out(
+    tmp_path: Path, origins: dict[str, ImportConfig], parts: dict[str, tuple[float, float]]
+) -> None:
+    config = written(tmp_path, origins, facts())
+    sets = config.data.datasets
+    assert {name: (s.part.begin, s.part.end) for name, s in sets.items() if s.part} == parts
+    assert {"train", "development", "test"} <= set(sets) and sets["train"].manifest == "prepared/train"
+    imported = {name: dataset.origin for name, dataset in sets.items() if dataset.origin}
+    assert list(imported.values()) == list(origins.values())
+    assert all(stage.evaluation == ("test",) for stage in config.curriculum.values())
+
+
+def test_the_data_asks_for_nothing_else(tmp_path: Path) -> None:
+    for known in (facts(), facts(200, 0.3), facts(100_000, 9.0), facts(500, 28.0)):
+        config = written(tmp_path, {"all": LABELS}, known)
+        windows = [item for item in advise(known, config) if "max_windows" not in item.key]
+        assert windows == []
+    assert written(tmp_path, {"all": LABELS}, facts(seconds=28.0)).curriculum["clap"].max_windows == 3
+
+
+def test_stages_are_long_enough_and_no_longer_than_minutes(tmp_path: Path) -> None:
+    for rows in (30, 3_000, 1_000_000):
+        stages = written(tmp_path, {"all": LABELS}, facts(rows)).curriculum
+        assert 300 <= stages["clap"].steps <= 500 and 200 <= stages["answer"].steps <= 400
+    assert list(stages) == ["clap", "answer"] and stages["answer"].entry == {"encoder": "clap"}
+
+
+def test_without_a_caption_the_encoder_learns_with_the_answers(tmp_path: Path) -> None:
+    config = written(tmp_path, {"all": TABLE}, facts(captions=0))
+    assert list(config.curriculum) == ["answer"]
+    assert config.curriculum["answer"].entry == {} and config.curriculum["answer"].frozen == ()

@@ -1,0 +1,84 @@
+"""The whole way on a folder of tones, with hardly any training: what it learns is nothing; docs say what it reaches."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import ConfigError
+from megatron_af.config.loading import load_config
+from megatron_af.start.run import slug, start
+from tests.data.toy import write_tone
+from tools.start import main
+
+SMALL = [
+    "model.encoder.embed_dim=16", "model.encoder.depths=[1,1]", "model.encoder.heads=[2,2]",
+    "launch.processes_per_node=1",
+    "model.transform.heads=2", "model.transform.ffn=64", "model.lm.hidden=64", "model.lm.ffn=96",
+    "curriculum.clap.steps=2", "curriculum.answer.steps=2",
+    *(f"curriculum.{stage}.{key}_samples={size}" for stage in ("clap", "answer")
+      for key, size in (("global_batch", 4), ("micro_batch", 2))),
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for label in ("high", "low"):
+        for take in range(12):
+            write_tone(tmp_path / "My Sounds" / label / f"{take}.wav", 0.3 + 0.01 * take, len(label) * 20 + take)
+    return tmp_path / "My Sounds"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_from_a_folder_to_answers_and_once_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(folder), *SMALL]) == 0
+    told = capfd.readouterr().out
+    assert "a folder for each label: high, low" in told and "24 rows" in told and "2 classes, 12 (" in told
+    assert "always saying the commonest is right 50% of the time" in told
+    assert "answer: held-out recordings of test" in told and "classes of test by their names alone" in told
+    config = load_config("data/my-sounds/my-sounds.yaml")
+    assert config.model.front_end.window_seconds == 1.0 and list(config.curriculum) == ["clap", "answer"]
+    run = tmp_path / "runs/my-sounds"
+    assert json.loads((run / "answer/hearing.json").read_text())["test"]["overall"]["n"] == 4
+    written = (tmp_path / "data/my-sounds/my-sounds.yaml").stat().st_mtime_ns
+    checkpoints = {file: file.stat().st_mtime_ns for file in run.rglob("checkpoint.json")}
+    assert main([str(folder), *SMALL]) == 0
+    told = capfd.readouterr().out
+    assert "which is there already" in told
+    assert (tmp_path / "data/my-sounds/my-sounds.yaml").stat().st_mtime_ns == written
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("checkpoint.json")} == checkpoints
+
+
+def test_a_dry_run_shows_settings_and_times_and_writes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    start(folder, SMALL, dry_run=True)
+    told = capsys.readouterr().out
+    assert (
+        "front_end: {window_seconds: 1} #" in told and "stage clap: 2 steps, about" in told and "in all about" in told
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_too_little_is_refused_before_anything_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for take in range(3):
+        write_tone(tmp_path / "few" / f"dog_{take}.wav", 0.3, take)
+    with pytest.raises(ConfigError, match=r"(?s)3 recordings can be used; 20 are the fewest"):
+        write_table(tmp_path / "few")
+        start(tmp_path / "few")
+    assert not (tmp_path / "runs").exists()
+
+
+def write_table(folder: Path) -> None:
+    (folder / "t.csv").write_text("file,label\n" + "".join(f"dog_{take}.wav,dog\n" for take in range(3)))
+
+
+def test_names_of_runs_are_plain() -> None:
+    assert slug(Path("/x/My Sounds (2)")) == "my-sounds-2" and slug(Path("/x/雨")) == "mine"

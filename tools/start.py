@@ -1,0 +1,38 @@
+"""From a folder of recordings to a trained and measured model: finds its layout, writes a YAML, does the rest.
+
+    python tools/start.py FOLDER [--dry-run] [key=value ...]
+
+FOLDER holds a folder for each label, or a table of captions, labels or questions, or recordings with a text beside each
+or a file of lines, or names that begin with their label. It is only read. The YAML, with a comment at each number that
+follows from the data, is written to data/NAME/NAME.yaml, NAME being the folder's; what is there already is taken as it
+is, so change it and run the same command again. Held-out recordings are measured at the end. ``--dry-run`` shows what
+was understood, the YAML and how long each stage takes, and writes nothing. docs/your_own_sound.md says more.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_af.entry import command
+from megatron_af.pipeline.job import Cancelled, cancellable
+from megatron_af.start.run import start
+
+
+@command
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="recordings and what says what they are")
+    parser.add_argument("--dry-run", action="store_true", help="say what was understood and would be done, and end")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        with cancellable():
+            start(options.folder, options.overrides, dry_run=options.dry_run)
+    except Cancelled as stop:
+        print(f"{stop}; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return stop.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
