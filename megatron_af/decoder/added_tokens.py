@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 
 from megatron_af.config import LMConfig
@@ -86,6 +87,26 @@ def token_logits(table: TokenTable, hidden_TH: Tensor, weight_VH: Tensor, rows_N
     valid = table.local(table.num_tokens)
     logits: Tensor = _TokenLogits.apply(hidden_TH, weight_VH, rows_AH, start, valid)  # type: ignore[no-untyped-call]
     return logits
+
+
+class OutputTable(ColumnParallelLinear):
+    """megatron-core's output layer, whose forward gives the logits of table and added tokens.
+
+    Whoever trains with overlapped ZeRO-1 must read the weight in here: only then has it been gathered.
+    """
+
+    @classmethod
+    def take_over(cls, layer: ColumnParallelLinear) -> None:
+        """Make one of megatron-core's output layer, its weight where it is."""
+        assert type(layer) is ColumnParallelLinear
+        layer.__class__ = cls
+
+    def forward(self, hidden_TH: Tensor, table: TokenTable, rows_NH: Tensor, weight_VH: Tensor | None) -> Tensor:
+        """
+        Args:
+            weight_VH: of the embedding, where this layer has none of its own.
+        """
+        return token_logits(table, hidden_TH, self.weight if weight_VH is None else weight_VH, rows_NH)
 
 
 class _TokenLogits(torch.autograd.Function):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from megatron_af.config import Config
 from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
-from megatron_af.decoder.added_tokens import TokenTable, replace_added, token_logits
+from megatron_af.decoder.added_tokens import OutputTable, TokenTable, replace_added
 from megatron_af.decoder.attention import spec_provider
 from megatron_af.decoder.cache import DecoderCache
 from megatron_af.decoder.cross_attention import AudioDecoderLayer
@@ -84,6 +84,8 @@ class AudioLM(GPTModel):
             **family.model_settings(),
         )
         self.table = table
+        if post_process:
+            OutputTable.take_over(self.output_layer)
         self.position_embeddings: LearntPositions | None = None
         if pre_process and family.position_offset is not None:
             self.position_embeddings = LearntPositions(family.position_rows, family.position_offset, transformer_config)
@@ -214,7 +216,7 @@ class AudioLM(GPTModel):
         rows, added_rows_NH = context
         position_T, label_T = supervised(rows.labels_BS)
         hidden_TH = self._tensor_region(hidden_states, position_T.to(hidden_states.device))
-        logits_TV = token_logits(self.table, hidden_TH, self._output_weight(), added_rows_NH)
+        logits_TV = self._table_logits(hidden_TH, added_rows_NH)
         losses_T: Tensor = tensor_parallel.vocab_parallel_cross_entropy(
             logits_TV, label_T.to(logits_TV.device), tp_group=self.tp_group
         )
@@ -229,7 +231,7 @@ class AudioLM(GPTModel):
         hidden_TH = self._tensor_region(
             hidden_states, None if position_T is None else position_T.to(hidden_states.device)
         )
-        logits_TV = token_logits(self.table, hidden_TH, self._output_weight(), added_rows_NH)
+        logits_TV = self._table_logits(hidden_TH, added_rows_NH)
         logits_TV = tensor_parallel.gather_from_tensor_model_parallel_region(logits_TV, group=self.tp_group)
         logits_TV = logits_TV[:, : self.table.num_tokens].float()
         return logits_TV if position_T is not None else logits_TV.unflatten(0, (-1, batch)).transpose(0, 1)
@@ -246,10 +248,12 @@ class AudioLM(GPTModel):
             hidden_TH = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_TH, group=self.tp_group)
         return hidden_TH
 
-    def _output_weight(self) -> Tensor:
-        if self.share_embeddings_and_output_weights:
-            return self.shared_embedding_or_output_weight()
-        return self.output_layer.weight
+    def _table_logits(self, hidden_TH: Tensor, added_rows_NH: Tensor) -> Tensor:
+        """Of this rank's vocabulary rows, [T, V]."""
+        shared = self.pre_process and self.share_embeddings_and_output_weights
+        weight_VH = self.embedding.word_embeddings.weight if shared else None
+        logits_TV: Tensor = self.output_layer(hidden_TH, self.table, added_rows_NH, weight_VH)
+        return logits_TV
 
 
 @contextmanager

@@ -3,17 +3,20 @@
 In float32; errors are relative to the largest value of each gradient.
 """
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from megatron_af.config import LoRAConfig
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
+from megatron_af.train.objectives import answer_learner
 from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.optimizer import build_schedule
 from megatron_af.train.trainable import select
@@ -51,11 +54,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "trainable": ("lm.*.lora.*",),
         "lora": LoRAConfig(targets=("linear_proj", "linear_fc1"), rank=3, alpha=1.5),
     },
+    "bf16": {"trainable": tiny.ALL, "precision": "bf16"},
 }
 
 
-def train(rank: int, world_size: int, variant: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any]:
-    config = tiny.config(**variant, **layout)
+BUCKET = 3_000
+"""Elements of a gradient bucket where many of them make one model: what reads a table reads it out of the last one."""
+
+
+def train(
+    rank: int, world_size: int, variant: dict[str, Any], layout: dict[str, Any], small_buckets: bool = False
+) -> dict[str, Any]:
+    variant = dict(variant)
+    precision = variant.pop("precision", "fp32")
+    config = dataclasses.replace(tiny.config(**variant, **layout), precision=precision)
+    if small_buckets:
+        ddp_config = answer_learner._ddp_config
+        answer_learner._ddp_config = lambda *a, **k: dataclasses.replace(ddp_config(*a, **k), bucket_size=BUCKET)
     stage = config.curriculum["stage"]
     groups = process_groups.initialize(config.parallel, config.seed)
     model = build(config, tiny.VOCABULARY, current_device())
@@ -128,9 +143,47 @@ CASES += [("PP2", "stage without trainables"), ("PP2xDP2+ZeRO-1", "stage without
 @pytest.mark.parametrize(("layout", "variant"), CASES, ids=[f"{a}, {b}" for a, b in CASES])
 def test_layout_equals_one_process(layout: str, variant: str, reference: Any, record_property: Any) -> None:
     world_size, parallel = LAYOUTS[layout]
-    expected = reference(variant)
     got = run_distributed(train, world_size, VARIANTS[variant], parallel, timeout=180)[0]
+    check_equal(layout, variant, got, reference(variant), record_property)
 
+
+LAZY = {
+    "DP2+ZeRO-1+overlap": LAYOUTS["DP2+ZeRO-1+overlap"],
+    "PP2xDP2+ZeRO-1+overlap": (4, {"pipeline": 2, "distributed_optimizer": True, "overlap": True}),
+    "PP2xVPP2xDP2+ZeRO-1+overlap": (
+        4,
+        {"pipeline": 2, "virtual_pipeline": 2, "distributed_optimizer": True, "overlap": True},
+    ),
+    "TP2xDP2+SP+ZeRO-1+overlap": (4, {"tensor": 2, "sequence": True, "distributed_optimizer": True, "overlap": True}),
+}
+"""Layouts that gather updated weights while the next step runs; the last one is that of the shipped 3B model."""
+
+
+@pytest.mark.parametrize("variant", ["everything trains", "untied"])
+@pytest.mark.parametrize("layout", LAZY)
+def test_weights_are_whole_when_they_are_read(layout: str, variant: str, reference: Any, record_property: Any) -> None:
+    world_size, parallel = LAZY[layout]
+    got = run_distributed(train, world_size, VARIANTS[variant], parallel, small_buckets=True, timeout=180)[0]
+    check_equal(layout, variant, got, reference(variant), record_property)
+
+
+def test_the_layout_of_the_3b_model_in_bf16(reference: Any) -> None:
+    """Sums are rounded otherwise: no closer than bf16's eight bits allow."""
+    world_size, parallel = LAZY["TP2xDP2+SP+ZeRO-1+overlap"]
+    got = run_distributed(train, world_size, VARIANTS["bf16"], parallel, small_buckets=True, timeout=180)[0]
+    expected = reference("bf16")
+    assert got["losses"] == pytest.approx(expected["losses"], rel=2e-2)
+    assert got["norms"] == pytest.approx(expected["norms"], rel=2e-2)
+    parts: dict[str, list[str]] = {}
+    for name in expected["gradients"]:
+        parts.setdefault("xattn" if ".xattn." in name else name.split(".")[0], []).append(name)
+    assert parts.keys() == {"encoder", "transform", "added_rows", "lm", "xattn"}
+    for part, names in parts.items():
+        one, other = (torch.cat([run["gradients"][name].flatten() for name in names]) for run in (got, expected))
+        assert F.cosine_similarity(one, other, dim=0) > 0.99, part
+
+
+def check_equal(layout: str, variant: str, got: dict[str, Any], expected: dict[str, Any], record_property: Any) -> None:
     gradient_errors = relative_errors(got["gradients"], expected["gradients"])
     worst = max(gradient_errors, key=gradient_errors.__getitem__)
     record_property("worst_gradient_error", gradient_errors[worst])
