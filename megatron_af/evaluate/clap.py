@@ -5,7 +5,8 @@
 
 Every number is a percentage. Rows bring captions (all of the same meaning; the first is the original, the others are
 its paraphrases) and negatives (captions of something else, in almost the same words; ``meta.negative_kinds`` may say
-what was changed in each). Shapes: N rows, T texts, C classes, J joint dim.
+what was changed in each). Rows whose first captions are the same are hits of each other.
+Shapes: N rows, T texts, C classes, J joint dim.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.data.rows import Question, Row
-from megatron_af.evaluate.exchange import exchange
+from megatron_af.evaluate.exchange import exchange, plain_answer
 from megatron_af.inference.embedder import ClapEmbedder
 
 RANKS = (1, 5, 10)
@@ -46,9 +47,10 @@ def evaluate_clap(
         paraphrases.append(text_TJ[at + 1 : end])
         negatives.append(text_TJ[end : end + len(row.negatives)])
         at = end + len(row.negatives)
-    report: dict[str, Any] = {"rows": len(rows), "retrieval": retrieval(audio_NJ, torch.stack(captions))}
+    meaning_N = meanings([row.captions[0] for row in rows])
+    report: dict[str, Any] = {"rows": len(rows), "retrieval": retrieval(audio_NJ, torch.stack(captions), meaning_N)}
     if any(len(p) for p in paraphrases):
-        report["paraphrase"] = paraphrase_robustness(audio_NJ, torch.stack(captions), paraphrases)
+        report["paraphrase"] = paraphrase_robustness(audio_NJ, torch.stack(captions), paraphrases, meaning_N)
     if any(len(n) for n in negatives):
         kinds = [row.meta.get("negative_kinds", [""] * len(row.negatives)) for row in rows]
         report["composition"] = composition(audio_NJ, torch.stack(captions), negatives, kinds)
@@ -64,22 +66,38 @@ def evaluate_clap(
     return report
 
 
-def retrieval(audio_NJ: Tensor, text_NJ: Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 from text to audio and from audio to text; pair n belongs together."""
+def retrieval(audio_NJ: Tensor, text_NJ: Tensor, meaning_N: Tensor | None = None) -> dict[str, float]:
+    """Recall at 1, 5 and 10 from text to audio and from audio to text; pair n belongs together.
+
+    Args:
+        meaning_N: a number for what each text says; pairs of the same number are hits of each other, and a text that
+            many rows share is one candidate. None: all say something else.
+    """
+    meaning_N = torch.arange(len(text_NJ), device=text_NJ.device) if meaning_N is None else meaning_N
     similarity_NN = text_NJ @ audio_NJ.t()
-    return {
-        f"{name}_r{k}": 100 * (place_of_truth(matrix) < k).float().mean().item()
-        for name, matrix in (("text_to_audio", similarity_NN), ("audio_to_text", similarity_NN.t()))
-        for k in RANKS
+    first = [int((meaning_N == meaning).nonzero()[0]) for meaning in torch.unique(meaning_N)]
+    ways = {
+        "text_to_audio": place_of_truth(similarity_NN, meaning_N[:, None] == meaning_N),
+        "audio_to_text": place_of_truth(similarity_NN[first].t(), meaning_N[:, None] == meaning_N[first]),
     }
+    return {f"{name}_r{k}": 100 * (place < k).float().mean().item() for name, place in ways.items() for k in RANKS}
 
 
-def place_of_truth(similarity_NN: Tensor) -> Tensor:
-    """How many columns beat the diagonal in each row; equals count half, so that a constant model is at chance."""
-    truth_N1 = similarity_NN.diagonal()[:, None]
-    beaten_by = (similarity_NN > truth_N1).sum(1)
-    equal = (similarity_NN == truth_N1).sum(1) - 1
+def place_of_truth(similarity_QC: Tensor, truth_QC: Tensor | None = None) -> Tensor:
+    """How many wrong candidates beat the best right one of each query (without ``truth_QC``, the one on the diagonal);
+    equals count half, so that a constant model is at chance."""
+    if truth_QC is None:
+        truth_QC = torch.eye(*similarity_QC.shape, dtype=torch.bool, device=similarity_QC.device)
+    best_Q1 = similarity_QC.masked_fill(~truth_QC, -torch.inf).amax(1, keepdim=True)
+    beaten_by = ((similarity_QC > best_Q1) & ~truth_QC).sum(1)
+    equal = ((similarity_QC == best_Q1) & ~truth_QC).sum(1)
     return beaten_by + equal / 2
+
+
+def meanings(captions: Sequence[str]) -> Tensor:
+    """A number for each caption, the same for the same words, [N]."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(plain_answer(caption), len(numbers)) for caption in captions])
 
 
 def composition(
@@ -98,15 +116,17 @@ def composition(
     return {kind: 100 * sum(won) / len(won) for kind, won in sorted(right.items())}
 
 
-def paraphrase_robustness(audio_NJ: Tensor, caption_NJ: Tensor, paraphrases: Sequence[Tensor]) -> dict[str, float]:
+def paraphrase_robustness(
+    audio_NJ: Tensor, caption_NJ: Tensor, paraphrases: Sequence[Tensor], meaning_N: Tensor | None = None
+) -> dict[str, float]:
     """Text-to-audio recall of original and of paraphrased queries, over the rows that have both, and the part of it
-    that paraphrasing leaves: at 1, and at 10, where fewer accidents count."""
+    that paraphrasing leaves: at 1, and at 10, where fewer accidents count. ``meaning_N`` as in :func:`retrieval`."""
+    meaning_N = torch.arange(len(caption_NJ), device=caption_NJ.device) if meaning_N is None else meaning_N
+    truth_NN = meaning_N[:, None] == meaning_N
     having = [n for n, texts in enumerate(paraphrases) if len(texts)]
-    original_N = place_of_truth(caption_NJ @ audio_NJ.t())[having]
-    truth = torch.tensor([n for n in having for _ in paraphrases[n]])
-    similarity_TN = torch.cat([paraphrases[n] for n in having]) @ audio_NJ.t()
-    own_T1 = similarity_TN.gather(1, truth[:, None])
-    place_T = (similarity_TN > own_T1).sum(1) + ((similarity_TN == own_T1).sum(1) - 1) / 2
+    original_N = place_of_truth(caption_NJ @ audio_NJ.t(), truth_NN)[having]
+    rows = [n for n in having for _ in paraphrases[n]]
+    place_T = place_of_truth(torch.cat([paraphrases[n] for n in having]) @ audio_NJ.t(), truth_NN[rows])
     report: dict[str, float] = {}
     for k in (1, 10):
         original, told_again = (100 * (place < k).float().mean().item() for place in (original_N, place_T))

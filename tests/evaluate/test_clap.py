@@ -10,6 +10,7 @@ from megatron_af.data.rows import Clip, Row
 from megatron_af.evaluate.clap import (
     composition,
     evaluate_clap,
+    meanings,
     paraphrase_robustness,
     place_of_truth,
     retrieval,
@@ -34,6 +35,20 @@ def test_a_constant_model_is_at_chance_and_not_perfect():
     scores = retrieval(torch.ones(11, 1), torch.ones(11, 1))
     assert scores["text_to_audio_r1"] == 0.0
     assert scores["text_to_audio_r10"] == 100.0
+
+
+def test_rows_that_say_the_same_are_hits_of_each_other():
+    audio, text = torch.eye(3)[[0, 0, 1, 0]], torch.eye(3)[[0, 0, 1, 1]]
+    meaning = meanings(["A dog", "a  dog", "rain", "rain"])
+    assert meaning.tolist() == [0, 0, 1, 1]
+    together = retrieval(audio, text, meaning)
+    assert together["text_to_audio_r1"] == 100.0
+    assert together["audio_to_text_r1"] == 75.0, "a row of rain that sounds like a dog is a miss"
+    same = torch.eye(2).repeat_interleave(30, 0)
+    assert set(retrieval(same, same, torch.arange(60) // 30).values()) == {100.0}
+    assert set(retrieval(same, same).values()) == {0.0}, "29 equals stand beside the right one"
+    told_again = [torch.eye(3)[[0]], torch.zeros(0, 3), torch.eye(3)[[1]], torch.zeros(0, 3)]
+    assert paraphrase_robustness(audio, text, told_again, meaning)["paraphrased_r1"] == 100.0
 
 
 def test_composition_counts_rows_whose_caption_beats_all_its_negatives():
