@@ -25,6 +25,7 @@ from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord, put_aside
 from megatron_af.runs.results import Results, are_of, tables
 from megatron_af.runs.sizes import planned_steps, recorded_batch
+from megatron_af.runs.whole import unreadable
 from megatron_af.tracking.runs import stage_spool
 from megatron_af.tracking.spool import Spool, metric_name
 
@@ -62,8 +63,15 @@ def decide(config: Config, stage: str) -> Step:
     """
     inputs = stage_inputs(config, stage)
     folder = config.stage_folder(stage)
-    record, newest = StageRecord.load(folder), latest(folder / "checkpoints")
-    if record is None and newest is not None:
+    record = StageRecord.load(folder)
+    try:
+        newest = latest(folder / "checkpoints")
+        damaged = "" if newest is None else unreadable(newest)
+    except CheckpointError as error:
+        newest, damaged = None, str(error)
+    if damaged and (record is None or record.inputs == inputs):
+        action, why = "resume", f"its newest checkpoint is damaged, so it goes on from one before: {damaged}"
+    elif record is None and newest is not None:
         check_resume(replace(config, stage=stage), newest)
         action, why = "resume", "has a checkpoint, but not its end"
     elif record is None:

@@ -21,8 +21,8 @@ from megatron_af.config.loading import to_yaml
 from megatron_af.files import put_in_place, write
 from megatron_af.runs.digests import DIGEST_FILE, digest_file, digest_value, record_digest, verify_digest
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import LATEST, MANIFEST, latest
-from megatron_af.runs.pointers import checkpoint_digest, source_of
+from megatron_af.runs.paths import LATEST, MANIFEST, latest, read_manifest
+from megatron_af.runs.pointers import SOURCES, checkpoint_digest, source_of
 from megatron_af.text.tokenizer import fetch
 
 CONFIG, TOKENIZER, TEXT_TOWER, INDEXES = "config.yaml", "tokenizer", "text_tower", "retrieval"
@@ -109,7 +109,7 @@ def _indexes(config: Config) -> list[Path]:
 
 def _verified(checkpoint: Path, expected_digest: str = "") -> dict[Path, str]:
     """Digest of every folder that holds weights of a checkpoint, after a look at the files."""
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest = read_manifest(checkpoint)
     sources = {source_of(checkpoint, part): part for part in manifest["parts"]}
     digests = {folder: checkpoint_digest(folder) for folder in {checkpoint, *sources}}
     for folder, digest in digests.items():
@@ -121,14 +121,17 @@ def _add_checkpoint(checkpoint: Path, digests: dict[Path, str], partial: Path, s
     """Link a checkpoint, and those it takes parts from, into a release that is being made."""
     target = partial / stage / "checkpoints" / checkpoint.name
     _link_tree(checkpoint, target)
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest = read_manifest(checkpoint)
     for part in manifest["parts"]:
         source = source_of(checkpoint, part)
         if source != checkpoint:
-            copy = partial / "sources" / digests[source][7:19]
+            copy = partial / SOURCES / digests[source][7:19]
             _link_tree(source, copy)
             manifest["parts"][part] = os.path.relpath(copy, target)
-    write(target / MANIFEST, json.dumps(manifest, indent=2))  # in place of a link to the original's
+    elsewhere = {part for part, place in manifest["parts"].items() if place != "."}
+    if elsewhere - manifest.get("digests", {}).keys():
+        write(target / MANIFEST, json.dumps(manifest, indent=2))  # it names them by place alone
+        record_digest(target)
     write(target.parent / LATEST, checkpoint.name)
 
 

@@ -7,6 +7,7 @@ runs/demo/                     ``config.output/config.name``
       step_00000300/checkpoint.json, config.yaml
 """
 
+import re
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -19,12 +20,18 @@ SETTINGS = "config.yaml"
 """In a checkpoint: the resolved configuration that it was written with."""
 REPLACED = ".replaced"
 """Behind the name of a checkpoint while another one of the same step takes its place."""
+STEP = re.compile(r"step_\d+")
+"""The name of a checkpoint's folder."""
 RESULT = "result.json"
 """In a stage's folder: its last numbers (``train/stage_result.py``)."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, incomplete or does not fit the model."""
+    """A checkpoint that is missing, incomplete, cannot be written or does not fit the model."""
+
+    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Resume(TypedDict):
@@ -67,12 +74,13 @@ def latest(folder: Path) -> Path | None:
     pointer = folder / LATEST
     if not pointer.exists():
         return None
-    checkpoint = folder / pointer.read_text().strip()
+    name = pointer.read_bytes().decode(errors="replace").strip()
+    checkpoint = folder / name
     for complete in (checkpoint, replaced(checkpoint)):  # the latter: a run died between two renames
-        if (complete / MANIFEST).exists():
+        if STEP.fullmatch(name) and (complete / MANIFEST).exists():
             return complete
     raise CheckpointError(
-        f"{pointer} points at {checkpoint}, which holds no {MANIFEST}; "
+        f"{pointer} names {name[:80] or 'nothing'}, which holds no {MANIFEST}; "
         f"write the name of a complete checkpoint into {pointer} or delete it to start over"
     )
 

@@ -8,12 +8,15 @@ one that holds it, by path and by digest:
     "parts": {"xattn": ".", "lm": "../../../lm/checkpoints/step_00000300"}, "digests": {"lm": "sha256:…"}
 
 The path says where to look first, the digest what is meant. A stage that is trained again leaves what others point at
-where it was put aside, and there it is found by its digest; weights of another digest are never taken instead.
+where it was put aside, and there it is found by its digest, as it is in a release, which carries it along; weights of
+another digest are never taken instead.
 """
 
+import itertools
 from contextlib import suppress
 from pathlib import Path
 
+from megatron_af.foreign import ForeignError
 from megatron_af.runs.digests import (
     DIGEST_FILE,
     DigestMismatch,
@@ -23,6 +26,9 @@ from megatron_af.runs.digests import (
     verify_digest,
 )
 from megatron_af.runs.paths import MANIFEST, CheckpointError, read_manifest
+
+SOURCES = "sources"
+"""In a release: the checkpoints that hold parts of the others."""
 
 
 def source_of(checkpoint: Path, part: str) -> Path:
@@ -41,8 +47,9 @@ def source_of(checkpoint: Path, part: str) -> Path:
     source: Path = (checkpoint / parts[part]).resolve()
     if not digest or _has(source, digest):
         return source
-    output = source.parents[min(3, len(source.parents) - 1)]
-    for found in output.glob(f"*/*/checkpoints/*/{DIGEST_FILE}"):
+    output, release = _above(source, 3), _above(checkpoint.resolve(), 2)
+    held = release.glob(f"{SOURCES}/*/{DIGEST_FILE}")
+    for found in itertools.chain(held, output.glob(f"*/*/checkpoints/*/{DIGEST_FILE}")):
         if _has(found.parent, digest):
             return found.parent
     state = "holds other weights by now" if (source / MANIFEST).is_file() else "is gone"
@@ -87,7 +94,7 @@ def is_pointed_at(checkpoint: Path, output: Path) -> bool:
     for other in output.glob(f"*/*/checkpoints/*/{MANIFEST}"):
         if other.parent == checkpoint:
             continue
-        with suppress(FileNotFoundError, CheckpointError):  # its run has just pruned it
+        with suppress(FileNotFoundError, CheckpointError, ForeignError, DigestMismatch):  # just pruned, or damaged
             manifest = read_manifest(other.parent)
             digests = manifest.get("digests", {})
             for part, place in manifest["parts"].items():
@@ -98,5 +105,12 @@ def is_pointed_at(checkpoint: Path, output: Path) -> bool:
     return False
 
 
+def _above(path: Path, levels: int) -> Path:
+    return path.parents[min(levels, len(path.parents) - 1)]
+
+
 def _has(folder: Path, digest: str) -> bool:
-    return (folder / MANIFEST).is_file() and recorded_digest(folder) == digest
+    try:
+        return (folder / MANIFEST).is_file() and recorded_digest(folder) == digest
+    except DigestMismatch:  # a damaged one has nothing to give
+        return False

@@ -16,6 +16,7 @@ from megatron_af.foreign import ForeignError
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, CheckpointError, latest
 from megatron_af.runs.pointers import source_of
+from megatron_af.runs.whole import readable
 
 
 def missing_for_training(
@@ -35,7 +36,10 @@ def missing_for_training(
     spec = spec_of(stage)
     own = config.stage_folder(config.stage) / "checkpoints"
     if not anew and _points_somewhere(own):
-        yield from _weights("the stage's own checkpoint", own, spec.parts_of(stage))
+        try:
+            yield from _unheld("the stage's own checkpoint", readable(own), spec.parts_of(stage))
+        except CheckpointError as error:
+            yield f"the stage's own checkpoint: {error}"
         return  # it goes on from there
     for key, origin in stage.entry.items():
         wanted = [part for part, at in spec.taken(stage).items() if at == origin and key in (part, "all")]

@@ -10,15 +10,22 @@
 A part of the model that a stage does not train is not copied into its checkpoints: the manifest points at the
 checkpoint that already holds it (``runs/pointers.py``), which is not pruned as long as one does. A checkpoint is
 written beside its place and renamed when it is complete, so a run that dies at any moment leaves the previous one as it
-was.
+was. Each process digests the files that it wrote; a run goes on from a checkpoint whose files are what was written
+(``runs/whole.py``).
+
+megatron-core describes a checkpoint's tensors in ``.metadata``, a pickle, and torch reads it by ``pickle.load``, which
+runs whatever code a file asks for. What is loaded here is looked at first: it may name the classes that describe
+tensors, and nothing else (``train/described_tensors.py``).
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial as partial_of
 from multiprocessing import resource_tracker
 from multiprocessing.managers import SyncManager
 from pathlib import Path
@@ -37,13 +44,14 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_af.config.loading import load_config
+from megatron_af.entry import sentence
 from megatron_af.files import write
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.child import end_with
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
-from megatron_af.runs.digests import DIGEST_FILE
-from megatron_af.runs.lock import ensure_kept
+from megatron_af.runs.digests import digest_files, record_digest
+from megatron_af.runs.lock import StageBusy, ensure_kept
 from megatron_af.runs.paths import (
     LATEST,
     MANIFEST,
@@ -55,6 +63,7 @@ from megatron_af.runs.paths import (
     replaced,
 )
 from megatron_af.runs.pointers import checkpoint_digest, holds, is_pointed_at, source_of, verify
+from megatron_af.train.described_tensors import only_tensors
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
 from megatron_af.train.trainable import part_of
 
@@ -77,6 +86,7 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
         self._queue = AsyncCallsQueue() if asynchronous else None
+        self._under_way = folder
         self._announce = announce
 
     def save(
@@ -123,38 +133,47 @@ class Checkpoints:
         }
 
         def publish() -> None:
-            if dist.get_rank() == 0:
+            written = _digests_of_all(partial)
+
+            def put_in_place() -> None:
                 ensure_kept(self._folder.parent)
                 if settings:
                     write(partial / SETTINGS, settings)
                 write(partial / MANIFEST, json.dumps(manifest, indent=2))
+                record_digest(partial, written)
                 if final.exists():
                     self._put_aside(final)
                 partial.rename(final)
                 write(self._folder / LATEST, final.name)
                 self._prune(final)
-            dist.barrier()
+
+            _on_first(put_in_place)
             self._announce(final)
 
         _keep_results_queue()
-        if self._queue is None:
-            dist_checkpointing.save(state, str(partial))
-            publish()
-        else:
+        with _written(partial):
             request = dist_checkpointing.save(state, str(partial), async_sharded_save=True, async_strategy="mcore")
             request.add_finalize_fn(publish)
-            self._queue.schedule_async_request(request)
+            request = request._replace(async_fn=partial_of(_write, os.getpid(), partial, request.async_fn))
+            if self._queue is None:
+                request.execute_sync()
+            else:
+                self._queue.schedule_async_request(request)
+                self._under_way = partial
         return final
 
     def poll(self) -> None:
         """Publish an asynchronous checkpoint that has become complete; cheap, call it every step."""
-        if self._queue is not None:
-            self._queue.maybe_finalize_async_calls(blocking=False)
+        self._finalize(blocking=False)
 
     def wait(self) -> None:
         """Wait for the asynchronous checkpoint under way, if any."""
+        self._finalize(blocking=True)
+
+    def _finalize(self, *, blocking: bool) -> None:
         if self._queue is not None:
-            self._queue.maybe_finalize_async_calls(blocking=True)
+            with _written(self._under_way):
+                self._queue.maybe_finalize_async_calls(blocking=blocking)
 
     def close(self) -> None:
         if self._queue is not None:
@@ -197,8 +216,13 @@ def _still_there(sources: Mapping[str, Path]) -> Mapping[str, Path]:
     return found[0]
 
 
-def load_parts(model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: Iterable[str]) -> dict[str, Path]:
+def load_parts(
+    model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: Iterable[str], *, settled: bool = False
+) -> dict[str, Path]:
     """Load the weights of some parts; a collective.
+
+    Args:
+        settled: the checkpoint's own files were compared with their digests a moment ago (``runs/whole.py``).
 
     Returns:
         For each part the checkpoint that its weights really came from.
@@ -211,7 +235,13 @@ def load_parts(model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: It
     wanted: dict[Path, set[str]] = {}
     for part in parts:
         wanted.setdefault(source_of(checkpoint, part), set()).add(part)
-    _verify(wanted, checkpoint)
+
+    def compare() -> None:
+        for source in wanted:
+            if not (settled and source == checkpoint.resolve()):
+                verify(source)
+
+    _on_first(compare)
     for source, group in wanted.items():
         _load_from(model, groups, source, group)
     return {part: source for source, group in wanted.items() for part in group}
@@ -235,22 +265,66 @@ def _check_adapters(model: AudioFlamingo, checkpoint: Path, parts: Sequence[str]
             )
 
 
-def _verify(sources: Iterable[Path], resumed: Path) -> None:
-    """Read on one rank what the weights come from, and compare it with its recorded digest; a collective.
-
-    A checkpoint that a run goes on from has none yet, unless its stage had come to its end.
-    """
-    trouble = [""]
+def _on_first(action: Callable[[], None]) -> None:
+    """Do something on one rank; what the system or a checkpoint refuses, all ranks raise. A collective."""
+    trouble: list[tuple[str, int] | None] = [None]
     if dist.get_rank() == 0:
         try:
-            for source in sources:
-                if source != resumed.resolve() or (source / DIGEST_FILE).is_file():
-                    verify(source)
-        except CheckpointError as error:
-            trouble = [str(error)]
+            action()
+        except (CheckpointError, StageBusy, OSError) as error:
+            trouble = [sentence(error)]
     dist.broadcast_object_list(trouble)
     if trouble[0]:
-        raise CheckpointError(trouble[0])
+        message, code = trouble[0]
+        raise CheckpointError(message, exit_code=code)
+
+
+def _write(parent: int, folder: Path, write_tensors: Callable[..., None] | None, *args: Any, **named: Any) -> None:
+    """In the writer's process, or in this one: write this rank's tensors, and note what the files' digests are.
+
+    A writer ends with its rank: otherwise it would go on writing where the resumed run writes.
+    """
+    if write_tensors is None:
+        return
+    if os.getpid() != parent:
+        end_with(parent)
+    write_tensors(*args, **named)
+    own = [file.name for file in folder.glob(f"__{dist.get_rank()}_*")]
+    write(folder / _note(), json.dumps(digest_files(folder, own)))
+
+
+def _note() -> str:
+    return f".digests_{dist.get_rank()}.json"
+
+
+def _digests_of_all(folder: Path) -> dict[str, str]:
+    """File -> digest, of what every rank has written; a collective."""
+    note, written = folder / _note(), {}
+    if note.exists():
+        written = json.loads(note.read_text())
+        note.unlink()
+    of_ranks: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, written)
+    return {name: digest for files in of_ranks for name, digest in files.items()}
+
+
+@contextlib.contextmanager
+def _written(partial: Path) -> Iterator[None]:
+    """What a writer cannot write (megatron-core tells all ranks of it) ends as one sentence, and gives its space back.
+
+    Raises:
+        CheckpointError: the same command may succeed later.
+    """
+    try:
+        yield
+    except CheckpointException as failed:
+        rank, (error, _) = next(iter(failed.failures.items()))
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {partial} could not be written by rank {rank}: {why}; the one before it is whole", exit_code=1
+        ) from failed
 
 
 def load_optimizer(
@@ -284,7 +358,8 @@ def _load_from(model: AudioFlamingo, groups: Groups, source: Path, parts: set[st
 
 def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     try:
-        loaded: dict[str, Any] = dist_checkpointing.load(state, str(checkpoint))
+        with only_tensors(checkpoint):
+            loaded: dict[str, Any] = dist_checkpointing.load(state, str(checkpoint))
         return loaded
     except (CheckpointingException, CheckpointException, KeyError, ValueError) as error:
         why = _misfit(state, checkpoint) or error

@@ -219,7 +219,7 @@ class Trainer:
         parts = self._parts
         frozen = [part for part in parts if self.counts[part].trainable == 0]
         if resume_from is not None:
-            held_by = load_parts(self.model, self.groups, resume_from, parts)
+            held_by = load_parts(self.model, self.groups, resume_from, parts, settled=True)
             return {part: held_by[part] for part in frozen if held_by[part] != resume_from.resolve()}
         held_by = {}
         for part in parts:

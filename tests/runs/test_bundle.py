@@ -10,9 +10,9 @@ import pytest
 from megatron_af.config import Config, DataConfig, StageConfig
 from megatron_af.config.loading import load_config
 from megatron_af.runs.bundle import CONFIG, make_release
-from megatron_af.runs.digests import DigestMismatch, verify_digest
+from megatron_af.runs.digests import DigestMismatch, digest_tree, verify_digest
 from megatron_af.runs.paths import LATEST, MANIFEST, latest
-from megatron_af.runs.pointers import source_of
+from megatron_af.runs.pointers import checkpoint_digest, source_of, verify
 from megatron_af.serve.places import find
 from tests.hub import hub_cache
 
@@ -67,6 +67,20 @@ def test_it_stands_on_its_own(config: Config, tmp_path: Path) -> None:
     found = [weights(moved, part) for part in ("encoder", "lm", "xattn")]
     assert found == ["clap weights", "lm weights", "long weights"]
     assert (moved / "tokenizer/tokenizer.json").read_text() == "{}"
+    for manifest in moved.rglob(MANIFEST):  # by whoever loads the weights
+        verify(manifest.parent)
+
+
+def test_a_released_checkpoint_is_the_original_to_the_last_byte(config: Config) -> None:
+    """What names its weights by digest finds them in the release, so that an index of them still fits."""
+    original = config.stage_folder("long") / "checkpoints/step_00000002"
+    manifest = json.loads((original / MANIFEST).read_text())
+    manifest["digests"] = {part: checkpoint_digest(source_of(original, part)) for part in ("encoder", "lm")}
+    (original / MANIFEST).write_text(json.dumps(manifest))
+    release = make_release(config, "long")
+    shutil.rmtree(config.stage_folder("clap"))
+    assert weights(release, "encoder") == "clap weights" and weights(release, "lm") == "lm weights"
+    assert digest_tree(release / "long/checkpoints/step_00000002") == digest_tree(original)
 
 
 def test_the_same_checkpoint_is_one_release_without_space_of_its_own(config: Config) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -227,9 +228,12 @@ def test_a_stage_that_goes_on_needs_its_own_checkpoint_and_no_entry(tmp_path: Pa
     own = checkpoint(folder / "step_1", encoder=".", transform=".", rows=".", xattn=".", lm=".")
     (folder / "latest").write_text("step_1")
     assert problems_of(config) == []
+    shutil.copytree(own, good_before := tmp_path / "before")
     (own / "checkpoint.json").unlink()
     (problem,) = problems_of(config)
-    assert problem.startswith("the stage's own checkpoint: ") and "holds no checkpoint.json" in problem
+    assert problem.startswith("the stage's own checkpoint: no checkpoint in") and "names step_1, which" in problem
+    shutil.copytree(good_before, folder / "step_00000000")
+    assert problems_of(config) == [], "the one before is used"
 
 
 def test_evaluation_sets_must_be_there_before_training(tmp_path: Path) -> None:

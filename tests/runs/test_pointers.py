@@ -82,7 +82,7 @@ def test_files_that_changed_since_are_refused(tmp_path: Path) -> None:
     assert (parent / DIGEST_FILE).is_file()
     verify(parent)
     (parent / "weights").write_text("flipped")
-    with pytest.raises(CheckpointError, match="they changed since the digest was recorded"):
+    with pytest.raises(CheckpointError, match="weights is not what was written; they changed since sha256:"):
         verify(parent)
 
 
