@@ -9,23 +9,29 @@
 | 1 | failed; the same command may succeed later |
 | 2 | cannot work before what the message names is changed |
 | 70 | a fault of this program, which the message asks to report |
-| 128 + n | ended by signal n |
+| 128 + n | ended by signal n; the same command goes on from there |
 
-A command may have further codes of its own. What the code of this project raises on purpose carries its own message;
-what the system refuses (a folder that may not be read, a disk that is full) is told by file and reason. Everything else
-is a fault: its traceback goes to a file, or, of a process under torchrun, to that one's log.
+A command may have further codes of its own. SIGTERM and SIGINT (Ctrl-C) let it end what it started, and say one line;
+a process under torchrun ends at once, unless it trains (``train/callbacks/stop_on_signal.py``). What the code of this
+project raises on purpose carries its own message; what the system refuses (a folder that may not be read, a disk that
+is full) is told by file and reason. Everything else is a fault: its traceback goes to a file, or, of a process under
+torchrun, to that one's log.
 """
 
+import contextlib
 import errno
 import os
+import select
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
+from types import TracebackType
 
 AGAIN, NO_USE, FAULT = 1, 2, 70
 PATIENCE_SECONDS = 60
@@ -33,6 +39,50 @@ PATIENCE_SECONDS = 60
 _HOUSE = ("megatron_af", "dali_pipes", "af_pipelines", "tools", "__main__")
 _PASSES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """What a disk or a machine may get over."""
+
+
+class Cancelled(BaseException):
+    """Someone asked the command to stop. Like KeyboardInterrupt, it passes handlers of errors by."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+        """What a shell reports for a process that a signal ended."""
+
+
+_heeding = False
+
+
+@contextlib.contextmanager
+def cancellable() -> Iterator[None]:
+    """Inside, the first SIGTERM or SIGINT raises `Cancelled`, so that every ``finally`` stops its own.
+
+    Those that follow change nothing: whoever was asked to stop ends when what it started has ended.
+    """
+    global _heeding
+    own = os.getpid()
+
+    def cancel(number: int, _frame: object) -> None:
+        if os.getpid() != own:  # forked, and not meant to clean up
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        for later in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(later, lambda *_: None)
+        raise Cancelled(number)
+
+    # Only the main thread may set handlers; inside another `cancellable` they are set.
+    if _heeding or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _heeding = True
+    before = {number: signal.signal(number, cancel) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        _heeding = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command[**Arguments](main: Callable[Arguments, int]) -> Callable[Arguments, int]:
@@ -47,14 +97,18 @@ def command[**Arguments](main: Callable[Arguments, int]) -> Callable[Arguments, 
 
 def _ended(main: Callable[[], int]) -> int:
     try:
-        return main()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        if "LOCAL_RANK" in os.environ and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # it may wait for its peers where Python hears nothing
+            return main()
+        with cancellable():
+            return main()
+    except Cancelled as stop:
+        print(f"{stop}; the same command goes on from there", file=sys.stderr)
+        return stop.exit_code
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_gone():  # whoever read it has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         if (told := sentence(error)) is None:
             return _fault(error)
         message, code = told
@@ -93,3 +147,21 @@ def _fault(error: Exception) -> int:
     said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     print(f"a fault of Megatron-AF: {said}{place}; please report it with {file.name}", file=sys.stderr)
     return FAULT
+
+
+def _output_is_gone() -> bool:
+    """Whether nobody reads this process's output any more: a pipe may also have broken to a server or a peer."""
+    waiting = select.poll()
+    waiting.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))
+
+
+def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a command's modules are still being imported; anything else as ever."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped by SIGINT", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _told

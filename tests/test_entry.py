@@ -5,8 +5,11 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 
 from megatron_af import entry
 from megatron_af.config import Config, ConfigError
-from megatron_af.entry import command, sentence
+from megatron_af.entry import Cancelled, cancellable, command, sentence
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.stages import ExitGateFailed
 from megatron_af.prepare.sharding import recipe
@@ -42,7 +45,7 @@ def raising(error: BaseException) -> Callable[[], int]:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.jsonl"), 2, "rows.jsonl: No such file"),
         (OSError(errno.ENOSPC, "No space left on device", "a.part"), 1, "a.part: No space left on device"),
         (ConnectionRefusedError("the server is away"), 1, "the server is away"),
-        (KeyboardInterrupt(), 130, "stopped"),
+        (Cancelled(signal.SIGINT), 130, "stopped by SIGINT; the same command goes on from there"),
     ],
 )
 def test_what_is_told_and_how_it_ends(
@@ -84,6 +87,81 @@ def test_other_processes_of_a_node_let_the_first_one_tell(monkeypatch: pytest.Mo
     assert command(raising(ConfigError("no")))() == 2 and waited == []
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert command(raising(ConfigError("no")))() == 2 and waited == [60]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_cancels_and_the_next_change_nothing(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    stopped = []
+    with pytest.raises(Cancelled, match=number.name) as caught, cancellable():
+        try:
+            os.kill(os.getpid(), number)
+            stopped.append("not asked")
+        except Exception:
+            stopped.append("an error")
+        finally:
+            os.kill(os.getpid(), number)
+            stopped.append("cleaned up")
+    assert stopped == ["cleaned up"] and caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+
+
+def test_inside_another_and_in_other_threads_it_is_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with cancellable():
+        ours = signal.getsignal(signal.SIGTERM)
+        assert ours != before
+        with cancellable():
+            assert signal.getsignal(signal.SIGTERM) == ours
+        assert signal.getsignal(signal.SIGTERM) == ours
+    assert signal.getsignal(signal.SIGTERM) == before
+    seen = []
+
+    def elsewhere() -> None:
+        with cancellable():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.slow
+def test_a_forked_child_ends_by_the_signal_itself() -> None:
+    """A pool ends its workers by SIGTERM: they say nothing, and clean up nothing of their parent's."""
+    with cancellable():
+        child = os.fork()
+        if not child:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            finally:
+                os._exit(99)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_stopped_command_says_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert command(main)() == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on from there\n"
+
+
+def test_a_connection_that_breaks_is_no_closed_output(capfd: pytest.CaptureFixture[str]) -> None:
+    """Both are BrokenPipeError; only who reads the output may have seen enough."""
+
+    def main() -> int:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        ours.sendall(b"x" * 10)
+        return 0
+
+    assert command(main)() == entry.AGAIN
+    print("still there")
+    assert capfd.readouterr() == ("still there\n", "[Errno 32] Broken pipe\n")
 
 
 @pytest.mark.slow

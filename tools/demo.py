@@ -14,9 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_af.demo.run import prepare_only, run_demo
 from megatron_af.entry import command
-from megatron_af.pipeline.job import Cancelled, cancellable
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -30,13 +28,10 @@ def main() -> int:
     parser.add_argument("--prepare", action="store_true", help="only prepare recordings and scenes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_args()
-    try:
-        with cancellable():
-            run = prepare_only if arguments.prepare else run_demo
-            run(arguments.config, arguments.overrides)
-    except Cancelled as stop:
-        print(f"{stop}; the same command goes on from there", file=sys.stderr)
-        return stop.exit_code
+    from megatron_af.demo.run import prepare_only, run_demo
+
+    run = prepare_only if arguments.prepare else run_demo
+    run(arguments.config, arguments.overrides)
     return 0
 
 

@@ -6,10 +6,11 @@ The stage starts from the weights its ``entry`` names, or goes on from its newes
 SIGINT and SIGUSR1 end it after the step under way, with a checkpoint; torchrun kills after 30 s, unless it is given
 ``--shutdown-timeout``, or is ``python -m megatron_af.pipeline.torchrun``.
 
-Exit codes of each process: 0 done, 2 the configuration cannot run, or not from the checkpoint that is there, 3 stopped
-by a signal, 42 gradients that are not finite step after step: the next try would meet them again. Plain torchrun makes
-1 of them all; ``python -m megatron_af.pipeline.torchrun`` hands them on, with 128 + the signal's number where the
-launcher itself was asked to stop.
+Exit codes of each process: 0 done, 1 another try may succeed, 2 the configuration cannot run, or not from the
+checkpoint that is there, 3 stopped by a signal, 42 gradients that are not finite step after step: the next try would
+meet them again, 128 + n ended by signal n before its first step. Plain torchrun makes 1 of them all; ``python -m
+megatron_af.pipeline.torchrun`` hands them on, with 128 + the signal's number where the launcher itself was asked to
+stop.
 """
 
 import argparse
@@ -18,16 +19,14 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
-import torch.distributed as dist
-
 from megatron_af.config import Config
 from megatron_af.config.loading import describe, read_config
 from megatron_af.entry import command
-from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import validate
 from megatron_af.runs.lock import StageLock
 from megatron_af.runs.records import claim
 from megatron_af.runs.sizes import resolve_sizes
+from megatron_af.runs.whole import settle
 
 EXIT_CODES = {"done": 0, "stopped": 3, "hopeless": 42}
 
@@ -54,14 +53,19 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
     first = os.environ.get("RANK", "0") == "0"
     with StageLock(config.stage_folder(config.stage)) if first else nullcontext():
         if first:
+            settle(config.stage_folder(config.stage) / "checkpoints", print)
             claim(config)
         return EXIT_CODES[train(config)]
 
 
 def train(config: Config) -> str:
     """Train ``config.stage``, its sizes resolved, on this process and its peers: a key of ``EXIT_CODES``."""
+    # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
+    import torch.distributed as dist
+
+    from megatron_af.parallel.world import join_world
+
     join_world()
-    # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.tracking.callback import MLflowTracking
     from megatron_af.train.callbacks import LogLine, StopOnSignal, TrainerStatus
     from megatron_af.train.optimizer import NonFiniteGradient
@@ -72,6 +76,8 @@ def train(config: Config) -> str:
     try:
         with Trainer(config, [*followers, StopOnSignal()]) as trainer:
             reason = trainer.train()
+            if reason == "stopped" and trainer.rank == 0:
+                print(f"stopped after step {trainer.step}; the same command goes on from there", flush=True)
     except NonFiniteGradient as error:  # on all processes alike
         print(error, file=sys.stderr, flush=True)
         return "hopeless"

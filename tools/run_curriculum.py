@@ -21,7 +21,6 @@ from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_config
 from megatron_af.entry import command
 from megatron_af.pipeline.curriculum import plan, run_curriculum
-from megatron_af.pipeline.job import Cancelled, cancellable
 from megatron_af.runs.check import check
 
 
@@ -34,20 +33,15 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what would run and why, and end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
-    try:
-        with cancellable():
-            config, unread = read_config(arguments.config, arguments.overrides)
-            if unread.problems:
-                found = check(config, config.launch.nodes * config.launch.processes_per_node)
-                raise ConfigError(f"{config.name} cannot run", unread.and_also(found))
-            if arguments.dry_run:
-                steps = plan(config, arguments.start, arguments.only)
-                print(*steps, sep="\n")
-                return 2 if any(step.action == "blocked" for step in steps) else 0
-            run_curriculum(config, start=arguments.start, only=arguments.only)
-    except Cancelled as stop:
-        print(f"{stop}; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return stop.exit_code
+    config, unread = read_config(arguments.config, arguments.overrides)
+    if unread.problems:
+        found = check(config, config.launch.nodes * config.launch.processes_per_node)
+        raise ConfigError(f"{config.name} cannot run", unread.and_also(found))
+    if arguments.dry_run:
+        steps = plan(config, arguments.start, arguments.only)
+        print(*steps, sep="\n")
+        return 2 if any(step.action == "blocked" for step in steps) else 0
+    run_curriculum(config, start=arguments.start, only=arguments.only)
     return 0
 
 

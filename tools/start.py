@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from megatron_af.entry import command
-from megatron_af.pipeline.job import Cancelled, cancellable
 from megatron_af.start.run import start
 
 
@@ -25,12 +24,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what was understood and would be done, and end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        with cancellable():
-            start(options.folder, options.overrides, dry_run=options.dry_run)
-    except Cancelled as stop:
-        print(f"{stop}; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return stop.exit_code
+    start(options.folder, options.overrides, dry_run=options.dry_run)
     return 0
 
 

@@ -29,9 +29,8 @@ import sys
 from collections.abc import Callable
 
 from af_pipelines import commands
-from megatron_af.entry import command
+from megatron_af.entry import Cancelled, command
 from megatron_af.pipeline.graph import PIPELINES
-from megatron_af.pipeline.job import Cancelled
 
 Command = Callable[[argparse.Namespace], int]
 

@@ -15,9 +15,10 @@ from af_pipelines.execute import Arguments
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.as_json import from_json, to_json
 from megatron_af.config.loading import load_config
+from megatron_af.entry import Cancelled
 from megatron_af.pipeline.driver import drive
 from megatron_af.pipeline.graph import for_pipeline, pipeline_steps
-from megatron_af.pipeline.job import Cancelled, Job, StepFailed
+from megatron_af.pipeline.job import Job, StepFailed
 from megatron_af.pipeline.local import STOP_SECONDS
 from megatron_af.pipeline.records import Launch, RunFolder, RunRecord, new_run
 from megatron_af.pipeline.report import stamp, table

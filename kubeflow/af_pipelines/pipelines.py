@@ -33,7 +33,8 @@ def step(
     import sys
 
     from af_pipelines.execute import Arguments, run_step
-    from megatron_af.pipeline.job import Cancelled, StepFailed
+    from megatron_af.entry import Cancelled
+    from megatron_af.pipeline.job import StepFailed
     from megatron_af.pipeline.records import Launch
 
     launch = Launch(run=run or job, attempt=attempt, pipeline=pipeline)

@@ -16,7 +16,8 @@ from af_pipelines.cluster import ORPHAN, ClusterConfig
 from af_pipelines.follow import PodLogs, blocked, is_queued, restarts_of, show_status
 from af_pipelines.kube import JOBSET_LABEL, ClusterError, Kube, Object
 from af_pipelines.manifest import ATTEMPT, HEARTBEAT, PROGRESS, RUN, SPEC, STEP, WATCHER, now_text, trainjob_manifest
-from megatron_af.pipeline.job import Cancelled, Job, StepFailed, cancellable
+from megatron_af.entry import Cancelled, cancellable
+from megatron_af.pipeline.job import Job, StepFailed
 from megatron_af.pipeline.logs import read_progress
 from megatron_af.pipeline.records import Launch
 

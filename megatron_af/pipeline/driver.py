@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from megatron_af.config import Config
 from megatron_af.config.as_json import to_json
+from megatron_af.entry import Cancelled, cancellable
 from megatron_af.pipeline.executor import TRAINING, Place, Say, finish, run_step, show
-from megatron_af.pipeline.job import Cancelled, StepFailed, cancellable
+from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.records import Launch, RunFolder, RunRecord
 from megatron_af.tracking.runs import start_curriculum_run
 

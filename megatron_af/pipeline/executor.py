@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Protocol
 
 from megatron_af.config import Config, ConfigError
+from megatron_af.entry import Cancelled, cancellable
 from megatron_af.pipeline.graph import StepSpec, pipeline_steps
-from megatron_af.pipeline.job import ROOT, Cancelled, Job, StepFailed, cancellable
+from megatron_af.pipeline.job import ROOT, Job, StepFailed
 from megatron_af.pipeline.local import launch_local
 from megatron_af.pipeline.logs import read_progress
 from megatron_af.pipeline.records import CANCELLED, DONE, FAILED, RUNNING, Launch, RunFolder, StepRecord

@@ -7,12 +7,10 @@ Outcomes are exit codes, so that they pass through torchrun, a container and a K
 0 is done, `GIVE_UP` codes mean that another try would fail the same way, anything else is worth a restart.
 """
 
-import contextlib
 import dataclasses
 import os
 import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 GIVE_UP = (2, 42)
@@ -62,15 +60,6 @@ class StepFailed(RuntimeError):
         self.exit_code = 2 if give_up else 1
 
 
-class Cancelled(BaseException):
-    """Someone asked the step to stop. Like KeyboardInterrupt, it passes handlers of errors by."""
-
-    def __init__(self, number: int = signal.SIGTERM) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
-        """What a shell reports for a process that a signal ended."""
-
-
 def python_env() -> dict[str, str]:
     """Environment in which every command finds the packages of the checkout, installed or not."""
     paths = [str(ROOT), str(ROOT / "kubeflow"), os.environ.get("PYTHONPATH", "")]
@@ -87,33 +76,3 @@ def describe_exit(code: int) -> str:
     except ValueError:
         return f"exit code {code}"
     return f"ended by {name}" + (" (out of memory, or killed from outside)" if name == "SIGKILL" else "")
-
-
-_heeding = False
-
-
-@contextlib.contextmanager
-def cancellable() -> Iterator[None]:
-    """Inside, the first SIGTERM or SIGINT raises `Cancelled`, so that every ``finally`` stops its own.
-
-    Those that follow change nothing: whoever was asked to stop ends when what it started has ended.
-    """
-    global _heeding
-
-    def cancel(number: int, _frame: object) -> None:
-        for later in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(later, lambda *_: None)
-        raise Cancelled(number)
-
-    # Only the main thread may set handlers; inside another `cancellable` they are set.
-    if _heeding or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _heeding = True
-    before = {number: signal.signal(number, cancel) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        _heeding = False
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -22,14 +22,13 @@ from collections.abc import Callable
 
 import psutil
 
+from megatron_af.entry import Cancelled, cancellable
 from megatron_af.pipeline.job import (
     GIVE_UP,
     ROOT,
     SHUTDOWN_SECONDS,
-    Cancelled,
     Job,
     StepFailed,
-    cancellable,
     describe_exit,
     python_env,
 )

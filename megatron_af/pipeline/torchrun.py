@@ -9,29 +9,41 @@ torchrun grants before it kills; when this process is killed, they end with it (
 the machine's name resolves to.
 """
 
+import logging
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import parse_args, run
+from megatron_af.entry import command
+from megatron_af.pipeline.job import SHUTDOWN_SECONDS, describe_exit
 
-from megatron_af.pipeline.job import SHUTDOWN_SECONDS
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
-def exit_code(failure: ChildFailedError) -> int:
-    """The first failed worker's code, signals as 128 + number."""
-    _, first = failure.get_first_failure()
+def exit_code(failure: "ChildFailedError") -> int:
+    """The first failed worker's code, signals as 128 + number, which it had no time to tell itself."""
+    rank, first = failure.get_first_failure()
+    if first.exitcode < 0:
+        print(f"process {rank} {describe_exit(first.exitcode)}", file=sys.stderr, flush=True)
     return 128 - first.exitcode if first.exitcode < 0 else first.exitcode or 1
 
 
+@command
 def main(argv: list[str]) -> int:
     """Run this node's workers to the end, with torchrun's own arguments (or its PET_ variables).
 
     Returns:
         0, the code of the worker that failed first, or 128 + the signal that ended the launcher.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    agent = logging.getLogger("torch.distributed.elastic")
+    agent.addHandler(logging.NullHandler())
+    agent.propagate = False  # what it tells, the workers have told
     arguments = parse_args(["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", *argv])  # type: ignore[no-untyped-call]
     command = ["-m"] * arguments.module + [arguments.training_script, *arguments.training_script_args]
     arguments.module, arguments.training_script = True, "megatron_af.parallel.child"
@@ -44,7 +56,9 @@ def main(argv: list[str]) -> int:
     except ChildFailedError as failure:
         return exit_code(failure)
     except SignalException as stop:
-        return 128 + signal.Signals(stop.sigval).value
+        number = signal.Signals(stop.sigval)
+        print(f"stopped by {number.name}; the same command goes on from there", file=sys.stderr, flush=True)
+        return 128 + number.value
     return 0
 
 

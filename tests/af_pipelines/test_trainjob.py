@@ -11,7 +11,8 @@ from af_pipelines import trainjob
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.kube import ClusterError
 from af_pipelines.manifest import ATTEMPT, HEARTBEAT, WATCHER, trainjob_manifest
-from megatron_af.pipeline.job import Cancelled, StepFailed
+from megatron_af.entry import Cancelled
+from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.records import Launch
 from tests.af_pipelines.conftest import Passing
 from tests.af_pipelines.fake_cluster import FakeCluster, Object

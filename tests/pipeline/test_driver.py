@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from megatron_af.config import Config, StageConfig, TrackingConfig
+from megatron_af.entry import Cancelled
 from megatron_af.pipeline import driver
 from megatron_af.pipeline.driver import drive
-from megatron_af.pipeline.job import Cancelled, StepFailed
+from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.records import Launch, RunFolder, RunRecord
 
 

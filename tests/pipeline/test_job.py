@@ -1,13 +1,11 @@
 """A job's command, what its exit codes mean, and being asked to stop."""
 
 import os
-import signal
-import threading
 from pathlib import Path
 
 import pytest
 
-from megatron_af.pipeline.job import GIVE_UP, ROOT, STOPPED, Cancelled, Job, cancellable, describe_exit, python_env
+from megatron_af.pipeline.job import GIVE_UP, ROOT, STOPPED, Job, describe_exit, python_env
 
 JOB = Job(name="align", argv=("tools/pretrain_af.py", "stage=align"))
 
@@ -47,41 +45,3 @@ def test_commands_find_the_checkouts_packages(monkeypatch: pytest.MonkeyPatch) -
     assert paths == [str(ROOT), str(ROOT / "kubeflow"), "/own"]
     monkeypatch.delenv("PYTHONPATH")
     assert len(python_env()["PYTHONPATH"].split(os.pathsep)) == 2 and python_env()["PYTHONUNBUFFERED"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_cancels_and_the_next_change_nothing(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    stopped = []
-    with pytest.raises(Cancelled, match=number.name) as caught, cancellable():
-        try:
-            os.kill(os.getpid(), number)
-            stopped.append("not asked")
-        except Exception:
-            stopped.append("an error")
-        finally:
-            os.kill(os.getpid(), number)
-            stopped.append("cleaned up")
-    assert stopped == ["cleaned up"] and caught.value.exit_code == 128 + number
-    assert signal.getsignal(number) == before
-
-
-def test_inside_another_and_in_other_threads_it_is_nothing() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with cancellable():
-        ours = signal.getsignal(signal.SIGTERM)
-        assert ours != before
-        with cancellable():
-            assert signal.getsignal(signal.SIGTERM) == ours
-        assert signal.getsignal(signal.SIGTERM) == ours
-    assert signal.getsignal(signal.SIGTERM) == before
-    seen = []
-
-    def elsewhere() -> None:
-        with cancellable():
-            seen.append(signal.getsignal(signal.SIGTERM))
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert seen == [before]

@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_af.entry import Cancelled
 from megatron_af.pipeline import local
-from megatron_af.pipeline.job import Cancelled, Job, StepFailed, describe_exit
+from megatron_af.pipeline.job import Job, StepFailed, describe_exit
 from megatron_af.pipeline.local import _cause, launch_local
 
 pytestmark = pytest.mark.slow

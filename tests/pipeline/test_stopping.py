@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from megatron_af.config import StageConfig, TrackingConfig
 from megatron_af.config.loading import to_yaml
 from megatron_af.runs.paths import latest, read_resume
+from megatron_af.runs.whole import damage
 from tests import tiny
 from tests.data.toy import toy_config
 
@@ -91,41 +93,101 @@ def workers(run_file: Path, name: str) -> list[psutil.Process]:
 
 CURRICULUM = ["tools/run_curriculum.py"]
 PIPELINE = ["-m", "af_pipelines", "run", "--pipeline", "stages"]
+LAUNCHER = ["-m", "megatron_af.pipeline.torchrun", "--standalone", "--nproc_per_node=2", "tools/pretrain_af.py"]
+ALONE = ["tools/pretrain_af.py"]
+TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
-@pytest.mark.parametrize(
-    ("program", "number", "times"),
-    [(CURRICULUM, signal.SIGTERM, 1), (CURRICULUM, signal.SIGINT, 3), (PIPELINE, signal.SIGTERM, 1)],
-    ids=["run_curriculum SIGTERM", "run_curriculum SIGINT again and again", "af_pipelines SIGTERM"],
-)
-def test_a_stopped_run_writes_its_checkpoint_and_ends_last(
-    run_file: Path, program: list[str], number: signal.Signals, times: int
-) -> None:
-    name = f"stop-{PIPELINE is program}-{number}"
-    with training(program, run_file, name) as (process, lines):
-        assert len(workers(run_file, name)) >= 4, "driver, launcher, two workers"
-        for _ in range(times):
-            process.send_signal(number)
-            time.sleep(0.2)
+def to_it(process: "subprocess.Popen[str]", number: int) -> None:
+    process.send_signal(number)
+
+
+def again_and_again(process: "subprocess.Popen[str]", number: int) -> None:
+    for _ in range(3):
+        process.send_signal(number)
+        time.sleep(0.2)
+
+
+def to_all(process: "subprocess.Popen[str]", number: int) -> None:
+    """As a terminal does."""
+    os.killpg(process.pid, number)
+
+
+def to_a_worker(process: "subprocess.Popen[str]", number: int) -> None:
+    """The last one of those that the launcher started."""
+    children = [child for child in psutil.process_iter() if child.ppid() == process.pid]
+    max(children, key=lambda child: child.pid).send_signal(number)
+
+
+STOPS: dict[str, tuple[list[str], signal.Signals, Callable[..., None], int, str]] = {
+    "run_curriculum SIGTERM": (CURRICULUM, TERM, to_it, 143, "stopped by SIGTERM; the same command goes on"),
+    "run_curriculum SIGINT": (CURRICULUM, INT, again_and_again, 130, "stopped by SIGINT; the same command goes on"),
+    "af_pipelines SIGTERM": (PIPELINE, TERM, to_it, 143, "stopped by SIGTERM; `af-pipelines resume` goes on"),
+    "launcher SIGINT": (LAUNCHER, INT, to_all, 130, "stopped by SIGINT; the same command goes on"),
+    "worker SIGTERM": (LAUNCHER, TERM, to_a_worker, 3, "stopped after step"),
+    "one process SIGINT": (ALONE, INT, to_all, 3, "stopped after step"),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
+def test_a_stopped_run_writes_its_checkpoint_and_ends_last(run_file: Path, stop: Any) -> None:
+    """With the step under way, behind two checkpoints that were written asynchronously."""
+    program, number, send, code, last_words = stop
+    name = f"stop-{len(program)}-{send.__name__}-{number}"
+    more = ["checkpoint.asynchronous=true", *(["stage=align"] if "tools/pretrain_af.py" in program else [])]
+    with training(program, run_file, name, *more) as (process, lines):
+        assert len(workers(run_file, name)) >= (1 if program is ALONE else 3)
+        send(process, number)
         rest, _ = process.communicate(timeout=240)
     output = "".join(lines) + rest
-    assert process.returncode == 128 + number, output
+    assert process.returncode == code, output
     assert workers(run_file, name) == []
     before = output[: output.index("step 1/")].splitlines()
     assert [line for line in before if re.search(r"warn|deprecat|not installed|\b[WE]\d{4} ", line)] == []
-    assert "Traceback" not in output and "BrokenPipe" not in output, output
-    assert f"stopped by {number.name}" in output.splitlines()[-1]
-    checkpoint = latest(run_file.parent / "runs" / name / "align" / "checkpoints")
-    assert checkpoint is not None
+    assert not re.search(r"Traceback|BrokenPipe|\b[WE]\d{4} ", rest), output
+    assert last_words in output.splitlines()[-1]
+    folder = run_file.parent / "runs" / name / "align" / "checkpoints"
+    checkpoint = latest(folder)
+    assert checkpoint is not None and not damage(checkpoint) and not list(folder.glob("*.partial"))
     last = [line for line in output.splitlines() if "step " in line and "/100000" in line][-1]
     assert f"step {read_resume(checkpoint)['step']}/" in last, "the step under way is in it"
+
+
+EARLY = {
+    "demo": ["tools/demo.py", "--config", "configs/demo_test.yaml"],
+    "run_curriculum": ["tools/run_curriculum.py", "--config", "configs/demo_test.yaml"],
+    "launcher": [*LAUNCHER, "--config", "configs/demo_test.yaml", "stage=align"],
+    "one process": [*ALONE, "--config", "configs/demo_test.yaml", "stage=align"],
+}
+
+
+@pytest.mark.parametrize("program", EARLY.values(), ids=EARLY)
+@pytest.mark.parametrize("number", [TERM, INT])
+def test_what_is_stopped_before_it_began_says_one_line(program: list[str], number: int, tmp_path: Path) -> None:
+    """Wherever it is by then: imports, reading, preparing data, meeting the others."""
+    process = subprocess.Popen(
+        [sys.executable, *program, f"output={tmp_path}/runs", f"data.root={tmp_path}/data"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # until its own handlers are there
+        caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+        if int(caught, 16) & 1 << (TERM - 1):
+            break
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output, output
+    assert output.splitlines()[-1] == f"stopped by {signal.Signals(number).name}; the same command goes on from there"
 
 
 @pytest.mark.parametrize(
     "program",
     [
         CURRICULUM,
-        ["-m", "megatron_af.pipeline.torchrun", "--standalone", "--nproc_per_node=2", "tools/pretrain_af.py"],
+        LAUNCHER,
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tools/pretrain_af.py"],
     ],
     ids=["run_curriculum", "our torchrun", "torchrun"],
