@@ -67,14 +67,15 @@ def train(config: Config) -> str:
 
     join_world()
     from megatron_af.tracking.callback import MLflowTracking
-    from megatron_af.train.callbacks import LogLine, StopOnSignal, TrainerStatus
+    from megatron_af.train.callbacks import EndHangs, LogLine, StopOnSignal, TrainerStatus
     from megatron_af.train.optimizer import NonFiniteGradient
     from megatron_af.train.stage_result import StageResult
     from megatron_af.train.trainer import Trainer
 
     followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]
+    ending = [StopOnSignal(), EndHangs(config.launch.hang_seconds)]
     try:
-        with Trainer(config, [*followers, StopOnSignal()]) as trainer:
+        with Trainer(config, [*followers, *ending]) as trainer:
             reason = trainer.train()
             if reason == "stopped" and trainer.rank == 0:
                 print(f"stopped after step {trainer.step}; the same command goes on from there", flush=True)

@@ -67,6 +67,9 @@ class LaunchConfig:
     nodes: Rounding[Count] = 1
     processes_per_node: Rounding[Count] = 1
     """One per GPU, or what the CPU's cores allow."""
+    hang_seconds: Nothing[NotNegative] = 1800.0
+    """When a stage's step, with its data and checkpoint, takes longer, every process writes its stacks to the stage's
+    folder ``hang`` and ends, worth another try; 0: it may take for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)

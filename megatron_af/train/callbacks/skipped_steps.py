@@ -1,8 +1,11 @@
 """Steps whose gradient is not finite change no weight; too many in a row end the run."""
 
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from rich.console import Console
 from rich.markup import escape
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_SKIPPED_IN_A_ROW = 5
 """A few bad samples spoil a step or two; more in a row come from weights or settings that no next step mends."""
+REPORT = "skipped.jsonl"
+"""In a stage's folder: one line for each such step, with the ids of the samples that each rank saw in it."""
 
 
 class SkippedSteps(Callback):
@@ -38,9 +43,10 @@ class SkippedSteps(Callback):
             record["skipped"] = float(trainer.skipped)
         if not skipped:
             return
+        report = self._report(trainer, record["loss"])
         what = (
             f"stage {trainer.config.stage}, step {trainer.step}: the gradient is not finite; no weight was changed. "
-            f"Loss {record['loss']}; samples of rank {trainer.rank}: {', '.join(self._samples[:8])}"
+            f"Loss {record['loss']}; samples of rank {trainer.rank}: {', '.join(self._samples[:8])}; all: {report}"
         )
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise NonFiniteGradient(
@@ -49,6 +55,18 @@ class SkippedSteps(Callback):
             )
         if trainer.rank == 0:
             Console(soft_wrap=True).print(f"[bold yellow]skipped[/] {escape(what)}")
+
+    def _report(self, trainer: "Trainer", loss: float) -> Path:
+        """Write down which samples every rank saw; a collective, since all ranks skip alike."""
+        samples: list[Any] = [self._samples]
+        if trainer.world_size > 1:
+            samples = [None] * trainer.world_size
+            dist.all_gather_object(samples, self._samples)
+        report = trainer.folder / REPORT
+        if trainer.rank == 0:
+            with report.open("a") as file:
+                file.write(json.dumps({"step": trainer.step, "loss": str(loss), "samples": samples}) + "\n")
+        return report
 
     def state_dict(self) -> dict[str, Any]:
         return {"in_a_row": self._in_a_row}

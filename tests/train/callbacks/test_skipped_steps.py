@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,15 @@ from megatron_af.train.callbacks.skipped_steps import MAX_SKIPPED_IN_A_ROW, Skip
 from megatron_af.train.optimizer import NonFiniteGradient
 
 
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def step(callback: SkippedSteps, grad_norm: float, number: int, skipped: int) -> Record:
-    trainer: Any = SimpleNamespace(step=number, skipped=skipped, rank=0, config=SimpleNamespace(stage="tune"))
+    trainer: Any = SimpleNamespace(
+        step=number, skipped=skipped, rank=0, world_size=1, folder=Path(), config=SimpleNamespace(stage="tune")
+    )
     batch: Any = SimpleNamespace(sample_ids=("a-1", "[b]"))
     record = {"loss": 1.0, "grad_norm": grad_norm}
     callback.on_batch(trainer, batch, waited=0.0)
@@ -27,6 +35,8 @@ def test_a_skipped_step_is_told_with_its_samples(capsys: pytest.CaptureFixture[s
     assert step(SkippedSteps(), math.nan, number=2, skipped=1)["skipped"] == 1.0
     told = capsys.readouterr().out
     assert "stage tune, step 2: the gradient is not finite" in told and "a-1, [b]" in told
+    (line,) = Path("skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 2, "loss": "1.0", "samples": [["a-1", "[b]"]]}
 
 
 @pytest.mark.parametrize("restart", [False, True])
