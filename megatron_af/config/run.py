@@ -50,6 +50,9 @@ class CheckpointConfig:
     """Newest checkpoints kept per stage; the last one of a stage always stays, and so does one that a later stage or
     another run below ``output`` reads its frozen parts from. 0: all."""
     asynchronous: Nothing[bool] = False
+    agree_every_steps: Nothing[Whole] = 0
+    """Every so many steps, and before each checkpoint on the way, ranks that hold the same weights compare their bits:
+    what differs ends the job before it is saved. 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from megatron_af.runs.paths import Resume, latest, read_resume, resolve_entry
 from megatron_af.runs.pointers import holds
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.callbacks import Callback, Record
+from megatron_af.train.callbacks.agreement import Agreement
 from megatron_af.train.callbacks.meter import Meter
 from megatron_af.train.callbacks.saving import ReturnMemory, SaveEvery
 from megatron_af.train.callbacks.skipped_steps import SkippedSteps
@@ -62,6 +63,7 @@ class Trainer:
             *self.objective.callbacks(config),
             *callbacks,
             ReturnMemory(),
+            Agreement(config.checkpoint.agree_every_steps, config.checkpoint.every_steps),
             SaveEvery(config.checkpoint.every_steps),
         ]
         tokenizer = Tokenizer.load(config.data.tokenizer)

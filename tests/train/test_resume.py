@@ -204,6 +204,10 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_counted(config: Config
     resumed = run_distributed(poisoned, 2, config, bad=())[0]
     through = run_distributed(poisoned, 2, replace(config, name=name + "through"), bad=(1,))[0]
     assert resumed[1] == 1 and resumed[0] == {s: n for s, n in through[0].items() if s > STOP}
+    # the samples of every rank are written down
+    written = [json.loads(line) for line in (config.stage_folder("tune") / "skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in written] == [2] and [len(ids) for ids in written[0]["samples"]] == [2, 2]
+    assert written[0]["samples"][0] != written[0]["samples"][1]
     result = json.loads((config.stage_folder("tune") / "result.json").read_text())
     assert result["skipped"] == 1 and math.isfinite(result["loss"])
 

@@ -1,0 +1,102 @@
+"""One flipped bit in one rank's copy of a weight is found before it is saved, and named with its rank."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_af.config import CheckpointConfig, Config
+from megatron_af.runs.paths import latest
+from megatron_af.train.callbacks import Callback, Record
+from megatron_af.train.callbacks.agreement import CHUNK, Disagreement, bit_sum
+from megatron_af.train.trainer import Trainer
+from tests import tiny
+from tests.data.toy import toy_config
+from tests.distributed import run_distributed
+
+
+def flip(tensor: Tensor, index: int, bit: int) -> None:
+    kind = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    tensor.detach().view(-1).view(kind)[index] ^= 1 << bit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_flipped_bit_changes_the_sum_and_so_does_the_order(dtype: torch.dtype) -> None:
+    tensor = torch.randn(40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    right = bit_sum(tensor).item()
+    for index in (0, 1, 39):
+        for bit in range(8 * tensor.element_size() - 1):
+            flip(tensor, index, bit)
+            assert bit_sum(tensor).item() != right
+            flip(tensor, index, bit)
+    assert bit_sum(tensor).item() == right == bit_sum(tensor.reshape(5, 8).t().contiguous().t()).item()
+    assert bit_sum(tensor.flip(0)).item() != right
+    assert bit_sum(torch.zeros(0)).item() == 0
+
+
+def test_a_bit_far_inside_a_large_tensor_counts() -> None:
+    tensor = torch.ones(CHUNK + 3)
+    right = bit_sum(tensor).item()
+    flip(tensor, 5, 3)
+    assert bit_sum(tensor).item() != right
+
+
+class FlipOneBit(Callback):
+    """After step 3, in one weight of the last rank."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def on_step(self, trainer: Trainer, record: Record) -> None:
+        if self._name and trainer.step == 3 and trainer.rank == trainer.world_size - 1:
+            weights = dict(trainer.model.named_parameters())
+            flip(next(weight for name, weight in weights.items() if re.search(self._name, name)), 0, 1)
+
+
+def train(rank: int, world_size: int, config: Config, name: str) -> str:
+    try:
+        with Trainer(config, [FlipOneBit(name)]) as trainer:
+            trainer.train()
+    except Disagreement as error:
+        return str(error)
+    return ""
+
+
+FOUND: dict[str, tuple[dict[str, Any], str, bool]] = {
+    "DP2, of the decoder": ({}, r"xattn.*weight", True),
+    "DP2 and ZeRO-1, of the audio side": ({"distributed_optimizer": True, "overlap": True}, "^transform", True),
+    "TP2, not cut": ({"tensor": 2}, r"gate_attn|norm.*weight", True),
+    "TP2, of the audio side": ({"tensor": 2, "sequence": True}, "^encoder", True),
+    "TP2, nothing": ({"tensor": 2, "sequence": True}, "", False),
+    "DP2, nothing": ({"distributed_optimizer": True}, "", False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("parallel", "name", "found"), FOUND.values(), ids=FOUND)
+def test_a_flipped_bit_is_found_and_not_saved(parallel: dict[str, Any], name: str, found: bool, tmp_path: Path) -> None:
+    toy, small = toy_config(tmp_path), tiny.config()
+    config = replace(
+        toy,
+        model=replace(small.model, front_end=toy.model.front_end, lm=replace(small.model.lm, vocab=257)),
+        curriculum={"tune": replace(small.curriculum["stage"], blend={"a": 1.0}, global_batch_samples=2,
+                                    micro_batch_samples=1, max_windows=1, max_text_tokens=128, steps=4,
+                                    trainable=("*",), frozen=())},
+        stage="tune",
+        output=str(tmp_path / "runs"),
+        parallel=replace(toy.parallel, **parallel),
+        checkpoint=CheckpointConfig(every_steps=1, agree_every_steps=100),
+    )  # fmt: skip
+    told = run_distributed(train, 2, config, name)
+    newest = latest(config.stage_folder("tune") / "checkpoints")
+    assert newest is not None
+    if not found:
+        assert told == ["", ""] and newest.name == "step_00000004"
+        return
+    assert told[0] == told[1], "all ranks end alike"
+    assert re.search(name.lstrip("^"), told[0]) and "is not the same on all ranks that hold it (rank" in told[0]
+    assert "step 3:" in told[0] and newest.name == "step_00000002"
