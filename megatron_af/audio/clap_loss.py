@@ -23,6 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from megatron_af.parallel.collectives import all_gather
+
 CHUNK = 1024
 """Columns of the similarity matrix that exist at a time."""
 
@@ -95,13 +97,13 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_PD: Tensor, group: dist.ProcessGroup) -> Tensor:
         counts = torch.zeros(group.size(), dtype=torch.int64, device=rows_PD.device)
-        dist.all_gather_single(counts, counts.new_tensor([len(rows_PD)]), group=group)
+        all_gather(counts, counts.new_tensor([len(rows_PD)]), group)
         ctx.counts, ctx.group = counts.tolist(), group
         most = max(ctx.counts)
         padded = rows_PD.new_zeros(most, *rows_PD.shape[1:])
         padded[: len(rows_PD)] = rows_PD
         everyone = padded.new_empty(group.size() * most, *rows_PD.shape[1:])
-        dist.all_gather_single(everyone, padded, group=group)
+        all_gather(everyone, padded, group)
         shares = torch.split(everyone, most)
         return torch.cat([share[:count] for share, count in zip(shares, ctx.counts, strict=True)])
 

@@ -19,11 +19,11 @@ from functools import partial
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from megatron_af.data.batch import AudioKeys, StepAudio
+from megatron_af.parallel.collectives import all_gather, reduce_scatter
 from megatron_af.parallel.groups import Groups
 
 
@@ -92,7 +92,7 @@ class EncodeAhead:
         mine_TD[: self._own_TD.shape[0]] = self._own_TD.detach()
         if size > 1:
             all_TD = mine_TD.new_empty(size * self._share, width)
-            dist.all_gather_into_tensor(all_TD, mine_TD, group=group)
+            all_gather(all_TD, mine_TD, group)
         else:
             all_TD = mine_TD
 
@@ -118,7 +118,7 @@ class EncodeAhead:
             assert all_TD is not None
             if size > 1:
                 mine_TD = torch.empty(self._share, all_TD.shape[1], device=self._device)
-                dist.reduce_scatter_tensor(mine_TD, all_TD, group=self._groups.model)
+                reduce_scatter(mine_TD, all_TD, self._groups.model)
             else:
                 mine_TD = all_TD
             if self._own_TD.requires_grad:

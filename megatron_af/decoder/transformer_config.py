@@ -50,7 +50,10 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         bf16=dtype == torch.bfloat16,
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=True,
-        batch_p2p_comm=device.is_gpu,  # NCCL groups sends and receives; gloo does not
+        # NCCL groups sends and receives, gloo does not; the interleaved schedule has them go on while it computes.
+        batch_p2p_comm=device.is_gpu and parallel.virtual_pipeline == 1,
+        batch_p2p_sync=False,  # a guard against a race in versions of torch long gone: it waits for the whole device
+        overlap_p2p_comm=parallel.virtual_pipeline > 1,
         # AudioLM fills every weight itself, the same in every layout (decoder/initialization.py)
         perform_initialization=False,
         use_cpu_initialization=not device.is_gpu,

@@ -6,7 +6,7 @@ Plain torchrun turns every failure into exit code 1, which hides whether a stage
 broke. Workers are never restarted one by one: the launcher restarts the whole job, which then resumes from its
 checkpoint. When asked to end (SIGTERM, SIGINT) they get the time that a step and a checkpoint take, not the 30 s that
 torchrun grants before it kills; when this process is killed, they end with it (`child`). On one node nothing asks what
-the machine's name resolves to.
+the machine's name resolves to. Workers find the environment that a GPU asks for, where nobody set another.
 """
 
 import logging
@@ -20,6 +20,11 @@ from megatron_af.pipeline.job import SHUTDOWN_SECONDS, describe_exit
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+GPU_DEFAULTS = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+"""What workers must find when they first touch a GPU. One connection: collectives and kernels reach the device in the
+order in which they were asked for, which overlapping them rests on. Segments that grow: steps of ever other lengths do
+not leave holes."""
 
 
 def exit_code(failure: "ChildFailedError") -> int:
@@ -48,6 +53,8 @@ def main(argv: list[str]) -> int:
     command = ["-m"] * arguments.module + [arguments.training_script, *arguments.training_script_args]
     arguments.module, arguments.training_script = True, "megatron_af.parallel.child"
     arguments.training_script_args = [str(os.getpid()), "-u", *command]
+    for name, value in GPU_DEFAULTS.items():
+        os.environ.setdefault(name, value)
     if arguments.standalone or arguments.nnodes in ("1", "1:1"):
         arguments.local_addr = arguments.local_addr or "127.0.0.1"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

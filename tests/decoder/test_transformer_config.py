@@ -34,7 +34,9 @@ def test_layout_and_precision_are_the_runs() -> None:
     assert (found.tensor_model_parallel_size, found.pipeline_model_parallel_size) == (2, 2)
     assert found.virtual_pipeline_model_parallel_size == 2 and found.sequence_parallel
     assert found.bf16 and found.params_dtype == found.pipeline_dtype == torch.bfloat16
+    assert found.overlap_p2p_comm and not found.batch_p2p_sync
     plain = transformer_config(toy_config(), CPU)
+    assert not plain.overlap_p2p_comm and not plain.batch_p2p_sync
     assert plain.virtual_pipeline_model_parallel_size is None and not plain.sequence_parallel
     assert not plain.bf16 and plain.params_dtype == torch.float32
 

@@ -31,6 +31,17 @@ def test_exit_code_is_that_of_the_worker_which_failed_first(ending: str, code: i
         assert process.wait(timeout=240) == code, process.stdout and process.stdout.read()
 
 
+def test_workers_find_what_a_gpu_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    script = tmp_path / "tool.py"
+    names = ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_CUDA_ALLOC_CONF")
+    script.write_text(f"import os\nprint(*(os.environ[name] for name in {names}))\n")
+    with start(script, processes=1) as process:
+        said, _ = process.communicate(timeout=240)
+    assert "8 expandable_segments:True" in said, "a value of the user's own stays"
+
+
 def test_workers_that_need_longer_than_torchrun_grants_are_not_killed(tmp_path: Path) -> None:
     """torchrun's own 30 s are made 1 s here; what the launcher sets is stronger."""
     script = tmp_path / "tool.py"
