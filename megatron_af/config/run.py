@@ -8,7 +8,7 @@ from typing import Literal
 from megatron_af.config.data import DataConfig
 from megatron_af.config.effects import Answers, Files, Nothing, Rounding, Weights
 from megatron_af.config.model import ModelConfig
-from megatron_af.config.ranges import Count, NotNegative, Positive, Seed, Whole
+from megatron_af.config.ranges import Count, Fraction, NotNegative, Positive, Seed, Whole
 from megatron_af.config.stage import LoRAConfig, StageConfig
 
 RETRIEVAL_STEP = "retrieval"
@@ -100,6 +100,13 @@ class RetrievalConfig:
     """Contrastive stage whose audio embedding decides; empty: nothing is indexed."""
     datasets: Files[tuple[str, ...]] = ()
     """Training splits to index for examples in prompts; those that ``neighbours`` name are indexed anyway."""
+    index: Files[Literal["auto", "flat", "ivf", "ivf_pq", "hnsw"]] = "auto"
+    """``flat`` compares every clip, ``ivf`` those in the nearest cells, ``ivf_pq`` does with a third of the memory, and
+    ``hnsw`` follows a graph (docs/retrieval.md). ``auto``: flat up to 200,000 clips, ivf above."""
+    recall: Files[Fraction] = 0.97
+    """Part of the 8 nearest that a search finds which does not compare all."""
+    shard_clips: Files[Count] = 4_000_000
+    """Clips whose index is built in memory at a time; more make several shards, which searches read from the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,8 +82,8 @@ class Builder:
         if not self._first:
             return None
         catalogue, store = self._catalogue, self._store
-        index = NeighbourIndex.make(catalogue, store.lookup(catalogue.key_P))
-        index.save(index_folder(self._config, dataset), index_inputs(self._config, dataset))
+        folder, inputs = index_folder(self._config, dataset), index_inputs(self._config, dataset)
+        index = NeighbourIndex.make(catalogue, store.of(catalogue.key_P), folder, inputs, self._config.retrieval)
         store.remove_others()
         left_out = "".join(f", {reason}: {count:,}" for reason, count in catalogue.left_out.items())
         self._progress.say(f"{dataset}: {len(index):,} clips of {len(catalogue.row_N):,} rows indexed{left_out}")

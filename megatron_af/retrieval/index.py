@@ -3,40 +3,34 @@
     index = NeighbourIndex.open(config, "clotho")         # raises StaleIndex where encoder or data have changed
     for piece, similarity in index.nearest(vector_QJ, 7, own=[set()] * len(vector_QJ))[0]: …
 
-Up to `EXACT_UP_TO` pieces every one of them is compared (AF1: IndexFlatL2; unit vectors are in the same order by
-scalar product). More are kept in cells, of which the nearest ones are looked through.
-N rows, P pieces, Q queries, J joint dim.
+Unit vectors are in the same order by scalar product as by AF1's distance (IndexFlatL2). How they are searched:
+``vector_index.py``. N rows, P pieces, Q queries, J joint dim.
 """
 
 import dataclasses
 import json
-import math
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_af.config import Config
+from megatron_af.config import Config, RetrievalConfig
 from megatron_af.files import put_in_place, settled, write
 from megatron_af.foreign import read_json
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
+from megatron_af.retrieval.vector_index import VectorIndex, Vectors
 from megatron_af.runs.digests import digest_value
 from megatron_af.runs.identity import dataset_digest
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest, source_of
 
-EXACT_UP_TO = 200_000
-"""Pieces. A search among that many of 512 dimensions takes one core 2.5 ms."""
-CELLS_LOOKED_THROUGH = 1 / 16
 SPARE = 51
 """Neighbours asked for beyond those wanted: pieces of one recording often lie together (AF1: 51)."""
 FORMAT = 1
-"""Part of every digest; raised when indexes change their form."""
+"""Part of every digest of embeddings; raised when their making changes."""
 
 
 class StaleIndex(RuntimeError):
@@ -46,9 +40,9 @@ class StaleIndex(RuntimeError):
 class NeighbourIndex:
     """Pieces of sound of one data set, and the rows about each."""
 
-    def __init__(self, catalogue: Catalogue, faiss_index: faiss.Index) -> None:
+    def __init__(self, catalogue: Catalogue, vectors: VectorIndex) -> None:
         self.catalogue = catalogue
-        self._faiss = faiss_index
+        self._vectors = vectors
         self._by_piece_N = np.argsort(catalogue.piece_N, kind="stable")
         self._bounds = np.searchsorted(catalogue.piece_N[self._by_piece_N], np.arange(len(self) + 1))
 
@@ -56,32 +50,29 @@ class NeighbourIndex:
         return len(self.catalogue.key_P)
 
     @classmethod
-    def make(cls, catalogue: Catalogue, vector_PJ: NDArray[np.float32]) -> "NeighbourIndex":
-        """Index unit vectors, one per piece of the catalogue."""
-        pieces, dim = vector_PJ.shape
-        cells = round(4 * math.sqrt(pieces))
-        kind = "Flat" if pieces <= EXACT_UP_TO else f"IVF{cells},Flat"
-        index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
-        index.train(vector_PJ)
-        index.add(vector_PJ)
-        if kind != "Flat":
-            index.nprobe = max(1, round(cells * CELLS_LOOKED_THROUGH))
-            index.make_direct_map()  # for `vectors`
-        return cls(catalogue, index)
-
-    def save(self, folder: Path, inputs: dict[str, str]) -> None:
-        """Replace what is in ``folder``; it appears whole or not at all."""
+    def make(
+        cls,
+        catalogue: Catalogue,
+        vectors: Vectors,
+        folder: Path,
+        inputs: dict[str, str],
+        settings: RetrievalConfig | None = None,
+    ) -> "NeighbourIndex":
+        """Index unit vectors, one per piece of the catalogue, in place of what is in ``folder``; it appears there whole
+        or not at all."""
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        arrays = dataclasses.asdict(self.catalogue)
+        kind = VectorIndex.build(vectors, settings or RetrievalConfig(), partial).kind
+        arrays = dataclasses.asdict(catalogue)
         left_out = arrays.pop("left_out")
         arrays |= {name: np.array(arrays[name], "S64") for name in ("key_P", "audio_P")}
         np.savez(partial / "catalogue.npz", **arrays)
-        faiss.write_index(self._faiss, str(partial / "vectors.faiss"))
-        about = {"inputs": inputs, "left_out": left_out, "rows": len(self.catalogue.row_N), "pieces": len(self)}
+        counts = {"rows": len(catalogue.row_N), "pieces": len(catalogue.key_P)}
+        about = {"inputs": inputs, "kind": kind, "left_out": left_out, **counts}
         write(partial / "index.json", json.dumps(about, indent=1) + "\n")
         put_in_place(partial, folder)
+        return cls.read(folder)
 
     @classmethod
     def open(cls, config: Config, dataset: str) -> "NeighbourIndex":
@@ -92,7 +83,11 @@ class NeighbourIndex:
         """
         if why := why_stale(config, dataset):
             raise StaleIndex(f"{why}; run tools/build_retrieval.py index")
-        folder = index_folder(config, dataset)
+        return cls.read(index_folder(config, dataset))
+
+    @classmethod
+    def read(cls, folder: Path) -> "NeighbourIndex":
+        """What :meth:`make` wrote, whatever it was built of."""
         about = read_json(folder / "index.json")
         with np.load(folder / "catalogue.npz") as arrays:
             catalogue = Catalogue(
@@ -103,12 +98,11 @@ class NeighbourIndex:
                 recording_P=arrays["recording_P"],
                 left_out=about["left_out"],
             )
-        return cls(catalogue, faiss.read_index(str(folder / "vectors.faiss")))
+        return cls(catalogue, VectorIndex.open(folder, about["kind"]))
 
     def vectors(self, piece_Q: NDArray[np.int64]) -> NDArray[np.float32]:
         """vector_QJ of pieces."""
-        vector_QJ: NDArray[np.float32] = self._faiss.reconstruct_batch(piece_Q)
-        return vector_QJ
+        return self._vectors.vectors(piece_Q)
 
     def rows_of(self, piece: int) -> NDArray[np.int64]:
         """Numbers of the rows about a piece."""
@@ -130,7 +124,7 @@ class NeighbourIndex:
         found: list[list[tuple[int, float]]] = [[] for _ in vector_QJ]
         short, ask = np.arange(len(vector_QJ)), min(len(self), count + SPARE)
         while len(short):
-            similarity_QC, piece_QC = self._faiss.search(np.ascontiguousarray(vector_QJ[short]), ask)
+            similarity_QC, piece_QC = self._vectors.search(vector_QJ[short], ask)
             for query, similarity_C, piece_C in zip(short.tolist(), similarity_QC, piece_QC, strict=True):
                 found[query] = self._distinct(piece_C, similarity_C, count, own[query])
             if ask == len(self):
@@ -179,9 +173,16 @@ def encoder_digest(config: Config) -> str:
 
 
 def index_inputs(config: Config, dataset: str) -> dict[str, str]:
-    """What an index follows from: the encoder, the rows with their recordings, and what is held out. Raises
-    ``FileNotFoundError``."""
-    inputs = {"encoder": encoder_digest(config), f"data/{dataset}": dataset_digest(config, dataset)}
+    """What an index follows from: the encoder, how it is searched, the rows with their recordings, what is held out.
+
+    Raises ``FileNotFoundError``.
+    """
+    how = [config.retrieval.index, config.retrieval.recall, config.retrieval.shard_clips]
+    inputs = {
+        "encoder": encoder_digest(config),
+        "retrieval.index, recall or shard_clips": digest_value(how),
+        f"data/{dataset}": dataset_digest(config, dataset),
+    }
     for name in held_out_sets(config):
         if name in config.data.datasets:
             inputs[f"held out/{name}"] = dataset_digest(config, name)

@@ -50,6 +50,10 @@ class VectorStore:
         vector_NJ: NDArray[np.float32] = self._read()["vector"][[self._place[key.encode()] for key in keys]]
         return vector_NJ
 
+    def of(self, keys: Sequence[str]) -> "StoredVectors":
+        """The same, read from the disk when asked for."""
+        return StoredVectors(self, keys)
+
     def remove_others(self) -> None:
         """Forget the vectors of other encoders."""
         for other in self._path.parent.glob("*.vectors"):
@@ -60,3 +64,17 @@ class VectorStore:
         if not self._path.stat().st_size:
             return np.empty(0, self._record)
         return np.memmap(self._path, self._record, "r")
+
+
+class StoredVectors:
+    """Vectors of some keys in their order: what an index is built of, however many there are."""
+
+    def __init__(self, store: VectorStore, keys: Sequence[str]) -> None:
+        self._store, self._keys = store, keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, places: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        chosen = self._keys[places] if isinstance(places, slice) else [self._keys[place] for place in places.tolist()]
+        return self._store.lookup(chosen)

@@ -1,4 +1,4 @@
-"""Neighbours against brute force, with exact search and with cells; an index is read for what it was built of."""
+"""Neighbours against brute force; an index is read for what it was built of."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 from numpy.typing import NDArray
 
 from megatron_af.config import Config, StageConfig
-from megatron_af.retrieval import index as module
 from megatron_af.retrieval.catalogue import Catalogue, read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, StaleIndex, index_folder, index_inputs
 from tests.retrieval.toy import DIM, retrieval_config, write_checkpoint
@@ -45,12 +44,12 @@ def brute_force(
     return chosen
 
 
-def test_exact_neighbours_are_those_of_brute_force() -> None:
+def test_exact_neighbours_are_those_of_brute_force(tmp_path: Path) -> None:
     pieces = 500
     recordings = [0] * 120 + list(range(1, 381))  # the pieces of a long recording take more than the spare places
     vector_PJ = clustered(pieces, 3)
     vector_PJ[:120] = vector_PJ[0]
-    index = NeighbourIndex.make(catalogue_of(recordings), vector_PJ)
+    index = NeighbourIndex.make(catalogue_of(recordings), vector_PJ, tmp_path / "index", {})
     own = [{recordings[piece]} for piece in range(pieces)]
     found = index.nearest(vector_PJ, 7, own=own)
     for piece in range(pieces):
@@ -65,34 +64,17 @@ def test_exact_neighbours_are_those_of_brute_force() -> None:
     assert np.array_equal(index.vectors(np.array([3, 130])), vector_PJ[[3, 130]])
 
 
-def test_many_pieces_are_kept_in_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "EXACT_UP_TO", 1000)
-    pieces, recordings = 6000, list(range(6000))
-    vector_PJ = clustered(pieces, 40)
-    made = NeighbourIndex.make(catalogue_of(recordings), vector_PJ)
-    made.save(tmp_path / "index", {})
-    for index in (made, NeighbourIndex(made.catalogue, module.faiss.read_index(str(tmp_path / "index/vectors.faiss")))):
-        assert "IVF" in type(index._faiss).__name__
-        found = index.nearest(vector_PJ[:200], 7, own=[{piece} for piece in range(200)])
-        right = [
-            len({n for n, _ in found[piece]} & set(brute_force(vector_PJ, recordings, vector_PJ[piece], 7, {piece})))
-            for piece in range(200)
-        ]
-        assert sum(right) / (7 * 200) > 0.9
-        assert np.allclose(index.vectors(np.array([5000])), vector_PJ[[5000]])
-
-
-def test_rows_of_a_piece() -> None:
-    index = NeighbourIndex.make(catalogue_of([0, 1, 2], rows_per_piece=2), clustered(3, 1))
+def test_rows_of_a_piece(tmp_path: Path) -> None:
+    catalogue = catalogue_of([0, 1, 2], rows_per_piece=2)
+    index = NeighbourIndex.make(catalogue, clustered(3, 1), tmp_path / "index", {})
     assert [index.rows_of(piece).tolist() for piece in range(3)] == [[0, 3], [1, 4], [2, 5]]
     assert index.recordings_of([f"{1:064}", "unknown"]) == {1}
 
 
 def build(config: Config) -> NeighbourIndex:
     catalogue = read_catalogue(config, "train")
-    index = NeighbourIndex.make(catalogue, clustered(len(catalogue.key_P), 2))
-    index.save(index_folder(config, "train"), index_inputs(config, "train"))
-    return index
+    folder, inputs = index_folder(config, "train"), index_inputs(config, "train")
+    return NeighbourIndex.make(catalogue, clustered(len(catalogue.key_P), 2), folder, inputs)
 
 
 def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -125,6 +107,9 @@ def test_a_changed_encoder_or_data_never_reads_an_old_index(tmp_path: Path) -> N
     with pytest.raises(StaleIndex, match="data/train changed"):
         NeighbourIndex.open(config, "train")
     build(config)
+    other = replace(config, retrieval=replace(config.retrieval, index="ivf"))
+    with pytest.raises(StaleIndex, match=r"retrieval\.index, recall or shard_clips changed"):
+        NeighbourIndex.open(other, "train")
     held_out = {"last": StageConfig(evaluation=("knn",))}
     (tmp_path / "data/knn.jsonl").write_text("")
     with pytest.raises(StaleIndex, match="held out/knn changed"):

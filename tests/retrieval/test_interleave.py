@@ -16,7 +16,8 @@ from tests.retrieval.toy import retrieval_config
 def made(folder: Path, train: int = 24) -> tuple[NeighbourIndex, Manifest]:
     config = retrieval_config(folder, train)
     catalogue = read_catalogue(config, "train")
-    return NeighbourIndex.make(catalogue, clustered(len(catalogue.key_P), 3)), Manifest(folder / "data/train.jsonl")
+    index = NeighbourIndex.make(catalogue, clustered(len(catalogue.key_P), 3), folder / "index", {})
+    return index, Manifest(folder / "data/train.jsonl")
 
 
 def interleaved(index: NeighbourIndex, rows: Manifest, examples: int = 3, seed: str = "0") -> list[Row]:

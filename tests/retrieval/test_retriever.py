@@ -21,8 +21,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     write_checkpoint(config, "a")
     rows, catalogue = Manifest(tmp_path / "data/train.jsonl"), read_catalogue(config, "train")
     vectors = [hear((tmp_path / "data" / row.clips[0].path).read_bytes(), row.clips[0].start) for row in rows]
-    index = NeighbourIndex.make(catalogue, np.stack([vector.numpy() for vector in vectors]))
-    index.save(index_folder(config, "train"), index_inputs(config, "train"))
+    folder, inputs = index_folder(config, "train"), index_inputs(config, "train")
+    NeighbourIndex.make(catalogue, np.stack([vector.numpy() for vector in vectors]), folder, inputs)
     monkeypatch.setattr(module, "ClapEmbedder", StubEmbedder)
     return config
 
