@@ -47,6 +47,8 @@ class Asked:
     """Whether that recording was asked the same and has another answer."""
     too_long: bool = False
     """It could not be asked."""
+    options: tuple[str, ...] = ()
+    """All answers that the question allows, where it says so."""
     turn: int = 0
     """Which one of a conversation it is, from 1; 0: it stands alone."""
 
@@ -105,6 +107,7 @@ def ask_all(answer: Callable[[Sequence[Row]], Sequence[str | None]], rows: Seque
             exchanged=exchanged[i] or "",
             partner=swapped[i].partner,
             too_long=heard[i] is None,
+            options=row.questions[-1].options,
             turn=len(row.questions) if row.template == "dialogue" else 0,
         )
         for i, row in enumerate(asked)
@@ -116,7 +119,8 @@ def answer_lines(dataset: str, asked: Sequence[Asked]) -> list[str]:
     lines = []
     for number, question in enumerate(asked):
         sample = {"id": f"{dataset}/{number}", "group": f"{dataset}/{question.row}", "right": int(question.right)}
-        lines.append(json.dumps({"set": dataset, **sample, **asdict(question)}))
+        told = {name: value for name, value in asdict(question).items() if name != "options"}  # the prompt says them
+        lines.append(json.dumps({"set": dataset, **sample, **told}))
     return lines
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megatron_af.config import Config
+from megatron_af.evaluate.classes import by_class, class_tables
 from megatron_af.evaluate.few_shot import Sets, cut_short, few_shot_table
 from megatron_af.evaluate.hearing import AskedLine, answer_lines, ask_all, questions_of, summarise, table
 from megatron_af.files import write
@@ -43,12 +44,15 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
             for name, rows in shown.items():
                 asked = ask_all(listener, rows)
                 found[shots][name] = summary = summarise(asked)
+                if classes := by_class(asked):
+                    summary["classes"] = classes
                 lines += answer_lines(name, asked)
                 if shots:
                     summary["overall"]["cut_short"] = cut_short(listener.prompt, rows)
                 if first:
                     behind = f", {shots} shots" if shots else ""
                     progress.console.print(table(summary, f"{config.name}, stage {config.stage}, {name}{behind}"))
+                    progress.console.print(*class_tables(classes, f"{name}{behind}: "))
                 if first and not shots:
                     draw(listener.looks(fixed_samples(rows, DRAWN)), folder / "pictures", f"attention-{name}")
             if first:

@@ -13,6 +13,7 @@ files' digests: numbers of one checkpoint are never taken for those of another.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape
@@ -157,7 +158,7 @@ def _check_weights(folder: Path, weights: str) -> None:
 
 
 def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
-    """Columns and rows of each data set's table, where its numbers stand by skill."""
+    """Columns and rows of each data set's table, where its numbers stand by skill, and of its confusion of classes."""
     found: dict[str, tuple[list[str], list[list[Any]]]] = {}
     for name, scores in _summaries(folder).items():
         turns = {f"turn {turn}": score for turn, score in scores.get("turns", {}).items()}
@@ -165,6 +166,12 @@ def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
         columns = list(next(iter(lines.values())))
         if columns:
             found[name] = ["skill", *columns], [[skill, *map(line.get, columns)] for skill, line in lines.items()]
+        for skill, classes in scores.get("classes", {}).items():
+            labels, recall = classes["labels"], classes["recall"]
+            columns = ["wanted", *labels, "something else", "recall"]
+            confused = zip(labels, classes["counts"], strict=True)
+            matrix = [[label, *counts, recall.get(label)] for label, counts in confused]
+            found[f"{name}-{re.sub(r'[^\w.-]+', '-', skill)}"] = columns, matrix
     return found
 
 

@@ -23,6 +23,7 @@ from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig
 from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Manifest, Row
 from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.classes import class_tables
 from megatron_af.evaluate.hearing import table
 from megatron_af.files import write
 from megatron_af.foreign import read_json
@@ -181,7 +182,9 @@ def _tell_results(console: Console, config: Config, file: Path, seconds: float) 
         folder = config.stage_folder(stage)
         for name in settings.evaluation:
             if (hearing := folder / "hearing.json").is_file():
-                console.print(table(read_json(hearing)[name], f"{stage}: held-out recordings of {name}"))
+                scores = read_json(hearing)[name]
+                console.print(table(scores, f"{stage}: held-out recordings of {name}"))
+                console.print(*class_tables(scores.get("classes", {})))
             if (clap := folder / f"clap-{name}.json").is_file():
                 zero_shot = read_json(clap).get("zero_shot", {})
                 if zero_shot:

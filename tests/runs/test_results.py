@@ -12,6 +12,7 @@ import torch
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
+from megatron_af.evaluate.classes import by_class
 from megatron_af.evaluate.hearing import Asked, summarise
 from megatron_af.runs.digests import recorded_digest
 from megatron_af.runs.results import BadResults, Results, bind_results, metric_patterns, result_files, tables
@@ -44,6 +45,13 @@ def test_scores_by_skill_are_a_table(tmp_path: Path) -> None:
 def test_turns_of_conversations_are_in_the_table(tmp_path: Path) -> None:
     (tmp_path / "hearing.json").write_text(json.dumps({"test": {**SCORES, "turns": {"1": {"audio": 5.0, "n": 2}}}}))
     assert tables(tmp_path)["test"][1] == [["what", 54.0, 9], ["turn 1", 5.0, 2], ["overall", 39, 9]]
+    with_classes = json.loads((tmp_path / "hearing.json").read_text())
+    classes = {"labels": ["cat", "dog"], "counts": [[3, 1, 0], [0, 0, 0]], "recall": {"cat": 75.0}}
+    with_classes["test"]["classes"] = {"which one?": classes}
+    (tmp_path / "hearing.json").write_text(json.dumps(with_classes))
+    columns = ["wanted", "cat", "dog", "something else", "recall"]
+    assert tables(tmp_path)["test-which-one-"] == (columns, [["cat", 3, 1, 0, 75.0], ["dog", 0, 0, 0, None]])
+    assert Results.load(tmp_path).metrics["test/classes/which one?/recall/cat"] == 75.0
 
 
 def test_samples_have_scores_and_groups(tmp_path: Path) -> None:
@@ -61,7 +69,8 @@ FOR_SETS = {f"{kind}/{dataset}" for kind in ("sample_loss", "tokens", "too_long"
 def test_exit_gates_know_what_is_measured() -> None:
     """The names are written down once more, for checks that must not wait for torch."""
     stage = StageConfig(blend={"a": 1.0, "b[c]": 1.0}, evaluation=("test",))
-    asked = [Asked(row=str(n), skill="what", prompt="", wanted="a", heard="a", exchanged="b", turn=n) for n in range(3)]
+    said = {"skill": "what", "prompt": "", "wanted": "a", "heard": "a", "exchanged": "b", "options": ("a", "b")}
+    asked = [Asked(row=str(n), turn=n, **said) for n in range(3)]  # type: ignore[arg-type]
     tensors = torch.eye(3)
     clap = {
         "rows": 3,
@@ -72,9 +81,10 @@ def test_exit_gates_know_what_is_measured() -> None:
         "zero_shot": zero_shot(tensors, tensors, torch.arange(3)),
     }
     rates = measured(Meter.WARMUP_STEPS + 1)
+    heard = summarise(asked) | {"classes": by_class(asked)}
     steps = dict.fromkeys((*rates, "step", "loss", "grad_norm", "learning_rate", "loss/a", "loss/b[c]"), 1.0)
     for objective, summary, more in (
-        ("answer", summarise(asked), {"tokens", "gate_attn/0", "gate_ffn/12", *FOR_SETS}),
+        ("answer", heard, {"tokens", "gate_attn/0", "gate_ffn/12", *FOR_SETS}),
         ("contrastive", clap, {"samples", "temperature"}),
     ):
         known = metric_patterns(replace(stage, objective=objective))

@@ -31,6 +31,7 @@ class Answer(Objective):
     set_losses = ("loss", "sample_loss", "tokens", "too_long")
     set_metrics = (
         *(f"{questions}/{score}" for questions in ("overall", "skills/*", "turns/*") for score in SCORES),
+        "classes/*/recall/*",
         *("overall/gap", "overall/too_long", "overall/no_partner"),
     )
 
