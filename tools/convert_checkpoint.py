@@ -19,7 +19,8 @@ encoder:
     python tools/convert_checkpoint.py --config configs/af1.yaml \
         --from clapcap_weights_2023.pth --to checkpoints/clapcap
 
-Of a checkpoint of ours, the language model becomes a Hugging Face folder. The whole model: tools/export.py.
+Of a checkpoint of ours, the language model becomes a Hugging Face folder, its adapters merged; with ``--adapter``, the
+adapters alone become a folder that peft loads onto the Hugging Face model. The whole model: tools/export.py.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main() -> int:
         "--from", dest="source", type=Path, required=True, help="folder, encoder's file, or checkpoint of ours"
     )
     parser.add_argument("--to", dest="target", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--adapter", action="store_true", help="of a checkpoint of ours, its adapters alone, for peft")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML file")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
@@ -53,7 +55,7 @@ def main() -> int:
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.train.conversion import convert
 
-    written = convert(config, arguments.source, arguments.target, tell=print)
+    written = convert(config, arguments.source, arguments.target, adapter=arguments.adapter, tell=print)
     if dist.get_rank() == 0:
         print(f"wrote {written}")
     dist.destroy_process_group()

@@ -96,7 +96,10 @@ def split_whole(name: str, whole: Tensor, lm: LMConfig) -> tuple[Tensor, ...]:
 
 
 def hugging_face_tensors(chunks: Iterable[nn.Module], lm: LMConfig) -> Iterator[tuple[str, Tensor]]:
-    """The language model's tensors under Hugging Face's names, on rank 0; a collective (`whole_tensors`)."""
+    """The language model's tensors under Hugging Face's names, on rank 0; a collective (`whole_tensors`).
+
+    Its adapters must have been merged (``decoder/lora.py``).
+    """
     for name, whole in whole_tensors(chunks):
         if ".xattn." not in name:
             yield from zip(hugging_face_names(name, family_of(lm)), split_whole(name, whole, lm), strict=True)
@@ -116,10 +119,10 @@ def write_language(
 
 
 def load_language(chunks: Iterable[nn.Module], source: Source, lm: LMConfig) -> None:
-    """Fill the language model of every chunk of this rank; its gated blocks stay as they are."""
+    """Fill the language model of every chunk of this rank; its gated blocks and adapters stay as they are."""
     for chunk in chunks:
         for placement, parameter in placements(chunk):
-            if ".xattn." not in placement.name:
+            if not any(beside in placement.name for beside in (".xattn.", ".lora.")):
                 fill(parameter, placement, read_part(placement, lm, source))
 
 

@@ -2,6 +2,7 @@
 
     written = convert(config, Path("models/Qwen2.5-3B"), Path("checkpoints/qwen2.5-3b"))   # in, whatever it holds
     convert(config, written, Path("published"))          # a checkpoint of ours: its language model, out again
+    convert(config, tuned, Path("adapter"), adapter=True)             # or what it trained beside it, for peft
 
 All collectives of the whole world, in any layout: each rank reads its own slices, and what goes out passes rank 0
 tensor by tensor.
@@ -9,6 +10,8 @@ tensor by tensor.
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_af.config import Config
-from megatron_af.config.loading import to_yaml
+from megatron_af.config.loading import load_config, to_yaml
+from megatron_af.convert.adapter import peft_tensors, write_adapter
 from megatron_af.convert.encoders import EncoderFile
 from megatron_af.convert.keys import KeyReport, pickled_weights
 from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language, write_language
@@ -29,12 +33,14 @@ from megatron_af.convert.released import (
     wanted_names,
 )
 from megatron_af.convert.shards import SHARD_BYTES
+from megatron_af.decoder.lora import merge_adapters
 from megatron_af.decoder.transformer_config import DTYPES
 from megatron_af.files import put_in_place
 from megatron_af.model import AudioFlamingo, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
-from megatron_af.runs.paths import MANIFEST, Resume
+from megatron_af.runs.paths import MANIFEST, SETTINGS, Resume
+from megatron_af.runs.pointers import holds
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints, load_parts
 
@@ -52,6 +58,7 @@ def convert(
     source: Path,
     target: Path,
     *,
+    adapter: bool = False,
     shard_bytes: int = SHARD_BYTES,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -60,6 +67,7 @@ def convert(
     Args:
         source: a Hugging Face folder, a ``safe_ckpt``, Audio Flamingo 1's file, an encoder's, or a checkpoint of ours.
         target: folder for the checkpoint, or, of a checkpoint of ours, the new Hugging Face folder.
+        adapter: of a checkpoint of ours, write its adapters alone. Otherwise they are merged into what is written.
         tell: told, on rank 0, what became of the tensors of published weights.
 
     Raises:
@@ -67,8 +75,14 @@ def convert(
         Occupied: ``target`` has to be new and is not.
     """
     out = (source / MANIFEST).is_file()
+    adapted = out and holds(source, "lora")
+    if adapter and not adapted:
+        raise ValueError(f"{source} holds no adapters (lora) of ours; leave out --adapter, or name one that does")
     if out:
         refuse_occupied(target)
+    # Adapters are those of the run that trained them; nothing else has any.
+    trained = load_config(source / SETTINGS) if adapted else replace(config, stage="")
+    build_as = replace(config, curriculum=trained.curriculum, stage=trained.stage)
     weights = pickled_weights(source) if source.is_file() else {}
     released: ReleasedFile | ReleasedFolder | None = None
     if ReleasedFile.holds(weights):
@@ -84,10 +98,15 @@ def convert(
     tokenizer = Tokenizer.load(config.data.tokenizer)
     groups = process_groups.initialize(config.parallel, config.seed)
     vocabulary = Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added)
-    model = build(config, vocabulary, current_device())
-    if out:
-        load_parts(model, groups, source, ("lm",))
-        written = _write_language(config, model, target, shard_bytes)
+    model = build(build_as, vocabulary, current_device())
+    if adapter:
+        load_parts(model, groups, source, ("lora",))
+        written = _write_out(target, partial(_write_adapter, build_as, model))
+    elif out:
+        load_parts(model, groups, source, ("lm", "lora") if adapted else ("lm",))
+        for chunk in model.chunks:
+            merge_adapters(chunk)
+        written = _write_out(target, partial(_write_language, config, model, shard_bytes))
     else:
         report = None
         if encoder:
@@ -148,19 +167,35 @@ def _start_rows(model: AudioFlamingo, row_H: Tensor) -> None:
         added_rows_NH.copy_(row_H.expand_as(added_rows_NH))
 
 
-def _write_language(config: Config, model: AudioFlamingo, target: Path, shard_bytes: int) -> Path:
+def _write_out(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Let rank 0 fill a folder that appears whole; a collective, in which the others only give."""
+    draft = target.with_name(f".{target.name}.partial")
+    if dist.get_rank() == 0:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    fill(draft)
+    if dist.get_rank() == 0:
+        put_in_place(draft, target)
+    dist.barrier()
+    return target
+
+
+def _write_language(config: Config, model: AudioFlamingo, shard_bytes: int, folder: Path) -> None:
     tensors = hugging_face_tensors(model.chunks, config.model.lm)
     if dist.get_rank():
         assert not list(tensors), "all but rank 0 only give"
+        return
+    write_language(folder, tensors, config.model.lm, DTYPES[config.precision], shard_bytes)
+    tokenizer = Path(config.data.tokenizer)
+    for file in TOKENIZER_FILES if tokenizer.is_dir() else ():
+        if (tokenizer / file).is_file():
+            shutil.copyfile(tokenizer / file, folder / file)
+
+
+def _write_adapter(config: Config, model: AudioFlamingo, folder: Path) -> None:
+    assert config.lora is not None
+    tensors = peft_tensors(model.chunks, config.model.lm)
+    if dist.get_rank():
+        assert not list(tensors), "all but rank 0 only give"
     else:
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_language(partial, tensors, config.model.lm, DTYPES[config.precision], shard_bytes)
-        tokenizer = Path(config.data.tokenizer)
-        for file in TOKENIZER_FILES if tokenizer.is_dir() else ():
-            if (tokenizer / file).is_file():
-                shutil.copyfile(tokenizer / file, partial / file)
-        put_in_place(partial, target)
-    dist.barrier()
-    return target
+        write_adapter(folder, tensors, config.lora, config.model.lm, DTYPES[config.precision])

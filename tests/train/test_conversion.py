@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -10,21 +11,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_af.config import DataConfig, EncoderConfig, TransformConfig
-from megatron_af.convert.language import LanguageFolder
+from megatron_af.config import Config, DataConfig, EncoderConfig, LoRAConfig, StageConfig, TransformConfig
+from megatron_af.config.loading import to_yaml
+from megatron_af.convert.language import LanguageFolder, load_language
 from megatron_af.convert.released import ReleasedFolder, released_tensors
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
-from megatron_af.runs.paths import MANIFEST, CheckpointError
-from megatron_af.train.checkpoint import load_parts
+from megatron_af.runs.paths import MANIFEST, CheckpointError, Resume
+from megatron_af.train.checkpoint import Checkpoints, load_parts
 from megatron_af.train.conversion import WHOLE, Occupied, convert
 from tests.convert.test_language import write_folder
 from tests.convert.test_released import FIXTURE, folder
 from tests.decoder.test_opt import write_opt_folder
-from tests.decoder.toy import full_audio, plain_rows, relative_error, run_schedule, toy_config
+from tests.decoder.toy import full_audio, open_gates, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed
 from tests.parity import FOLDER, Fixture
 from tests.test_parity import _config
@@ -115,9 +117,73 @@ def test_in_and_out_again_gives_the_same_bits(tmp_path, kind):
     assert not list(tmp_path.glob(".*")), "nothing half-written"
 
 
+LORA = LoRAConfig(rank=4, alpha=8.0, dropout=0.1)
+
+
+def with_lora(config: Config) -> Config:
+    return dataclasses.replace(config, curriculum={"tune": StageConfig(lora=LORA)}, stage="tune")
+
+
+def write_adapted(rank: int, world_size: int, folder: Path, target: Path) -> Tensor:
+    """A checkpoint of the folder's language model with adapters that do something, and its logits."""
+    config = with_lora(toy_run(folder))
+    groups = process_groups.initialize(config.parallel, config.seed)
+    model = build(config, Vocabulary(first_added_id=KNOWN_TOKENS, num_added=4), current_device())
+    load_language(model.chunks, opened(folder).source, config.model.lm)
+    adapters = [(name, p) for name, p in model.named_parameters() if ".lora." in name]
+    for name, parameter in adapters:
+        parameter.data = open_gates(name, parameter.shape)
+    resume = Resume(stage="tune", step=0, skipped=0, samples=0, world_size=1)
+    Checkpoints(target, keep=1).save(model, None, groups, resume, {}, ("lm", "rows", "lora"), to_yaml(config))
+    batches = [(plain_rows(vocab=KNOWN_TOKENS), full_audio())]
+    added = model.front.added_rows.detach()
+    model.chunks[0].eval()
+    (logits,) = run_schedule(model.chunks, batches, added, forward_only=True, forward=AudioLM.logits)
+    return logits[..., :KNOWN_TOKENS]
+
+
+def write_out(rank: int, world_size: int, folder: Path, checkpoint: Path, target: Path, adapter: bool) -> None:
+    layout = {"tensor": 2, "sequence": True} if adapter else {"pipeline": 2}
+    convert(toy_run(folder, **layout), checkpoint, target, adapter=adapter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2", "opt"])
+def test_adapters_go_out_merged_or_for_peft(tmp_path: Path, family: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, merged, adapter = tmp_path / "base", tmp_path / "merged", tmp_path / "adapter"
+    write_opt_folder(base) if family == "opt" else write_folder(base, tied=True)
+    write_tokenizer(base / "tokenizer.json")
+    (expected,) = run_distributed(write_adapted, 1, base, tmp_path / "tuned")
+    checkpoint = tmp_path / "tuned" / "step_00000000"
+    run_distributed(write_out, 2, base, checkpoint, merged, False)
+    run_distributed(write_out, 2, base, checkpoint, adapter, True)
+
+    def logits(model: Any) -> Tensor:
+        with torch.no_grad():
+            return model.eval()(input_ids=plain_rows(vocab=KNOWN_TOKENS).ids_BS).logits[..., :KNOWN_TOKENS]
+
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    assert relative_error(logits(plain), expected) > 0.1
+    assert relative_error(logits(AutoModelForCausalLM.from_pretrained(merged)), expected) < 1e-5
+    loaded = PeftModel.from_pretrained(plain, adapter)
+    assert relative_error(logits(loaded), expected) < 1e-5
+    assert sorted(file.name for file in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    stated = loaded.peft_config["default"]
+    assert (stated.r, stated.lora_alpha, stated.lora_dropout) == (LORA.rank, LORA.alpha, LORA.dropout)
+
+
+def test_a_checkpoint_without_adapters_has_none_to_write(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text('{"parts": {"lm": "."}}')
+    with pytest.raises(ValueError, match="holds no adapters"):
+        convert(toy_config(), tmp_path, tmp_path / "out", adapter=True)
+
+
 def test_a_full_folder_is_not_written_into(tmp_path):
     (tmp_path / "step" / MANIFEST).parent.mkdir()
-    (tmp_path / "step" / MANIFEST).write_text("{}")
+    (tmp_path / "step" / MANIFEST).write_text('{"parts": {}}')
     with pytest.raises(Occupied, match="expected a new or empty folder"):
         convert(toy_config(), tmp_path / "step", tmp_path)
 
