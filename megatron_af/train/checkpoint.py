@@ -22,6 +22,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -290,7 +291,8 @@ def _write(parent: int, folder: Path, write_tensors: Callable[..., None] | None,
         end_with(parent)
     write_tensors(*args, **named)
     own = [file.name for file in folder.glob(f"__{dist.get_rank()}_*")]
-    write(folder / _note(), json.dumps(digest_files(folder, own)))
+    with contextlib.suppress(OSError):  # told of the tensors by megatron-core; of a note alone, the first rank digests
+        write(folder / _note(), json.dumps(digest_files(folder, own)))
 
 
 def _note() -> str:
@@ -317,14 +319,23 @@ def _written(partial: Path) -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointException as failed:
-        rank, (error, _) = next(iter(failed.failures.items()))
+    except CheckpointException as failed:  # on all ranks, but only the first is told of whom and why
+        told = [f"rank {rank} ({_why(error)})" for rank, (error, _) in failed.failures.items()][:1]
+        dist.broadcast_object_list(told := told or [""])
+        free = shutil.disk_usage(partial.parent).free / 2**30
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        why = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"checkpoint {partial} could not be written by rank {rank}: {why}; the one before it is whole", exit_code=1
+            f"checkpoint {partial} could not be written by {told[0]}, {free:.3g} GiB were free there; the one before "
+            "is whole",
+            exit_code=1,
         ) from failed
+
+
+def _why(error: BaseException) -> str:
+    """What a writer met, of which megatron-core keeps the type alone; the rest stands in the rank's log."""
+    found = re.search(r"<class '(?:\w+\.)*(\w+)'>", str(error))
+    return found[1] if found else " ".join(str(error).split()) or type(error).__name__
 
 
 def load_optimizer(

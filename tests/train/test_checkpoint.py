@@ -1,9 +1,13 @@
 """A checkpoint resumes exactly in its own layout and loads in every other, model and optimizer."""
 
 import dataclasses
+import errno
 import json
 import os
+import re
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.paths import CheckpointError, Resume, latest, read_resume
+from megatron_af.runs.whole import damage
 from megatron_af.train import checkpoint
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
 from megatron_af.train.objectives.answer import Answer
@@ -259,6 +264,57 @@ def test_death_at_any_moment_leaves_a_whole_checkpoint(again: bool, tmp_path: Pa
     assert value >= 7, "not every boundary was met"
     assert run_distributed(load, 1, tmp_path)[0] == (step, {value})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", f"step_{step:08d}"]
+
+
+def save_in_vain(rank: int, world_size: int, folder: Path, asynchronous: bool, trouble: str) -> str:
+    """A checkpoint that is whole, and one that cannot be written: what is told of it."""
+    save(folder, 1.0, 1).close()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written = checkpoint.write
+    write_tensors = FileSystemWriterAsync.write_preloaded_data
+
+    def with_little_room(*args: Any, **kwargs: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # the system then refuses each further byte
+        return write_tensors(*args, **kwargs)
+
+    if trouble == "tensors":
+        FileSystemWriterAsync.write_preloaded_data = with_little_room  # type: ignore[method-assign]
+    elif trouble == "manifest" and rank == 0:
+        checkpoint.write = full  # type: ignore[attr-defined]
+    elif trouble == "writer":
+        FileSystemWriterAsync.write_preloaded_data = die  # type: ignore[method-assign]
+    try:
+        save(folder, 2.0, 2, asynchronous).close()
+    except CheckpointError as error:
+        told = f"{error.exit_code}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        checkpoint.write = written  # type: ignore[attr-defined]
+        FileSystemWriterAsync.write_preloaded_data = write_tensors  # type: ignore[method-assign]
+    return told
+
+
+def full(path: Path, content: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "asynchronous"),
+    [("tensors", False), ("tensors", True), ("manifest", False), ("manifest", True), ("writer", True)],
+)
+def test_what_cannot_be_written_is_one_sentence_on_all_ranks(trouble: str, asynchronous: bool, tmp_path: Path) -> None:
+    """And leaves the checkpoint before, whole."""
+    told = run_distributed(save_in_vain, 2, tmp_path, asynchronous, trouble)
+    assert told[0] == told[1] and told[0].startswith("1: ") and "step_00000002.partial" in told[0]
+    why = {"tensors": r"by rank \d \(OSError\), [\d.e+]+ GiB were free", "manifest": "No space left"}
+    assert re.search(why.get(trouble, "by rank"), told[0]), told[0]
+    newest = latest(tmp_path)
+    assert newest is not None and newest.name == "step_00000001" and damage(newest) == ""
+    assert trouble == "manifest" or not list(tmp_path.glob("*.partial")), "its space is given back"
 
 
 def lose_a_source(rank: int, world_size: int, folder: Path) -> None:
