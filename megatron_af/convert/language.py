@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron_af.config import LMConfig
 from megatron_af.convert.keys import KeyReport
-from megatron_af.convert.shards import SHARD_BYTES, write_shards
+from megatron_af.convert.shards import SHARD_BYTES, open_weights, tensor_files, write_shards
 from megatron_af.decoder.family import LanguageFamily, family_of
 from megatron_af.files import write
+from megatron_af.foreign import ForeignError, read_json
 from megatron_af.parallel.global_state import Placement, fill, placements, whole_tensors
 
 WHOLE = slice(None)
@@ -133,8 +133,9 @@ class LanguageFolder:
         family: ``model.lm.family``: whose names and ``config.json`` it has.
 
     Raises:
-        FileNotFoundError: no ``config.json`` or no weights in the folder.
-        ValueError: another kind of model, or a variant this decoder does not compute.
+        FileNotFoundError: no ``config.json`` or not all weights in the folder.
+        ValueError: another kind of model, quantised weights, files that are broken or of two models, or a variant this
+            decoder does not compute.
     """
 
     def __init__(self, folder: str | Path, family: str = "qwen2") -> None:
@@ -142,27 +143,21 @@ class LanguageFolder:
         self._name, self._family = family, family_of(LMConfig(family=family))
         if not (self.folder / "config.json").is_file():
             raise FileNotFoundError(f"expected a Hugging Face folder with config.json, got {self.folder}")
-        self._config = json.loads((self.folder / "config.json").read_text())
+        self._config = read_json(self.folder / "config.json")
+        if not isinstance(self._config, dict):
+            raise ForeignError(f"{self.folder}/config.json is no configuration of a model")
         kind = self._config.get("model_type")
         if kind != self._family.model_type:
             expected = self._family.model_type
             raise ValueError(f"{self.folder}/config.json: expected model_type {expected!r}, got {kind!r}")
-        self._file_of = self._index()
-        self._open: dict[str, Any] = {}
-
-    def _index(self) -> dict[str, str]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            return file_of
-        single = self.folder / "model.safetensors"
-        if not single.is_file():
-            raise FileNotFoundError(
-                f"{self.folder}: expected model.safetensors or model.safetensors.index.json; "
-                "save the model with save_pretrained(..., safe_serialization=True)"
+        if quantised := self._config.get("quantization_config"):
+            how = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+            raise ForeignError(
+                f"{self.folder}/config.json: its weights are quantised ({how}); take the model's release in BF16, FP16 "
+                "or FP32"
             )
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single.name)
+        self._file_of = tensor_files(self.folder)
+        self._open: dict[str, Any] = {}
 
     @property
     def lm_config(self) -> LMConfig:
@@ -200,7 +195,7 @@ class LanguageFolder:
             raise KeyError(f"{self.folder} holds no {name}")
         file = self._file_of[name]
         if file not in self._open:
-            self._open[file] = safe_open(self.folder / file, framework="pt")
+            self._open[file] = open_weights(self.folder / file)
         sliceable: Sliceable = self._open[file].get_slice(name)
         return sliceable
 

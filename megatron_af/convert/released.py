@@ -13,7 +13,6 @@ Names: ``src/flamingo.py``, ``flamingo_lm.py`` and ``helpers.py`` of the branch 
 E keys and values of all heads, D audio width.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from megatron_af.config import CrossAttentionConfig, LMConfig, ModelConfig
 from megatron_af.convert.language import Sliceable, Source, hugging_face_names, read_part, split_whole
+from megatron_af.convert.shards import open_weights
 from megatron_af.decoder.family import LanguageFamily, family_of
+from megatron_af.foreign import ForeignError, read_json
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
 from megatron_af.parallel.global_state import EMBEDDING, Placement, fill, placements
 
@@ -277,11 +277,14 @@ class ReleasedFolder:
         if not metadata.is_file():
             raise FileNotFoundError(f"expected a safe_ckpt folder with metadata.json, got {self.place}")
         self._file_of: dict[str, Any] = {}
-        for chunk in json.loads(metadata.read_text()):
+        chunks = read_json(metadata)
+        if not isinstance(chunks, list | dict) or not all(isinstance(c, str) and Path(c).name == c for c in chunks):
+            raise ForeignError(f"{metadata} does not name the chunks of a release")
+        for chunk in chunks:
             path = self.place / f"{chunk}.safetensors"
             if not path.is_file():
                 raise FileNotFoundError(f"{metadata} names {path.name}, which is missing: fetch it again")
-            file: Any = safe_open(path, framework="pt")
+            file = open_weights(path)
             self._file_of |= dict.fromkeys(file.keys(), file)
 
     @property

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megatron_af.config import LMConfig
 from megatron_af.convert.language import LanguageFolder, load_language
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.qwen2 import Qwen2
+from megatron_af.foreign import ForeignError
 from megatron_af.parallel.global_state import placements
 from tests.decoder.toy import (
     ADDED,
@@ -175,6 +177,9 @@ def test_every_tensor_of_a_folder_is_accounted_for(folder, tmp_path):
     for stray in ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.extra"):
         content["weight_map"][stray] = file
     index.write_text(json.dumps(content))
+    held = load_file(tmp_path / "more" / file)
+    strays = {name for name, place in content["weight_map"].items() if place == file} - held.keys()
+    save_file(held | {name: torch.ones(2) for name in strays}, tmp_path / "more" / file)
     found = LanguageFolder(tmp_path / "more").report()
     assert found.missing == ("model.norm.weight",) and found.unknown == ("model.layers.0.extra",)
     assert found.aliases == (("lm_head.weight",) if checkpoint.lm_config.tied else ())
@@ -250,3 +255,13 @@ def test_a_folder_states_what_it_cannot_be_used_for(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         LanguageFolder(tmp_path)
+
+
+def test_a_quantised_folder_is_refused_by_name(folder, tmp_path):
+    """Its numbers are read as weights otherwise, without the scales that make them ones."""
+    shutil.copytree(folder, tmp_path / "lm")
+    settings = tmp_path / "lm" / "config.json"
+    config = json.loads(settings.read_text())
+    settings.write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(ForeignError, match=r"config\.json: its weights are quantised \(gptq\)"):
+        LanguageFolder(tmp_path / "lm")

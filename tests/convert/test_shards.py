@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from megatron_af.convert.shards import INDEX, write_shards
+from megatron_af.convert.shards import INDEX, open_weights, tensor_files, write_shards
+from megatron_af.foreign import ForeignError
 
 
 def test_small_weights_are_one_file_that_no_index_names(tmp_path: Path) -> None:
@@ -53,3 +54,86 @@ def test_no_more_than_a_shard_is_in_memory(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1.3, "peak memory in shards"
     assert len(list(tmp_path.glob("model-*-of-00004.safetensors"))) == 4
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    write_shards(tmp_path, [(name, torch.ones(8)) for name in "abc"], shard_bytes=64)
+    return tmp_path
+
+
+def test_an_index_says_where_each_tensor_is(sharded: Path) -> None:
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    assert tensor_files(sharded) == {"a": first, "b": first, "c": second}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has no weight_map"),
+        ('{"weight_map": {"a": 3}}', "has no weight_map"),
+        ('{"weight_map": {"a": "../../etc/passwd"}}', "no file of its own folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "no file of its own folder"),
+        ('{"weight_map": {"z": "model-00001-of-00002.safetensors"}}', "holds z, which it does not"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+    ],
+)
+def test_an_index_that_does_not_belong_to_the_weights_is_refused(sharded: Path, content: str, message: str) -> None:
+    (sharded / INDEX).write_text(content)
+    with pytest.raises(ForeignError, match=message) as refused:
+        tensor_files(sharded)
+    assert str(refused.value).startswith(str(sharded / INDEX))
+
+
+def test_a_part_that_is_missing_is_named(sharded: Path) -> None:
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"names model-00002-of-00002\.safetensors, which is missing"):
+        tensor_files(sharded)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>404</html>", "is a web page"),
+        (b"", "is empty"),
+        (b"\x00" * 64, "nothing but zero bytes"),
+        (b"\xff" * 64, "is no whole safetensors file"),
+    ],
+)
+def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ForeignError, match=message) as refused:
+        tensor_files(tmp_path)
+    assert str(refused.value).startswith(str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "refused"),
+    [
+        ("layer.weight", torch.float8_e4m3fn, "F8_E4M3"),
+        ("layer.qweight", torch.int32, "I32"),
+        ("layer.weight_packed", torch.int32, "I32"),
+        ("layer.weight", torch.int8, "I8"),
+        ("position_ids", torch.int64, ""),
+        ("layer.weight", torch.bfloat16, ""),
+    ],
+)
+def test_quantised_numbers_are_no_weights(tmp_path: Path, name: str, dtype: torch.dtype, refused: str) -> None:
+    save_file({name: torch.zeros(4).to(dtype), "norm": torch.ones(2)}, tmp_path / "model.safetensors")
+    if not refused:
+        assert set(tensor_files(tmp_path)) == {name, "norm"}
+        return
+    with pytest.raises(ForeignError, match=rf"{name} is quantised \({refused}\)"):
+        tensor_files(tmp_path)
+
+
+def test_a_copy_that_broke_off_is_named_wherever_it_did(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(4), "b": torch.ones(2, 3)}, file)
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ForeignError, match=r"model\.safetensors"):
+            open_weights(file)
