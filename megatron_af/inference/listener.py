@@ -22,12 +22,13 @@ import torch.distributed as dist
 
 from megatron_af.config import Config, ConfigError, ParallelConfig
 from megatron_af.data.answer_texts import packed_row, text_batch
-from megatron_af.data.batch import IGNORED, StepBatch, TextBatch
+from megatron_af.data.batch import IGNORED, AudioKeys, StepBatch, TextBatch
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
 from megatron_af.data.sample_source import Sample
 from megatron_af.data.stream import hear
 from megatron_af.data.templates import STYLES, RowText, TooLong, answer_ids, render
+from megatron_af.decoder.cache import HeardAudio
 from megatron_af.inference.answers import Answering, score, write
 from megatron_af.inference.attention import Look, recorded, token_seconds
 from megatron_af.inference.decoding import Decoding
@@ -189,6 +190,19 @@ class Listener:
         audio, heard = hear(loader, [text.row for text in texts])
         immediate = self.config.model.cross_attention.immediate
         return Reading(self.model, self.tokenizer, heard_audio(front, audio, heard), immediate=immediate)
+
+    def keys(self, row: Row, root: Path | None = None, *, first: int = 0) -> AudioKeys:
+        """Audio tokens of a row's clips, numbered from ``first`` on: what a reading hears more."""
+        loader = self._loader if root is None else self._loader.below(root)
+        audio, heard = hear(loader, [row])
+        with torch.no_grad():
+            keys = audio_keys(self._front, audio, heard)
+        return replace(keys, audio_of_BL=torch.where(keys.audio_of_BL < 0, -1, keys.audio_of_BL + first))
+
+    def reading_of(self, keys: AudioKeys) -> Reading:
+        """What has heard this audio, a row each, and read nothing."""
+        heard = HeardAudio.of(keys, range(keys.tokens_LBD.shape[1]))
+        return Reading(self.model, self.tokenizer, heard, immediate=self.config.model.cross_attention.immediate)
 
     @property
     def _front(self) -> AudioFront:

@@ -4,6 +4,7 @@
     model.answer("dog.wav", "what is it?")
     model.answers([{"audio": "dog.wav", "prompt": "what is it?"}], temperature=0.7, seed=3)
     model.scores("dog.wav", "what is it?", ["a dog", "a cat"])
+    model.teach("door creak", ["creak1.wav", "creak2.wav"])
     for piece in model.stream("dog.wav", "what is it?"): print(piece, end="")
     model.embed("dog.wav") @ model.embed(text="a dog barks")
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config
-from megatron_af.data.rows import Row
+from megatron_af.data.rows import Question, Row
 from megatron_af.data.templates import TooLong, UnknownWords
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.requests import BadRequest, Opens, RequestRows, is_absent, own_files, read_decoding
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from megatron_af.inference.answers import Answering
     from megatron_af.inference.embedder import ClapEmbedder
     from megatron_af.inference.listener import Listener
+    from megatron_af.inference.taught import Taught
     from megatron_af.retrieval.retriever import Retriever
 
 type Audio = str | Path | bytes
@@ -71,6 +73,7 @@ class LoadedModel:
         self._embedder: ClapEmbedder | None = None
         self._retrievers: dict[str, Retriever] = {}
         self._together: Answering | None = None
+        self._taught: Taught | None = None
         if self._stage.objective == "answer":
             self._listener = _listener(self._config, checkpoint)
         elif spec_of(self._stage).embeds:
@@ -148,8 +151,68 @@ class LoadedModel:
             for index, request in enumerate(requests)
         ]
         with self._rows(requests, few_shot, few_shot_from) as (listener, rows, root):
-            answers = listener.answers(rows, decodings, root=root, tell=tell)
+            if self._taught is None or few_shot:
+                answers = listener.answers(rows, decodings, root=root, tell=tell)
+            else:
+                tells = tell or [None] * len(rows)
+                answers = [self._behind(*asked, root) for asked in zip(rows, decodings, tells, strict=True)]
         return [answer for answer in answers if answer is not None]
+
+    def teach(self, label: str, clips: Sequence[Audio], *, prompt: str = "what is this sound?") -> None:
+        """Show a class once; from then on, questions about one recording are answered behind what was taught. Keys and
+        values of the examples are kept: a question costs hardly more than without them.
+
+        Requests with ``history``, ``examples`` or ``few_shot`` of their own are answered without it.
+
+        Args:
+            label: the answer to ``prompt`` for each of the clips.
+            prompt: what is going to be asked; a model is good at what it was trained to be asked.
+
+        Raises:
+            BadRequest: there is no clip or it cannot be read, no label, or no room for more examples.
+        """
+        listener = self._answering()
+        if isinstance(clips, str | Path | bytes) or not clips:
+            got = "none" if not isinstance(clips, str | Path | bytes) else "one: put it into a list"
+            raise BadRequest(f"teach: {label!r}: expected recordings of it, got {got}")
+        if not label.strip():
+            raise BadRequest("teach: expected a label, got none")
+        if self._config.model.transform.sees == "row":
+            raise BadRequest("teach: under model.transform.sees = row audio changes what is before it: nothing is kept")
+        from megatron_af.inference.taught import Taught
+
+        pair = Question(prompt=prompt, output=label)
+        with self._lock, RequestRows(self._opens) as files:
+            heard = [files.recording(clip, f"teach: {label!r}: clip {n}").clips[0] for n, clip in enumerate(clips)]
+            examples = Row(id=label, clips=tuple(heard), questions=(pair,) * len(heard), template="interleaved")
+            taught = self._taught or Taught(listener)
+            try:
+                taught.add(examples, files.root)
+            except AudioError as error:
+                raise BadRequest(f"teach: {label!r}: {error}") from None
+            except TooLong as error:
+                raise BadRequest(
+                    f"teach: {label!r}: {len(taught) + len(heard)} examples take more than the {error.max_tokens} "
+                    "tokens of the stage's max_text_tokens; teach fewer clips, or forget() what was taught"
+                ) from None
+            self._taught = taught
+
+    def forget(self) -> None:
+        """What was taught."""
+        self._taught = None
+
+    def _behind(self, row: Row, decoding: Decoding, tell: Tell | None, root: Path) -> Answer | None:
+        """The answer behind what was taught, where a row can stand behind it."""
+        assert self._taught is not None
+        if row.template != "single" or len(row.clips) != 1:
+            return self._answering().answers([row], [decoding], root=root, tell=[tell])[0]
+        try:
+            return self._taught.answer(row, decoding, root, tell)
+        except TooLong as error:
+            raise BadRequest(
+                f"{row.id}: expected a question that fits into {error.max_tokens} tokens behind the "
+                f"{len(self._taught)} examples that were taught; shorten it, or forget() them"
+            ) from None
 
     def stream(self, audio: Audio | None, prompt: str, **how: Any) -> Iterator[str]:
         """:meth:`answer`, piece by piece as it is written; the model is free for others when it has ended."""
@@ -309,6 +372,7 @@ class LoadedModel:
                 part.close()
         self._listener = self._embedder = None
         self._retrievers.clear()
+        self._taught = None
         self._closed = True
 
     def _answering(self) -> "Listener":

@@ -87,6 +87,56 @@ def test_a_run_a_stage_a_checkpoint_and_a_release_answer_alike(folder: Path, rel
     assert all(isinstance(answer, str) for answer in found[run])
 
 
+TEACH = """
+import json
+import megatron_af as af
+from megatron_af.inference.requests import BadRequest
+
+model = af.load("runs/demo")
+
+def refused(*given, **more):
+    try:
+        model.teach(*given, **more)
+    except BadRequest as error:
+        return str(error)
+
+def ask(**how):
+    return model.answer("dog.wav", "w3", max_new_tokens=6, **how)
+
+shown = [{"audio": name, "prompt": "w1 w2", "answer": label} for name, label in (("rain.wav", "w5"), ("dog.wav", "w6"))]
+turns = {"history": [{"user": "w4", "assistant": "w6"}]}
+plain = [ask(), ask(**turns)]
+wanted = [ask(examples=shown[:1]), ask(examples=shown)]
+taught = []
+for example in shown:
+    model.teach(example["answer"], [example["audio"]], prompt="w1 w2")
+    taught.append(ask())
+both = model.answers([{"audio": "dog.wav", "prompt": "w3"}, {"prompt": "w3"}], max_new_tokens=6)
+others = [ask(**turns), ask(examples=shown[:1])]
+problems = [refused("w5", []), refused("w5", "dog.wav"), refused(" ", ["dog.wav"]), refused("w5", ["broken.wav"]),
+            refused("w5 " * 300, ["dog.wav", "rain.wav"])]
+kept = ask()
+model.forget()
+alone = model.answer(None, "w3", max_new_tokens=6)
+print(json.dumps({"plain": plain, "wanted": wanted, "taught": taught, "both": both, "others": others,
+                  "problems": problems, "kept": kept, "forgotten": ask(), "alone": alone}))
+"""
+
+
+def test_a_class_is_taught_by_clips(folder: Path) -> None:
+    found = python(folder, TEACH)
+    assert found["taught"] == found["wanted"] and found["wanted"][1] != found["plain"][0]
+    assert found["both"] == [found["wanted"][1], found["alone"]], "what hears nothing stands behind no examples"
+    assert found["others"] == [found["plain"][1], found["wanted"][0]]
+    none, one, nameless, broken, many = found["problems"]
+    assert none == "teach: 'w5': expected recordings of it, got none"
+    assert one == "teach: 'w5': expected recordings of it, got one: put it into a list"
+    assert nameless == "teach: expected a label, got none"
+    assert broken.startswith("teach: 'w5': clip 0: expected a recording, got what cannot be decoded")
+    assert "4 examples take more than the 512 tokens of the stage's max_text_tokens; teach fewer clips" in many
+    assert found["kept"] == found["wanted"][1] and found["forgotten"] == found["plain"][0]
+
+
 TWO_MODELS = """
 import json
 from pathlib import Path
