@@ -9,7 +9,6 @@ a tenth of the rows was refused or the endpoint failed, 2 the configuration cann
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 from megatron_af.config.loading import describe, read_values
@@ -29,10 +28,8 @@ def main() -> int:
     config = read_values(ExpansionConfig, arguments.config, arguments.overrides)
     with Progress() as progress:
         report = expand(config, lambda done, rows: progress.update("rows", done, rows))
-    print(f"{report.expanded:,} of {report.rows:,} rows expanded with {report.requests:,} requests")
-    for reason, count in Counter(report.refused.values()).most_common():
-        print(f"  {count:,} refused: {reason}")
-    return 0 if len(report.refused) <= report.rows / 10 else 1
+    print(*report.lines, sep="\n")
+    return report.exit_code
 
 
 if __name__ == "__main__":

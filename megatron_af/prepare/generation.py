@@ -1,0 +1,292 @@
+"""Texts about rows, written by a language model behind an OpenAI-compatible endpoint: what every kind of them shares.
+
+    report = generate(task, config, watch=lambda done, rows: …)       # task: CaptionExpansion, Dialogues
+
+A task says what is asked of a row, what a usable answer is and what becomes of the row. Several rows travel in one
+request and several requests at a time, no faster than the limit. Every reply is checked; a row whose reply stays
+unusable is refused with a reason and left out of the output. Finished rows are kept in ``output.partial``, so a job
+that was stopped asks only for the rest.
+"""
+
+import http.client
+import json
+import os
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_af.data.rows import Manifest, Row, RowError, to_json
+from megatron_af.files import write
+
+RETRIED_STATUS = (408, 409, 429, 500, 502, 503, 504)
+LONGEST_WAIT_SECONDS = 60.0
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+type Found = dict[str, Any]
+"""What a usable answer about one row says, as it is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    source: str
+    """JSONL of rows."""
+    output: str
+    """JSONL of what becomes of them."""
+    endpoint: str
+    """Base address, such as ``http://localhost:8000/v1``; the key, if it needs one, stands in ``OPENAI_API_KEY``."""
+    model: str
+    rows_per_request: int = 4
+    concurrency: int = 8
+    requests_per_minute: float = 300.0
+    attempts: int = 3
+    """Requests for a row, until a usable reply; also tries of a request that the server turns away."""
+    temperature: float = 0.7
+    timeout_seconds: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    rows: int
+    written: int
+    refused: dict[str, str]
+    """Row id -> reason."""
+    requests: int
+    """Sent by this call; none for rows that were done before."""
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        reasons = Counter(self.refused.values()).most_common()
+        summary = f"{self.written:,} of {self.rows:,} rows written with {self.requests:,} requests"
+        return [summary, *(f"  {count:,} refused: {reason}" for reason, count in reasons)]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where more than a tenth of the rows was refused."""
+        return 0 if len(self.refused) <= self.rows / 10 else 1
+
+
+class EndpointError(RuntimeError):
+    """The endpoint cannot be used at all; the message says what to change."""
+
+    exit_code = 1
+
+
+class Task(ABC):
+    """One kind of text."""
+
+    instructions: str
+    """System message."""
+    reply_key: ClassVar[str]
+    """Of the list of answers in a reply."""
+    settings: tuple[Any, ...] = ()
+    """What decides an answer besides model and row."""
+
+    @abstractmethod
+    def asked(self, row: Row) -> dict[str, Any] | str:
+        """What is sent of a row; a text: why nothing can be asked about it."""
+
+    @abstractmethod
+    def check(self, entry: dict[str, Any], row: Row) -> Found | str:
+        """What an answer says; a text: why it cannot be used."""
+
+    @abstractmethod
+    def made(self, row: Row, found: Found) -> Row:
+        """The row with it."""
+
+
+def generate(
+    task: Task, config: GenerationConfig, watch: Callable[[int, int], None] = lambda done, rows: None
+) -> Report:
+    """Ask about every row of ``config.source``; the output keeps their order.
+
+    Args:
+        watch: told now and then how many rows are done, and of how many.
+
+    Raises:
+        EndpointError: the server refuses requests or cannot be reached.
+        RowError, FileNotFoundError: of the source; two rows of one id, too.
+    """
+    rows: dict[str, Row] = {}
+    for row in Manifest(Path(config.source)):
+        if row.id in rows:
+            raise RowError(f"{config.source}: two rows have the id {row.id!r}; what is done is known by its id")
+        rows[row.id] = row
+    writer = _Writer(task, config, rows)
+    waiting = [row for row in rows.values() if row.id not in writer.done]
+    watch(len(rows) - len(waiting), len(rows))
+    chunks = [waiting[i : i + config.rows_per_request] for i in range(0, len(waiting), config.rows_per_request)]
+    with ThreadPoolExecutor(config.concurrency) as pool:
+        futures = [pool.submit(writer.ask_about, chunk) for chunk in chunks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                watch(len(writer.done), len(rows))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    refused = {name: writer.done[name]["refused"] for name in rows if "refused" in writer.done[name]}
+    made = [task.made(row, writer.done[name]["found"]) for name, row in rows.items() if name not in refused]
+    write(Path(config.output), "".join(to_json(row) + "\n" for row in made))
+    lines = [json.dumps({"id": row, "reason": reason}) + "\n" for row, reason in refused.items()]
+    write(Path(f"{config.output}.refused"), "".join(lines))
+    return Report(rows=len(rows), written=len(made), refused=refused, requests=writer.client.requests)
+
+
+class _Writer:
+    """Asks about rows from many threads and puts down each as soon as it is done."""
+
+    def __init__(self, task: Task, config: GenerationConfig, rows: dict[str, Row]) -> None:
+        self._task, self._config = task, config
+        self._partial = Path(f"{config.output}.partial")
+        self._lock = threading.Lock()
+        self.client = Client(config, task.instructions)
+        self.done = self._kept(rows)
+
+    def ask_about(self, rows: Sequence[Row]) -> None:
+        asked = {row.id: self._task.asked(row) for row in rows}
+        for row in rows:
+            if isinstance(problem := asked[row.id], str):
+                self._put(row, {"refused": problem})
+        left = self._asked_once([row for row in rows if not isinstance(asked[row.id], str)])
+        for _ in range(self._config.attempts - 1):
+            left = [pair for row, _ in left for pair in self._asked_once([row])]  # alone, it may do better
+        for row, problem in left:
+            self._put(row, {"refused": problem})
+
+    def _asked_once(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
+        """One request; returns the rows whose answer cannot be used, and why."""
+        if not rows:
+            return []
+        reply = self.client.ask([item for row in rows if not isinstance(item := self._task.asked(row), str)])
+        left = []
+        for row, answer in zip(rows, read_reply(self._task, reply, rows), strict=True):
+            if isinstance(answer, str):
+                left.append((row, answer))
+            else:
+                self._put(row, {"found": answer})
+        return left
+
+    def _put(self, row: Row, entry: dict[str, Any]) -> None:
+        with self._lock:
+            self.done[row.id] = entry
+            with self._partial.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"id": row.id, "asked": self._question(row), **entry}) + "\n")
+
+    def _question(self, row: Row) -> list[Any]:
+        return [self._config.model, *self._task.settings, self._task.asked(row)]
+
+    def _kept(self, rows: dict[str, Row]) -> dict[str, dict[str, Any]]:
+        """Finished rows by id; what was asked otherwise, or of another model, does not count."""
+        done: dict[str, dict[str, Any]] = {}
+        if self._partial.exists():
+            whole = self._partial.read_bytes()
+            end = whole.rfind(b"\n") + 1
+            os.truncate(self._partial, end)  # a line under way when the job was stopped
+            for line in whole[:end].decode().splitlines():
+                entry = json.loads(line)
+                row = rows.get(entry["id"])
+                if row is not None and entry["asked"] == self._question(row) and {"found", "refused"} & entry.keys():
+                    done[entry["id"]] = entry
+        return done
+
+
+def read_reply(task: Task, reply: str, rows: Sequence[Row]) -> list[Found | str]:
+    """For each row what the reply says, or why that cannot be used."""
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)```\s*", reply, re.DOTALL)
+    try:
+        entries = json.loads(fenced[1] if fenced else reply)[task.reply_key]
+        by_id = {entry["id"]: entry for entry in entries}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return [f"the reply is not the JSON that was asked for: {reply[:80]!r}"] * len(rows)
+    return [
+        task.check(by_id[i], row) if isinstance(by_id.get(i), dict) else "the reply leaves this row out"
+        for i, row in enumerate(rows)
+    ]
+
+
+def plain_words(text: str) -> str:
+    """A text as it is compared: its words, in small letters."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+class Client:
+    """Chat completions over HTTP: no faster than the limit, and patient with a server that is busy."""
+
+    def __init__(self, config: GenerationConfig, instructions: str) -> None:
+        self._config, self._instructions = config, instructions
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self.requests = 0
+
+    def ask(self, items: Sequence[dict[str, Any]]) -> str:
+        """The model's reply to the instructions and these items.
+
+        Raises:
+            EndpointError: the server refuses, or stays busy or silent.
+        """
+        config = self._config
+        listed = json.dumps([{"id": i, **item} for i, item in enumerate(items)], ensure_ascii=False)
+        body = {
+            "model": config.model,
+            "temperature": config.temperature,
+            "messages": [{"role": "system", "content": self._instructions}, {"role": "user", "content": listed}],
+        }
+        problem = ""
+        for attempt in range(config.attempts):
+            self._wait_for_turn()
+            try:
+                return self._post(body)
+            except urllib.error.HTTPError as error:
+                text = ""
+                with suppress(OSError, http.client.HTTPException):
+                    text = error.read().decode(errors="replace")[:200]
+                problem = f"HTTP {error.code}: {text}"
+                if error.code not in RETRIED_STATUS:
+                    raise EndpointError(
+                        f"{config.endpoint} refuses requests for model {config.model} ({problem}); check endpoint, "
+                        f"model and the environment's {KEY_VARIABLE}"
+                    ) from None
+                wished = error.headers.get("Retry-After") or ""
+                pause = float(wished if wished.replace(".", "", 1).isdigit() else 2**attempt)  # it may be a date
+            except (OSError, http.client.HTTPException) as error:  # away, or gone half-way
+                problem, pause = str(error), float(2**attempt)
+            time.sleep(min(pause, LONGEST_WAIT_SECONDS))
+        raise EndpointError(
+            f"{config.endpoint} did not answer {config.attempts} times ({problem}); what is done is kept: start again "
+            "when it is up, or lower concurrency and requests_per_minute"
+        )
+
+    def _wait_for_turn(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + 60.0 / self._config.requests_per_minute
+            self.requests += 1
+        time.sleep(turn - now)
+
+    def _post(self, body: dict[str, Any]) -> str:
+        request = urllib.request.Request(
+            self._config.endpoint.rstrip("/") + "/chat/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        if key := os.environ.get(KEY_VARIABLE):
+            request.add_header("Authorization", f"Bearer {key}")
+        with urllib.request.urlopen(request, timeout=self._config.timeout_seconds) as response:
+            reply = response.read()
+        try:
+            content: str = json.loads(reply)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise EndpointError(f"{self._config.endpoint} does not speak the chat completions protocol") from None
+        return content or ""

@@ -1,0 +1,72 @@
+"""What every kind of written text shares: stopping and going on, a server that is busy, slow or gone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_af.data.rows import RowError
+from megatron_af.prepare.caption_expansion import expand
+from megatron_af.prepare.generation import EndpointError, Report
+from tests.prepare.endpoint import good, job
+
+
+def test_a_stopped_job_asks_only_for_the_rest(tmp_path, start):
+    def fails_later(items: list[dict[str, Any]], number: int) -> tuple[int, str, dict[str, str]]:
+        return good(items, number) if number == 1 else (401, "who are you?", {})
+
+    server = start(fails_later)
+    config = replace(job(tmp_path, server), concurrency=1)
+    with pytest.raises(EndpointError, match=r"HTTP 401: who are you\?.*OPENAI_API_KEY"):
+        expand(config)
+    with Path(f"{config.output}.partial").open("a") as file:
+        file.write('{"id": "r5", "row"')  # killed in the middle of a line
+    again = start(good)
+    report = expand(replace(config, endpoint=again.endpoint))
+    assert report.written == 7
+    assert sorted(text for asked in again.asked for text in asked) == [f"sound {i} then bell" for i in range(3, 7)]
+    assert expand(replace(config, endpoint=again.endpoint)).requests == 0
+    assert expand(replace(config, endpoint=again.endpoint, negatives=1)).requests == 3  # other numbers: all over
+
+
+def test_two_rows_of_one_id_are_refused(tmp_path, start):
+    config = job(tmp_path, start(good))
+    source = Path(config.source)
+    source.write_text(source.read_text().replace('"r4"', '"r3"'))
+    with pytest.raises(RowError, match="two rows have the id 'r3'"):
+        expand(config)
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(tmp_path, start):
+    def answer(items, number):
+        status, content, _ = good(items, number)
+        return status, content, {"Content-Length": "100000"} if number == 1 else {}
+
+    config = replace(job(tmp_path, start(answer), rows=2), timeout_seconds=1, attempts=2)
+    told = []
+    assert expand(config, lambda done, rows: told.append((done, rows))).written == 2
+    assert (told[0], told[-1]) == ((0, 2), (2, 2))
+
+
+def test_a_busy_server_is_waited_for_and_a_dead_one_named(tmp_path, start):
+    def busy(items: list[dict[str, Any]], number: int) -> tuple[int, str, dict[str, str]]:
+        return (429, "slow down", {"Retry-After": "0.05"}) if number % 2 else good(items, number)
+
+    config = replace(job(tmp_path, start(busy)), concurrency=1)
+    assert expand(config).written == 7
+    dead = replace(config, endpoint="http://127.0.0.1:9/v1", output=str(tmp_path / "dead.jsonl"), attempts=1)
+    with pytest.raises(EndpointError, match="did not answer 1 times"):
+        expand(dead)
+
+
+def test_requests_keep_to_the_limit(tmp_path, start):
+    server = start(good)
+    expand(replace(job(tmp_path, server), rows_per_request=1, requests_per_minute=60 / 0.05))
+    assert max(server.times) - min(server.times) >= 6 * 0.05 * 0.8
+
+
+def test_a_report_says_what_was_refused_and_how_often():
+    report = Report(rows=21, written=18, refused={"a": "too long", "b": "no clip", "c": "too long"}, requests=5)
+    assert report.lines == ["18 of 21 rows written with 5 requests", "  2 refused: too long", "  1 refused: no clip"]
+    assert report.exit_code == 1 and replace(report, rows=30).exit_code == 0
