@@ -26,6 +26,7 @@ SUBJECTS = {
     "clap-claim": "AF-CLAP's loss against the plain one on order, attributes and paraphrases (40 minutes)",
     "generate": "a token of an answer: with kept keys and values, with audio anew, by reading the text again",
     "retrieval": "indexes of a million embeddings: build, memory, query, recall and speed-up against exact search",
+    "step": "a step of the mixed stream: padded to the longest, in groups of similar length, packed",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
 }
 """Subject -> what it measures; its module in ``megatron_af.bench`` has ``measure(folder, progress)`` and

@@ -1,0 +1,291 @@
+"""What a step of the mixed stream costs, by what is padded to what.
+
+    result = measure(Path(folder), progress)        # tools/bench.py step
+
+Clips as curricula mix them: 60% have one window, 25% two or three, 15% four to thirty; texts have 40 to 200 tokens; a
+batch has eight samples, and features come from a cache, so that no encoder runs. Three ways, which must give the same
+loss and gradients: ``longest`` pads every clip to the longest of the step and every text to the longest of the batch,
+as the public code does; ``groups`` runs clips of similar length through the transformation layers together; ``packed``
+puts several samples into a text row besides. Loss, backward pass and optimizer step are timed; on the CPU in processor
+seconds of one thread, float32.
+
+Shapes: S text positions, B rows, W windows, L tokens of a window, D audio width.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.table import Table
+from torch import Tensor
+
+from megatron_af.config import (
+    Config,
+    CrossAttentionConfig,
+    EncoderConfig,
+    LMConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    StageConfig,
+    TransformConfig,
+)
+from megatron_af.parallel.device import current_device
+from megatron_af.parallel.world import join_world
+from megatron_af.progress import Progress
+
+WIDTHS = (512, 2048)
+"""Of the audio tokens."""
+STEPS, BATCH, PACKED_TOKENS = 5, 8, 512
+WAYS = ("longest", "groups", "packed")
+LOSS, GRADIENT = 1e-5, 1e-4
+"""Relative differences up to which two ways compute the same."""
+VOCABULARY = 4_096
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A batch of the mixed stream: windows and text tokens of each sample."""
+
+    windows: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def draw(cls, seed: int, batch: int) -> "Mixed":
+        draw = random.Random(seed)
+
+        def windows() -> int:
+            share = draw.random()
+            return 1 if share < 0.6 else draw.randint(2, 3) if share < 0.85 else draw.randint(4, 30)
+
+        return cls(tuple(windows() for _ in range(batch)), tuple(draw.randint(40, 200) for _ in range(batch)))
+
+
+def measure(folder: Path, progress: Progress) -> dict[str, Any]:
+    """
+    Returns:
+        ``milliseconds``: of a step, the median, by width and way; ``times``: how often faster than ``longest``;
+        ``useful``: share of the transformation layers' positions that are some clip's own.
+    """
+    torch.set_num_threads(1)
+    batches = [Mixed.draw(seed, BATCH) for seed in range(STEPS)]
+    milliseconds: dict[str, dict[str, float]] = {}
+    with world():
+        for number, width in enumerate(WIDTHS, 1):
+            milliseconds[str(width)] = _of_width(width, batches)
+            progress.update("step", number, len(WIDTHS), f"width {width}")
+    times = {width: {way: ms["longest"] / ms[way] for way in WAYS} for width, ms in milliseconds.items()}
+    return {"milliseconds": milliseconds, "times": times, "useful": useful(batches), "device": current_device().name}
+
+
+def useful(batches: Sequence[Mixed]) -> dict[str, float]:
+    from megatron_af.model import length_groups
+
+    own = sum(sum(batch.windows) for batch in batches)
+    longest = sum(max(batch.windows) * len(batch.windows) for batch in batches)
+    grouped = sum(
+        len(group) * max(batch.windows[clip] for clip in group)
+        for batch in batches
+        for group in length_groups(batch.windows)
+    )
+    return {"longest": own / longest, "groups": own / grouped, "packed": own / grouped}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The result for the terminal."""
+    table = Table("audio width", "way", "ms a step", "times faster", "useful positions", title="mixed stream, cached")
+    for width, ways in result["milliseconds"].items():
+        for way, ms in ways.items():
+            times, share = result["times"][width][way], result["useful"][way]
+            table.add_row(width, way, f"{ms:.0f}", f"{times:.2f}", f"{share:.0%}")
+    return [table]
+
+
+@contextmanager
+def world() -> Iterator[None]:
+    join_world()
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.parallel import groups
+
+    groups.initialize(ParallelConfig(), 0)
+    try:
+        yield
+    finally:
+        groups.destroy()
+        dist.destroy_process_group()
+
+
+def _of_width(width: int, batches: Sequence[Mixed]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    learning = Learning(configuration(width))
+    for batch in batches:
+        same = [learning.computed(batch, way) for way in WAYS]
+        for found in same[1:]:
+            check_same(found, same[0])
+        for way in WAYS:  # in turn, so that what disturbs the machine disturbs all of them
+            seconds[way].append(learning.seconds(batch, way))
+    return {way: 1000 * median(found) for way, found in seconds.items()}
+
+
+def configuration(width: int, precision: str = "fp32") -> Config:
+    """A language model of 256 x 4 that hears tokens of ``width``; encoder aside, everything trains."""
+    stage = StageConfig(
+        trainable=("transform.*", "added_rows", "lm.*"),
+        blend={"mixed": 1.0},
+        max_windows=30,
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+    )
+    return Config(
+        name="step",
+        precision="bf16" if precision == "bf16" else "fp32",
+        model=ModelConfig(
+            # It only says how wide its features are.
+            encoder=EncoderConfig(
+                embed_dim=width // 8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), fusion=False, classes=0,
+                stft_weights=False,
+            ),
+            transform=TransformConfig(layers=3, heads=8, ffn=width),
+            lm=LMConfig(hidden=256, layers=4, heads=4, kv_heads=2, ffn=1024, vocab=VOCABULARY, max_positions=1024),
+            cross_attention=CrossAttentionConfig(interval=1, heads=4, head_dim=64),
+        ),
+        curriculum={"step": stage},
+        stage="step",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Computed:
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+def check_same(one: Computed, other: Computed, loss: float = LOSS, gradient: float = GRADIENT) -> None:
+    """
+    Raises:
+        RuntimeError: they differ by more than the rounding of their sums.
+    """
+    if abs(one.loss - other.loss) > loss * abs(other.loss):
+        raise RuntimeError(f"two ways gave losses of {one.loss} and {other.loss}: their costs cannot be compared")
+    for name, wanted in other.gradients.items():
+        error = float((one.gradients[name] - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+        if error > gradient:
+            raise RuntimeError(f"two ways gave {name} gradients that differ by {error:.1e} of the largest")
+
+
+class Learning:
+    """The answer objective on batches of random features and texts."""
+
+    def __init__(self, config: Config) -> None:
+        from megatron_af.model import Vocabulary, build
+        from megatron_af.parallel import groups
+        from megatron_af.train.objectives.answer_learner import AnswerLearner
+        from megatron_af.train.trainable import select
+
+        self._device = current_device()
+        self.model = build(config, Vocabulary(first_added_id=VOCABULARY - 8, num_added=4), self._device)
+        stage = config.curriculum[config.stage]
+        for name, parameter in self.model.named_parameters():
+            if "gate_" in name:
+                parameter.data.fill_(0.5)  # else nothing that is heard would have a gradient
+        select(self.model.named_parameters(), stage)
+        self._groups = groups.initialize(config.parallel, config.seed)
+        self._learner = AnswerLearner(config, stage, self.model, self._groups, self._device.torch)
+        self._per_window, self._width = config.model.encoder.tokens_per_window, config.model.encoder.feature_dim
+        self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+    def computed(self, batch: Mixed, way: str) -> Computed:
+        with _padding(way):
+            record = self._learner.forward_backward(self.batch(batch, way))
+        named = [(name, getattr(p, "main_grad", None)) for name, p in self.model.named_parameters()]
+        return Computed(record["loss"], {name: grad.clone().cpu() for name, grad in named if grad is not None})
+
+    def seconds(self, batch: Mixed, way: str) -> float:
+        made = self.batch(batch, way)
+        self._wait()
+        now = time.perf_counter if self._device.is_gpu else time.process_time
+        began = now()
+        with _padding(way):
+            self._learner.forward_backward(made)
+        self._learner.optimizer.step_checked()
+        self._wait()
+        return now() - began
+
+    def _wait(self) -> None:
+        if self._device.is_gpu:
+            torch.cuda.synchronize()
+
+    def batch(self, mixed: Mixed, way: str) -> Any:
+        from megatron_af.audio.features import KnownFeatures
+        from megatron_af.data.batch import StepAudio, StepBatch, TextBatch
+        from megatron_af.data.packing import pack
+
+        generator = torch.Generator().manual_seed(sum(mixed.windows) * 1009 + sum(mixed.tokens))
+        features = tuple(
+            torch.randn(windows, self._per_window, self._width, generator=generator).to(self._dtype)
+            for windows in mixed.windows
+        )
+        ids = [torch.randint(VOCABULARY - 8, (tokens,), generator=generator) for tokens in mixed.tokens]
+        rows = [[sample] for sample in range(len(ids))]
+        if way == "packed":
+            rows = pack(list(zip(mixed.tokens, mixed.windows, strict=True)), PACKED_TOKENS)
+        text = _rows(rows, ids)
+        audio = StepAudio(
+            clip_windows=mixed.windows,
+            owners=(tuple(range(len(ids))),),
+            mel_WFM=None,
+            known=KnownFeatures(keys=("",) * len(ids), found=features),
+            seconds=10.0 * sum(mixed.windows),
+        )
+        return StepBatch(
+            audio=audio, text=TextBatch(rows=(text,), num_tokens=sum(mixed.tokens)), sample_ids=("",) * len(ids)
+        )
+
+
+def _rows(rows: Sequence[Sequence[int]], ids: Sequence[Tensor]) -> Any:
+    """One micro-batch; every sample hears its own clip, and its second half is supervised."""
+    from megatron_af.data.batch import IGNORED, TextRows
+
+    longest = max(sum(len(ids[sample]) for sample in row) for row in rows)
+    shape = (len(rows), -(-longest // 8) * 8)
+    tokens_BS, labels_BS = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED)
+    segment_BS, last_BS = torch.full(shape, -1, dtype=torch.int32), torch.full(shape, -1, dtype=torch.int32)
+    first_BS = torch.zeros(shape, dtype=torch.int32)
+    for row, samples in enumerate(rows):
+        begin = 0
+        for place, sample in enumerate(samples):
+            end = begin + len(ids[sample])
+            tokens_BS[row, begin:end] = ids[sample]
+            learnt = slice(begin + len(ids[sample]) // 2, end - 1)
+            labels_BS[row, learnt] = tokens_BS[row, learnt.start + 1 : end]
+            segment_BS[row, begin:end] = first_BS[row, begin:end] = last_BS[row, begin:end] = place
+            begin = end
+    return TextRows(
+        ids_BS=tokens_BS,
+        labels_BS=labels_BS,
+        segment_BS=segment_BS,
+        first_audio_BS=first_BS,
+        last_audio_BS=last_BS,
+        dataset_BS=torch.zeros(shape, dtype=torch.int32),
+        clips=tuple(tuple(row) for row in rows),
+    )
+
+
+@contextmanager
+def _padding(way: str) -> Iterator[None]:
+    """The way in which clips share a run of the transformation layers."""
+    from megatron_af import model
+
+    ours: Callable[..., list[list[int]]] = model.length_groups
+    if way == "longest":
+        model.length_groups = lambda windows, *_, **__: [list(range(len(windows)))]
+    try:
+        yield
+    finally:
+        model.length_groups = ours

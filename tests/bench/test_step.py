@@ -1,0 +1,44 @@
+"""The ways of a step compute the same before they are timed, and the stream is mixed as it says."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_af.bench import step
+from megatron_af.bench.step import Computed, Mixed, check_same
+from tests.distributed import run_distributed
+
+
+def test_the_stream_is_mixed_as_it_says() -> None:
+    drawn = [Mixed.draw(seed, 8) for seed in range(500)]
+    windows = [count for batch in drawn for count in batch.windows]
+    shares = [sum(low <= count <= high for count in windows) / len(windows) for low, high in ((1, 1), (2, 3), (4, 30))]
+    assert shares == pytest.approx([0.6, 0.25, 0.15], abs=0.02)
+    assert {min(n for b in drawn for n in b.tokens), max(n for b in drawn for n in b.tokens)} == {40, 200}
+    useful = step.useful(drawn)
+    assert useful["longest"] < 0.35 and useful["groups"] > 0.9
+
+
+def test_ways_that_differ_are_not_compared() -> None:
+    one = Computed(1.0, {"w": torch.ones(2)})
+    check_same(one, Computed(1.000001, {"w": torch.ones(2)}))
+    with pytest.raises(RuntimeError, match="losses"):
+        check_same(one, Computed(1.1, {}))
+    with pytest.raises(RuntimeError, match="w gradients"):
+        check_same(one, Computed(1.0, {"w": torch.tensor([1.0, 1.1])}))
+
+
+def measured(rank: int, world_size: int) -> Any:
+    from megatron_af.parallel import groups
+
+    groups.initialize(step.ParallelConfig(), 0)
+    return step._of_width(64, [Mixed((1, 3, 1), (40, 90, 60)), Mixed((2, 1, 1), (50, 40, 45))])
+
+
+@pytest.mark.slow
+def test_every_way_computes_the_same_and_is_timed() -> None:
+    (found,) = run_distributed(measured, 1)
+    assert found.keys() == set(step.WAYS) and min(found.values()) > 0
+    result = {"milliseconds": {"64": found}, "times": {"64": found}, "useful": dict.fromkeys(step.WAYS, 1.0)}
+    assert [table.row_count for table in step.tables(result)] == [3]
