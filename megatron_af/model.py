@@ -135,8 +135,10 @@ def valid_positions(lengths: Sequence[int], device: torch.device) -> Tensor | No
     longest = max(lengths)
     if min(lengths) == longest:
         return None
-    # From host-side lengths: no device synchronisation.
-    return (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(device)
+    valid_BL = torch.zeros(len(lengths), longest, dtype=torch.bool, device=device)
+    for row_L, length in zip(valid_BL, lengths, strict=True):
+        row_L[:length] = True  # filled on the device: a mask made on the host would be a copy that the host waits for
+    return valid_BL
 
 
 @dataclass(frozen=True, kw_only=True)

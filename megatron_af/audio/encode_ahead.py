@@ -25,6 +25,7 @@ from torch import Tensor
 from megatron_af.data.batch import AudioKeys, StepAudio
 from megatron_af.parallel.collectives import all_gather, reduce_scatter
 from megatron_af.parallel.groups import Groups
+from megatron_af.parallel.transfer import send, there
 
 
 class Front(Protocol):
@@ -101,7 +102,8 @@ class EncodeAhead:
         layouts = []
         for clips_of_row in clips_of_rows:
             index_BL, audio_of_BL = key_layout(clips_of_row, audio.clip_windows, start_of_clip, tokens_per_window)
-            layouts.append((index_BL.t().to(self._device), audio_of_BL))
+            layouts.append((index_BL.t(), audio_of_BL))
+        send([tensor for layout in layouts for tensor in layout], self._device)
         self.added_rows_NH = self._front.added_rows.detach().clone().float()
         self.added_rows_NH.requires_grad_(self._rows_train and torch.is_grad_enabled())
         return StepKeys(all_TD, self._gradient_TD, layouts)
@@ -157,6 +159,7 @@ class StepKeys:
 
     def __getitem__(self, micro_batch: int) -> AudioKeys:
         index_LB, audio_of_BL = self._layouts[micro_batch]
+        index_LB = there(index_LB, self._all_TD.device)
         tokens_LBD = self._all_TD[index_LB]
         if self._gradient_TD is not None:
             tokens_LBD = tokens_LBD.float().requires_grad_()

@@ -22,6 +22,7 @@ from megatron_af.audio.feature_cache import FeatureCache, encoder_digest
 from megatron_af.audio.recompute import WINDOWS_AT_ONCE, recomputed
 from megatron_af.config import Config
 from megatron_af.data.batch import HeardClip, StepAudio
+from megatron_af.parallel.transfer import send, there
 
 
 class Encodes(Protocol):
@@ -102,9 +103,9 @@ class ClipFeatures:
         if len(missing) == len(known.found):
             return encoded_WLD
         parts = dict(zip(missing, new, strict=True))
-        for place, feature_WLD in enumerate(known.found):
-            if feature_WLD is not None:
-                parts[place] = feature_WLD.to(self._device, self._dtype, non_blocking=True)
+        found = {place: feature_WLD for place, feature_WLD in enumerate(known.found) if feature_WLD is not None}
+        send(list(found.values()), self._device)
+        parts |= {place: there(feature_WLD, self._device).to(self._dtype) for place, feature_WLD in found.items()}
         return torch.cat([parts[place] for place in range(len(parts))])
 
     def _encode(self, mel_WFM: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ S text positions, B rows of a micro-batch, L audio tokens, D feature dim, W wind
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -37,6 +38,13 @@ class TextRows:
     """int32; index of the position's data set in ``sorted(stage.blend)``."""
     clips: tuple[tuple[int, ...], ...]
     """Per row: indices into ``StepAudio.clip_windows``, in the row's audio order."""
+
+    @cached_property
+    def supervised(self) -> tuple[Tensor, Tensor]:
+        """Supervised positions in row-major order, as indices into [S * B] hidden states, and their labels."""
+        batch, length = self.labels_BS.shape
+        index_T = (self.labels_BS != IGNORED).flatten().nonzero().squeeze(1)
+        return (index_T % length) * batch + index_T // length, self.labels_BS.flatten()[index_T]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_af.config import Config
-from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
+from megatron_af.data.batch import AudioKeys, TextRows
 from megatron_af.decoder.added_tokens import OutputTable, TokenTable, replace_added
 from megatron_af.decoder.attention import spec_provider
 from megatron_af.decoder.cache import DecoderCache
@@ -34,6 +34,7 @@ from megatron_af.decoder.lora import add_adapters
 from megatron_af.decoder.masks import Masks
 from megatron_af.decoder.positions import LearntPositions, segment_positions
 from megatron_af.parallel.device import current_device
+from megatron_af.parallel.transfer import there
 
 # It announces that new features go to HybridModel, at every construction.
 logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
@@ -191,7 +192,7 @@ class AudioLM(GPTModel):
         Raises:
             ValueError: a text has more tokens than there are learnt positions.
         """
-        ids_BS = ids_BS.to(current_device().torch)
+        ids_BS = there(ids_BS, current_device().torch)
         own_ids_BS = ids_BS.masked_fill(self.table.is_added(ids_BS), 0)  # an added id may lie beyond the table
         embedded_SBH = self.embedding(input_ids=own_ids_BS, position_ids=None)
         ids_SB = self._own_part(ids_BS.t())
@@ -214,12 +215,10 @@ class AudioLM(GPTModel):
 
     def _losses(self, *, hidden_states: Tensor, context: tuple[TextRows, Tensor], **_: Any) -> Tensor:
         rows, added_rows_NH = context
-        position_T, label_T = supervised(rows.labels_BS)
-        hidden_TH = self._tensor_region(hidden_states, position_T.to(hidden_states.device))
+        position_T, label_T = (there(x_T, hidden_states.device) for x_T in rows.supervised)
+        hidden_TH = self._tensor_region(hidden_states, position_T)
         logits_TV = self._table_logits(hidden_TH, added_rows_NH)
-        losses_T: Tensor = tensor_parallel.vocab_parallel_cross_entropy(
-            logits_TV, label_T.to(logits_TV.device), tp_group=self.tp_group
-        )
+        losses_T: Tensor = tensor_parallel.vocab_parallel_cross_entropy(logits_TV, label_T, tp_group=self.tp_group)
         return losses_T
 
     def _logits(
@@ -264,11 +263,3 @@ def _rows_at_places_of_their_own(config: TransformerConfig) -> Iterator[None]:
         yield
     finally:
         config.apply_rope_fusion = fused
-
-
-def supervised(labels_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """Supervised positions in row-major order, as indices into [S * B] hidden states, and their labels."""
-    batch, length = labels_BS.shape
-    index_T = (labels_BS != IGNORED).flatten().nonzero().squeeze(1)
-    position_T = (index_T % length) * batch + index_T // length
-    return position_T, labels_BS.flatten()[index_T]

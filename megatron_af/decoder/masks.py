@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from megatron_af.data.batch import AudioKeys, TextRows
+from megatron_af.parallel.transfer import there
 
 KEY_MULTIPLE = 8
 """Masked kernels want the key axis aligned; null keys fill it up."""
@@ -36,11 +37,11 @@ class Masks:
     @classmethod
     def of(cls, rows: TextRows, audio: AudioKeys, dtype: torch.dtype, device: torch.device) -> "Masks":
         """Masks of one micro-batch, on ``device``, in the type attention computes in."""
-        attention = None if one_segment_each(rows) else segment_mask(rows.segment_BS.to(device), dtype)
+        attention = None if one_segment_each(rows) else segment_mask(there(rows.segment_BS, device), dtype)
         if sees_everything(rows, audio):
             return cls(attention, None)
-        first_BS, last_BS = rows.first_audio_BS.to(device), rows.last_audio_BS.to(device)
-        return cls(attention, audio_mask(first_BS, last_BS, audio.audio_of_BL.to(device), dtype))
+        first_BS, last_BS = there(rows.first_audio_BS, device), there(rows.last_audio_BS, device)
+        return cls(attention, audio_mask(first_BS, last_BS, there(audio.audio_of_BL, device), dtype))
 
 
 def one_segment_each(rows: TextRows) -> bool:

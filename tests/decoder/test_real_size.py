@@ -20,8 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore, _create_fake_
 
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.config.loading import CONFIGS, load_config
-from megatron_af.data.batch import AudioKeys
-from megatron_af.decoder import lm as lm_module
+from megatron_af.data.batch import AudioKeys, TextRows
 from megatron_af.decoder import masks as masks_module
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.parallel.device import make_megatron_portable
@@ -110,7 +109,7 @@ def step_on_a_stand_in(rank: int, world_size: int, player: int, schedule: bool, 
     # What is decided from values, which fake tensors do not have.
     masks_module.one_segment_each = lambda rows: False
     masks_module.sees_everything = lambda rows, audio: False
-    lm_module.supervised = lambda labels: (torch.zeros(SUPERVISED, dtype=torch.int64),) * 2
+    TextRows.supervised = property(lambda rows: (torch.zeros(SUPERVISED, dtype=torch.int64, device="cpu"),) * 2)
     config = released("af2_3b", TP2_PP4)
     with (
         functorch_config.patch(fake_tensor_allow_meta=True),

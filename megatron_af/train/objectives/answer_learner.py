@@ -8,7 +8,7 @@ the supervised tokens of the *global* batch, whatever the layout and the micro-b
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import IGNORED, EncoderSide, StepBatch, TextBatch, TextRows
 from megatron_af.model import AudioFlamingo, AudioFront
 from megatron_af.parallel.groups import Groups
+from megatron_af.parallel.transfer import send, there
 from megatron_af.train.flops import answer_amounts, answer_tally, encoded_share
 from megatron_af.train.optimizer import AudioFlamingoOptimizer, build_optimizer
 
@@ -108,8 +109,10 @@ class AnswerLearner:
         self._front.train()
         text = batch.text
         keys = self._ahead.forward(batch.audio, [rows.clips for rows in text.rows])
+        shares = [token_shares(rows) for rows in text.rows]
+        self._send(text.rows, shares)
         totals = torch.zeros(len(self._datasets), 5, device=self._device, dtype=torch.float64)
-        step = partial(self._forward_step, batch=text, keys=keys, totals=totals[:, :4])
+        step = partial(self._forward_step, batch=text, keys=keys, shares=shares, totals=totals[:, :4])
         iterators = [iter(range(len(text.rows))) for _ in self._chunks]
         get_forward_backward_func()(
             forward_step_func=step,
@@ -156,6 +159,14 @@ class AnswerLearner:
     def close(self) -> None:
         self._features.close()
 
+    def _send(self, rows: Sequence[TextRows], shares: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What a step's rows need on the device, in one copy."""
+        fields = [
+            (r.ids_BS, r.segment_BS, r.first_audio_BS, r.last_audio_BS, *r.supervised, *share)
+            for r, share in zip(rows, shares, strict=True)
+        ]
+        send([tensor for micro_batch in fields for tensor in micro_batch], self._device)
+
     def _forward_step(
         self,
         microbatches: Iterator[int],
@@ -163,6 +174,7 @@ class AnswerLearner:
         *,
         batch: TextBatch,
         keys: StepKeys,
+        shares: list[tuple[Tensor, Tensor]],
         totals: Tensor,
     ) -> tuple[Tensor, Any]:
         index = next(microbatches)
@@ -170,15 +182,19 @@ class AnswerLearner:
         output = chunk(rows, keys[index], self._ahead.added_rows_NH)
 
         def loss_of(token_losses_N: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            dataset_N = rows.dataset_BS[rows.labels_BS != IGNORED].long().to(self._device)
-            share_N = sample_shares(rows).to(self._device)
+            dataset_N, share_N = (there(x_N, self._device) for x_N in shares[index])
             losses_N = token_losses_N.detach().double()
             sums_N4 = torch.stack([losses_N, torch.ones_like(losses_N), losses_N * share_N, share_N], dim=1)
             totals.index_add_(0, dataset_N, sums_N4)
-            count = torch.tensor(token_losses_N.numel(), dtype=torch.int, device=self._device)
+            count = torch.full((), token_losses_N.numel(), dtype=torch.int, device=self._device)
             return token_losses_N.sum(), count, {}
 
         return output, loss_of
+
+
+def token_shares(rows: TextRows) -> tuple[Tensor, Tensor]:
+    """Of each supervised token its data set, int64 [N], and :func:`sample_shares`."""
+    return rows.dataset_BS[rows.labels_BS != IGNORED].long(), sample_shares(rows)
 
 
 def sample_shares(rows: TextRows) -> Tensor:
