@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megatron_af.serve.loaded_model import LoadedModel
+    from megatron_af.serve.settings import Precision
 
 __all__ = ["load"]
 
 
-def load(place: str | Path) -> "LoadedModel":
+def load(place: str | Path, *, precision: "Precision" = "") -> "LoadedModel":
     """A trained model, in this process, on its GPU where there is one.
 
     Args:
         place: folder of a run (``runs/demo``: its last stage that answers), of a stage (``runs/demo/long``: its newest
             checkpoint), of a checkpoint, or of a release.
+        precision: ``fp32``, ``bf16`` or ``int8`` (the language model's linears; the rest is bf16). Default: as trained.
 
     Returns:
         What answers questions about recordings (``answer``, ``answers``) and, where the run has an AF-CLAP stage,
@@ -33,7 +35,8 @@ def load(place: str | Path) -> "LoadedModel":
     Raises:
         FileNotFoundError: there is no such folder, or nothing trained in it.
         ConfigError: its configuration cannot be read.
+        ValueError: there is no such precision.
     """
     from megatron_af.serve.loaded_model import LoadedModel
 
-    return LoadedModel(place)
+    return LoadedModel(place, precision=precision)

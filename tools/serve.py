@@ -51,7 +51,7 @@ def run(place: Path, settings: ServingConfig) -> None:
     from megatron_af.serve.loaded_model import LoadedModel
     from megatron_af.serve.server import make_app
 
-    app = make_app(LoadedModel(place), settings)
+    app = make_app(LoadedModel(place, precision=settings.precision), settings)
     uvicorn.run(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=60)
 
 

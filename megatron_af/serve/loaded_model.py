@@ -15,9 +15,10 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.bundle import INDEXES
 from megatron_af.runs.objectives import spec_of
 from megatron_af.serve.places import embedding_stage, find
+from megatron_af.serve.settings import Precision
 
 if TYPE_CHECKING:
     from megatron_af.inference.answers import Answering
@@ -56,15 +58,23 @@ class LoadedModel:
         place: folder of a run (its last stage that answers is taken), of a stage (its newest checkpoint), of one
             checkpoint, or of a release.
         opens: which files its requests may name.
+        precision: ``fp32`` or ``bf16``; or ``int8``: the linears of the language model in int8, its adapters merged,
+            and the rest in bf16. Default: as it was trained.
 
     Raises:
+        ValueError: there is no such precision.
         FileNotFoundError: there is no such folder, nothing trained in it, or a file that it needs is gone.
         ConfigError: its configuration cannot be read.
     """
 
-    def __init__(self, place: str | Path, *, opens: Opens = own_files) -> None:
+    def __init__(self, place: str | Path, *, opens: Opens = own_files, precision: Precision = "") -> None:
+        if precision not in get_args(Precision):
+            known = ", ".join(filter(None, get_args(Precision)))
+            raise ValueError(f"precision: expected {known} or nothing, got {precision!r}")
         self._opens = opens
         self._config, checkpoint = find(Path(place))
+        if precision:
+            self._config = replace(self._config, precision="fp32" if precision == "fp32" else "bf16")
         self._stage = self._config.curriculum[self._config.stage]
         make_megatron_portable()
         _join_process_group()
@@ -75,7 +85,7 @@ class LoadedModel:
         self._together: Answering | None = None
         self._taught: Taught | None = None
         if self._stage.objective == "answer":
-            self._listener = _listener(self._config, checkpoint)
+            self._listener = _listener(self._config, checkpoint, in_int8=precision == "int8")
         elif spec_of(self._stage).embeds:
             self._embedder = _embedder(self._config, checkpoint)
 
@@ -412,11 +422,17 @@ class LoadedModel:
         return {**request, **retriever.request(request["audio"], request.get("prompt") or "", count)}
 
 
-def _listener(config: Config, checkpoint: Path) -> "Listener":
+def _listener(config: Config, checkpoint: Path, *, in_int8: bool) -> "Listener":
     # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.decoder.int8 import hold_in_int8
+    from megatron_af.decoder.lora import merge_adapters
     from megatron_af.inference.listener import Listener
 
-    return Listener(config, checkpoint)
+    listener = Listener(config, checkpoint)
+    for chunk in listener.model.chunks if in_int8 else ():
+        merge_adapters(chunk)
+        hold_in_int8(chunk)
+    return listener
 
 
 def _embedder(config: Config, checkpoint: Path) -> "ClapEmbedder":

@@ -11,11 +11,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_values
 
 KEYS = "AF_SERVING_KEYS"
+
+Precision = Literal["", "fp32", "bf16", "int8"]
+"""How a model is held that answers: as it was trained, in float32 or bfloat16, or in bfloat16 with the language model's
+linears in int8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,8 @@ class ServingConfig:
     port: int = 8000
     name: str = ""
     """What clients call the model; empty: the run's name."""
+    precision: Precision = ""
+    """Of the weights: ``fp32``, ``bf16`` or ``int8``; empty: as trained."""
     audio_folder: str = ""
     """Folder whose files a request may name; empty: none, recordings come inside the request."""
     max_audio_seconds: float = 600.0

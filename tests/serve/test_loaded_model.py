@@ -311,3 +311,34 @@ ALONE = """
 import json, megatron_af as af
 print(json.dumps(af.load("{place}").answer("dog.wav", "w1 w2", max_new_tokens=4)))
 """
+
+
+PRECISIONS_PROGRAM = """
+import json, megatron_af as af
+found = {}
+for precision in ("", "fp32", "bf16", "int8"):
+    model = af.load("runs/demo", precision=precision)
+    (chunk,) = model._listener.model.chunks
+    held = [*chunk.parameters(), *chunk.buffers()]
+    found[precision] = [model.answer("dog.wav", "w1 w2", max_new_tokens=6), sum(tensor.nbytes for tensor in held)]
+    found[precision].append(model.embed("dog.wav").tolist())
+    model.close()
+try:
+    af.load("runs/demo", precision="int4")
+except ValueError as error:
+    found["int4"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_it_answers_in_less_memory(folder: Path) -> None:
+    found = python(folder, PRECISIONS_PROGRAM)
+    assert found["int4"] == "precision: expected fp32, bf16, int8 or nothing, got 'int4'"
+    assert found[""] == found["fp32"] and found["fp32"][0]
+    assert found["bf16"][1] * 2 == found["fp32"][1]
+    linears = 4 * (64 * 128 + 64 * 64 + 3 * 64 * 96)  # of four layers
+    rows = 4 * (128 + 64 + 2 * 96 + 64)
+    assert found["int8"][1] == found["bf16"][1] - linears + 4 * rows
+    for precision in ("bf16", "int8"):
+        assert len(found[precision][0].split()) > 0
+        assert np.dot(found[precision][2], found["fp32"][2]) > 0.99
