@@ -44,7 +44,14 @@ from megatron_af.config.run import (
     TrackingConfig,
     release_steps,
 )
-from megatron_af.config.stage import BoundsConfig, ContrastiveConfig, LoRAConfig, OptimizerConfig, StageConfig
+from megatron_af.config.stage import (
+    BoundsConfig,
+    ContrastiveConfig,
+    LoRAConfig,
+    OptimizerConfig,
+    StageConfig,
+    WatchConfig,
+)
 
 __all__ = [
     "LOWEST_TEMPERATURE",
@@ -80,5 +87,6 @@ __all__ = [
     "StepConfig",
     "TrackingConfig",
     "TransformConfig",
+    "WatchConfig",
     "release_steps",
 ]

@@ -188,6 +188,11 @@ def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
     for part, origin in stage.entry.items():
         if origin in order and order.index(origin) >= order.index(name):
             yield f"{prefix}.entry.{part} = {origin}: comes no earlier than {name} in curriculum; name an earlier stage"
+    known = list(config.data.datasets)
+    if (watched := stage.watch.dataset) and watched not in known:
+        yield f"{prefix}.watch.dataset = {watched}: not in data.datasets{suggestion(watched, known)}"
+    elif watched in stage.blend:
+        yield f"{prefix}.watch.dataset = {watched}: the stage learns from it (blend); name rows that it does not see"
     for dataset in stage.blend:
         if dataset not in config.data.datasets:
             yield f"{prefix}.blend.{dataset}: not in data.datasets{suggestion(dataset, list(config.data.datasets))}"

@@ -94,6 +94,17 @@ class LoRAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """Rows that a stage does not learn from, looked at while it trains (``train/callbacks/watch.py``)."""
+
+    dataset: Nothing[str] = ""
+    """Data set of ``data.datasets``, such as a development split; empty: none is watched."""
+    every_steps: Nothing[Count] = 50
+    samples: Nothing[Count] = 64
+    """How many of its samples, in whole global batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One part of a curriculum: what trains, on what, for how long."""
 
@@ -130,6 +141,7 @@ class StageConfig:
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """Of stages with ``objective: contrastive``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     evaluation: Answers[tuple[str, ...]] = ()
     """Benchmarks that the stage's last checkpoint is measured on."""
     exit_gate: dict[str, BoundsConfig] = field(default_factory=dict)

@@ -30,7 +30,8 @@ def missing_for_training(
         anew: it will not go on from a checkpoint of its own.
     """
     stage = config.curriculum[config.stage]
-    yield from _data(config, [name for name in (*stage.blend, *stage.evaluation) if name not in made])
+    read = (*stage.blend, *stage.evaluation, stage.watch.dataset)
+    yield from _data(config, [name for name in read if name not in made])
     yield from _narrower(config)
     yield from _texts(config)
     spec = spec_of(stage)

@@ -33,7 +33,7 @@ HEARING, CLAP, SAMPLES = "hearing.json", "clap-*.json", "answers.jsonl"
 MEASURED = "measured.json"
 STEP_METRICS = (
     *("step", "loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "audio_seconds_per_second"),
-    *("flops_per_second", "mfu", "data_wait", "memory_bytes", "eta_seconds"),
+    *("flops_per_second", "mfu", "data_wait", "memory_bytes", "eta_seconds", "watched/loss"),
 )
 """What a stage of any objective logs of its steps."""
 

@@ -47,6 +47,7 @@ def write_recipe(name: str, root: Path, origins: dict[str, ImportConfig], facts:
     max_windows: {windows} # {heard}; what lies behind is not heard, and the longest recording has {longest:.3g} s
     global_batch_samples: {BATCH}
     micro_batch_samples: {BATCH // 2}
+    watch: {{dataset: development}}
     steps: {contrastive} # {contrastive * BATCH / train:.1f} passes over about {train:,} rows
     optimizer: {{learning_rate: 1.0e-3, weight_decay: 0.2, beta2: 0.98, schedule: cosine, warmup_steps: 30}}
     evaluation: [test]
@@ -83,6 +84,7 @@ data:
     max_text_tokens: {text_tokens} # the longest question with its answer
     global_batch_samples: {BATCH}
     micro_batch_samples: {BATCH // 2}
+    watch: {{dataset: development}} # the log says how it goes there: loss, and answers that it is sure of
     steps: {answering}
     optimizer:
       learning_rate: 1.0e-3

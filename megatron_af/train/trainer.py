@@ -35,6 +35,7 @@ from megatron_af.train.callbacks.agreement import Agreement
 from megatron_af.train.callbacks.meter import Meter
 from megatron_af.train.callbacks.saving import ReturnMemory, SaveEvery
 from megatron_af.train.callbacks.skipped_steps import SkippedSteps
+from megatron_af.train.callbacks.watch import Watch
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
 from megatron_af.train.objectives.base import Learner, objective_of
 from megatron_af.train.optimizer import NonFiniteGradient, build_schedule
@@ -57,16 +58,17 @@ class Trainer:
         self.groups = process_groups.initialize(config.parallel, config.seed)
         self._stop = torch.zeros(1, device=self.device.torch)
         self.objective = objective_of(self.stage)
+        tokenizer = Tokenizer.load(config.data.tokenizer)
         self.callbacks = [
             SkippedSteps(),
             Meter(),
-            *self.objective.callbacks(config),
+            *self.objective.callbacks(config, tokenizer),
+            *([Watch(config, tokenizer)] if self.stage.watch.dataset else []),
             *callbacks,
             ReturnMemory(),
             Agreement(config.checkpoint.agree_every_steps, config.checkpoint.every_steps),
             SaveEvery(config.checkpoint.every_steps),
         ]
-        tokenizer = Tokenizer.load(config.data.tokenizer)
         self.model = self.objective.build(config, tokenizer, self.device)
         counts = select(self.model.named_parameters(), self.stage)
         on_every_rank = {part_of(name) for name, _ in self.model.front.named_parameters()}

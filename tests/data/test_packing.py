@@ -16,7 +16,7 @@ from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
-from megatron_af.train.objectives.answer_learner import AnswerLearner, sample_shares
+from megatron_af.train.objectives.answer_learner import AnswerLearner, token_shares
 from megatron_af.train.trainable import select
 from tests import tiny
 from tests.data.toy import FRONT_END, open_stream, toy_config
@@ -60,7 +60,7 @@ def test_tokens_share_their_samples_weight() -> None:
         first_audio_BS=zeros, last_audio_BS=zeros, dataset_BS=zeros, clips=((), ()),
     )  # fmt: skip
     expected = [1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3, 1, 1 / 3, 1 / 3, 1 / 3]
-    assert sample_shares(rows).tolist() == pytest.approx(expected)
+    assert token_shares(rows)[2].tolist() == pytest.approx(expected)
 
 
 def _gradients(rank: int, world_size: int, folder: Path, pack_tokens: int) -> dict[str, Any]:

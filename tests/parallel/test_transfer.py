@@ -113,7 +113,7 @@ def crossings(rank: int, world_size: int, sent: bool) -> tuple[int, int, int]:
             AnswerLearner._send(SimpleNamespace(_device=meta), rows, shares)  # type: ignore[arg-type]
         for index, micro_batch in enumerate(rows):
             losses_T = lm(micro_batch, keys[index], ahead.added_rows_NH)
-            dataset_T, share_T = (there(x_T, meta) for x_T in shares[index])
+            dataset_T, _, share_T = (there(x_T, meta) for x_T in shares[index])
             assert losses_T.shape == dataset_T.shape == share_T.shape
             losses_T.sum().backward()
         ahead.backward()

@@ -82,9 +82,10 @@ def test_exit_gates_know_what_is_measured() -> None:
     }
     rates = measured(Meter.WARMUP_STEPS + 1)
     heard = summarise(asked) | {"classes": by_class(asked)}
-    steps = dict.fromkeys((*rates, "step", "loss", "grad_norm", "learning_rate", "loss/a", "loss/b[c]"), 1.0)
+    logged = ("step", "loss", "grad_norm", "learning_rate", "loss/a", "loss/b[c]", "watched/loss")
+    steps = dict.fromkeys((*rates, *logged), 1.0)
     for objective, summary, more in (
-        ("answer", heard, {"tokens", "gate_attn/0", "gate_ffn/12", *FOR_SETS}),
+        ("answer", heard, {"tokens", "chance_loss", "watched/sure", "gate_attn/0", "gate_ffn/12", *FOR_SETS}),
         ("contrastive", clap, {"samples", "temperature"}),
     ):
         known = metric_patterns(replace(stage, objective=objective))

@@ -27,7 +27,7 @@ SCORES = ("audio", "exchanged", "majority", "n")
 
 class Answer(Objective):
     parts = ("encoder", "transform", "rows", "xattn", "lm")
-    step_metrics = ("tokens", "gate_attn/*", "gate_ffn/*")
+    step_metrics = ("tokens", "chance_loss", "watched/sure", "gate_attn/*", "gate_ffn/*")
     set_losses = ("loss", "sample_loss", "tokens", "too_long")
     set_metrics = (
         *(f"{questions}/{score}" for questions in ("overall", "skills/*", "turns/*") for score in SCORES),
@@ -151,8 +151,9 @@ class Answer(Objective):
             raise ConfigError(f"stage {config.stage} cannot train", [f"model.transform.sees = row: {fix}"])
         return AnswerLearner(config, stage, model, groups, device.torch)
 
-    def callbacks(self, config: Config) -> list[Callback]:
+    def callbacks(self, config: Config, tokenizer: Tokenizer) -> list[Callback]:
+        from megatron_af.train.callbacks.chance import Chance
         from megatron_af.train.callbacks.gates import Gates
         from megatron_af.train.callbacks.left_out import LeftOut
 
-        return [LeftOut(), Gates(config.log_every_steps)]
+        return [LeftOut(), Chance(config, tokenizer), Gates(config.log_every_steps)]

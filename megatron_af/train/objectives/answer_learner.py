@@ -8,6 +8,7 @@ the supervised tokens of the *global* batch, whatever the layout and the micro-b
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -107,12 +108,39 @@ class AnswerLearner:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
         self._front.train()
+        totals = self._totals(batch, forward_only=False)
+        loss, count, *_ = totals.sum(0).tolist()
+        record = {"loss": loss / max(count, 1.0), "tokens": count}
+        for name, (total, tokens, sample_means, samples, _, lost) in zip(self._datasets, totals.tolist(), strict=True):
+            if tokens:
+                record[f"loss/{name}"] = total / tokens
+                record[f"tokens/{name}"] = tokens
+                record[f"sample_loss/{name}"] = sample_means / samples
+            if lost:
+                record[f"too_long/{name}"] = lost
+        return record
+
+    def measure(self, batch: StepBatch[TextBatch]) -> dict[str, float]:
+        """``loss``, the mean over the supervised tokens of a batch, and ``sure``, the part of its samples (0 to 1) of
+        which every token is likelier than all others together; a collective. Nothing of it is learnt from."""
+        self.sync_parameters()
+        for module in (*self._chunks, self._front):
+            module.eval()
+        with torch.no_grad():
+            loss, count, _, samples, sure, _ = self._totals(batch, forward_only=True).sum(0).tolist()
+        for chunk in self._chunks:
+            chunk.train()
+        return {"loss": loss / max(count, 1.0), "sure": sure / max(samples, 1.0)}
+
+    def _totals(self, batch: StepBatch[TextBatch], *, forward_only: bool) -> Tensor:
+        """By data set, sums over the world: losses and number of supervised tokens; means of samples, their number, and
+        that of sure ones; questions that were too long."""
         text = batch.text
         keys = self._ahead.forward(batch.audio, [rows.clips for rows in text.rows])
         shares = [token_shares(rows) for rows in text.rows]
         self._send(text.rows, shares)
-        totals = torch.zeros(len(self._datasets), 5, device=self._device, dtype=torch.float64)
-        step = partial(self._forward_step, batch=text, keys=keys, shares=shares, totals=totals[:, :4])
+        totals = torch.zeros(len(self._datasets), 6, device=self._device, dtype=torch.float64)
+        step = partial(self._forward_step, batch=text, keys=keys, shares=shares, totals=totals[:, :5])
         iterators = [iter(range(len(text.rows))) for _ in self._chunks]
         get_forward_backward_func()(
             forward_step_func=step,
@@ -121,25 +149,16 @@ class AnswerLearner:
             num_microbatches=len(text.rows),
             seq_length=text.rows[0].ids_BS.shape[1],
             micro_batch_size=text.rows[0].ids_BS.shape[0],
-            forward_only=False,
+            forward_only=forward_only,
         )
         # Only the last pipeline stage has losses, and its tensor ranks all have the same.
         if parallel_state.get_tensor_model_parallel_rank() != 0:
             totals.zero_()
         if self._groups.model_rank == 0:  # every rank of the group has the same text
             for dataset, count in text.too_long.items():
-                totals[dataset, 4] = count
+                totals[dataset, 5] = count
         dist.all_reduce(totals)
-        loss, count, *_ = totals.sum(0).tolist()
-        record = {"loss": loss / max(count, 1.0), "tokens": count}
-        for name, (total, tokens, sample_means, samples, lost) in zip(self._datasets, totals.tolist(), strict=True):
-            if tokens:
-                record[f"loss/{name}"] = total / tokens
-                record[f"tokens/{name}"] = tokens
-                record[f"sample_loss/{name}"] = sample_means / samples
-            if lost:
-                record[f"too_long/{name}"] = lost
-        return record
+        return totals
 
     def flops(self, batch: StepBatch[TextBatch]) -> float:
         amounts = answer_amounts(
@@ -159,7 +178,7 @@ class AnswerLearner:
     def close(self) -> None:
         self._features.close()
 
-    def _send(self, rows: Sequence[TextRows], shares: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def _send(self, rows: Sequence[TextRows], shares: Sequence[tuple[Tensor, ...]]) -> None:
         """What a step's rows need on the device, in one copy."""
         fields = [
             (r.ids_BS, r.segment_BS, r.first_audio_BS, r.last_audio_BS, *r.supervised, *share)
@@ -174,7 +193,7 @@ class AnswerLearner:
         *,
         batch: TextBatch,
         keys: StepKeys,
-        shares: list[tuple[Tensor, Tensor]],
+        shares: Sequence[tuple[Tensor, ...]],
         totals: Tensor,
     ) -> tuple[Tensor, Any]:
         index = next(microbatches)
@@ -182,28 +201,32 @@ class AnswerLearner:
         output = chunk(rows, keys[index], self._ahead.added_rows_NH)
 
         def loss_of(token_losses_N: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            dataset_N, share_N = (there(x_N, self._device) for x_N in shares[index])
+            dataset_N, place_N, share_N = (there(x_N, self._device) for x_N in shares[index])
             losses_N = token_losses_N.detach().double()
-            sums_N4 = torch.stack([losses_N, torch.ones_like(losses_N), losses_N * share_N, share_N], dim=1)
-            totals.index_add_(0, dataset_N, sums_N4)
+            sure_N = share_N * all_below(losses_N, place_N, math.log(2))
+            ones_N = torch.ones_like(losses_N)
+            totals.index_add_(0, dataset_N, torch.stack([losses_N, ones_N, losses_N * share_N, share_N, sure_N], dim=1))
             count = torch.full((), token_losses_N.numel(), dtype=torch.int, device=self._device)
             return token_losses_N.sum(), count, {}
 
         return output, loss_of
 
 
-def token_shares(rows: TextRows) -> tuple[Tensor, Tensor]:
-    """Of each supervised token its data set, int64 [N], and :func:`sample_shares`."""
-    return rows.dataset_BS[rows.labels_BS != IGNORED].long(), sample_shares(rows)
-
-
-def sample_shares(rows: TextRows) -> Tensor:
-    """1 / the number of its sample's supervised tokens, for each supervised token of a micro-batch: float64 [N]."""
+def token_shares(rows: TextRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each supervised token of a micro-batch: its data set and which of the samples it belongs to, int64 [N], and
+    1 / the number of that sample's supervised tokens, float64 [N]."""
+    dataset_N = rows.dataset_BS[rows.labels_BS != IGNORED].long()
     length = rows.ids_BS.shape[1]
     sample_BS = rows.segment_BS.long() + length * torch.arange(len(rows.ids_BS))[:, None]
     sample_N = sample_BS[rows.labels_BS != IGNORED]
     _, place_N, count = torch.unique_consecutive(sample_N, return_inverse=True, return_counts=True)
-    return 1.0 / count[place_N].double()
+    return dataset_N, place_N, 1.0 / count[place_N].double()
+
+
+def all_below(loss_N: Tensor, place_N: Tensor, bound: float) -> Tensor:
+    """1 where every token of the same sample has a loss below the bound, else 0; like ``loss_N``."""
+    worst = loss_N.new_zeros(len(loss_N)).scatter_reduce(0, place_N, loss_N, "amax")
+    return (worst[place_N] < bound).to(loss_N.dtype)
 
 
 def wrap_front(

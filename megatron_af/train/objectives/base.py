@@ -40,6 +40,9 @@ class Learner(Protocol):
     def forward_backward(self, batch: StepBatch[Any]) -> dict[str, float]:
         """Gradients of one optimizer step; a collective. Its numbers, ``loss`` among them, are equal on all ranks."""
 
+    def measure(self, batch: StepBatch[Any]) -> dict[str, float]:
+        """``loss``, and perhaps more, of a batch that is not learnt from; a collective, equal on all ranks."""
+
     def flops(self, batch: StepBatch[Any]) -> float:
         """Floating-point operations of a step whose data-parallel ranks all have a batch like this one."""
 
@@ -66,7 +69,7 @@ class Objective(ObjectiveSpec):
     ) -> Learner:
         """Make gradient buffers and optimizer: weights must be loaded, and ``requires_grad`` be final."""
 
-    def callbacks(self, config: Config) -> list[Callback]:
+    def callbacks(self, config: Config, tokenizer: Tokenizer) -> list[Callback]:
         """What it wants to log of its own model."""
         return []
 

@@ -82,6 +82,12 @@ class ContrastiveLearner:
         self._ddp.scale_gradients(1 / record["samples"])
         return {**record, "temperature": 1 / self._model.scale.item()}
 
+    @torch.no_grad()
+    def measure(self, batch: StepBatch[CaptionBatch]) -> dict[str, float]:
+        """``loss`` of a batch that is not learnt from; a collective."""
+        self._model.eval()
+        return {"loss": self._record(self._losses(batch), batch)["loss"]}
+
     def flops(self, batch: StepBatch[CaptionBatch]) -> float:
         # The text tower is not counted: its texts have no length before they are tokenised in the step.
         return self._tally.of(Amounts(windows=sum(batch.audio.clip_windows) * self._groups.data_size))

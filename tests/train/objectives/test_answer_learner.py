@@ -25,7 +25,7 @@ from tests.distributed import run_distributed
 
 pytestmark = pytest.mark.slow
 
-STEPS = 4
+STEPS, MEASURED = 4, (0, 2)
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2": (2, {"tensor": 2}),
@@ -87,7 +87,12 @@ def train(
             mp_rank=groups.model_rank,
             mp_size=groups.model_size,
         )
+        seen = objective.measure(batch) if step in MEASURED else None
         record = objective.forward_backward(batch)
+        if seen is not None:  # before anything is learnt from it
+            rounding = 1e-6 if precision == "fp32" else 1e-2
+            assert seen["loss"] == pytest.approx(record["loss"], rel=rounding) and 0 <= seen["sure"] <= 1
+            result["sure"] = seen["sure"]
         if step == 0:
             result["first"] = record
             if layout.get("distributed_optimizer"):
@@ -190,7 +195,7 @@ def check_equal(layout: str, variant: str, got: dict[str, Any], expected: dict[s
     print(f"{layout}, {variant}: worst relative gradient error {gradient_errors[worst]:.1e} ({worst})")
     assert gradient_errors[worst] <= 1e-5, worst
     assert got["first"] == pytest.approx(expected["first"], rel=1e-6)
-    assert got["losses"] == pytest.approx(expected["losses"], rel=2e-6)
+    assert got["losses"] == pytest.approx(expected["losses"], rel=2e-6) and got["sure"] == expected["sure"]
     assert got["norms"] == pytest.approx(expected["norms"], rel=1e-5)
     weight_errors = relative_errors(got["weights"], expected["weights"])
     assert max(weight_errors.values()) <= 2e-5, max(weight_errors, key=weight_errors.__getitem__)
