@@ -13,7 +13,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,6 +28,7 @@ SUBJECTS = {
     "clap-claim": "AF-CLAP's loss against the plain one on order, attributes and paraphrases (40 minutes)",
     "generate": "a token of an answer: with kept keys and values, with audio anew, by reading the text again",
     "retrieval": "indexes of a million embeddings: build, memory, query, recall and speed-up against exact search",
+    "gpu": "whether a GPU computes what a CPU does, and how fast; its numbers are kept after every section",
     "step": "a step of the mixed stream: padded to the longest, in groups of similar length, packed",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
 }
@@ -41,18 +44,28 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--json", default="", help="file for the numbers")
+    parser.add_argument("--seconds", type=float, default=450.0, help="gpu: no section begins after these")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     module = importlib.import_module(f"megatron_af.bench.{options.subject.replace('-', '_')}")
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
-        result = module.measure(Path(folder), progress)
+        if options.subject == "gpu":
+            kept = partial(keep, options.json, options.subject)
+            result = module.measure(Path(folder), progress, seconds=options.seconds, keep=kept)
+        else:
+            result = module.measure(Path(folder), progress)
     Console().print(*module.tables(result))
-    if options.json:
+    keep(options.json, options.subject, result)
+    return 0
+
+
+def keep(file: str, subject: str, result: dict[str, Any]) -> None:
+    """Write the numbers with what they were measured on; an empty name: nowhere."""
+    if file:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        record = {"subject": options.subject, "commit": commit.stdout.strip(), "machine": machine} | result
-        write(Path(options.json), json.dumps(record, indent=1) + "\n")
-    return 0
+        record = {"subject": subject, "commit": commit.stdout.strip(), "machine": machine} | result
+        write(Path(file), json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -77,9 +77,9 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     torch.set_num_threads(1)
     batches = [Mixed.draw(seed, BATCH) for seed in range(STEPS)]
     milliseconds: dict[str, dict[str, float]] = {}
-    with world():
+    with world() as groups:
         for number, width in enumerate(WIDTHS, 1):
-            milliseconds[str(width)] = _of_width(width, batches)
+            milliseconds[str(width)] = _of_width(width, batches, groups)
             progress.update("step", number, len(WIDTHS), f"width {width}")
     times = {width: {way: ms["longest"] / ms[way] for way in WAYS} for width, ms in milliseconds.items()}
     return {"milliseconds": milliseconds, "times": times, "useful": useful(batches), "device": current_device().name}
@@ -109,22 +109,22 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 @contextmanager
-def world() -> Iterator[None]:
+def world() -> Iterator[Any]:
+    """megatron-core's groups of this process alone."""
     join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.parallel import groups
 
-    groups.initialize(ParallelConfig(), 0)
     try:
-        yield
+        yield groups.initialize(ParallelConfig(), 0)
     finally:
         groups.destroy()
         dist.destroy_process_group()
 
 
-def _of_width(width: int, batches: Sequence[Mixed]) -> dict[str, float]:
+def _of_width(width: int, batches: Sequence[Mixed], groups: Any) -> dict[str, float]:
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    learning = Learning(configuration(width))
+    learning = Learning(configuration(width), groups)
     for batch in batches:
         same = [learning.computed(batch, way) for way in WAYS]
         for found in same[1:]:
@@ -182,9 +182,8 @@ def check_same(one: Computed, other: Computed, loss: float = LOSS, gradient: flo
 class Learning:
     """The answer objective on batches of random features and texts."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, groups: Any) -> None:
         from megatron_af.model import Vocabulary, build
-        from megatron_af.parallel import groups
         from megatron_af.train.objectives.answer_learner import AnswerLearner
         from megatron_af.train.trainable import select
 
@@ -195,8 +194,7 @@ class Learning:
             if "gate_" in name:
                 parameter.data.fill_(0.5)  # else nothing that is heard would have a gradient
         select(self.model.named_parameters(), stage)
-        self._groups = groups.initialize(config.parallel, config.seed)
-        self._learner = AnswerLearner(config, stage, self.model, self._groups, self._device.torch)
+        self._learner = AnswerLearner(config, stage, self.model, groups, self._device.torch)
         self._per_window, self._width = config.model.encoder.tokens_per_window, config.model.encoder.feature_dim
         self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
 

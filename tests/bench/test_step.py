@@ -32,8 +32,8 @@ def test_ways_that_differ_are_not_compared() -> None:
 def measured(rank: int, world_size: int) -> Any:
     from megatron_af.parallel import groups
 
-    groups.initialize(step.ParallelConfig(), 0)
-    return step._of_width(64, [Mixed((1, 3, 1), (40, 90, 60)), Mixed((2, 1, 1), (50, 40, 45))])
+    made = groups.initialize(step.ParallelConfig(), 0)
+    return step._of_width(64, [Mixed((1, 3, 1), (40, 90, 60)), Mixed((2, 1, 1), (50, 40, 45))], made)
 
 
 @pytest.mark.slow

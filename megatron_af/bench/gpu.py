@@ -1,0 +1,174 @@
+"""What has to be known of a GPU before a run is trusted to it, in minutes: does it compute what a CPU does, how fast.
+
+    result = measure(Path(folder), progress, seconds=450, keep=write)       # tools/bench.py gpu --seconds 450
+
+Needs torch, megatron-core and omegaconf; DALI, Transformer Engine and the rest may be missing, for batches are random.
+Sections in their order, each kept as soon as it ends: ``environment``; ``parity``, the loss and every gradient of a
+packed batch in float32 with torch's layers and in bf16 with those of the machine, against a process that sees no GPU;
+``kernels``, whether any attention falls back to materialised scores; ``step``, milliseconds of the mixed stream by way
+(``bench/step.py``). What the time did not allow is named in ``not_run``.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+
+from megatron_af.bench import step
+from megatron_af.bench.step import Computed, Learning, Mixed, configuration, world
+from megatron_af.config import Config, ConfigError
+from megatron_af.parallel.device import Device, current_device, transformer_engine_problem
+from megatron_af.progress import Progress
+
+BATCH = Mixed(windows=(1, 3, 1, 2, 5, 1), tokens=(60, 120, 45, 80, 150, 50))
+WIDTH = 512
+FLOAT32_LOSS, FLOAT32_GRADIENT = 1e-5, 1e-4
+BF16_LOSS, BF16_COSINE = 2e-2, 0.99
+"""Sums are rounded in another order: no closer than the precision allows (bf16 has eight bits)."""
+MATH_KERNEL = "aten::_scaled_dot_product_attention_math"
+"""What attention with materialised scores is called in a profile."""
+
+
+def measure(
+    folder: Path, progress: Progress, *, seconds: float, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """
+    Args:
+        seconds: no section begins after these.
+        keep: told the result so far, after every section.
+
+    Raises:
+        ConfigError: there is no GPU.
+    """
+    device = current_device()
+    if not device.is_gpu:
+        raise ConfigError("tools/bench.py gpu: expected an NVIDIA GPU, and torch finds none: run it where one is")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    began = time.perf_counter()
+    result: dict[str, Any] = {"not_run": []}
+    sections: dict[str, Callable[[], Any]] = {
+        "environment": lambda: environment(device),
+        "parity": lambda: parity(folder, device),
+        "kernels": kernels,
+        "step": lambda: step.measure(folder, progress),
+    }
+    for number, (name, section) in enumerate(sections.items(), 1):
+        if time.perf_counter() - began > seconds:
+            result["not_run"].append(name)
+        else:
+            result[name] = section()
+        keep(result)
+        progress.update("gpu", number, len(sections), name)
+    return result
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The result for the terminal."""
+    facts = Table("what", "found", title="GPU")
+    for section in ("environment", "parity", "kernels"):
+        for name, value in result.get(section, {}).items():
+            facts.add_row(f"{section}: {name}", f"{value:.3g}" if isinstance(value, float) else str(value))
+    for name in result["not_run"]:
+        facts.add_row(name, "not run: no time was left")
+    return [facts, *(step.tables(result["step"]) if "step" in result else [])]
+
+
+def environment(device: Device) -> dict[str, Any]:
+    """Card, versions, and the rate of a large matrix product in bf16."""
+    return {
+        "card": device.name,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "transformer_engine": transformer_engine_problem() or "imports",
+        "matmul_teraflops": matmul_rate(device.torch, 8192, torch.bfloat16) / 1e12,
+    }
+
+
+def matmul_rate(device: torch.device, size: int, dtype: torch.dtype, repeats: int = 20) -> float:
+    """Operations a second of ``size`` x ``size`` products."""
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    _wait(one @ other)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        product = one @ other
+    _wait(product)
+    return 2 * size**3 * repeats / (time.perf_counter() - began)
+
+
+def parity(folder: Path, device: Device) -> dict[str, float]:
+    """Against a process that sees no GPU.
+
+    Raises:
+        RuntimeError: loss or gradients differ by more than rounding.
+    """
+    file = folder / "cpu.pt"
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(min(8, os.cpu_count() or 1))}
+    hidden = {name: value for name, value in hidden.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    subprocess.run([sys.executable, "-m", "megatron_af.bench.gpu", str(file), str(WIDTH)], env=hidden, check=True)
+    wanted: Computed = torch.load(file, weights_only=False)
+    with world() as groups:
+        exact = Learning(parity_configuration("fp32", WIDTH), groups).computed(BATCH, "packed")
+        rounded = Learning(parity_configuration("bf16", WIDTH), groups).computed(BATCH, "packed")
+    step.check_same(exact, wanted, FLOAT32_LOSS, FLOAT32_GRADIENT)
+    loss = abs(rounded.loss - wanted.loss) / abs(wanted.loss)
+    cosines = {part: _cosine(rounded, wanted, part) for part in ("transform.", "added_rows", "lm.")}
+    if loss > BF16_LOSS or min(cosines.values()) < BF16_COSINE:
+        raise RuntimeError(f"in bf16 the loss is off by {loss:.1e}, and gradients have cosines of {cosines}")
+    worst = max(
+        float((exact.gradients[name] - value).abs().max() / value.abs().max().clamp(min=1e-12))
+        for name, value in wanted.gradients.items()
+    )
+    return {
+        "float32 loss": abs(exact.loss - wanted.loss) / abs(wanted.loss),
+        "float32 worst gradient": worst,
+        "bf16 loss": loss,
+        "bf16 least cosine": min(cosines.values()),
+    }
+
+
+def parity_configuration(precision: str, width: int) -> Config:
+    """Float32 with the layers that a CPU has, bf16 with those of the machine."""
+    config = configuration(width, precision)
+    return replace(config, layers="torch") if precision == "fp32" else config
+
+
+def kernels() -> dict[str, Any]:
+    """Attention with materialised scores in a bf16 step: none is meant."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with world() as groups:
+        learning = Learning(parity_configuration("bf16", WIDTH), groups)
+        learning.computed(BATCH, "packed")
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            learning.computed(BATCH, "packed")
+    calls = sum(event.count for event in seen.key_averages() if event.key == MATH_KERNEL)
+    return {"attention with materialised scores": calls}
+
+
+def _cosine(one: Computed, other: Computed, part: str) -> float:
+    """Between the gradients of a part of the model."""
+    names = [name for name in other.gradients if name.startswith(part)]
+    joined = [torch.cat([found.gradients[name].flatten().float() for name in names]) for found in (one, other)]
+    return float(F.cosine_similarity(joined[0], joined[1], dim=0))
+
+
+def _wait(tensor: torch.Tensor) -> None:
+    tensor.flatten()[0].item()
+
+
+def main(file: str, width: int) -> None:
+    """The process that sees no GPU."""
+    with world() as groups:
+        torch.save(Learning(parity_configuration("fp32", width), groups).computed(BATCH, "packed"), file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,66 @@
+"""The GPU's bench: its parts on the CPU; where there is a GPU, all of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_af.bench import gpu
+from megatron_af.config import ConfigError
+from megatron_af.parallel.device import Device
+from megatron_af.progress import silent
+from tests.conftest import requires_gpu
+
+PARITY = """
+import sys, torch
+from pathlib import Path
+from megatron_af.bench import gpu
+from megatron_af.bench.step import Mixed
+from megatron_af.parallel.device import Device
+gpu.WIDTH = 64
+found = gpu.parity(Path(sys.argv[1]), Device(torch.device("cpu")))
+print(*(f"{value:.1e}" for value in found.values()))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected an NVIDIA GPU, and torch finds none"):
+        gpu.measure(tmp_path, silent(), seconds=1.0, keep=lambda result: None)
+
+
+def test_what_the_time_did_not_allow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "current_device", lambda: Device(torch.device("cuda", 0)))
+    monkeypatch.setattr(gpu, "environment", lambda device: {"card": "H100"})
+    kept: list[dict[str, Any]] = []
+    result = gpu.measure(tmp_path, silent(), seconds=0.0, keep=lambda so_far: kept.append(dict(so_far)))
+    assert result["not_run"] == ["environment", "parity", "kernels", "step"] and len(kept) == 4
+    (facts,) = gpu.tables(result)
+    assert facts.row_count == 4
+    (facts,) = gpu.tables({"not_run": ["step"], "environment": {"card": "H100", "matmul_teraflops": 700.0}})
+    assert facts.row_count == 3
+
+
+def test_the_rate_counts_operations() -> None:
+    assert 1e6 < gpu.matmul_rate(torch.device("cpu"), 64, torch.float32, repeats=3) < 1e14
+
+
+@pytest.mark.slow
+def test_parity_is_found_between_two_processes(tmp_path: Path) -> None:
+    """The CPU against the CPU in float32, and against itself in bf16."""
+    run = [sys.executable, "-c", PARITY, str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loss, worst, rounded, cosine = map(float, done.stdout.split())
+    assert loss < 1e-6 and worst < 1e-5, "threads share sums otherwise"
+    assert 0 < rounded < 2e-2 and 0.99 < cosine < 1
+
+
+@requires_gpu
+def test_a_gpu_computes_what_a_cpu_does(tmp_path: Path) -> None:
+    found = gpu.parity(tmp_path, Device(torch.device("cuda", 0)))
+    assert found["float32 loss"] < gpu.FLOAT32_LOSS and found["bf16 least cosine"] > gpu.BF16_COSINE
+    assert gpu.kernels() == {"attention with materialised scores": 0}
