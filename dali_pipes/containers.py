@@ -151,7 +151,8 @@ def _opened(source: Path | bytes) -> InputContainer:
 
 
 def _audio_stream(container: InputContainer, source: Path | bytes) -> AudioStream:
-    if not container.streams.audio or not container.streams.audio[0].codec_context.sample_rate:
+    codec = container.streams.audio[0].codec_context if container.streams.audio else None
+    if codec is None or not codec.sample_rate:  # of a format that it knows by name only, FFmpeg has no codec
         raise ContainerError(f"it {described(head_of(source)) or 'holds no audio'}")
     return container.streams.audio[0]
 

@@ -21,6 +21,16 @@ SLACK_SECONDS = 0.01
 _LARGEST = 0xFFFF_FFFE
 
 
+class BytesOfFile(io.BytesIO):
+    """As a file on a disk: a broken header may ask for what lies before its beginning, and is not answered."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 @dataclass(frozen=True)
 class WavCorrection:
     """The true size of a WAV's audio, where its header states another."""
@@ -34,7 +44,7 @@ class WavCorrection:
     def opened(self, source: Path | bytes) -> IO[bytes]:
         """The file as if its header were right."""
         if isinstance(source, bytes):
-            return io.BytesIO(source[: self.place] + self.size + source[self.place + 4 :])
+            return BytesOfFile(source[: self.place] + self.size + source[self.place + 4 :])
         return io.BufferedReader(_Overlaid(source, self))
 
 

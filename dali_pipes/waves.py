@@ -6,7 +6,6 @@ Seeks to the clip instead of decoding from the beginning, mixes the channels, an
 resampler has no anti-alias filter. T samples.
 """
 
-import io
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import soxr
 from numpy.typing import NDArray
 
 from dali_pipes import containers
-from dali_pipes.wav_sizes import NOT_STATED, wav_correction
+from dali_pipes.wav_sizes import NOT_STATED, BytesOfFile, wav_correction
 
 SHORTFALL_SECONDS, SHORTFALL_FRACTION = 0.05, 0.05
 """A clip may be this much shorter than its manifest says (both together); more means a truncated file."""
@@ -200,7 +199,7 @@ def _is_chained(source: Path | bytes) -> bool:
 def _open(source: Path | bytes) -> soundfile.SoundFile:
     if (correction := wav_correction(source)) is not None:
         return soundfile.SoundFile(correction.opened(source))
-    return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+    return soundfile.SoundFile(BytesOfFile(source) if isinstance(source, bytes) else source)
 
 
 def _check_start(start: float, seconds: float) -> None:

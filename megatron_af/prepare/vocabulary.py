@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
-
 from megatron_af.config import Config, ConfigError
 from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.data.rows import Manifest, Row, RowError, Span
@@ -21,7 +19,7 @@ from megatron_af.data.shards import open_rows, rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.data.templates import FIXED_TEXTS
 from megatron_af.files import write
-from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.text.tokenizer import Tokenizer, read_tokenizer
 from megatron_af.text.words import NoWords, build, extend
 
 
@@ -59,7 +57,7 @@ def make_tokenizer(config: Config, start: Path | None = None) -> Made:
         )
     texts = (text for rows in found.values() for text in _texts(rows))
     try:
-        base = tokenizers.Tokenizer.from_file(str(begin)) if begin else build(())
+        base = read_tokenizer(begin) if begin else build(())
         base, new = extend(base, (*FIXED_TEXTS, *CLASS_PHRASES, *texts))
     except NoWords as why:
         raise ConfigError("no words can be added", [f"{begin}: {why}"]) from why

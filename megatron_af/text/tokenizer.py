@@ -6,14 +6,14 @@
 Order and strings of the added tokens: AF2 ``src/factory.py``. AF1 adds no pad token to OPT's, which has one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from megatron_af.foreign import read_json
+from megatron_af.foreign import ForeignError, described, head_of, read_json
 
 AUDIO, END_OF_CHUNK, PAD, SEPARATOR = "<audio>", "<|endofchunk|>", "<|PAD_TOKEN|>", "<SEP>"
 ADDED_TOKENS = (AUDIO, END_OF_CHUNK, PAD, SEPARATOR)
@@ -73,13 +73,14 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: ``source`` is neither, and cannot be fetched from the hub.
+            ForeignError: a file is not what its name says.
         """
         path = Path(source)
         if path.is_file():
-            return cls(tokenizers.Tokenizer.from_file(str(path)), eos=_stated_eos(path.parent))
+            return cls(read_tokenizer(path), eos=_stated_eos(path.parent))
         folder = path if path.is_dir() else fetch(str(source))
         if (folder / "tokenizer.json").is_file():
-            return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), eos=_stated_eos(folder))
+            return cls(read_tokenizer(folder / "tokenizer.json"), eos=_stated_eos(folder))
         return cls(_opt_tokenizer(folder), eos=_stated_eos(folder))
 
     @property
@@ -169,11 +170,32 @@ def fetch(name: str) -> Path:
     return folder
 
 
+def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """A ``tokenizer.json`` as the library reads it.
+
+    Raises:
+        ForeignError: it is something else, or broken; the message names the file.
+    """
+    return _read(path, lambda: tokenizers.Tokenizer.from_file(str(path)))
+
+
+def _read[Found](path: Path, read: Callable[[], Found]) -> Found:
+    try:
+        return read()
+    except Exception as error:  # the library has no type of its own
+        known = described(head_of(path))
+        why = known if known and not known.startswith("is text") else f"is no tokenizer ({error})"
+        raise ForeignError(f"{path} {why}") from None
+
+
 def _stated_eos(folder: Path) -> str:
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return ""
-    value = read_json(settings).get("eos_token") or ""
+    stated = read_json(settings)
+    if not isinstance(stated, dict):
+        raise ForeignError(f"{settings} is no configuration of a tokenizer")
+    value = stated.get("eos_token") or ""
     return str(value["content"]) if isinstance(value, dict) else str(value)
 
 
@@ -182,7 +204,7 @@ def _opt_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
         raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt (data.tokenizer)")
-    base = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    base = tokenizers.Tokenizer(_read(vocabulary, lambda: models.BPE.from_file(str(vocabulary), str(merges))))
     if base.token_to_id(OPT_PAD) is None or base.token_to_id(OPT_BEGIN) is None:
         raise FileNotFoundError(f"{folder} holds no tokenizer.json, and its vocab.json is not OPT's (data.tokenizer)")
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,5 +1,6 @@
 """Reading clips: formats, offsets, and every kind of damage."""
 
+import contextlib
 import io
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dali_pipes.waves import AudioError, check_header, read_mono, read_wave, recording_seconds
+from dali_pipes.waves import AudioError, check_header, is_recording, read_mono, read_wave, recording_seconds
 
 RATE = 22_050
 
@@ -263,3 +264,20 @@ def test_what_is_no_audio_is_called_by_its_name(tmp_path: Path, content: bytes, 
     for other, name in ((tmp_path, "it is a folder"), (tmp_path / "no.wav", "it does not exist")):
         with pytest.raises(AudioError, match=name):
             read_mono(other, start=0.0, duration=1.0)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "W64", "FLAC", "OGG", "RF64", "SVX"])
+def test_any_broken_byte_of_a_header_is_told_of_and_nothing_else_is_printed(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A header may ask for what lies before the file, or name a format for which there is no decoder."""
+    out = io.BytesIO()
+    soundfile.write(out, np.sin(np.arange(400) / 5), 16_000, format=kind)
+    whole = out.getvalue()
+    for place in range(64):
+        for value in (0xFF, 0x80, 0x55, 0x00):
+            broken = whole[:place] + bytes([value]) + whole[place + 1 :]
+            with contextlib.suppress(AudioError):
+                is_recording(broken)
+                read_mono(broken, start=0.0, duration=min(recording_seconds(broken), 0.02))
+    assert capfd.readouterr() == ("", "")
