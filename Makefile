@@ -3,6 +3,7 @@
 # make test        every test that needs no GPU
 # make test-fast   those of them that start no process
 # make test-slow   the others: several ranks, training runs, whole tools
+# make faults      a run that is killed at MOMENTS=100 moments, drawn from SEED=0, against the one that is not
 # make lint        ruff
 # make types       mypy, strict
 #
@@ -18,7 +19,7 @@ RUN = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-long test test-fast test-slow lint types
+.PHONY: help demo demo-long test test-fast test-slow faults lint types
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -37,6 +38,11 @@ test-fast: .venv/ready
 
 test-slow: .venv/ready
 	$(RUN) -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+MOMENTS ?= 100
+SEED ?= 0
+faults: .venv/ready
+	$(RUN) -m tests.faults.kills --moments $(MOMENTS) --seed $(SEED) $(ARGS)
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

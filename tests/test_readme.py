@@ -132,3 +132,9 @@ def test_the_tree_names_what_is_there_and_every_folder() -> None:
     outer = {f"{parts[0]}/" for parts in folders if parts and not parts[0].startswith(".")}
     inner = {f"megatron_af/{parts[1]}/" for parts in folders if parts[:1] == ("megatron_af",) and len(parts) > 1}
     assert (outer | inner) - named == set()
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=[doc.name for doc in DOCS])
+def test_the_tests_that_hold_a_promise_exist(doc: Path) -> None:
+    for name, test in re.findall(r"`(tests/[\w./-]+\.py)::(\w+)`", doc.read_text()):
+        assert f"def {test}(" in (ROOT / name).read_text(), f"{doc.name} names {name}::{test}"

@@ -1,0 +1,289 @@
+"""A run that is killed again and again, at random moments, is the run that was never killed.
+
+    python -m tests.faults.kills --moments 100 --seed 0            # make faults MOMENTS=100
+
+Real training on two processes, with a checkpoint every second step, written asynchronously. At each moment one process
+is ended by SIGKILL: a rank, the launcher, a helper of a rank (the writer of a checkpoint, the queue it reports to), or
+all at once. Then:
+
+- nothing of the run lives on for more than ``GONE_SECONDS``;
+- the checkpoint that ``latest`` names is whole, by its digests;
+- the next start goes on behind it, and no step is lost that was in it;
+- every step that is trained again has the loss, the gradient norm and the samples of the run that was never killed, to
+  the last bit; and, resumed from the same checkpoint in another layout, the same samples, losses within 1e-6 and
+  gradient norms within 1e-5 of themselves.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from megatron_af.config import StageConfig, TrackingConfig
+from megatron_af.config.loading import to_yaml
+from megatron_af.runs.paths import latest, read_resume
+from megatron_af.runs.whole import damage
+from tests import tiny
+from tests.data.toy import toy_config
+
+ROOT = Path(__file__).parents[2]
+GONE_SECONDS = 60.0
+"""It takes a few; a machine that does other work may need longer."""
+HELPER_SECONDS = 5.0
+"""After a helper's death, for the run to notice it."""
+VICTIMS = ("rank", "launcher", "helper", "all")
+LAYOUTS = {
+    "one process": (1, []),
+    "TP2": (2, ["parallel.tensor=2"]),
+    "PP2": (2, ["parallel.pipeline=2"]),
+    "DP2+ZeRO-1": (2, ["parallel.distributed_optimizer=true"]),
+}
+"""Other layouts than the run's own, which is DP2."""
+ELSEWHERE_STEPS = 3
+
+
+class Broken(AssertionError):
+    """A promise that a kill has broken."""
+
+
+def prepare(folder: Path) -> Path:
+    """A stage that trains for ever; its YAML file."""
+    toy, small = toy_config(folder), tiny.config()
+    model = replace(small.model, front_end=toy.model.front_end, lm=replace(small.model.lm, vocab=257))
+    # As in every comparison of layouts: a larger epsilon, so that rounding of vanishing gradients is not made large.
+    optimizer = replace(small.curriculum["stage"].optimizer, eps=1e-3, schedule="constant", warmup_steps=0)
+    stage = StageConfig(
+        trainable=("*",), blend={"a": 1.0}, global_batch_samples=2, micro_batch_samples=1, steps=100_000,
+        max_windows=1, max_text_tokens=128, optimizer=optimizer,
+    )  # fmt: skip
+    config = replace(
+        toy,
+        model=model,
+        curriculum={"align": stage},
+        stage="align",
+        output=str(folder / "runs"),
+        tracking=TrackingConfig(enabled=False),
+        checkpoint=replace(toy.checkpoint, every_steps=2, keep=2, asynchronous=True),
+        log_every_steps=1,
+    )
+    path = folder / "run.yaml"
+    path.write_text(to_yaml(config))
+    return path
+
+
+class Life:
+    """One start of the run, from its command to its end."""
+
+    def __init__(self, run_file: Path, name: str, processes: int = 2, more: tuple[str, ...] = ()) -> None:
+        self._folder = run_file.parent / "runs" / name
+        program = ["-m", "megatron_af.pipeline.torchrun", "--standalone", f"--nproc_per_node={processes}"]
+        self.process = subprocess.Popen(
+            [sys.executable, *program, str(ROOT / "tests/faults/watched.py"), "--config", str(run_file),
+             f"name={name}", *more],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.lines: list[str] = []
+
+    def steps(self) -> Iterator[int]:
+        """Each step as it is done; ends with the process."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if match := re.match(r"step (\d+)/", line):
+                yield int(match[1])
+
+    def family(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(self.process.pid)
+            return [launcher, *launcher.children(recursive=True)]
+        return []
+
+    def kill(self, victim: str, rng: random.Random) -> None:
+        family = self.family()
+        ranks = [process for process in family[1:] if process.ppid() == self.process.pid]
+        helpers = [process for process in family[1:] if process not in ranks]
+        chosen = {"rank": [rng.choice(ranks)], "launcher": family[:1], "helper": [rng.choice(helpers or ranks)],
+                  "all": family}[victim]  # fmt: skip
+        for process in chosen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        until = time.monotonic() + GONE_SECONDS
+        alive = living(family, HELPER_SECONDS if victim == "helper" else GONE_SECONDS)
+        if victim == "helper" and alive:  # it was not needed any more, and the run goes on
+            self.end()
+            alive = living(family, GONE_SECONDS)
+        if alive:
+            raise Broken(f"{victim} was killed, and these live on: {alive}")
+        self.seconds = GONE_SECONDS - (until - time.monotonic())
+        self.end()
+
+    def end(self) -> None:
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout.readlines()
+        self.process.wait()
+
+
+def living(processes: list[psutil.Process], patience: float) -> list[str]:
+    """Which of them still do something after so many seconds; one that nobody has waited for yet does nothing."""
+    until = time.monotonic() + patience
+    while True:
+        alive = []
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(" ".join(process.cmdline()))
+        if not alive or time.monotonic() > until:
+            return alive
+        time.sleep(0.1)
+
+
+def read_steps(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """Step -> what was written down of it, in the order of time."""
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for line in (folder / "steps.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        steps.setdefault(record["step"], []).append(record)
+    return steps
+
+
+def samples(records: list[dict[str, Any]]) -> list[list[str]]:
+    """What a step saw, by data-parallel rank; several tries must have seen the same."""
+    seen: dict[int, list[str]] = {}
+    for record in records:
+        if record["samples"] and seen.setdefault(record["data_rank"], record["samples"]) != record["samples"]:
+            raise Broken(f"step {record['step']} saw other samples when it was trained again")
+    return [seen[rank] for rank in sorted(seen)]
+
+
+def run(folder: Path, moments: int, seed: int, elsewhere_every: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Kill at ``moments`` moments; returns figures.
+
+    Raises:
+        Broken: a promise was not kept.
+    """
+    rng, run_file = random.Random(seed), prepare(folder)
+    name = folder / "runs" / "killed"
+    checkpoints = name / "align" / "checkpoints"
+    victims: Counter[str] = Counter()
+    ended, writing, retrained = [], 0, 0
+    copies: list[tuple[str, int]] = []
+    for moment in range(moments):
+        victim = VICTIMS[moment % len(VICTIMS)] if moments < 2 * len(VICTIMS) else rng.choice(VICTIMS)
+        before = latest(checkpoints)
+        expected = read_resume(before)["step"] + 1 if before else 1
+        life = Life(run_file, "killed")
+        patience, first = rng.randrange(1, 7), 0
+        for step in life.steps():
+            first = first or step
+            if step >= first + patience:
+                time.sleep(rng.uniform(0.0, 0.4))
+                break
+        else:
+            raise Broken(f"moment {moment}: the run ended by itself:\n{''.join(life.lines[-20:])}")
+        if first != expected:
+            raise Broken(f"moment {moment}: went on with step {first}, behind a checkpoint of step {expected - 1}")
+        try:
+            life.kill(victim, rng)
+        finally:
+            life.end()
+        victims[victim] += 1
+        ended.append(life.seconds)
+        newest = latest(checkpoints)
+        if newest is None and before is None:
+            tell(f"moment {moment + 1}/{moments}: {victim} killed before the first checkpoint")
+            continue
+        if newest is None or (why := damage(newest)):
+            raise Broken(f"moment {moment}: what latest names is not whole: {why if newest else 'nothing'}")
+        writing += any(checkpoints.glob("*.partial"))
+        reached, saved = max(read_steps(name)), read_resume(newest)["step"]
+        retrained += reached - saved
+        tell(f"moment {moment + 1}/{moments}: {victim} killed behind step {reached}, all gone in {life.seconds:.1f} s, "
+             f"step {saved} is whole")  # fmt: skip
+        if elsewhere_every and (moment + 1) % elsewhere_every == 0:
+            copies.append((_elsewhere(folder, run_file, moment, newest, tell), saved))
+    killed = read_steps(name)
+    last = max([*killed, *(saved + ELSEWHERE_STEPS for _, saved in copies)])
+    tell(f"the run that is not killed: {last} steps")
+    _train(run_file, "through", last)
+    through = read_steps(folder / "runs" / "through")
+    for step, records in killed.items():
+        _same(step, records, through[step], 0.0)
+    for layout, saved in copies:
+        for step, records in read_steps(folder / "runs" / layout).items():
+            if step > saved:
+                _same(step, records, through[step], 1e-6)
+    return {
+        "moments": moments, "seed": seed, "victims": dict(victims), "steps": last, "trained again": retrained,
+        "inside a checkpoint's writing": writing, "slowest to be gone (s)": round(max(ended), 1),
+        "resumed in another layout": len(copies),
+    }  # fmt: skip
+
+
+def _same(step: int, records: list[dict[str, Any]], expected: list[dict[str, Any]], relative: float) -> None:
+    ids = [sample for rank in samples(records) for sample in rank]
+    if ids != [sample for rank in samples(expected) for sample in rank]:
+        raise Broken(f"step {step} saw {ids}, expected {samples(expected)}")
+    for record in records:
+        for number, bound in (("loss", relative), ("grad_norm", 10 * relative)):
+            value, right = record[number], expected[0][number]
+            if abs(value - right) > bound * abs(right):
+                raise Broken(f"step {step}: {number} is {value!r}, of the run that was not killed {right!r}")
+
+
+def _elsewhere(folder: Path, run_file: Path, moment: int, newest: Path, tell: Callable[[str], None]) -> str:
+    """Go on from a copy of the newest checkpoint in another layout; the copy's name."""
+    layout, (processes, more) = list(LAYOUTS.items())[moment // 2 % len(LAYOUTS)]
+    name = f"elsewhere-{moment}"
+    copy = folder / "runs" / name / "align" / "checkpoints"
+    copy.mkdir(parents=True)
+    shutil.copytree(newest, copy / newest.name)
+    (copy / "latest").write_text(newest.name)
+    _train(run_file, name, read_resume(newest)["step"] + ELSEWHERE_STEPS, processes, tuple(more))
+    tell(f"  and from there in the layout {layout}")
+    return name
+
+
+def _train(run_file: Path, name: str, steps: int, processes: int = 2, more: tuple[str, ...] = ()) -> None:
+    """To this step; the constant learning rate does not depend on how long the stage is."""
+    life = Life(run_file, name, processes, (f"curriculum.align.steps={steps}", "checkpoint.every_steps=0", *more))
+    for _ in life.steps():
+        pass
+    if life.process.wait():
+        raise Broken(f"{name} ended with code {life.process.returncode}:\n{''.join(life.lines[-20:])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moments", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--elsewhere-every", type=int, default=4, help="moments between two resumes in another layout")
+    options = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="megatron-af-faults-") as folder:
+        tell = partial(print, flush=True)
+        figures = run(Path(folder), options.moments, options.seed, options.elsewhere_every, tell)
+    print(json.dumps({**figures, "minutes": round((time.monotonic() - began) / 60, 1)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
