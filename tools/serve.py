@@ -17,6 +17,7 @@ from pathlib import Path
 
 from megatron_af.config.loading import describe
 from megatron_af.entry import command
+from megatron_af.serve.places import named
 from megatron_af.serve.settings import ServingConfig, load_settings
 
 DEFAULT = Path(__file__).parents[1] / "configs/serving/default.yaml"
@@ -32,16 +33,8 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
     settings = load_settings(arguments.config, arguments.overrides)
-    run(_place(arguments.model), settings)
+    run(named(arguments.model), settings)
     return 0
-
-
-def _place(model: str) -> Path:
-    if not model.startswith("models:/"):
-        return Path(model)
-    from megatron_af.release.served import release_of  # MLflow takes seconds to import
-
-    return release_of(model)
 
 
 def run(place: Path, settings: ServingConfig) -> None:

@@ -79,7 +79,10 @@ class Answering:
         Args:
             reading: has heard their audio and read nothing.
         """
-        logits_BV = read_once(reading, prompts)
+        self.go_on(reading, read_once(reading, prompts), writings)
+
+    def go_on(self, reading: Reading, logits_BV: Tensor, writings: Sequence[Writing]) -> None:
+        """More rows, which have read their prompts; behind these are ``logits_BV``."""
         if self._reading is None or self._logits_BV is None:
             self._reading, self._logits_BV = reading, logits_BV
         else:

@@ -186,10 +186,12 @@ class Listener:
 
     def reading(self, texts: Sequence[RowText], root: Path | None = None) -> Reading:
         """What has heard the rows' audio and read nothing."""
-        front, loader = self._front, self._loader if root is None else self._loader.below(root)
-        audio, heard = hear(loader, [text.row for text in texts])
+        audio, heard = hear(self._below(root), [text.row for text in texts])
         immediate = self.config.model.cross_attention.immediate
-        return Reading(self.model, self.tokenizer, heard_audio(front, audio, heard), immediate=immediate)
+        return Reading(self.model, self.tokenizer, heard_audio(self._front, audio, heard), immediate=immediate)
+
+    def _below(self, root: Path | None) -> ClipLoader:
+        return self._loader if root is None else self._loader.below(root)
 
     def keys(self, row: Row, root: Path | None = None, *, first: int = 0) -> AudioKeys:
         """Audio tokens of a row's clips, numbered from ``first`` on: what a reading hears more."""
@@ -230,55 +232,67 @@ class Listener:
         merged = {place: answer for share in shares for place, answer in share.items()}
         return [merged[place] for place in range(count)]
 
-    @torch.no_grad()
-    def looks(self, rows: Sequence[Row]) -> list[Look]:
-        """Answers rows of one clip and one question, on this rank alone, and says where each answer looked.
+    def looks(self, rows: Sequence[Row], *, root: Path | None = None) -> list[Look]:
+        """Answers each row's one question, on this rank alone, and says where each answer looked. Rows whose question
+        is too long are left out."""
+        looks: list[Look] = []
+        for some in batched(rows, HEARD_TOGETHER):
+            answers = self.answers(some, [self.decoding] * len(some), root=root)
+            looks += self.looks_of(
+                [
+                    replace(row, questions=(*row.questions[:-1], replace(row.questions[-1], output=answer.text)))
+                    for row, answer in zip(some, answers, strict=True)
+                    if answer is not None
+                ],
+                root=root,
+            )
+        return looks
 
-        The text is run once more with the answer in it: the position before a token is the one that says it. Rows
-        whose question is too long are left out, and those whose answer reads much longer than it was written: of ids
-        that no text gives.
+    @torch.no_grad()
+    def looks_of(self, rows: Sequence[Row], *, root: Path | None = None) -> list[Look]:
+        """Where the answers to rows' last questions looked; each row has one clip, and its answers.
+
+        The text is run once more with the answer in it: the position before a token is the one that says it. Left out
+        are rows whose answer reads much longer than it was written: of ids that no text gives.
         """
         front, (decoder,) = self._front, self.model.chunks
         style, longest = STYLES[self.config.data.text_style], self.stage.max_text_tokens + self.decoding.max_new_tokens
-        looks: list[Look] = []
-        for some in batched(rows, HEARD_TOGETHER):
-            texts: list[RowText] = []
-            for row, answer in zip(some, self.answers(some, [self.decoding] * len(some)), strict=True):
-                if answer is not None:
-                    answered = replace(row, questions=(replace(row.questions[0], output=answer.text),))
-                    with suppress(TooLong):
-                        texts.append(render(answered, self.tokenizer, longest, style=style))
-            if not texts:
-                continue
-            batch = self._batch(texts)
-            (text,) = batch.text.rows
-            with recorded(decoder) as layers:
-                decoder.logits(text, audio_keys(front, batch.audio, text.clips), front.added_rows)
-            weights_BSL = torch.stack(layers).mean(0)
-            for b, said in enumerate(texts):
-                windows = batch.audio.clip_windows[text.clips[b][0]]
-                label_S = text.labels_BS[b]
-                spoken_S = (label_S != IGNORED) & (label_S != self.tokenizer.eos_id)  # never reached when answering
-                looks.append(
-                    Look(
-                        prompt=said.row.questions[0].prompt,
-                        tokens=tuple(
-                            self.tokenizer.decode([token], skip_special=False) for token in label_S[spoken_S].tolist()
-                        ),
-                        weights_TL=weights_BSL[b, spoken_S, : windows * front.tokens_per_window].double().numpy(),
-                        token_seconds_L=token_seconds(self.config.model, windows),
-                        seconds=self._heard_seconds(windows),
-                    )
+        texts: list[RowText] = []
+        for row in rows:
+            with suppress(TooLong):
+                texts.append(render(row, self.tokenizer, longest, style=style))
+        if not texts:
+            return []
+        batch = self._batch(texts, root)
+        (text,) = batch.text.rows
+        with recorded(decoder) as layers:
+            decoder.logits(text, audio_keys(front, batch.audio, text.clips), front.added_rows)
+        weights_BSL, looks = torch.stack(layers).mean(0), []
+        for b, said in enumerate(texts):
+            windows = batch.audio.clip_windows[text.clips[b][0]]
+            label_S = text.labels_BS[b].clone()
+            label_S[: (text.ids_BS[b] == self.tokenizer.separator_id).nonzero()[-1]] = IGNORED  # earlier answers
+            spoken_S = (label_S != IGNORED) & (label_S != self.tokenizer.eos_id)  # never reached when answering
+            looks.append(
+                Look(
+                    prompt=said.row.questions[-1].prompt,
+                    tokens=tuple(
+                        self.tokenizer.decode([token], skip_special=False) for token in label_S[spoken_S].tolist()
+                    ),
+                    weights_TL=weights_BSL[b, spoken_S, : windows * front.tokens_per_window].double().numpy(),
+                    token_seconds_L=token_seconds(self.config.model, windows),
+                    seconds=self._heard_seconds(windows),
                 )
+            )
         return looks
 
     def _heard_seconds(self, windows: int) -> float:
         front = self.config.model.front_end
         return windows * (front.window_seconds - front.overlap_seconds) + front.overlap_seconds
 
-    def _batch(self, texts: Sequence[RowText]) -> StepBatch[TextBatch]:
+    def _batch(self, texts: Sequence[RowText], root: Path | None) -> StepBatch[TextBatch]:
         """One micro-batch of rows with their audio: nothing is drawn, nothing is replaced."""
-        audio, heard = hear(self._loader, [text.row for text in texts])
+        audio, heard = hear(self._below(root), [text.row for text in texts])
         samples = [Sample(row=text.row, dataset=0, text=text) for text in texts]
         rows = [packed_row([sample], [clips]) for sample, clips in zip(samples, heard, strict=True)]
         immediate = self.config.model.cross_attention.immediate

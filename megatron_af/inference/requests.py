@@ -19,11 +19,13 @@ import binascii
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import yaml
 
 from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.config.errors import suggestion
@@ -202,6 +204,20 @@ def read_decoding(given: Mapping[str, Any], where: str = "") -> Decoding:
     if problem := next(decoding.problems(), None):
         raise BadRequest(where + problem)
     return decoding
+
+
+def settings_of(given: Sequence[str]) -> Decoding:
+    """How answers are decoded, as somebody types it: ``["temperature=0.7", "stop=[a, b]"]``. Raises ``BadRequest``."""
+    values = {}
+    for setting in given:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise BadRequest(f"{setting}: expected key=value, such as temperature=0.7")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            values[name] = value
+    return read_decoding(values)
 
 
 def is_absent(value: Any) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali_pipes.waves import AudioError
-from megatron_af.config import Config
+from megatron_af.config import Config, ParallelConfig
 from megatron_af.data.rows import Question, Row
 from megatron_af.data.templates import TooLong, UnknownWords
 from megatron_af.inference.decoding import Decoding
@@ -33,6 +33,7 @@ from megatron_af.inference.writing import Answer, Piece, Tell
 from megatron_af.parallel.device import current_device, make_megatron_portable
 from megatron_af.runs.bundle import INDEXES
 from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.serve.places import embedding_stage, find
 from megatron_af.serve.settings import Precision
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from megatron_af.inference.answers import Answering
     from megatron_af.inference.embedder import ClapEmbedder
     from megatron_af.inference.listener import Listener
+    from megatron_af.inference.session import Session
     from megatron_af.inference.taught import Taught
     from megatron_af.retrieval.retriever import Retriever
 
@@ -60,6 +62,7 @@ class LoadedModel:
         opens: which files its requests may name.
         precision: ``fp32`` or ``bf16``; or ``int8``: the linears of the language model in int8, its adapters merged,
             and the rest in bf16. Default: as it was trained.
+        parallel: how the model lies on the ranks of torchrun; default: whole on each.
 
     Raises:
         ValueError: there is no such precision.
@@ -67,12 +70,21 @@ class LoadedModel:
         ConfigError: its configuration cannot be read.
     """
 
-    def __init__(self, place: str | Path, *, opens: Opens = own_files, precision: Precision = "") -> None:
+    def __init__(
+        self,
+        place: str | Path,
+        *,
+        opens: Opens = own_files,
+        precision: Precision = "",
+        parallel: ParallelConfig | None = None,
+    ) -> None:
         if precision not in get_args(Precision):
             known = ", ".join(filter(None, get_args(Precision)))
             raise ValueError(f"precision: expected {known} or nothing, got {precision!r}")
-        self._opens = opens
+        self._opens, parallel = opens, parallel or ParallelConfig()
         self._config, checkpoint = find(Path(place))
+        self.weights = checkpoint_digest(checkpoint)
+        """Digest of the checkpoint."""
         if precision:
             self._config = replace(self._config, precision="fp32" if precision == "fp32" else "bf16")
         self._stage = self._config.curriculum[self._config.stage]
@@ -85,7 +97,7 @@ class LoadedModel:
         self._together: Answering | None = None
         self._taught: Taught | None = None
         if self._stage.objective == "answer":
-            self._listener = _listener(self._config, checkpoint, in_int8=precision == "int8")
+            self._listener = _listener(self._config, checkpoint, parallel, in_int8=precision == "int8")
         elif spec_of(self._stage).embeds:
             self._embedder = _embedder(self._config, checkpoint)
 
@@ -338,6 +350,21 @@ class LoadedModel:
                 f"{error.tokens}; shorten it"
             ) from None
 
+    def session(self) -> "Session":
+        """A conversation about one recording, which is heard once (``inference/session.py``); on this thread alone."""
+        from megatron_af.inference.session import Session
+
+        return Session(self._answering(), self._opens)
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the work is this rank's."""
+        return self._answering().groups.data_rank
+
+    @property
+    def data_size(self) -> int:
+        return self._answering().groups.data_size
+
     @property
     def name(self) -> str:
         """Of the run."""
@@ -422,13 +449,13 @@ class LoadedModel:
         return {**request, **retriever.request(request["audio"], request.get("prompt") or "", count)}
 
 
-def _listener(config: Config, checkpoint: Path, *, in_int8: bool) -> "Listener":
+def _listener(config: Config, checkpoint: Path, parallel: ParallelConfig, *, in_int8: bool) -> "Listener":
     # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.decoder.int8 import hold_in_int8
     from megatron_af.decoder.lora import merge_adapters
     from megatron_af.inference.listener import Listener
 
-    listener = Listener(config, checkpoint)
+    listener = Listener(config, checkpoint, parallel=parallel)
     for chunk in listener.model.chunks if in_int8 else ():
         merge_adapters(chunk)
         hold_in_int8(chunk)

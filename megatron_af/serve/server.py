@@ -258,15 +258,16 @@ class Answering:
     """
 
     def __init__(self, engine: Engine, asked: Asked, *, forget: Callable[[Row], None]) -> None:
-        self._engine, self._asked, self._forget = engine, asked, forget
+        self._engine, self._row, self._forget = engine, asked.row, forget
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        # Names of its own, so that nothing of a request lies in a circle: it is large, and freed at once.
+        loop, events, stream = asyncio.get_running_loop(), self._events, asked.ask.stream
 
         def tell(choice: int, event: Event) -> None:
-            if isinstance(event, Piece) and not asked.ask.stream:
+            if isinstance(event, Piece) and not stream:
                 return
             with suppress(RuntimeError):  # the server has ended meanwhile
-                loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
+                loop.call_soon_threadsafe(events.put_nowait, (choice, event))
 
         self._job = engine.submit(asked.row, asked.ask.decodings, tell)
 
@@ -285,7 +286,7 @@ class Answering:
     def leave(self) -> None:
         """Nobody waits any more; what was begun ends at its next piece."""
         self._engine.leave(self._job)
-        self._forget(self._asked.row)
+        self._forget(self._row)
 
 
 def _sent(body: Mapping[str, Any]) -> str:

@@ -110,13 +110,13 @@ def serve(
     model = mlflow.pyfunc.load_model(str(folder), model_config={"audio_folder": scratch})
     answers = [list(model.predict(batch, params={"max_new_tokens": 4})) for batch in batches]
     asked: list[list[str]] = []
-    answer = Listener.__call__
+    answer = Listener.answers
 
-    def watched(listener: Listener, rows: Sequence[Row], **how: Any) -> list[str | None]:
+    def watched(listener: Listener, rows: Sequence[Row], *decodings: Any, **how: Any) -> Any:
         asked.extend([question.output for question in row.questions] for row in rows)
-        return answer(listener, rows, **how)
+        return answer(listener, rows, *decodings, **how)
 
-    Listener.__call__ = watched  # type: ignore[method-assign]
+    Listener.answers = watched  # type: ignore[method-assign]
     for batch in few_shot:
         try:
             answers.append(list(model.predict(batch, params={"max_new_tokens": 4, "few_shot": 1})))

@@ -1,0 +1,148 @@
+"""A file of requests, answered: shared among the ranks, and gone on with where a run before was ended.
+
+    counts = answer_file(model, Path("asked.jsonl"), Path("answers.jsonl"), {"max_new_tokens": 32})
+
+A line of the file is a request of ``inference/requests.py``, with an ``id`` if one likes, and with ``options`` where
+the likelihood of given answers is wanted, too. A line of the output stands for each, in the same order::
+
+    {"id": "17", "prompt": "what is it?", "answer": "a dog", "finish": "stop", "tokens": 2, "asked": "sha256:…"}
+    {"id": "18", "prompt": "…", "answer": "yes", "scores": {"yes": -0.2, "no": -1.9}, "likeliest": "yes", …}
+    {"id": "19", "error": "request 19: audio: expected a recording, got what cannot be decoded: …", "asked": …}
+
+``asked`` says of what the answer follows: the request, the settings and the weights. What has the same one is not asked
+again, whoever answered it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_af import files
+from megatron_af.foreign import ForeignError
+from megatron_af.inference.requests import BadRequest
+from megatron_af.inference.writing import Answer
+from megatron_af.progress import Progress
+from megatron_af.runs.digests import digest_value
+from megatron_af.serve.loaded_model import LoadedModel
+
+TOGETHER = 16
+"""Requests that are answered in one batch."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    answered: int
+    refused: int
+    kept: int
+    """Of an earlier run."""
+
+
+def answer_file(
+    model: LoadedModel,
+    source: Path,
+    output: Path,
+    decoding: Mapping[str, Any],
+    *,
+    few_shot: int = 0,
+    few_shot_from: str = "",
+    progress: Progress,
+) -> Counts:
+    """A collective. Every rank writes a part of its own while it answers; the first puts them together at the end.
+
+    Raises:
+        ForeignError: a line of the file is no request.
+    """
+    requests = list(read_requests(source))
+    settings = {"decoding": dict(decoding), "few_shot": few_shot, "from": few_shot_from, "weights": model.weights}
+    asked = [digest_value({"request": request, **settings}) for request in requests]
+    known = _known(output)
+    dist.barrier()
+    to_do = [place for place, digest in enumerate(asked) if digest not in known]
+    own = to_do[model.data_rank :: model.data_size]
+    done = 0
+    with _part(output, dist.get_rank()).open("a", encoding="utf-8") as part:
+        part.write("\n")  # behind a line that an earlier run broke off in
+        for places in batched(own, TOGETHER):
+            some = [requests[place] for place in places]
+            found = _answered(model, some, decoding, few_shot, few_shot_from)
+            for place, result in zip(places, found, strict=True):
+                line = _head(requests[place], place) | result | {"asked": asked[place]}
+                part.write(json.dumps(line, ensure_ascii=False) + "\n")
+            part.flush()
+            done += len(places)
+            progress.update("requests", done, len(own))
+    dist.barrier()
+    if dist.get_rank() == 0:
+        known = _known(output)
+        heads = [_head(request, place) for place, request in enumerate(requests)]
+        lines = [head | known[digest] | head for head, digest in zip(heads, asked, strict=True)]
+        files.write(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        for rest in output.parent.glob(f"{output.name}.part-*"):
+            rest.unlink()
+    dist.barrier()
+    refused = sum("error" in line for line in map(json.loads, output.read_text().splitlines()))
+    return Counts(answered=len(requests) - refused, refused=refused, kept=len(requests) - len(to_do))
+
+
+def read_requests(source: Path) -> Iterator[dict[str, Any]]:
+    """The requests of a JSON Lines file. Raises `ForeignError` with the line."""
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+        except ValueError as error:
+            raise ForeignError(f"{source}, line {number}: expected a JSON object: {error}") from None
+        if not isinstance(request, dict):
+            raise ForeignError(f"{source}, line {number}: expected an object with prompt and audio, got {line[:60]}")
+        yield request
+
+
+def _head(request: Mapping[str, Any], place: int) -> dict[str, Any]:
+    return {"id": str(request.get("id", place)), "prompt": request.get("prompt")}
+
+
+def _answered(
+    model: LoadedModel, requests: Sequence[dict[str, Any]], decoding: Mapping[str, Any], few_shot: int, source: str
+) -> list[dict[str, Any]]:
+    """A result for each: who cannot be answered is told why, and the others are answered all the same."""
+    try:
+        answers = model.complete(requests, few_shot=few_shot, few_shot_from=source, **decoding)
+        return [_result(model, request, answer) for request, answer in zip(requests, answers, strict=True)]
+    except BadRequest as error:
+        if len(requests) == 1:
+            return [{"error": str(error).replace("request 0: ", "")}]
+        return [result for one in requests for result in _answered(model, [one], decoding, few_shot, source)]
+
+
+def _result(model: LoadedModel, request: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    result: dict[str, Any] = {"answer": answer.text, "finish": answer.finish, "tokens": len(answer.tokens)}
+    if answer.scores:
+        result["logprobs"] = [[score.text, score.logprob] for score in answer.scores]
+    if request.get("options"):
+        talk = {name: request[name] for name in ("history", "examples") if request.get(name)}
+        scores = model.scores(request.get("audio"), request["prompt"], request["options"], **talk)
+        result |= {"scores": scores, "likeliest": max(scores, key=scores.__getitem__)}
+    return result
+
+
+def _known(output: Path) -> dict[str, dict[str, Any]]:
+    """Lines that were written, by what they answer; a last one that a run broke off in is none."""
+    known = {}
+    for path in (output, *sorted(output.parent.glob(f"{output.name}.part-*"))):
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                answer = json.loads(line)
+                known[str(answer["asked"])] = answer
+            except (ValueError, KeyError, TypeError):
+                continue
+    return known
+
+
+def _part(output: Path, rank: int) -> Path:
+    return output.with_name(f"{output.name}.part-{rank}")

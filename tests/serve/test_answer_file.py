@@ -1,0 +1,133 @@
+"""A file of requests is answered line by line, and nothing is answered twice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from megatron_af.foreign import ForeignError
+from megatron_af.inference.requests import BadRequest
+from megatron_af.inference.writing import Answer, TokenScore
+from megatron_af.progress import silent
+from megatron_af.serve.answer_file import Counts, answer_file, read_requests
+from tests.distributed import run_distributed
+
+ASKED = [{"prompt": f"w{n}", "id": f"q{n}"} for n in range(40)]
+
+
+class Parrot:
+    """Says a prompt back; ``bad`` cannot be answered, ``stop`` ends the process it is asked in."""
+
+    weights = "sha256:1"
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.data_rank, self.data_size = rank, size
+        self.asked: list[str] = []
+
+    def complete(self, requests: Any, *, few_shot: int, few_shot_from: str, **decoding: Any) -> list[Answer]:
+        prompts = [str(request["prompt"]) for request in requests]
+        if "bad" in prompts:
+            raise BadRequest(f"request {prompts.index('bad')}: prompt: expected better")
+        if "stop" in prompts:
+            raise KeyboardInterrupt
+        self.asked += prompts
+        scores = (TokenScore(token=1, text="x", logprob=-0.5),) if decoding.get("logprobs") is not None else ()
+        return [
+            Answer(text=f"{prompt}!", tokens=(1,), finish="stop", prompt_tokens=1, scores=scores) for prompt in prompts
+        ]
+
+    def scores(self, audio: Any, prompt: str, options: list[str], **talk: Any) -> dict[str, float]:
+        return {option: -float(len(option)) for option in options}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def write(path: Path, requests: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def answer(model: Any, source: Path, output: Path, **decoding: Any) -> Counts:
+    return answer_file(model, source, output, decoding, progress=silent())
+
+
+@pytest.mark.usefixtures("world")
+def test_each_line_has_its_answer_or_its_error(tmp_path: Path) -> None:
+    asked = [*ASKED[:3], {"prompt": "bad"}, {"prompt": "w9", "options": ["no", "maybe"]}]
+    source, output = write(tmp_path / "asked.jsonl", asked), tmp_path / "answers.jsonl"
+    model = Parrot()
+    assert answer(model, source, output, logprobs=0) == Counts(answered=4, refused=1, kept=0)
+    lines = read(output)
+    assert [line["id"] for line in lines] == ["q0", "q1", "q2", "3", "4"]
+    assert [line.get("answer") for line in lines] == ["w0!", "w1!", "w2!", None, "w9!"]
+    assert lines[3]["error"] == "prompt: expected better" and lines[0]["logprobs"] == [["x", -0.5]]
+    assert lines[4]["scores"] == {"no": -2.0, "maybe": -5.0} and lines[4]["likeliest"] == "no"
+    assert list(tmp_path.glob("answers.jsonl.*")) == []
+
+
+@pytest.mark.usefixtures("world")
+def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
+    source, output = write(tmp_path / "asked.jsonl", ASKED), tmp_path / "answers.jsonl"
+    answer(Parrot(), source, output)
+    write(source, [{"prompt": "new"}, *ASKED[1:]])
+    model = Parrot()
+    assert answer(model, source, output) == Counts(answered=40, refused=0, kept=39)
+    assert model.asked == ["new"] and [line["id"] for line in read(output)[:2]] == ["0", "q1"]
+    other = Parrot()
+    answer(other, source, output, temperature=1.0)
+    assert len(other.asked) == 40, "other settings"
+    other.weights, other.asked = "sha256:2", []
+    answer(other, source, output, temperature=1.0)
+    assert len(other.asked) == 40, "other weights"
+
+
+@pytest.mark.usefixtures("world")
+def test_a_run_that_was_ended_is_gone_on_with(tmp_path: Path) -> None:
+    asked = [*ASKED[:20], {"prompt": "stop"}, *ASKED[20:]]
+    source, output = write(tmp_path / "asked.jsonl", asked), tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        answer(Parrot(), source, output)
+    part = tmp_path / "answers.jsonl.part-0"
+    assert len(part.read_text().split()) > 16 and not output.exists()
+    part.write_text(part.read_text().rstrip("\n")[:-5])  # the last line is broken off
+    with pytest.raises(KeyboardInterrupt):
+        answer(Parrot(), source, output)
+    write(source, ASKED)
+    model = Parrot()
+    assert answer(model, source, output).kept == 15
+    assert [line["answer"] for line in read(output)] == [f"w{n}!" for n in range(40)]
+
+
+def shared(rank: int, world_size: int, source: Path, output: Path) -> Any:
+    model = Parrot(rank, world_size)
+    return answer(model, source, output), model.asked
+
+
+def test_ranks_share_the_requests(tmp_path: Path) -> None:
+    source, output = write(tmp_path / "asked.jsonl", ASKED), tmp_path / "answers.jsonl"
+    results = run_distributed(shared, 3, source, output)
+    assert {counts.answered for counts, _ in results} == {40}
+    assert sorted(len(asked) for _, asked in results) == [13, 13, 14]
+    assert [line["answer"] for line in read(output)] == [f"w{n}!" for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [("{", "expected a JSON object"), ("[1]", "expected an object with prompt")]
+)
+def test_a_line_that_is_no_request(tmp_path: Path, line: str, says: str) -> None:
+    source = tmp_path / "asked.jsonl"
+    source.write_text('{"prompt": "x"}\n\n' + line + "\n")
+    with pytest.raises(ForeignError, match=f"asked.jsonl, line 3: {says}"):
+        list(read_requests(source))

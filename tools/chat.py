@@ -1,0 +1,50 @@
+"""Talk with a trained model about a recording, in the terminal.
+
+    python tools/chat.py runs/demo dog.wav
+    python tools/chat.py models:/demo@champion temperature=0.7 seed=3
+
+The recording is heard once, and the conversation read once: an answer costs its own tokens. ``/help`` shows the
+commands: another recording, another answer, and where an answer looked. How answers are decoded stands behind it as
+key=value, as for tools/generate.py. Lines of a pipe or a file are read as if they were typed.
+"""
+
+import argparse
+import sys
+
+from megatron_af.entry import command
+from megatron_af.inference.requests import settings_of
+from megatron_af.serve.places import named
+
+
+@command
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder, or models:/NAME@ALIAS, models:/NAME/NUMBER")
+    parser.add_argument("recording", nargs="?", help="what to talk about; /load FILE changes it")
+    parser.add_argument("decoding", nargs="*", metavar="key=value", help="how answers are decoded")
+    arguments = parser.parse_args()
+    given = list(arguments.decoding)
+    if arguments.recording and "=" in arguments.recording:
+        given.insert(0, arguments.recording)
+        arguments.recording = None
+    decoding = settings_of(given)
+    # Imported only now: torch takes seconds, and megatron-core must have been made portable first.
+    from megatron_af.serve.loaded_model import LoadedModel
+    from megatron_af.serve.terminal import Terminal
+
+    with LoadedModel(named(arguments.model)) as model, model.session() as session:
+        terminal = Terminal(session, lambda text: print(text, end="", flush=True), decoding)
+        if arguments.recording:
+            session.load(arguments.recording)
+            print(f"[{arguments.recording}: {session.seconds:.1f} s]")
+        typed = sys.stdin.isatty()
+        while True:
+            if typed:
+                print("> ", end="", flush=True)
+            line = sys.stdin.readline()
+            if not line or not terminal.line(line):
+                return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
