@@ -1,4 +1,4 @@
-"""docs/serving.md, as it stands: ten requests through curl, OpenAI's client and MLflow's server, one set of answers."""
+"""docs/serving.md, as it stands: ten requests through curl, OpenAI's client, MLflow's server and generate.py, one set of answers."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def started(folder: Path, health: str, *command: str, **env: str) -> Iterator[No
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ten_requests_have_the_same_answers_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_requests_have_the_same_answers_four_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("dog", 2.0), ("rain", 12.0)):
         write_tone(tmp_path / f"{name}.wav", seconds, len(name))
     release = make_release(trained_run(tmp_path, "demo"), "stage")
@@ -74,7 +74,8 @@ def test_ten_requests_have_the_same_answers_three_ways(tmp_path: Path, monkeypat
     )  # fmt: skip
     own, theirs = free_port(), free_port()
     doc = DOC.replace(":8000", f":{own}").replace(":5091", f":{theirs}")
-    prepare, ask_openai, ask_mlflow = re.findall(r"```python\n(.*?)```", doc, flags=re.DOTALL)
+    doc = doc.replace('"python", "tools/', f'"{sys.executable}", "{ROOT}/tools/')
+    prepare, ask_openai, ask_mlflow, generate = re.findall(r"```python\n(.*?)```", doc, flags=re.DOTALL)
     (ask_curl,) = re.findall(r"```bash\n(.*?)```", doc, flags=re.DOTALL)
     serve = [sys.executable, str(ROOT / "tools/serve.py"), "runs/demo", f"port={own}", f"audio_folder={tmp_path}"]
     mlserve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "model", "--env-manager", "local"]
@@ -92,12 +93,14 @@ def test_ten_requests_have_the_same_answers_three_ways(tmp_path: Path, monkeypat
         exec(ask_openai, scope)
         try:
             exec(ask_mlflow, scope)
+            monkeypatch.setenv("PYTHONPATH", str(ROOT))
+            exec(generate, scope)
         except urllib.error.HTTPError as error:
             pytest.fail(error.read().decode())
     bodies = [json.loads(line) for line in Path("curl.jsonl").read_text().splitlines()]
     by_curl = [body["choices"][0]["message"]["content"] for body in bodies]
     assert len(by_curl) == 10 and len(set(by_curl)) >= 3, "dog, rain and nothing heard"
-    assert by_curl == scope["answers"] == scope["predictions"]
+    assert by_curl == scope["answers"] == scope["predictions"] == scope["generated"]
 
 
 def test_the_limits_that_are_named_are_settings() -> None:

@@ -28,11 +28,12 @@ def main() -> int:
         given.insert(0, arguments.recording)
         arguments.recording = None
     decoding = settings_of(given)
-    # Imported only now: torch takes seconds, and megatron-core must have been made portable first.
-    from megatron_af.serve.loaded_model import LoadedModel
-    from megatron_af.serve.terminal import Terminal
+    from megatron_af.serve.loaded_model import LoadedModel  # torch takes seconds to import
 
     with LoadedModel(named(arguments.model)) as model, model.session() as session:
+        # Imported only now: megatron-core must have been made portable before its modules run.
+        from megatron_af.serve.terminal import Terminal
+
         terminal = Terminal(session, lambda text: print(text, end="", flush=True), decoding)
         if arguments.recording:
             session.load(arguments.recording)

@@ -49,7 +49,7 @@ class ServingConfig:
     max_choices: int = 8
     """Most answers to one request (``n``)."""
     batch_requests: int = 16
-    """Requests that are answered together."""
+    """Answers that are written together, a token of each at a time."""
     waiting_requests: int = 64
     """Requests that may wait behind them; the next one gets 429. Memory is bounded by both, times a body."""
     upload_seconds: float = 30.0
