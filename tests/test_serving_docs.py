@@ -1,4 +1,4 @@
-"""docs/serving.md, as it stands: ten requests through curl, OpenAI's client, MLflow's server and generate.py, one set of answers."""
+"""docs/serving.md, as it stands: ten requests through curl, OpenAI's client, MLflow's server and tools/generate.py."""
 
 import json
 import os

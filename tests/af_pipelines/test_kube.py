@@ -45,6 +45,7 @@ def test_a_webhook_that_is_down_is_shown_and_waited_for(cluster: FakeCluster, la
     assert "failed calling webhook" in waiting[0] and "connection refused" in waiting[0]
 
 
+@pytest.mark.slow
 def test_a_job_that_never_came_to_be_is_not_said_to_go_on(cluster: FakeCluster, launch: Launcher) -> None:
     cluster.answer_as("POST", "trainjobs", "create-500-webhook-down", times=10_000)
     with pytest.raises(ClusterAway, match=r"failed calling webhook.*creating a training job, which does not exist yet"):

@@ -61,6 +61,7 @@ def compiled(path: Path, pipeline: str = "curriculum") -> str:
     return path.read_text()
 
 
+@pytest.mark.slow
 def test_golden_file(tmp_path: Path) -> None:
     assert compiled(tmp_path / "out.yaml") == GOLDEN.read_text(), "see this file's docstring"
 
@@ -78,6 +79,7 @@ def test_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
     assert outputs[0] == outputs[1] == GOLDEN.read_bytes()
 
 
+@pytest.mark.slow
 def test_graph_and_platform(tmp_path: Path) -> None:
     pipeline, platform = yaml.safe_load_all(compiled(tmp_path / "out.yaml"))
     tasks: dict[str, Any] = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]

@@ -82,6 +82,7 @@ def test_waits_for_a_job_that_is_still_being_deleted(cluster: FakeCluster, launc
     assert "is still being deleted; waiting" in launch.said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["job", "pods"])
 def test_a_job_that_never_goes_is_not_waited_for_for_ever(
     cluster: FakeCluster, launch: Launcher, passing: Passing, left: str

@@ -21,6 +21,7 @@ def test_permute_needs_no_array_at_ten_million() -> None:
     assert abs(sum(places) / 2000 - 5e6) < 3 * 10e6 / 12**0.5 / 2000**0.5
 
 
+@pytest.mark.slow
 def test_permute_mixes_small_ranges() -> None:
     """Every one of the 24 orders of four elements comes up about equally often (chi-squared, 23 degrees)."""
     orders = Counter(tuple(permute(i, 4, key * 1_000_003) for i in range(4)) for key in range(1200))
@@ -28,6 +29,7 @@ def test_permute_mixes_small_ranges() -> None:
     assert sum((n - 50) ** 2 / 50 for n in orders.values()) < 49.7  # p = 0.001
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
     weights=st.lists(st.sampled_from([0.05, 0.3, 1.0, 1.5, 2.0, 3.7]), min_size=4, max_size=4),

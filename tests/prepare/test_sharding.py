@@ -227,6 +227,7 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert tree(folder / "prepared") == tree(again / "data" / "prepared")
 
 
+@pytest.mark.slow
 def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     rows = toy_rows(folder, "a", 6)
@@ -244,6 +245,7 @@ def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     assert sorted(p.name for p in (folder / "prepared/a/parts").iterdir()) == ["000000.arrow", "000000.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_recordings_replaced_under_the_same_name_are_prepared_again(tmp_path: Path, scheme: str) -> None:
     """Of the same size, too; what was only touched is not. Alone the shards that hold them are made again."""

@@ -90,6 +90,7 @@ def promote(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
+@pytest.mark.slow
 def test_a_release_from_registration_to_rollback(
     promote: Promote, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,6 +168,7 @@ def promote_in_process(uri: str, version: str, start: Barrier, outcome: "Queue[s
         outcome.put(f"refused {refused}")
 
 
+@pytest.mark.slow
 def test_two_promotions_at_once_leave_no_mixed_state(shop: Shop, store: str) -> None:
     shop.promote(shop.register("one", 60))
     rivals = [shop.register("two", 70), shop.register("three", 70)]

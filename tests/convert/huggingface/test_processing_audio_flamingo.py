@@ -66,6 +66,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(texts=st.lists(HOSTILE, min_size=3, max_size=3))
 def test_every_template_is_written_as_this_project_writes_it(

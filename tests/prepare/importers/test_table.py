@@ -141,7 +141,7 @@ def captions(folder: Path, content: str | bytes, name: str = "t.csv") -> tuple[l
     return [row.captions[0] for row in rows], problems(folder, report)
 
 
-@pytest.mark.parametrize("place", [1, 40, 99, 5000])
+@pytest.mark.parametrize("place", [1, 40, 99, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("text", ['"a dog barks', '12" vinyl', '"x" y'])
 def test_a_quotation_mark_that_nobody_closes_costs_its_own_line(tmp_path: Path, place: int, text: str) -> None:
     lines = [f"a.wav,road {i}" for i in range(place + 60)]
