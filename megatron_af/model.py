@@ -51,7 +51,8 @@ class AudioFront(nn.Module):
         self.tokens_per_window = model.encoder.tokens_per_window
         self.feature_dim = model.encoder.feature_dim
         self.encoder = encoder_of(model.encoder).build(model.front_end)
-        self.transform = TransformationLayers(model.encoder.feature_dim, model.transform)
+        causal = self.tokens_per_window if model.transform.sees == "past" else 0
+        self.transform = TransformationLayers(model.encoder.feature_dim, model.transform, causal=causal)
         self.added_rows = nn.Parameter(torch.zeros(vocabulary.num_added, model.lm.hidden))
         # megatron-core asks every model it reduces gradients for about these two.
         self.share_embeddings_and_output_weights = False
@@ -75,7 +76,7 @@ class AudioFront(nn.Module):
         Returns:
             tokens_TD: each clip's audio tokens, clip after clip, without padding.
         """
-        if self.sees != "clip":
+        if self.sees == "row":
             raise ValueError("model.transform.sees = row: there are tokens of rows (row_keys), none of single clips")
         features_WLD = features_WLD.to(self.dtype)
         if not windows:

@@ -3,6 +3,11 @@
     transform = TransformationLayers(config.model.encoder.feature_dim, config.model.transform)
     tokens_BLD = transform(features_BLD, valid_BL)
 
+    causal = TransformationLayers(dim, config, causal=64)       # each window of 64 tokens sees itself and those before
+    kept = Kept()
+    tokens_1LD = causal(first_window_1LD, None, kept)           # as the whole clip gives them, window by window
+    tokens_1LD = causal(second_window_1LD, None, kept)
+
 Source: Kong et al. 2024 (Audio Flamingo) and Ghosh et al. 2025 (Audio Flamingo 2); details that the
     papers leave open follow the released ``src/helpers.py``. Its dropout on attention probabilities, on
     whatever its configuration says, is left out.
@@ -11,6 +16,7 @@ Shapes: B clips, L tokens of the longest clip, D width, N heads, H head dim.
 """
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +33,29 @@ LEAST_ROTATED = 32
 """Rotary positions turn half of each head, but at least this many dimensions."""
 
 
-class TransformationLayers(nn.Module):
-    """Encoder features of clips (B, L, D) -> audio tokens (B, L, D)."""
+@dataclass
+class Kept:
+    """Of a clip that goes on: keys and values of each layer, [1, N, L, H], of the tokens so far."""
 
-    def __init__(self, dim: int, config: TransformConfig) -> None:
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def copy(self) -> "Kept":
+        """One that goes on by itself."""
+        return Kept(list(self.layers))
+
+
+class TransformationLayers(nn.Module):
+    """Encoder features of clips (B, L, D) -> audio tokens (B, L, D).
+
+    Args:
+        causal: tokens of a window, which see their window and those before; 0: a clip's tokens see all of it.
+    """
+
+    def __init__(self, dim: int, config: TransformConfig, *, causal: int = 0) -> None:
         super().__init__()
         if dim % config.heads:
             raise ValueError(
@@ -39,29 +64,36 @@ class TransformationLayers(nn.Module):
             )
         if config.positions not in ("rope", "sinusoidal"):
             raise ValueError(f"model.transform.positions must be rope or sinusoidal, got {config.positions!r}")
-        self.config = config
+        self.config, self.causal = config, causal
         self.scale = math.sqrt(dim)
         self.layer_norm = nn.LayerNorm(dim, NORM_EPS)
         self.layers = nn.ModuleList(TransformationLayer(dim, config) for _ in range(config.layers))
 
-    def forward(self, features_BLD: Tensor, valid_BL: Tensor | None) -> Tensor:
+    def forward(self, features_BLD: Tensor, valid_BL: Tensor | None, kept: Kept | None = None) -> Tensor:
         """
         Args:
             features_BLD: right padded along L.
             valid_BL: True where a token is the clip's own; None when no clip is padded. What stands at
                 padding never reaches a valid token.
+            kept: of the one clip, what comes before these tokens, whole windows; they are added to it.
         """
         _, L, D = features_BLD.shape
+        before = kept.length if kept is not None else 0
         x_BLD = features_BLD * self.scale
         rotation = None
         if self.config.positions == "sinusoidal":
-            x_BLD = x_BLD + sinusoids(L, D, x_BLD.device).to(x_BLD.dtype)
+            x_BLD = x_BLD + sinusoids(before + L, D, x_BLD.device)[before:].to(x_BLD.dtype)
         else:
-            rotation = rotary_table(L, D // self.config.heads, self.config.rope_base, x_BLD.device)
+            cos, sin = rotary_table(before + L, D // self.config.heads, self.config.rope_base, x_BLD.device)
+            rotation = cos[before:], sin[before:]
         x_BLD = self.layer_norm(x_BLD)
         mask = None if valid_BL is None else valid_BL[:, None, None, :]
-        for layer in self.layers:
-            x_BLD = layer(x_BLD, rotation, mask)
+        if self.causal and self.causal < L:
+            window_K = torch.arange(before + L, device=x_BLD.device) // self.causal
+            past_LK = window_K <= window_K[before:, None]
+            mask = past_LK if mask is None else mask & past_LK
+        for index, layer in enumerate(self.layers):
+            x_BLD = layer(x_BLD, rotation, mask, None if kept is None else (kept, index))
         return x_BLD
 
 
@@ -83,7 +115,17 @@ class TransformationLayer(nn.Module):
         for writes in (self.output, self.ffn_out):
             writes.weight.data.mul_(FRESH_WRITES)
 
-    def forward(self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        kept: tuple[Kept, int] | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            kept: keys and values of what comes before, and which layer's are this one's.
+        """
         B, L, D = x_BLD.shape
 
         def split(y_BLD: Tensor) -> Tensor:
@@ -92,6 +134,11 @@ class TransformationLayer(nn.Module):
         q_BNLH, k_BNLH, v_BNLH = split(self.query(x_BLD)), split(self.key(x_BLD)), split(self.value(x_BLD))
         if rotation is not None:
             q_BNLH, k_BNLH = rotate(q_BNLH, *rotation), rotate(k_BNLH, *rotation)
+        if kept is not None:
+            layers, index = kept[0].layers, kept[1]
+            if index < len(layers):
+                k_BNLH, v_BNLH = torch.cat([layers[index][0], k_BNLH], 2), torch.cat([layers[index][1], v_BNLH], 2)
+            layers[index : index + 1] = [(k_BNLH, v_BNLH)]
         attended = F.scaled_dot_product_attention(q_BNLH, k_BNLH, v_BNLH, attn_mask=mask)
         x_BLD = self.attention_norm(x_BLD + self.output(attended.transpose(1, 2).flatten(2)))
         normed: Tensor = self.ffn_norm(x_BLD + self.ffn_out(F.relu(self.ffn_in(x_BLD))))

@@ -140,9 +140,10 @@ class TransformConfig:
     positions: Weights[Literal["rope", "sinusoidal"]] = "rope"
     """``rope`` (AF2) or ``sinusoidal`` (AF1)."""
     rope_base: Weights[Positive] = 4096.0
-    sees: Weights[Literal["clip", "row"]] = "clip"
-    """What a clip's tokens see. ``clip``: the clip. ``row``, for answers of the released Audio Flamingo 1: all audios
-    of the row and their padding, so that later audios reach what stands before them; nothing trains so."""
+    sees: Weights[Literal["clip", "past", "row"]] = "clip"
+    """What a clip's tokens see. ``clip``: the clip. ``past``: its window and those before, so that a recording can be
+    heard while it goes on (``megatron_af/inference/live.py``). ``row``, for answers of the released Audio Flamingo 1:
+    all audios of the row and their padding, so that later audios reach what stands before them; nothing trains so."""
     row_windows: Weights[Count] = 16
     """Windows that every audio takes where ``sees`` is ``row``: the ``max_windows`` of its training."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron_af.config import Config, ConfigError, ParallelConfig
 from megatron_af.data.answer_texts import packed_row, text_batch
@@ -189,6 +190,12 @@ class Listener:
         audio, heard = hear(self._below(root), [text.row for text in texts])
         immediate = self.config.model.cross_attention.immediate
         return Reading(self.model, self.tokenizer, heard_audio(self._front, audio, heard), immediate=immediate)
+
+    def mel(self, row: Row, root: Path | None = None) -> Tensor:
+        """Windows of a row's clips in decibels, ``mel_WFM``. Raises ``AudioError``: one cannot be decoded."""
+        audio, _ = hear(self._below(root), [row])
+        assert audio.mel_WFM is not None
+        return audio.mel_WFM
 
     def _below(self, root: Path | None) -> ClipLoader:
         return self._loader if root is None else self._loader.below(root)

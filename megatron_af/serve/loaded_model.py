@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from megatron_af.inference.answers import Answering
     from megatron_af.inference.embedder import ClapEmbedder
     from megatron_af.inference.listener import Listener
+    from megatron_af.inference.live import Live
     from megatron_af.inference.session import Session
     from megatron_af.inference.taught import Taught
     from megatron_af.retrieval.retriever import Retriever
@@ -355,6 +356,16 @@ class LoadedModel:
         from megatron_af.inference.session import Session
 
         return Session(self._answering(), self._opens)
+
+    def live(self) -> "Live":
+        """A recording that goes on while it is asked about (``inference/live.py``); on this thread alone.
+
+        Raises:
+            BadRequest: the model was not trained for it (``model.transform.sees = past``).
+        """
+        from megatron_af.inference.live import Live
+
+        return Live(self._answering())
 
     @property
     def data_rank(self) -> int:

@@ -7,19 +7,27 @@
 ``HELP`` says what a line may be.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
+import soundfile
+from numpy.typing import NDArray
 
 from dali_pipes.waves import AudioError
 from megatron_af.data.templates import TooLong
 from megatron_af.inference.attention import Floats, Look, draw
 from megatron_af.inference.decoding import Decoding
+from megatron_af.inference.live import Live
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.session import Session
 from megatron_af.inference.writing import Answer, Piece
+
+type Floats32 = NDArray[np.float32]
 
 HELP = """\
 /load FILE     talk about this recording, from the beginning
@@ -83,8 +91,7 @@ class Terminal:
         self._answered(self._session.retry(decoding, self._tell))
 
     def _tell(self, event: Piece | Answer) -> None:
-        if isinstance(event, Piece):
-            self._say(event.text)
+        _piece(event, self._say)
 
     def _answered(self, answer: Answer) -> None:
         self._say(" …\n" if answer.finish == "length" else "\n")
@@ -101,6 +108,87 @@ class Terminal:
             self._say(f"[{path.with_name(path.stem + '-1.png')}]\n")
         else:
             self._say(chart(look))
+
+
+class Ear:
+    """What a microphone hears, from a thread of its own, and questions about it.
+
+    A WAV file is heard whole before a question is answered; of a pipe, what has come.
+
+    Args:
+        source: a WAV file of the model's rate, or anything else to read 16-bit mono samples from.
+
+    Raises:
+        BadRequest: there is no such file, or it has another rate.
+    """
+
+    def __init__(self, live: Live, source: Path) -> None:
+        if not source.exists():
+            raise BadRequest(f"--microphone: expected a file or a pipe, got {source}, which is not there")
+        self._live, self._source = live, source
+        self._lock, self._ended, self._closed = threading.Lock(), threading.Event(), threading.Event()
+        self._problem: Exception | None = None
+        self._thread = threading.Thread(target=self._listen, name="ear", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()  # a pipe that nobody writes to is left to the end of the process
+
+    def line(self, line: str, say: Callable[[str], None], decoding: Decoding) -> bool:
+        """Answer a question, or ``/quit``; whether the conversation goes on."""
+        question = line.strip()
+        if question == "/quit":
+            return False
+        if self._source.is_file():
+            self._ended.wait()
+        try:
+            if self._problem is not None:
+                raise self._problem
+            with self._lock:
+                say(f"[{self._live.seconds:.1f} s] ")
+                answer = self._live.ask(question, decoding, lambda event: _piece(event, say))
+            say(" …\n" if answer.finish == "length" else "\n")
+        except (BadRequest, AudioError, TooLong) as error:
+            say(f"[{error}]\n")
+        return True
+
+    def _listen(self) -> None:
+        try:
+            for samples in self._pieces():
+                with self._lock:
+                    self._live.hear(samples)
+                if self._closed.is_set():
+                    return
+        except Exception as error:
+            self._problem = error
+        finally:
+            self._ended.set()
+
+    def _pieces(self) -> Iterator[Floats32]:
+        rate = self._live.rate
+        if self._source.is_file():
+            with soundfile.SoundFile(self._source) as file:
+                if (file.samplerate, file.channels) != (rate, 1):
+                    raise BadRequest(
+                        f"--microphone: expected mono at {rate} Hz, got {self._source} of {file.channels} channels at "
+                        f"{file.samplerate} Hz"
+                    )
+                while len(samples := file.read(rate // 2, dtype="float32")):
+                    yield samples
+            return
+        with self._source.open("rb") as pipe:
+            while data := pipe.read(rate):  # half a second of 16 bits
+                yield np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / 32768
+
+
+def _piece(event: Piece | Answer, say: Callable[[str], None]) -> None:
+    if isinstance(event, Piece):
+        say(event.text)
 
 
 def chart(look: Look) -> str:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megatron_af.audio.transform import TransformationLayers, rotary_table, rotate, sinusoids
+from megatron_af.audio.transform import Kept, TransformationLayers, rotary_table, rotate, sinusoids
 from megatron_af.config import TransformConfig
 
 CONFIG = TransformConfig(layers=2, heads=2, ffn=32)
@@ -85,3 +85,33 @@ def test_sinusoidal_positions_are_added_to_the_scaled_features():
 def test_impossible_settings_name_their_key(config, key):
     with pytest.raises(ValueError, match=f"model.transform.{key}"):
         build(config)
+
+
+@pytest.mark.parametrize("positions", ["rope", "sinusoidal"])
+def test_a_causal_clip_comes_window_by_window(positions: str) -> None:
+    torch.manual_seed(0)
+    config = TransformConfig(layers=2, heads=2, ffn=32, positions=positions)  # type: ignore[arg-type]
+    layers = TransformationLayers(64, config, causal=4).double()
+    for layer in layers.layers:
+        layer.output.weight.data.mul_(10)  # so that tokens see each other well
+    features_BLD = torch.randn(2, 12, 64, dtype=torch.float64)
+    whole_BLD = layers(features_BLD, None)
+    changed_BLD = features_BLD.clone()
+    changed_BLD[:, 8:] *= -1
+    later_BLD = layers(changed_BLD, None)
+    assert torch.equal(later_BLD[:, :8], whole_BLD[:, :8]), "the past does not change"
+    assert (later_BLD[:, 8:] - whole_BLD[:, 8:]).abs().max() > 0.1
+    changed_BLD = features_BLD.clone()
+    changed_BLD[:, 3] *= -1
+    seen = (layers(changed_BLD, None) - whole_BLD).abs().amax((0, 2))
+    assert (seen > 1e-6).all(), "a window sees itself, and those behind see it"
+    valid_BL = torch.arange(12) < torch.tensor([[12], [6]])
+    padded_BLD = layers(features_BLD, valid_BL)
+    torch.testing.assert_close(padded_BLD[1, :6], layers(features_BLD[1:, :6], None)[0])
+    kept, pieces = Kept(), []
+    for begin, end in ((0, 4), (4, 12)):
+        branch = kept.copy()
+        pieces.append(layers(features_BLD[:1, begin:end], None, kept))
+        torch.testing.assert_close(layers(features_BLD[:1, begin:end], None, branch), pieces[-1])
+    torch.testing.assert_close(torch.cat(pieces, 1), whole_BLD[:1])
+    assert kept.length == 12

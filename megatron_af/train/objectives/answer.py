@@ -146,7 +146,7 @@ class Answer(Objective):
     ) -> AnswerLearner:
         from megatron_af.train.objectives.answer_learner import AnswerLearner
 
-        if config.model.transform.sees != "clip":
+        if config.model.transform.sees == "row":
             fix = "set it to clip; row is for answers of the released Audio Flamingo 1"
             raise ConfigError(f"stage {config.stage} cannot train", [f"model.transform.sees = row: {fix}"])
         return AnswerLearner(config, stage, model, groups, device.torch)
