@@ -118,7 +118,8 @@ def window_mels(wave_T: DataNode, windows: DataNode, front_end: FrontEndConfig) 
     parts = -(-cut // stride)  # strides that a window reaches over
     spaced = -(-(cut + 2 * half) // hop) * hop  # a window with its edges, on the grid of frames
     covered = (windows - 1) * stride + cut
-    wave_T = pcm16(peak_normalised(_resized(_repeated(wave_T, front_end), covered)))
+    wave_T = _resized(_repeated(wave_T, front_end), covered)
+    wave_T = pcm16(peak_normalised(wave_T) if front_end.level == "peak" else math.clamp(wave_T, -1.0, 1.0))
     strides = fn.reshape(_resized(wave_T, (windows - 1 + parts) * stride), shape=[-1, stride], layout="HW")
     shifted = [fn.slice(strides, start=i, shape=windows, axes=[0]) for i in range(parts)]
     window_WT = shifted[0] if parts == 1 else fn.cat(*shifted, axis=1)

@@ -43,12 +43,13 @@ class TorchMel:
         return torch.from_numpy(wave_T).to(self._device)
 
     def _windows(self, wave_T: Tensor, count: int) -> Tensor:
-        """[W, T], scaled to the clip's peak and rounded to 16 bits towards zero."""
+        """[W, T], scaled to the clip's peak (``level``) and rounded to 16 bits towards zero."""
         cut, stride = self.front_end.window_samples, self.front_end.stride_samples
         covered = (count - 1) * stride + cut
         wave_T = self._repeated(wave_T)[:covered]
         wave_T = F.pad(wave_T, (0, covered - len(wave_T)))
-        scaled_T = wave_T / wave_T.abs().max().clamp(min=SILENCE)
+        peak = wave_T.abs().max().clamp(min=SILENCE)
+        scaled_T = wave_T / peak if self.front_end.level == "peak" else wave_T.clamp(-1, 1)
         # The factor makes up for the rounding of the division: whole steps must not fall to the step below.
         steps_T = (scaled_T.abs() * (INT16_MAX * (1 + 2**-22))).floor() * (1 / INT16_MAX)
         return (scaled_T.sign() * steps_T).unfold(0, cut, stride)

@@ -25,6 +25,9 @@ class FrontEndConfig:
     short_clips: Weights[Literal["pad", "repeat", "repeat_whole"]] = "pad"
     """What fills the window of a clip that is shorter: zeros (Audio Flamingo 1 and 2), the clip again and again (the
     wrappers of Microsoft's CLAP and ClapCap), or the clip as often as it goes in whole, then zeros (LAION-CLAP)."""
+    level: Weights[Literal["peak", "recorded"]] = "peak"
+    """``peak``: each clip is scaled to its loudest sample, as the reference does; ``recorded``: as it is, so that what
+    comes later changes nothing."""
     fft_size: Weights[Count] = 1024
     hop_samples: Weights[Count] = 160
     mel_bins: Weights[Count] = 64

@@ -1,6 +1,6 @@
 """A recording that goes on while it is asked about: up to half an hour, in pieces of any size.
 
-    with Live(listener) as live:                      # of a model with model.transform.sees = past
+    with Live(listener) as live:      # of a model with model.transform.sees = past, model.front_end.level = recorded
         live.hear(samples)                            # mono, at live.rate
         live.ask("what was that?").text
         live.hear(more)
@@ -43,17 +43,19 @@ type Samples = NDArray[np.float32]
 class Live:
     """
     Raises:
-        BadRequest: the model's transformation layers see whole clips: what was heard would change with each window.
+        BadRequest: the model hears whole clips: what was heard would change with each window.
     """
 
     def __init__(self, listener: Listener) -> None:
-        sees = listener.config.model.transform.sees
-        if sees != "past":
-            raise BadRequest(
-                f"live listening: expected a model trained with model.transform.sees = past, got {sees}: its audio "
-                "tokens would change with everything that is heard after them"
-            )
-        self._listener, self._front_end = listener, listener.config.model.front_end
+        model = listener.config.model
+        found = {"transform.sees": model.transform.sees, "front_end.level": model.front_end.level}
+        for key, wanted in (("transform.sees", "past"), ("front_end.level", "recorded")):
+            if found[key] != wanted:
+                raise BadRequest(
+                    f"live listening: expected a model trained with model.{key} = {wanted}, got {found[key]}: what was "
+                    "heard would change with everything that comes after it"
+                )
+        self._listener, self._front_end = listener, model.front_end
         self._folder = tempfile.TemporaryDirectory(prefix="audio-flamingo-")
         self._open: Samples = np.zeros(0, np.float32)
         """Samples from the beginning of the next window on."""

@@ -116,6 +116,8 @@ def _problem(config: Config) -> str:
         return f"data.text_style: expected af2, got {config.data.text_style}"
     if model.front_end.short_clips != "pad":
         return f"model.front_end.short_clips: expected pad, got {model.front_end.short_clips}"
+    if model.front_end.level != "peak":
+        return f"model.front_end.level: expected peak, got {model.front_end.level}"
     if model.transform.sees != "clip":
         return f"model.transform.sees: expected clip, got {model.transform.sees}"
     return ""

@@ -183,7 +183,7 @@ class Ear:
             return
         with self._source.open("rb") as pipe:
             while data := pipe.read(rate):  # half a second of 16 bits
-                yield np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / 32768
+                yield np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / np.float32(32768)
 
 
 def _piece(event: Piece | Answer, say: Callable[[str], None]) -> None:

@@ -167,3 +167,18 @@ def test_a_front_end_of_another_rate_draws_its_filters_there(pipeline: Pipelines
     wave = broadband(1.0, 22_050)
     error = (pipeline(front_end).run([Pcm(wave)], [1]) - reference_mel(wave, front_end, 1)).abs()
     assert error.max() < 6e-3
+
+
+def test_a_recorded_level_leaves_what_came_before_as_it_was(pipeline: Pipelines) -> None:
+    """Scaled by what was recorded, a window is the same whatever follows; at twice full scale it is cut off."""
+    front_end = replace(AF2, window_seconds=1.0, level="recorded")
+    quiet, loud = broadband(1.0, 16_000) * 0.3, broadband(1.0, 16_000, 1) * 3
+    pipe = pipeline(front_end)
+    together = pipe.run([Pcm(np.concatenate([quiet, loud]))], [2])
+    assert torch.equal(pipe.run([Pcm(quiet)], [1])[0], together[0])
+    assert torch.equal(pipe.run([Pcm(np.clip(loud, -1, 1))], [1])[0], together[1])
+    scaled = pipeline(replace(front_end, level="peak")).run([Pcm(np.concatenate([quiet, loud]))], [2])
+    assert (scaled[0] - together[0]).abs().min() > 5, "decibels"
+    by_hand = quiet * np.float32(1 / np.abs(quiet).max())
+    louder = pipeline(replace(front_end, level="peak")).run([Pcm(quiet)], [1])[0]
+    torch.testing.assert_close(pipe.run([Pcm(by_hand)], [1])[0], louder, atol=2e-2, rtol=0)

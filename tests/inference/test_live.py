@@ -29,7 +29,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def causal(config: Config) -> Config:
     """The same weights, whose layers see the past alone, and hear longer."""
-    model = dataclasses.replace(config.model, transform=dataclasses.replace(config.model.transform, sees="past"))
+    transform = dataclasses.replace(config.model.transform, sees="past")
+    front_end = dataclasses.replace(config.model.front_end, level="recorded")
+    model = dataclasses.replace(config.model, transform=transform, front_end=front_end)
     stage = dataclasses.replace(config.curriculum["stage"], max_windows=9)
     return dataclasses.replace(config, model=model, curriculum=config.curriculum | {"stage": stage})
 

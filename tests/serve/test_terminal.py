@@ -1,9 +1,13 @@
 """What a line of the terminal does, and what it prints."""
 
+import os
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from megatron_af.data.rows import Row
 from megatron_af.data.templates import TooLong
@@ -11,7 +15,7 @@ from megatron_af.inference.attention import Look
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.writing import Answer, Piece
-from megatron_af.serve.terminal import HELP, Terminal, chart
+from megatron_af.serve.terminal import HELP, Ear, Terminal, chart
 
 LOOK = Look(
     prompt="what?",
@@ -110,3 +114,58 @@ def test_where_an_answer_looked(terminal: Terminal, said: list[str], tmp_path: A
     assert chart(LOOK) == said[0]
     terminal.line(f"/show {tmp_path}/look.png")
     assert said[1] == f"[{tmp_path}/look-1.png]\n" and (tmp_path / "look-1.png").stat().st_size > 1000
+
+
+class Live:
+    """Says how many samples it heard."""
+
+    rate = 100
+
+    def __init__(self) -> None:
+        self.heard = np.zeros(0, np.float32)
+        self.came = threading.Semaphore(0)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.heard) / self.rate
+
+    def hear(self, samples: Any) -> None:
+        self.heard = np.concatenate([self.heard, samples])
+        self.came.release()
+
+    def ask(self, prompt: str, decoding: Decoding, tell: Any) -> Answer:
+        if not prompt:
+            raise BadRequest("expected a question, got nothing")
+        tell(Piece(text=f"{prompt} {len(self.heard)}"))
+        return Answer(text="", tokens=(), finish="stop", prompt_tokens=0)
+
+
+def test_a_file_is_heard_whole_before_a_question(said: list[str], tmp_path: Path) -> None:
+    wave = np.linspace(-0.5, 0.5, 330, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, 100, subtype="FLOAT")
+    live = Live()
+    with Ear(live, tmp_path / "a.wav") as ear:  # type: ignore[arg-type]
+        assert ear.line("what?", said.append, Decoding()) and ear.line("", said.append, Decoding())
+        assert not ear.line("/quit", said.append, Decoding())
+    assert "".join(said) == "[3.3 s] what? 330\n[3.3 s] [expected a question, got nothing]\n"
+    np.testing.assert_array_equal(live.heard, wave)
+    soundfile.write(tmp_path / "b.wav", wave, 200)
+    said.clear()
+    with Ear(live, tmp_path / "b.wav") as ear:  # type: ignore[arg-type]
+        ear.line("what?", said.append, Decoding())
+    assert said == [f"[--microphone: expected mono at 100 Hz, got {tmp_path}/b.wav of 1 channels at 200 Hz]\n"]
+    with pytest.raises(BadRequest, match=r"gone\.wav, which is not there"):
+        Ear(live, tmp_path / "gone.wav")  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_is_heard_as_it_comes(said: list[str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ear")
+    live = Live()
+    with Ear(live, tmp_path / "ear") as ear, (tmp_path / "ear").open("wb", buffering=0) as pipe:  # type: ignore[arg-type]
+        for piece in range(3):
+            pipe.write(np.full(50, 16_384 * (piece - 1), "<i2").tobytes())
+            assert live.came.acquire(timeout=30)
+            ear.line("so far?", said.append, Decoding())
+    assert said[1::3] == ["so far? 50", "so far? 100", "so far? 150"]
+    assert live.heard[::50].tolist() == [-0.5, 0.0, 0.5]
