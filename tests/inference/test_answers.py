@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from megatron_af.config import ParallelConfig
-from megatron_af.decoder import lm
+from megatron_af.decoder import added_tokens
 from megatron_af.inference.answers import score
 from megatron_af.inference.decoding import Decoding
 from tests.distributed import run_distributed
@@ -30,10 +30,10 @@ def decode(rank: int, world_size: int, stop: int) -> Any:
     model, tokens = tiny_model(), tokenizer()
     tokens.eos_id = stop  # a word that ends an answer, so that rows end at different times
     widths: list[int] = []
-    head = lm.token_logits
-    lm.token_logits = lambda table, hidden_TH, *rest: widths.append(len(hidden_TH)) or head(table, hidden_TH, *rest)
+    head = added_tokens.token_logits
+    added_tokens.token_logits = lambda table, x_TH, *rest: widths.append(len(x_TH)) or head(table, x_TH, *rest)
     together = [answer.tokens for answer in written(model, tokens, FOUR, GREEDY)]
-    lm.token_logits = head
+    added_tokens.token_logits = head
     twice = [answer.tokens for answer in written(model, tokens, [3, 1, 0, 1, 2], GREEDY)]
     alone = [written(model, tokens, [number], GREEDY)[0].tokens for number in FOUR]
     short = [answer.tokens for answer in written(model, tokens, FOUR, Decoding(max_new_tokens=2))]
@@ -57,7 +57,7 @@ def test_batched_answers_are_those_of_single_prompts_decoded_the_slow_way(stop: 
 def special(rank: int, world_size: int) -> Any:
     """Answers of a model that always wants to write one of the special tokens, and its ends."""
     model, tokens = tiny_model(), tokenizer()
-    head, said = lm.token_logits, []
+    head, said = added_tokens.token_logits, []
     for wanted in (tokens.audio_id, tokens.separator_id, tokens.pad_id, tokens.end_of_chunk_id, tokens.eos_id):
 
         def loud(table: Any, hidden_TH: Any, *rest: Any, wanted: int = wanted) -> Any:
@@ -65,9 +65,9 @@ def special(rank: int, world_size: int) -> Any:
             logits_TV[:, wanted] += 1e6
             return logits_TV
 
-        lm.token_logits = loud
+        added_tokens.token_logits = loud
         said.append(written(model, tokens, [0], Decoding(max_new_tokens=2))[0].text)
-    lm.token_logits = head
+    added_tokens.token_logits = head
     return said
 
 
