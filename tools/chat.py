@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_af.entry import command
 from megatron_af.inference.requests import settings_of
-from megatron_af.serve.places import named
+from megatron_af.release.named import named
 
 
 @command

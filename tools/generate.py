@@ -23,7 +23,7 @@ from megatron_af.entry import command
 from megatron_af.inference.requests import BadRequest, settings_of
 from megatron_af.parallel.world import join_world
 from megatron_af.progress import Progress, silent
-from megatron_af.serve.places import named
+from megatron_af.release.named import named
 
 
 @command

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from megatron_af.config.loading import describe
 from megatron_af.entry import command
-from megatron_af.serve.places import named
+from megatron_af.release.named import named
 from megatron_af.serve.settings import ServingConfig, load_settings
 
 DEFAULT = Path(__file__).parents[1] / "configs/serving/default.yaml"

@@ -12,9 +12,6 @@ from megatron_af.runs.digests import verify_digest
 import mlflow  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
 
-REGISTERED = "models:/"
-"""Start of MLflow's address of a registered version: ``models:/NAME/NUMBER`` or ``models:/NAME@ALIAS``."""
-
 
 def release_of(address: str) -> Path:
     """The folder of the release that was registered.

@@ -15,19 +15,6 @@ from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, SETTINGS, latest, read_resume
 
 
-def named(model: str) -> Path:
-    """The folder of what somebody calls a model: a path, or ``models:/NAME@ALIAS`` of MLflow's registry.
-
-    Raises:
-        MlflowException, DigestMismatch: there is no such version, or it is not any more what was registered.
-    """
-    if not model.startswith("models:/"):
-        return Path(model)
-    from megatron_af.release.served import release_of  # MLflow takes seconds to import
-
-    return release_of(model)
-
-
 def find(place: Path) -> tuple[Config, Path]:
     """The configuration of the stage to load, and its checkpoint.
 
