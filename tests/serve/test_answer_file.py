@@ -115,6 +115,7 @@ def shared(rank: int, world_size: int, source: Path, output: Path) -> Any:
     return answer(model, source, output), model.asked
 
 
+@pytest.mark.slow
 def test_ranks_share_the_requests(tmp_path: Path) -> None:
     source, output = write(tmp_path / "asked.jsonl", ASKED), tmp_path / "answers.jsonl"
     results = run_distributed(shared, 3, source, output)
