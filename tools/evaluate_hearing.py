@@ -9,25 +9,40 @@ the first samples looked) into the stage's folder. With examples, the nearest of
 
     … tools/evaluate_hearing.py --config configs/demo.yaml --shots 0,1,4,8 --from DATASET stage=long [key=value …]
 
-writes ``few_shot/K_from_DATASET/`` with the same files; those of 0 shots are the stage's own.
+writes ``few_shot/K_from_DATASET/`` with the same files; those of 0 shots are the stage's own. Any rows, and any
+checkpoint of the stage's model, without touching the stage's own results; goes on where it was stopped:
+
+    … tools/evaluate_hearing.py --config configs/demo.yaml --rows NAME,NAME --output FOLDER stage=long [key=value …]
+    … tools/evaluate_hearing.py --config configs/demo.yaml --checkpoint FOLDER --output FOLDER stage=long [key=value …]
+
+writes ``hearing.json`` and ``answers.jsonl`` into ``FOLDER/NAME``.
 """
 
 import argparse
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_af.config import ConfigError
+from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import read_config
 from megatron_af.entry import command
 from megatron_af.evaluate.few_shot import few_shot_problems, few_shot_sets
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import validate_evaluation
+from megatron_af.runs.paths import resolve_entry
 
 
 def _numbers(given: str) -> list[int]:
     return sorted({int(number) for number in given.split(",")})
+
+
+def _asking(config: Config, rows: list[str]) -> Config:
+    """The configuration with these data sets to measure its stages on."""
+    asked = {name: replace(stage, evaluation=tuple(rows)) for name, stage in config.curriculum.items()}
+    return replace(config, curriculum=asked)
 
 
 @command
@@ -37,18 +52,32 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     parser.add_argument("--shots", type=_numbers, default=[0], help="examples before each question, such as 4 or 0,1,8")
     parser.add_argument("--from", dest="source", default="", help="data set of retrieval.datasets to take them from")
-    arguments = parser.parse_args()
+    parser.add_argument("--rows", default="", help="data sets to ask about, in place of the stage's evaluation")
+    parser.add_argument("--checkpoint", type=Path, help="folder of the checkpoint to ask, in place of the newest")
+    parser.add_argument("--output", type=Path, help="folder for the results; with --rows or --checkpoint")
+    arguments = parser.parse_intermixed_args()
     shots: list[int] = arguments.shots
     config, unread = read_config(arguments.config, arguments.overrides)
-    validate_evaluation(config, "answer", unread)
+    elsewhere = bool(arguments.rows or arguments.checkpoint or arguments.output)
+    if elsewhere and (not arguments.output or shots != [0]):
+        raise ConfigError(
+            "nowhere to write", ["--rows and --checkpoint need --output FOLDER, and go without --shots: name one"]
+        )
+    if arguments.rows:
+        config = _asking(config, arguments.rows.split(","))
+    validate_evaluation(config, "answer", unread, arguments.checkpoint)
     if problems := list(few_shot_problems(config, arguments.source, shots)):
         raise ConfigError(f"stage {config.stage} of {config.name} cannot be asked with examples", problems)
     join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.evaluate.measure import measure
+    from megatron_af.evaluate.measure import measure, measure_elsewhere
 
     sets = {name: evaluation_rows(config, name) for name in config.curriculum[config.stage].evaluation}
-    measure(config, few_shot_sets(config, arguments.source, sets, shots), arguments.source)
+    if elsewhere:
+        checkpoint = arguments.checkpoint or resolve_entry(config, config.stage)
+        measure_elsewhere(config, sets, checkpoint, arguments.output)
+    else:
+        measure(config, few_shot_sets(config, arguments.source, sets, shots), arguments.source)
     dist.destroy_process_group()
     return 0
 

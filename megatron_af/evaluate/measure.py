@@ -4,10 +4,17 @@
 
 Results of no examples are the stage's own (``megatron_af/runs/results.py``); those of K stand beside them in
 ``few_shot/K_from_DATASET``, in the same files.
+
+    measure_elsewhere(config, sets, checkpoint, Path("tried/dogs"))
+
+asks about any rows, of any checkpoint of the stage, and writes the same files into a folder for each data set. What
+lies there of the same weights, rows and settings is not asked again, so a measurement that was stopped goes on.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -16,12 +23,13 @@ from rich.console import Console
 from megatron_af.config import Config
 from megatron_af.evaluate.classes import by_class, class_tables
 from megatron_af.evaluate.few_shot import Sets, cut_short, few_shot_table
-from megatron_af.evaluate.hearing import AskedLine, answer_lines, ask_all, questions_of, summarise, table
+from megatron_af.evaluate.hearing import Asked, AskedLine, answer_lines, ask_all, questions_of, summarise, table
 from megatron_af.files import write
 from megatron_af.inference.attention import draw, fixed_samples
 from megatron_af.inference.listener import Listener
 from megatron_af.progress import Progress, silent
-from megatron_af.runs.results import bind_results
+from megatron_af.runs.pointers import checkpoint_digest
+from megatron_af.runs.results import are_of, bind_results
 
 DRAWN = 4
 """Answers of each data set that are drawn."""
@@ -43,16 +51,13 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
             found[shots], lines = {}, list[str]()
             for name, rows in shown.items():
                 asked = ask_all(listener, rows)
-                found[shots][name] = summary = summarise(asked)
-                if classes := by_class(asked):
-                    summary["classes"] = classes
+                found[shots][name] = summary = _summary(asked)
                 lines += answer_lines(name, asked)
                 if shots:
                     summary["overall"]["cut_short"] = cut_short(listener.prompt, rows)
                 if first:
                     behind = f", {shots} shots" if shots else ""
-                    progress.console.print(table(summary, f"{config.name}, stage {config.stage}, {name}{behind}"))
-                    progress.console.print(*class_tables(classes, f"{name}{behind}: "))
+                    _show(progress, config, summary, f"{name}{behind}")
                 if first and not shots:
                     draw(listener.looks(fixed_samples(rows, DRAWN)), folder / "pictures", f"attention-{name}")
             if first:
@@ -65,3 +70,56 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
     if first and 0 in found:
         bind_results(config, [folder / "hearing.json", folder / "answers.jsonl"])
     listener.close()
+
+
+def measure_elsewhere(config: Config, sets: Sets, checkpoint: Path, output: Path) -> None:
+    """A collective of the whole world.
+
+    Args:
+        checkpoint: of ``config.stage``'s model.
+        output: gets a folder for each data set.
+    """
+    first = dist.get_rank() == 0
+    asking = [_to_ask(config, sets, checkpoint, output) if first else []]
+    dist.broadcast_object_list(asking)
+    with Progress(Console(width=110)) if first else silent() as progress:
+        for name in sets:
+            if name not in asking[0]:
+                progress.say(f"{name}: measured already, in {output / name}")
+        if not asking[0]:
+            return
+        questions = sum(len(questions_of(sets[name])) for name in asking[0])
+        line = AskedLine(progress, 2 * questions, dist.get_world_size())
+        listener = Listener(config, checkpoint, watch=line)
+        for name in asking[0]:
+            asked = ask_all(listener, sets[name])
+            if first:
+                summary, folder = _summary(asked), output / name
+                _show(progress, config, summary, name)
+                write(folder / "hearing.json", json.dumps({name: summary}, indent=1))
+                write(folder / "answers.jsonl", "\n".join(answer_lines(name, asked)) + "\n")
+                files = [folder / "hearing.json", folder / "answers.jsonl"]
+                bind_results(_asking(config, name), files, checkpoint)
+        line.end()
+        listener.close()
+
+
+def _to_ask(config: Config, sets: Sets, checkpoint: Path, output: Path) -> list[str]:
+    weights = checkpoint_digest(checkpoint)
+    return [name for name in sets if not are_of(_asking(config, name), config.stage, weights, output / name)]
+
+
+def _asking(config: Config, name: str) -> Config:
+    """The configuration with one data set to measure its stage on."""
+    stage = replace(config.curriculum[config.stage], evaluation=(name,))
+    return replace(config, curriculum={**config.curriculum, config.stage: stage})
+
+
+def _summary(asked: Sequence[Asked]) -> dict[str, Any]:
+    classes = by_class(asked)
+    return summarise(asked) | ({"classes": classes} if classes else {})
+
+
+def _show(progress: Progress, config: Config, summary: dict[str, Any], what: str) -> None:
+    progress.console.print(table(summary, f"{config.name}, stage {config.stage}, {what}"))
+    progress.console.print(*class_tables(summary.get("classes", {}), f"{what}: "))

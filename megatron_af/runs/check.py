@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 from megatron_af.config import Config, ConfigError, StageConfig
 from megatron_af.config.components import UnknownComponent
@@ -52,11 +53,14 @@ def validate(config: Config, world_size: int, unread: Unread = READ) -> None:
         raise ConfigError(f"{config.name} cannot run on {count(world_size, 'process')}", problems)
 
 
-def validate_evaluation(config: Config, objective: str, unread: Unread = READ) -> None:
+def validate_evaluation(
+    config: Config, objective: str, unread: Unread = READ, checkpoint: Path | None = None
+) -> None:
     """Stop an evaluation of ``config.stage`` that cannot work; what only training needs may be absent.
 
     Args:
         objective: of the stages that this evaluation measures.
+        checkpoint: that is measured; None: the stage's own.
 
     Raises:
         ConfigError: with every problem of the model, the evaluation sets and the stage's checkpoint.
@@ -76,7 +80,8 @@ def validate_evaluation(config: Config, objective: str, unread: Unread = READ) -
     found += _layers(usable)
     kept = {key: problem for key, problem in out_of_range.items() if not key.startswith("parallel.")}
     problems = [*_of_stages(kept, config.stage), *unexplained(found, out_of_range)]
-    if problems := unread.and_also(_with_files(config, problems, missing_for_evaluation)):
+    missing = partial(missing_for_evaluation, checkpoint=checkpoint)
+    if problems := unread.and_also(_with_files(config, problems, missing)):
         raise ConfigError(f"stage {config.stage} of {config.name} cannot be measured", problems)
 
 

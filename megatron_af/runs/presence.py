@@ -88,13 +88,16 @@ def missing_at_the_head(config: Config) -> Iterator[str]:
             yield f"data.datasets.{name}.origin.audio = {made_of.audio}: not in {root}; put the recordings there"
 
 
-def missing_for_evaluation(config: Config) -> Iterator[str]:
-    """The sets it is measured on, and its own checkpoint."""
+def missing_for_evaluation(config: Config, checkpoint: Path | None = None) -> Iterator[str]:
+    """The sets it is measured on, and the checkpoint: its own, or the one that is named."""
     stage = config.curriculum[config.stage]
     yield from _data(config, stage.evaluation)
     yield from _texts(config)
     folder = config.stage_folder(config.stage) / "checkpoints"
-    if _points_somewhere(folder):
+    if checkpoint is not None:
+        parts = spec_of(stage).parts_of(stage)
+        yield from _checkpoint(f"--checkpoint {checkpoint}", checkpoint, parts, [])
+    elif _points_somewhere(folder):
         yield from _weights("the stage's checkpoint", folder, spec_of(stage).parts_of(stage))
     else:
         yield f"stage = {config.stage}: has no checkpoint in {folder.parent}; train it first"

@@ -98,9 +98,9 @@ def result_files(folder: Path) -> list[Path]:
     return [file for name in (HEARING, CLAP, SAMPLES, MEASURED) for file in sorted(folder.glob(name))]
 
 
-def are_of(config: Config, stage: str, weights: str) -> bool:
-    """Whether a stage's results lie in its folder, of these weights and on what the configuration asks."""
-    folder = config.stage_folder(stage)
+def are_of(config: Config, stage: str, weights: str, folder: Path | None = None) -> bool:
+    """Whether results lie in a folder (default: the stage's), of these weights and on what the configuration asks."""
+    folder = folder or config.stage_folder(stage)
     measured = _measured(folder)
     asked = measured.get("weights") == weights and measured["asked"] == evaluation_inputs(config, stage)
     return asked and all((folder / name).is_file() for name in measured["files"])
@@ -118,13 +118,18 @@ def check_asked(config: Config, stage: str) -> None:
         )
 
 
-def bind_results(config: Config, files: Iterable[Path]) -> None:
-    """Say of which weights ``config.stage``'s results are; whoever measured a checkpoint calls it when it is done.
+def bind_results(config: Config, files: Iterable[Path], checkpoint: Path | None = None) -> None:
+    """Say of which weights results are; whoever measured a checkpoint calls it when it is done.
 
-    Results of other weights that lie in the stage's folder from before are not vouched for any more.
+    Results of other weights that lie in their folder from before are not vouched for any more.
+
+    Args:
+        files: all of one folder: that of ``config.stage``, or anybody's.
+        checkpoint: that was measured; None: the stage's newest.
     """
-    folder = config.stage_folder(config.stage)
-    checkpoint = latest(folder / "checkpoints")
+    files = list(files)
+    folder = files[0].parent
+    checkpoint = checkpoint or latest(config.stage_folder(config.stage) / "checkpoints")
     if checkpoint is None:
         raise FileNotFoundError(f"stage {config.stage} has no checkpoint in {folder}; nothing can be measured")
     before, weights = _measured(folder), checkpoint_digest(checkpoint)

@@ -8,36 +8,47 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import DatasetConfig, RetrievalConfig
+from megatron_af.config import Config, DataConfig, DatasetConfig, RetrievalConfig, StageConfig
 from megatron_af.config.loading import to_yaml
+from megatron_af.evaluate.hearing import evaluation_rows
+from megatron_af.evaluate.measure import measure_elsewhere
+from megatron_af.runs.paths import resolve_entry
+from megatron_af.runs.pointers import checkpoint_digest
 from tests.data.toy import write_tone
 from tests.decoder.test_toy_family import tool_run
+from tests.distributed import run_distributed
 from tests.train import test_trainer as tool
 from tests.trained_run import trained_run
+from tools.evaluate_hearing import main
 
 
-@pytest.mark.slow
-def test_one_command_measures_with_and_without_examples(tmp_path: Path) -> None:
-    config = trained_run(tmp_path)
+def asked_run(folder: Path) -> Config:
+    """A trained run with recordings to train on, to take examples from and to be asked about."""
+    config = trained_run(folder)
     for name, count in (("train", 5), ("test", 2)):
         rows = []
         for i in range(count):
-            write_tone(tmp_path / f"{name}/{i}.wav", 2.0, 10 * i + len(name))
+            write_tone(folder / f"{name}/{i}.wav", 2.0, 10 * i + len(name))
             question = {"prompt": "w5 w7", "output": f"w{i}"}
             clip = {"path": f"{name}/{i}.wav", "duration": 2.0}
             rows.append(json.dumps({"id": f"{name}-{i}", "clips": [clip], "questions": [question]}))
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     stages = {
         "clap": dataclasses.replace(config.curriculum["clap"], blend={"train": 1.0}),
         "stage": dataclasses.replace(config.curriculum["stage"], blend={"train": 1.0}, evaluation=("test",)),
     }
     datasets = {name: DatasetConfig(manifest=f"{name}.jsonl") for name in ("train", "test")}
-    config = dataclasses.replace(
+    return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, datasets=datasets),
         curriculum=stages,
         retrieval=RetrievalConfig(stage="clap", datasets=("train",)),
     )
+
+
+@pytest.mark.slow
+def test_one_command_measures_with_and_without_examples(tmp_path: Path) -> None:
+    config = asked_run(tmp_path)
     top = tmp_path / "top.yaml"
     top.write_text(to_yaml(config))
     tool_run("tools/build_retrieval.py", "index", "--config", str(top))
@@ -61,3 +72,48 @@ def test_one_command_measures_with_and_without_examples(tmp_path: Path) -> None:
     )
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("6 examples were asked for: train has 5 recordings")
+
+
+def elsewhere(rank: int, world_size: int, config: Config, checkpoint: Path, output: Path) -> None:
+    sets = {name: evaluation_rows(config, name) for name in ("train", "test")}
+    measure_elsewhere(config, sets, checkpoint, output)
+
+
+@pytest.mark.slow
+def test_any_rows_are_asked_about_beside_the_stages_own_results(tmp_path: Path) -> None:
+    config = dataclasses.replace(asked_run(tmp_path), stage="stage")
+    folder, tried = config.stage_folder("stage"), tmp_path / "tried"
+    checkpoint = resolve_entry(config, "stage")
+    run_distributed(elsewhere, 2, config, checkpoint, tried)
+    assert json.loads((tried / "train/hearing.json").read_text())["train"]["overall"]["n"] == 5
+    assert len((tried / "test/answers.jsonl").read_text().splitlines()) == 2
+    assert not (folder / "hearing.json").exists() and not (folder / "measured.json").exists()
+    assert json.loads((tried / "test/measured.json").read_text())["weights"] == checkpoint_digest(checkpoint)
+    stamps = {name: (tried / name / "hearing.json").stat().st_mtime_ns for name in ("train", "test")}
+    (tried / "test/answers.jsonl").unlink()  # as if it had been stopped between the two
+    run_distributed(elsewhere, 1, config, checkpoint, tried)
+    again = {name: (tried / name / "hearing.json").stat().st_mtime_ns for name in ("train", "test")}
+    assert again["train"] == stamps["train"] and again["test"] > stamps["test"]
+    other = trained_run(tmp_path, "other", seed=1)
+    run_distributed(elsewhere, 1, config, resolve_entry(dataclasses.replace(other, stage="stage"), "stage"), tried)
+    assert (tried / "train/hearing.json").stat().st_mtime_ns > again["train"], "of other weights"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--rows", "test"], "need --output FOLDER"),
+        (["--rows", "test", "--output", "x", "--shots", "2", "--from", "test"], "go without --shots"),
+        (["--rows", "tests", "--output", "x"], "'tests' is not in data.datasets"),
+        (["--checkpoint", "gone", "--output", "x", "--rows", "test"], "--checkpoint gone: neither a stage nor"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    wrong: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {"test": DatasetConfig(manifest="test.jsonl")}
+    top = tmp_path / "top.yaml"
+    top.write_text(to_yaml(Config(name="t", data=DataConfig(datasets=sets), curriculum={"stage": StageConfig()})))
+    monkeypatch.setattr(sys, "argv", ["evaluate_hearing.py", "--config", str(top), *wrong, "stage=stage"])
+    assert main() == 2
+    assert said in capsys.readouterr().err
