@@ -18,6 +18,7 @@ from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.foreign import ForeignError
 from megatron_af.parallel.global_state import placements
+from tests.decoder.test_opt import transformers_model
 from tests.decoder.toy import (
     ADDED,
     HIDDEN,
@@ -254,6 +255,19 @@ def test_a_folder_states_what_it_cannot_be_used_for(folder, tmp_path):
         LanguageFolder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        LanguageFolder(tmp_path)
+
+
+def test_an_opt_folder_of_another_size_or_family_is_refused(tmp_path):
+    """Its learnt places are rows of a table: as many as there are, no more and no fewer."""
+    sizes = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 4, "ffn": 64, "vocab": 50, "max_positions": 40}
+    lm = LMConfig(family="opt", norm_eps=1e-5, **sizes)
+    transformers_model(lm).save_pretrained(tmp_path)
+    LanguageFolder(tmp_path, "opt").check(lm)
+    other = dataclasses.replace(lm, ffn=96, max_positions=48)
+    with pytest.raises(ValueError, match=r"(?s)model\.lm\.ffn = 96: the folder has 64.*max_positions = 48: .* has 40"):
+        LanguageFolder(tmp_path, "opt").check(other)
+    with pytest.raises(ValueError, match="expected model_type 'qwen2', got 'opt'"):
         LanguageFolder(tmp_path)
 
 

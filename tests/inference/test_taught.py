@@ -1,5 +1,6 @@
 """Examples that were read once: answers are those of the whole text, and only the question is read and heard anew."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def whole(shown: list[Row], question: Row) -> Row:
     )
 
 
-def teach(rank: int, world_size: int, config: Config) -> dict[str, Any]:
+def teach(rank: int, world_size: int, config: Config, immediate: bool) -> dict[str, Any]:
+    hears = replace(config.model.cross_attention, immediate=immediate)
+    config = replace(config, model=replace(config.model, cross_attention=hears))
     listener, root = Listener(config), Path(config.data.root)
     found: dict[str, Any] = {"alike": [], "read": [], "heard": []}
     taught, shown = Taught(listener), [examples("w5 w6", 0, 1), examples("w9", 2)]
@@ -91,8 +94,9 @@ def teach(rank: int, world_size: int, config: Config) -> dict[str, Any]:
     return found
 
 
-def test_it_answers_as_if_all_examples_stood_before_the_question(config: Config) -> None:
-    (found,) = run_distributed(teach, 1, config, timeout=200)
+@pytest.mark.parametrize("immediate", [False, True], ids=["all audio so far", "the latest alone"])
+def test_it_answers_as_if_all_examples_stood_before_the_question(config: Config, immediate: bool) -> None:
+    (found,) = run_distributed(teach, 1, config, immediate, timeout=200)
     assert found["alike"] == [True] * 6
     assert found["heard"] == [1] * 6, "only what is asked about is heard anew"
     first = [length for length in found["read"] if length > 1]
