@@ -107,7 +107,7 @@ def train(folder: Path, *overrides: str) -> str:
 
 def losses(log: str) -> dict[int, tuple[str, str]]:
     """Step -> (loss, gradient norm) as printed."""
-    lines = re.findall(r"step (\d+)/\d+ .*?\| loss ([\d.]+) \| grad ([\d.]+)", log)
+    lines = re.findall(r"step (\d+)/\d+ .*?\| loss ([\d.]+) .*?\| grad ([\d.]+)", log)
     return {int(step): (loss, norm) for step, loss, norm in lines}
 
 
