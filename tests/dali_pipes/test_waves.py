@@ -266,6 +266,7 @@ def test_what_is_no_audio_is_called_by_its_name(tmp_path: Path, content: bytes, 
             read_mono(other, start=0.0, duration=1.0)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # which a user sees as a traceback
 @pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "W64", "FLAC", "OGG", "RF64", "SVX"])
 def test_any_broken_byte_of_a_header_is_told_of_and_nothing_else_is_printed(
     kind: str, capfd: pytest.CaptureFixture[str]
