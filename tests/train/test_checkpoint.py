@@ -16,6 +16,7 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
+from megatron_af.config import LoRAConfig
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -58,9 +59,10 @@ def run(
     precision: str = "fp32",
     trainable: tuple[str, ...] = tiny.FROZEN_LM,
     lm: dict[str, Any] | None = None,
+    lora: LoRAConfig | None = None,
 ) -> list[float]:
     """Train ``steps`` steps; saves after step ``SAVED_AT``, or starts from that checkpoint. Losses and norms."""
-    config = dataclasses.replace(tiny.config(trainable=trainable, **layout), precision=precision)
+    config = dataclasses.replace(tiny.config(trainable=trainable, lora=lora, **layout), precision=precision)
     model_config = dataclasses.replace(config.model, lm=dataclasses.replace(config.model.lm, **(lm or {})))
     config = dataclasses.replace(config, model=model_config)
     stage = config.curriculum["stage"]
@@ -74,7 +76,7 @@ def run(
     if resume:
         path = latest(Path(folder))
         assert path is not None
-        load_parts(model, groups, path, Answer.parts)
+        load_parts(model, groups, path, Answer().parts_of(stage))
         start = read_resume(path)["step"]
     objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     schedule = build_schedule(stage.optimizer, 50, objective.optimizer)
@@ -96,7 +98,7 @@ def run(
         checkpoints.poll()
         if not resume and step + 1 == SAVED_AT:
             state = Resume(stage="stage", step=SAVED_AT, skipped=0, samples=24, world_size=world_size)
-            checkpoints.save(model, objective.optimizer, groups, state, {}, Answer.parts)
+            checkpoints.save(model, objective.optimizer, groups, state, {}, Answer().parts_of(stage))
     checkpoints.close()
     process_groups.destroy()
     return numbers
@@ -151,6 +153,16 @@ def test_learnt_positions_load_in_any_layout(written: str, read: str, tmp_path: 
     world_size, parallel = LAYOUTS[read]
     resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=3, resume=True, **arguments)[0]
     assert resumed == pytest.approx(through[2 * SAVED_AT :], rel=5e-6)
+
+
+@pytest.mark.parametrize(("written", "read"), [("TP2xPP2+SP", "DP2+ZeRO-1"), ("PP2xDP2+ZeRO-1", "TP2xPP2+SP")])
+def test_adapters_load_in_any_layout(written: str, read: str, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"trainable": tiny.ADAPTERS, "lora": tiny.LORA, "timeout": 180}
+    world_size, parallel = LAYOUTS[written]
+    through = run_distributed(run, world_size, parallel, str(tmp_path), steps=6, resume=False, **arguments)[0]
+    world_size, parallel = LAYOUTS[read]
+    resumed = run_distributed(run, world_size, parallel, str(tmp_path), steps=3, resume=True, **arguments)[0]
+    assert resumed == pytest.approx(through[2 * SAVED_AT :], rel=1e-5)
 
 
 OPT = {"family": "opt", "kv_heads": 4}
