@@ -11,7 +11,7 @@ import tokenizers
 import torch
 from tokenizers.models import WordLevel
 
-from megatron_af.config import Config, DataConfig, StageConfig
+from megatron_af.config import Config, DataConfig, LoRAConfig, StageConfig
 from megatron_af.config.loading import to_yaml
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
@@ -19,19 +19,20 @@ from megatron_af.parallel.device import current_device
 from megatron_af.runs.paths import Resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
+from megatron_af.train.objectives.answer import Answer
 from megatron_af.train.objectives.contrastive_learner import build_clap
 from tests import contrastive_run, tiny
 from tests.distributed import run_distributed
 
 
-def trained_run(folder: Path, name: str = "tiny", seed: int = 0) -> Config:
+def trained_run(folder: Path, name: str = "tiny", seed: int = 0, lora: LoRAConfig | None = None) -> Config:
     """Its configuration; ``stage`` answers, ``clap`` embeds, words are ``w0`` to ``w88``; each seed has its weights."""
     words = {f"w{i}": i for i in range(89)} | {"<|endoftext|>": 89}
     base = tokenizers.Tokenizer(WordLevel(words, unk_token="w0"))
     base.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     base.save(str(folder / "tokenizer.json"))
     data = DataConfig(root=str(folder), tokenizer=str(folder / "tokenizer.json"), workers=1)
-    small = tiny.config()
+    small = tiny.config(lora=lora)
     config = dataclasses.replace(
         small,
         name=name,
@@ -58,7 +59,7 @@ def _save(rank: int, world_size: int, config: Config) -> None:
             parameter += 0.02 * config.seed * torch.randn(parameter.shape, generator=generator)
     clap = build_clap(config, Tokenizer.load(config.data.tokenizer), current_device())
     for stage, trained, parts in (
-        ("stage", model, ("encoder", "transform", "rows", "xattn", "lm")),
+        ("stage", model, Answer().parts_of(config.curriculum["stage"])),
         ("clap", clap, ("encoder", "clap")),
     ):
         at = dataclasses.replace(config, stage=stage)

@@ -16,6 +16,7 @@ from megatron_af.inference.reading import audio_keys
 from megatron_af.inference.requests import RequestRows
 from megatron_af.runs.bundle import make_release
 from megatron_af.serve.places import find
+from tests import tiny
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
 from tests.release.elsewhere import elsewhere
@@ -28,12 +29,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with recordings, a release of a trained run, and ``exported``."""
+    """A folder with recordings, a release of a trained run with adapters, and ``exported``."""
     place = tmp_path_factory.mktemp("export")
     for name, seconds in (("dog", 2.0), ("rain", 12.0), ("long", 37.0)):
         write_tone(place / f"{name}.wav", seconds, len(name))
     write_tone(place / "high.wav", 3.0, 4, rate=44_100)
-    config: Config = trained_run(place, "demo", seed=1)
+    config: Config = trained_run(place, "demo", seed=1, lora=tiny.LORA)
     done = tool(str(make_release(config, "stage")), str(place / "exported"))
     assert done.returncode == 0, done.stderr
     return place
