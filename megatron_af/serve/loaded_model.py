@@ -66,7 +66,7 @@ class LoadedModel:
         parallel: how the model lies on the ranks of torchrun; default: whole on each.
 
     Raises:
-        ValueError: there is no such precision.
+        ValueError: there is no such precision, or not in that layout.
         FileNotFoundError: there is no such folder, nothing trained in it, or a file that it needs is gone.
         ConfigError: its configuration cannot be read.
     """
@@ -83,6 +83,11 @@ class LoadedModel:
             known = ", ".join(filter(None, get_args(Precision)))
             raise ValueError(f"precision: expected {known} or nothing, got {precision!r}")
         self._opens, parallel = opens, parallel or ParallelConfig()
+        if precision == "int8" and parallel.tensor > 1:
+            raise ValueError(
+                f"precision: int8 holds each linear whole on its rank, got parallel.tensor = {parallel.tensor}; set it "
+                "to 1, or precision to bf16"
+            )
         self._config, checkpoint = find(Path(place))
         self.weights = checkpoint_digest(checkpoint)
         """Digest of the checkpoint."""

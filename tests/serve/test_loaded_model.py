@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import megatron_af
-from megatron_af.config import Config
+from megatron_af.config import Config, ParallelConfig
 from megatron_af.runs.bundle import make_release
 from megatron_af.serve import loaded_model, places
 from tests.data.toy import write_tone
@@ -342,3 +342,8 @@ def test_it_answers_in_less_memory(folder: Path) -> None:
     for precision in ("bf16", "int8"):
         assert len(found[precision][0].split()) > 0
         assert np.dot(found[precision][2], found["fp32"][2]) > 0.99
+
+
+def test_int8_is_refused_where_linears_are_cut() -> None:
+    with pytest.raises(ValueError, match=r"got parallel\.tensor = 2; set it to 1, or precision to bf16"):
+        loaded_model.LoadedModel("nowhere", precision="int8", parallel=ParallelConfig(tensor=2))
