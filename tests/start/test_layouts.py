@@ -127,6 +127,12 @@ def test_what_says_nothing_is_refused(tmp_path: Path) -> None:
         understand(tmp_path / "mine", tmp_path / "data")
 
 
+def test_one_label_for_everything_says_nothing(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", *(f"dog_{take}.wav" for take in range(6)))
+    with pytest.raises(NotUnderstood, match="6 recordings and nothing that says what they are"):
+        understand(tmp_path / "mine", tmp_path / "data")
+
+
 def test_another_folder_takes_the_place_of_the_first(tmp_path: Path) -> None:
     for name in ("one", "two"):
         tones(tmp_path / name, f"{name}/1.wav", f"{name}/2.wav", "rain/1.wav")
