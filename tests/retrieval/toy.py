@@ -56,7 +56,7 @@ def retrieval_config(folder: Path, train: int = 24, test: int = 4) -> Config:
 
 def write_checkpoint(config: Config, weights: str) -> None:
     """What makes one encoder another one: the files of its checkpoint."""
-    checkpoint = config.stage_folder("clap") / "checkpoints" / f"step_{weights}"
+    checkpoint = config.stage_folder("clap") / "checkpoints" / f"step_{ord(weights):08d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights").write_text(weights)
     (checkpoint / "checkpoint.json").write_text(json.dumps({"parts": {"encoder": ".", "clap": "."}}))
