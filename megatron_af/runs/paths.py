@@ -76,9 +76,10 @@ def latest(folder: Path) -> Path | None:
         return None
     name = pointer.read_bytes().decode(errors="replace").strip()
     checkpoint = folder / name
-    for complete in (checkpoint, replaced(checkpoint)):  # the latter: a run died between two renames
-        if STEP.fullmatch(name) and (complete / MANIFEST).exists():
-            return complete
+    if STEP.fullmatch(name):
+        for complete in (checkpoint, replaced(checkpoint)):  # the latter: a run died between two renames
+            if (complete / MANIFEST).exists():
+                return complete
     raise CheckpointError(
         f"{pointer} names {name[:80] or 'nothing'}, which holds no {MANIFEST}; "
         f"write the name of a complete checkpoint into {pointer} or delete it to start over"

@@ -67,7 +67,7 @@ def test_damaged_digests_are_damage(folder: Path, harm: Callable[[Path], None]) 
     assert latest(folder) == folder / "step_00000002" and DIGEST_FILE in told[0]
 
 
-@pytest.mark.parametrize("content", [b"", b"step_00000009", b"../elsewhere", b"\xff\xfe", b"step_00000003\x00"])
+@pytest.mark.parametrize("content", [b"", b"step_00000009", b"../elsewhere", b"/", b"\xff\xfe", b"step_00000003\x00"])
 def test_a_pointer_to_nothing_is_mended_by_the_newest_whole_checkpoint(folder: Path, content: bytes) -> None:
     elsewhere = folder.parent / "elsewhere"
     shutil.rmtree(elsewhere, ignore_errors=True)
