@@ -141,7 +141,7 @@ class DecoderCache:
     def join(self, other: "DecoderCache") -> None:
         """The rows of another one come behind these; it is not to be used any more.
 
-        Every row of both has read something.
+        Every row of both has read something since it heard its audio.
         """
         self.room = max(self.room, other.room)
         for layer, pair in other._text.items():
@@ -151,8 +151,9 @@ class DecoderCache:
             self._text[layer] = key_LBND, value_LBND
         ours, theirs = self.heard, other.heard
         length = max(len(ours.tokens_LUH), len(theirs.tokens_LUH))
-        for layer, (more, _) in other._audio.items():
-            own, _ = self._audio[layer]
+        for layer, (more, known) in other._audio.items():
+            own, own_known = self._audio[layer]
+            assert (own_known, known) == (len(ours.tokens_LUH), len(theirs.tokens_LUH)), "what is heard was attended to"
             room = max(len(own), len(more))
             # Behind the shorter recordings stand zero keys, where their tokens are zero, too.
             self._audio[layer] = torch.cat([with_zero_keys(own, room), with_zero_keys(more, room)], 1), length
