@@ -17,7 +17,7 @@ from megatron_af.release import aliases as alias_moves
 from megatron_af.release.aliases import Move, MoveForbidden, MoveRefused, aliases, carry_out
 from megatron_af.release.gates import GateConfig, Gates, Trials
 from megatron_af.release.versions import PromotionRefused, Releases, UnknownVersion
-from megatron_af.runs.digests import DigestMismatch, record_digest
+from megatron_af.runs.digests import DigestMismatch, record_digest, recorded_digest
 from megatron_af.tracking.store import experiment_id, open_client
 
 MODEL = "audio-flamingo"
@@ -128,7 +128,7 @@ def test_a_changed_checkpoint_is_not_registered(shop: Shop) -> None:
 
 def test_registering_twice_is_registering_once(shop: Shop) -> None:
     first = shop.register("one", 60)
-    assert shop.register_again("one", (shop.folder / "one/digest.txt").read_text().strip()) == first
+    assert shop.register_again("one", recorded_digest(shop.folder / "one")) == first
     assert [str(version.version) for version in shop.releases.versions()] == [first]
 
 
