@@ -51,6 +51,8 @@ class Cancelled(BaseException):
 
 
 _heeding = False
+_asked: "Cancelled | None" = None
+"""How this process was asked to stop."""
 
 
 @contextlib.contextmanager
@@ -59,7 +61,7 @@ def cancellable() -> Iterator[None]:
 
     Those that follow change nothing: whoever was asked to stop ends when what it started has ended.
     """
-    global _heeding
+    global _heeding, _asked
     own = os.getpid()
 
     def cancel(number: int, _frame: object) -> None:
@@ -67,15 +69,17 @@ def cancellable() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        global _asked
         for later in (signal.SIGTERM, signal.SIGINT):
             signal.signal(later, lambda *_: None)
-        raise Cancelled(number)
+        _asked = Cancelled(number)
+        raise _asked
 
     # Only the main thread may set handlers; inside another `cancellable` they are set.
     if _heeding or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _heeding = True
+    _heeding, _asked = True, None
     before = {number: signal.signal(number, cancel) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -95,6 +99,11 @@ def command[**Arguments](main: Callable[Arguments, int]) -> Callable[Arguments, 
     return run
 
 
+def _stopped(stop: Cancelled) -> int:
+    print(f"{stop}; the same command goes on from there", file=sys.stderr)
+    return stop.exit_code
+
+
 def _ended(main: Callable[[], int]) -> int:
     try:
         if "LOCAL_RANK" in os.environ and threading.current_thread() is threading.main_thread():
@@ -103,9 +112,10 @@ def _ended(main: Callable[[], int]) -> int:
         with cancellable():
             return main()
     except Cancelled as stop:
-        print(f"{stop}; the same command goes on from there", file=sys.stderr)
-        return stop.exit_code
+        return _stopped(stop)
     except Exception as error:
+        if _asked is not None:  # in the middle of a library that made another error of it
+            return _stopped(_asked)
         if isinstance(error, BrokenPipeError) and _output_is_gone():  # whoever read it has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE

@@ -67,10 +67,10 @@ def _next(config: Config, stage: str, before: Sequence[Step]) -> Step:
         blocked = any(parent.action == "blocked" for parent in parents)
         why = f"after {', '.join(parent.stage for parent in parents)}"
         return Step(stage=stage, action="blocked" if blocked else "train", why=why)
-    root = DataRoot(config.data.root)
-    if any(not root.exists(rows_file(config.data.datasets[name].manifest)) for name in made_between(config, stage)):
-        return Step(stage=stage, action="train", why=f"after {RETRIEVAL_STEP}")
     try:
+        made = [config.data.datasets[name].manifest for name in made_between(config, stage)]
+        if made and not all(map(DataRoot(config.data.root).exists, map(rows_file, made))):
+            return Step(stage=stage, action="train", why=f"after {RETRIEVAL_STEP}")
         return decide(config, stage)
     except (CheckpointError, ImportError, KeyError, OSError, ValueError) as missing:  # or cannot be read
         reason = missing.args[0] if isinstance(missing, KeyError) else missing

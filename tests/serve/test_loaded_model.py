@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text()
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with ``dog.wav``, ``rain.wav``, ``runs/demo`` and ``runs/other``."""
     folder = tmp_path_factory.mktemp("front_door")
-    for name, seconds in (("dog", 2.0), ("rain", 12.0)):
+    for name, seconds in (("dog", 2.0), ("rain", 12.0), ("creak1", 1.0), ("creak2", 1.5)):
         write_tone(folder / f"{name}.wav", seconds, len(name))
     (folder / "broken.wav").write_bytes(b"RIFF")
     trained_run(folder, "demo")

@@ -59,7 +59,7 @@ def served(folder: Path) -> Iterator[tuple[Running, "subprocess.Popen[str]"]]:
         yield Running(int(found[1]), None), process
     finally:
         process.terminate()
-        assert process.wait() in (0, -15)
+        assert process.wait() in (0, 128 + 15)
 
 
 def message(text: str, audio: Any = None) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class SkippedSteps(Callback):
             dist.all_gather_object(samples, self._samples)
         report = trainer.folder / REPORT
         if trainer.rank == 0:
+            report.parent.mkdir(parents=True, exist_ok=True)
             with report.open("a") as file:
                 file.write(json.dumps({"step": trainer.step, "loss": str(loss), "samples": samples}) + "\n")
         return report

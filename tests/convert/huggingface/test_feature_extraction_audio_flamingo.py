@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from dali_pipes.mel import Pcm
+from dali_pipes.mel import MelPipeline, Pcm
 from dali_pipes.waves import read_wave
 from megatron_af.config import FrontEndConfig
 from megatron_af.convert.huggingface.feature_extraction_audio_flamingo import AudioFlamingoFeatureExtractor
 from megatron_af.release.export import FRONT_END
-from tests.dali_pipes.test_mel import AF1, AF2, ODD, broadband, pipeline
+from tests.dali_pipes.test_mel import AF1, AF2, ODD, broadband
 from tests.data.toy import write_tone
 
 CLAPCAP = FrontEndConfig(
@@ -25,6 +25,10 @@ def extractor_of(front_end: FrontEndConfig, max_windows: int = 3) -> AudioFlamin
     return AudioFlamingoFeatureExtractor(sampling_rate=front_end.sample_rate, max_windows=max_windows, **settings)
 
 
+def dali(front_end: FrontEndConfig) -> MelPipeline:
+    return MelPipeline(front_end, device="cpu", device_id=None, threads=1)
+
+
 @pytest.mark.parametrize(
     ("front_end", "tolerance"),
     [(AF2, 1.5e-3), (AF1, 6e-3), (ODD, 1.5e-3), (CLAPCAP, 6e-3)],
@@ -34,7 +38,7 @@ def extractor_of(front_end: FrontEndConfig, max_windows: int = 3) -> AudioFlamin
 def test_windows_are_dalis(front_end: FrontEndConfig, tolerance: float, seconds: float) -> None:
     wave = broadband(seconds, front_end.sample_rate, seed=3)
     windows = front_end.num_windows(len(wave), 3)
-    expected = pipeline(front_end).run([Pcm(wave)], [windows])
+    expected = dali(front_end).run([Pcm(wave)], [windows])
     found = extractor_of(front_end).windows(wave, front_end.sample_rate)
     assert found.shape == expected.shape == (windows, front_end.window_frames, 64)
     loud = expected > -70  # the zero-padded tail lies at the floor
@@ -47,7 +51,7 @@ def test_a_file_is_heard_as_the_loader_hears_it(tmp_path: Path, rate: int) -> No
     write_tone(tmp_path / "tone.wav", 12.3, seed=4, rate=rate)
     wave = read_wave(tmp_path / "tone.wav", start=0.0, duration=12.3, sample_rate=16_000)
     found = extractor_of(AF2).windows(tmp_path / "tone.wav")
-    expected = pipeline(AF2).run([Pcm(wave)], [2])
+    expected = dali(AF2).run([Pcm(wave)], [2])
     error = (found - expected).abs()[expected > -70]
     assert (error > 1.5e-3).float().mean() < 1e-3 and error.max() < 0.1
 
