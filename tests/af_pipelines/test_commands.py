@@ -17,6 +17,8 @@ from megatron_af.pipeline.job import Job
 from megatron_af.pipeline.records import RunFolder
 from tests.af_pipelines.fake_cluster import FakeCluster, Object
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 name: toy
 output: {tmp}/runs
@@ -59,7 +61,6 @@ def test_a_file_on_no_volume_is_refused_before_anything_is_sent(
     assert not cluster.runs
 
 
-@pytest.mark.slow
 def test_from_submit_to_cancel(cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(tmp_path) == 0
     (sent,) = cluster.runs.values()
@@ -102,7 +103,6 @@ def test_from_submit_to_cancel(cluster: FakeCluster, tmp_path: Path, capsys: pyt
     assert again["run"] == parameters["run"], "the same run goes on, so its finished steps are found"
 
 
-@pytest.mark.slow
 def test_what_a_pipeline_server_refuses(
     cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +143,6 @@ def test_a_token_file_that_is_not_there(
     assert "KF_PIPELINES_SA_TOKEN_PATH names" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["submit", "resume"])
 def test_one_run_at_a_time(cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     def again() -> int:

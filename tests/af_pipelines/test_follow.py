@@ -8,6 +8,8 @@ from megatron_af.pipeline.job import StepFailed
 from tests.af_pipelines.fake_cluster import FakeCluster, Object
 from tests.af_pipelines.launcher import NAME, Launcher, pod_name
 
+pytestmark = pytest.mark.slow
+
 
 def test_runs_to_completion_with_logs_and_progress(cluster: FakeCluster, launch: Launcher) -> None:
     def start(job: Object) -> None:
@@ -65,7 +67,6 @@ def test_restart_of_the_whole_job_is_told_with_its_reason(cluster: FakeCluster, 
     assert "[align 0] step 2/3" in launch.said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
@@ -92,7 +93,6 @@ def test_image_that_comes_after_all(cluster: FakeCluster, launch: Launcher) -> N
     assert any("registry is busy" in line for line in launch.said)
 
 
-@pytest.mark.slow
 def test_no_room_is_waited_for_but_not_for_ever(cluster: FakeCluster, launch: Launcher) -> None:
     why = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "4 Insufficient gpu"}
     cluster.on_get(0, lambda job: cluster.run_pods(job, phase="Pending", conditions=[why]))
@@ -101,7 +101,6 @@ def test_no_room_is_waited_for_but_not_for_ever(cluster: FakeCluster, launch: La
     assert NAME not in cluster.jobs
 
 
-@pytest.mark.slow
 def test_quota_that_keeps_pods_from_existing(cluster: FakeCluster, launch: Launcher) -> None:
     warning = "Error creating: pods is forbidden: exceeded quota: gpus, requested: 8, used: 8, limited: 8"
     cluster.on_get(0, lambda job: cluster.warn(f"{NAME}-node-0", "FailedCreate", warning))
@@ -110,7 +109,6 @@ def test_quota_that_keeps_pods_from_existing(cluster: FakeCluster, launch: Launc
     assert NAME not in cluster.jobs
 
 
-@pytest.mark.slow
 def test_a_queued_job_may_wait_as_long_as_the_queue_takes(cluster: FakeCluster, launch: Launcher) -> None:
     queued = {"conditions": [{"type": "Suspended", "status": "True", "reason": "Suspended"}]}
     cluster.on_get(0, lambda job: job.update(status=queued))
@@ -153,7 +151,6 @@ def test_warnings_of_an_earlier_job_of_the_same_name_are_not_shown(cluster: Fake
     assert "mjobset.kb.io" in launch.text
 
 
-@pytest.mark.slow
 def test_a_pod_behind_a_scheduling_gate_waits_as_long_as_it_takes(cluster: FakeCluster, launch: Launcher) -> None:
     gate = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gates"}
     cluster.on_get(0, lambda job: cluster.run_pods(job, phase="Pending", conditions=[gate]))

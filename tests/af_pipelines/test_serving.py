@@ -15,6 +15,8 @@ from megatron_af.tracking.store import open_client
 from tests.af_pipelines.fake_cluster import FakeCluster
 from tests.af_pipelines.launcher import CLUSTER
 
+pytestmark = pytest.mark.slow
+
 COMPONENT = Path(__file__).parents[2] / "kubeflow/manifests/components/serving"
 SERVER, SERVICE = COMPONENT / "namespaced/server.yaml", COMPONENT / "kserve/namespaced/inference-service.yaml"
 

@@ -30,6 +30,8 @@ from tests.data.toy import CPU, FRONT_END, open_stream, toy_rows, write_manifest
 from tests.text.toy_tokenizer import toy_base
 from tests.told import Told
 
+pytestmark = pytest.mark.slow
+
 RATE = 22_050
 
 
@@ -199,7 +201,6 @@ def runs(pid: int) -> bool:
         return False
 
 
-@pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     """Killed when the first of twelve shards is finished, with two workers at work on others."""
     folder = tmp_path / "data"
@@ -227,7 +228,6 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert tree(folder / "prepared") == tree(again / "data" / "prepared")
 
 
-@pytest.mark.slow
 def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     rows = toy_rows(folder, "a", 6)
@@ -245,7 +245,6 @@ def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     assert sorted(p.name for p in (folder / "prepared/a/parts").iterdir()) == ["000000.arrow", "000000.json"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_recordings_replaced_under_the_same_name_are_prepared_again(tmp_path: Path, scheme: str) -> None:
     """Of the same size, too; what was only touched is not. Alone the shards that hold them are made again."""

@@ -12,6 +12,8 @@ from tests.data.toy import write_tone
 from tests.text.toy_tokenizer import toy_base
 from tools.prepare_data import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
