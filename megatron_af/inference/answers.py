@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from megatron_af.inference.beams import search
-from megatron_af.inference.decoding import Decoding, drawn, penalized
+from megatron_af.inference.decoding import Decoding, drawn, penalized, without_never
 from megatron_af.inference.reading import Reading
 from megatron_af.inference.writing import Answer, Tell, TokenScore, Writing
 from megatron_af.text.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ def write(
     """An answer to each prompt, in order.
 
     Args:
-        reading: has heard the audio of each row and read nothing.
+        reading: has heard the audio of each row, and read nothing or the beginning of its prompt.
         tell: of each row, told its text as it comes; beams are told when the best is found.
     """
     tells = list(tell) or [None] * len(prompts)
@@ -77,12 +77,9 @@ class Answering:
         """More rows.
 
         Args:
-            reading: has heard their audio and read nothing.
+            reading: has heard their audio, and read nothing or the beginning of their prompts.
         """
-        self.go_on(reading, read_once(reading, prompts), writings)
-
-    def go_on(self, reading: Reading, logits_BV: Tensor, writings: Sequence[Writing]) -> None:
-        """More rows, which have read their prompts; behind these are ``logits_BV``."""
+        logits_BV = read_once(reading, prompts)
         if self._reading is None or self._logits_BV is None:
             self._reading, self._logits_BV = reading, logits_BV
         else:
@@ -112,9 +109,9 @@ def read_once(reading: Reading, prompts: Sequence[Sequence[int]]) -> Tensor:
     distinct = sorted(first.values())
     place = {keys[row]: index for index, row in enumerate(distinct)}
     if len(distinct) == len(prompts):
-        return reading.read(prompts)
+        return reading.read_on(prompts)
     reading.select(distinct)
-    logits_BV = reading.read([prompts[row] for row in distinct])
+    logits_BV = reading.read_on([prompts[row] for row in distinct])
     again = [place[key] for key in keys]
     reading.select(again)
     return logits_BV[torch.tensor(again, device=logits_BV.device)]
@@ -133,12 +130,6 @@ def choose(logits_BV: Tensor, writings: Sequence[Writing], tokenizer: Tokenizer)
         score = None if decoding.logprobs is None else _score(logits_V, token, decoding.logprobs, tokenizer)
         chosen.append((token, score))
     return chosen
-
-
-def without_never(logits_BV: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """What is no part of an answer has no probability."""
-    never = torch.tensor(tokenizer.never_written(logits_BV.shape[-1]), device=logits_BV.device)
-    return logits_BV.index_fill(-1, never, -torch.inf)
 
 
 def _score(logits_V: Tensor, token: int, top: int, tokenizer: Tokenizer) -> TokenScore:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_af.inference.decoding import Decoding, penalized
+from megatron_af.inference.decoding import Decoding, penalized, without_never
 from megatron_af.inference.reading import Reading
 from megatron_af.inference.writing import Answer, Tell, Writing
 from megatron_af.text.tokenizer import Tokenizer
@@ -25,15 +25,14 @@ def search(
 ) -> Answer:
     """
     Args:
-        reading: one row that has heard its audio and read nothing.
+        reading: one row that has heard its audio, and read nothing or the beginning of the prompt.
     """
     width, ends = decoding.beams, (tokenizer.end_of_chunk_id, tokenizer.eos_id)
     done: list[tuple[float, list[int]]] = []
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
-    logits_KV = reading.read([list(prompt)])
+    logits_KV = reading.read_on([prompt])
     for length in range(1, decoding.max_new_tokens + 1):
-        never = torch.tensor(tokenizer.never_written(logits_KV.shape[-1]), device=logits_KV.device)
-        logits_KV = logits_KV.index_fill(-1, never, -torch.inf)
+        logits_KV = without_never(logits_KV, tokenizer)
         seen = [[*prompt, *written] for _, written in beams]
         logits_KV = torch.stack(
             [penalized(x_V, ids, decoding.repetition_penalty) for x_V, ids in zip(logits_KV, seen, strict=True)]

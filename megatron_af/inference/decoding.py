@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_af.text.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
@@ -74,6 +76,12 @@ def _is_whole(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def without_never(logits_BV: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """What is no part of an answer has no probability."""
+    never = torch.tensor(tokenizer.never_written(logits_BV.shape[-1]), device=logits_BV.device)
+    return logits_BV.index_fill(-1, never, -torch.inf)
 
 
 def penalized(logits_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:

@@ -27,12 +27,12 @@ from megatron_af.audio.transform import Kept
 from megatron_af.data.batch import AudioKeys
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.decoder.cache import HeardAudio
-from megatron_af.inference.answers import Answering
+from megatron_af.inference.answers import write
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.reading import Reading
 from megatron_af.inference.requests import BadRequest, TooLarge
-from megatron_af.inference.writing import Answer, Tell, Writing
+from megatron_af.inference.writing import Answer, Tell
 from megatron_af.model import AudioFront
 
 MOST_SECONDS = 1800.0
@@ -112,11 +112,8 @@ class Live:
         if self._counts():
             reading = self._with(reading, self._keys(self._last(), self._kept.copy()))
         assert reading is not None
-        writing, together = Writing(listener.tokenizer, decoding, ids, tell), Answering(listener.tokenizer)
-        together.join(reading, [ids], [writing])
-        while together.rows:
-            together.step()
-        return writing.answer
+        (answer,) = write(reading, [ids], [decoding], listener.tokenizer, tell=[tell])
+        return answer
 
     def _counts(self) -> bool:
         """Whether the unfinished window is one of a recording that ends here."""

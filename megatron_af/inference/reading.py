@@ -83,6 +83,10 @@ class Reading:
             logits=size,
         )
 
+    def read_on(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """:meth:`read` what each row has not read yet of these tokens, its whole text."""
+        return self.read([own[length:] for own, length in zip(ids, self.lengths, strict=True)])
+
     def select(self, rows: Sequence[int]) -> None:
         """These rows go on."""
         self._cache.select(rows)

@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from megatron_af.data.rows import Question, Row
-from megatron_af.inference.answers import Answering
+from megatron_af.inference.answers import write
 from megatron_af.inference.attention import Look
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.reading import Reading
 from megatron_af.inference.requests import BadRequest, Opens, RequestRows, own_files
-from megatron_af.inference.writing import Answer, Tell, Writing
+from megatron_af.inference.writing import Answer, Tell
 
 
 class Session:
@@ -119,12 +119,8 @@ class Session:
         while known < min(len(ids) - 1, len(self._ids)) and ids[known] == self._ids[known]:
             known += 1
         self._reading.back_to(ids[:known])
-        logits_BV = self._reading.read([ids[known:]])
         self.left_out, self.read_anew = text.shortened, len(ids) - known
-        writing, together = Writing(listener.tokenizer, decoding, ids, tell), Answering(listener.tokenizer)
-        together.go_on(self._reading, logits_BV, [writing])
-        while together.rows:
-            together.step()
+        (answer,) = write(self._reading, [ids], [decoding], listener.tokenizer, tell=[tell])
         (length,) = self._reading.lengths
-        self._ids = [*ids, *writing.ids][:length]
-        return writing.answer
+        self._ids = [*ids, *answer.tokens][:length]
+        return answer
