@@ -82,7 +82,7 @@ def tracked(uri: str, folder: Path) -> Config:
 
 
 def evaluate(config: Config) -> None:
-    """What tools/evaluate_hearing.py writes."""
+    """What tools/evaluate.py writes."""
     folder = config.stage_folder("long")
     scores = {"skills": {"what": {"audio": 60.0, "n": 4}}, "overall": {"audio": 60.0, "n": 4}}
     (folder / "result.json").write_text(json.dumps({"step": 40}))

@@ -191,12 +191,12 @@ def _sources(config: Config) -> str:
 def _measured(config: Config, folder: Path, loss: str, seed: int) -> dict[str, Any]:
     """The report of one run, which is trained first if need be."""
     name = f"{loss}_{seed}"
-    result = folder / f"{name}.json"
+    result = folder / name / TEST / f"clap-{TEST}.json"
     if not result.exists():
         changes = [f"output={folder}", f"name={name}", f"seed={seed}", f"curriculum.clap.contrastive.loss={loss}"]
         common = ["--config", str(folder / "config.yaml"), "stage=clap", *changes]
         _run(config, folder / f"{name}.log", "pretrain_clap.py", common)
-        _run(config, folder / f"{name}.log", "evaluate_clap.py", [*common, "--rows", TEST, "--json", str(result)])
+        _run(config, folder / f"{name}.log", "evaluate.py", [*common, "--rows", TEST, "--output", str(folder / name)])
     report: dict[str, Any] = json.loads(result.read_text())
     return report
 

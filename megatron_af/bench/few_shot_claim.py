@@ -166,13 +166,13 @@ def _asked(config: Config, variant: str, top: Path) -> dict[int, Right]:
         log = folder / "asked.log"
         with log.open("a") as file:
             done = subprocess.run(
-                [sys.executable, *launch, str(ROOT / "tools/evaluate_hearing.py"), "--config", str(top), *shots],
+                [sys.executable, *launch, str(ROOT / "tools/evaluate.py"), "--config", str(top), *shots],
                 stdout=file,
                 stderr=file,
                 env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)},
                 check=False,
             )
         if done.returncode:
-            raise RuntimeError(f"evaluate_hearing.py ended with {done.returncode}; its output is in {log}")
+            raise RuntimeError(f"evaluate.py ended with {done.returncode}; its output is in {log}")
     answers = {n: [json.loads(line) for line in file.read_text().splitlines()] for n, file in files.items()}
     return {n: {answer["row"]: bool(answer["right"]) for answer in lines} for n, lines in answers.items()}

@@ -57,7 +57,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How the answers of a stage are measured (``tools/evaluate_hearing.py``)."""
+    """How the answers of a stage are measured (``tools/evaluate.py``)."""
 
     max_answer_tokens: Answers[Count] = 32
     """Longer answers are cut; a batch is only as slow as its longest answer."""

@@ -35,7 +35,9 @@ def few_shot_problems(config: Config, source: str, shots: Sequence[int]) -> Iter
         if source:
             yield f"--from {source}: there is nothing to take from it, give --shots above 0"
         return
-    if not source:
+    if config.stage in config.curriculum and config.curriculum[config.stage].objective == "contrastive":
+        yield f"--shots {max(shots)}: stage {config.stage} is contrastive and reads no examples; leave --shots out"
+    elif not source:
         indexed = ", ".join(config.retrieval.datasets) or "a training split of data.datasets"
         yield f"--shots {max(shots)} needs --from DATASET to take examples from: name {indexed}"
     elif source not in config.data.datasets:

@@ -9,6 +9,10 @@ Results of no examples are the stage's own (``megatron_af/runs/results.py``); th
 
 asks about any rows, of any checkpoint of the stage, and writes the same files into a folder for each data set. What
 lies there of the same weights, rows and settings is not asked again, so a measurement that was stopped goes on.
+
+    measure_contrastive(config, sets, checkpoint)
+
+does all this for a stage of a CLAP.
 """
 
 import json
@@ -21,11 +25,14 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megatron_af.config import Config
+from megatron_af.evaluate.clap import evaluate_clap
+from megatron_af.evaluate.clap import table as clap_table
 from megatron_af.evaluate.classes import by_class, class_tables
 from megatron_af.evaluate.few_shot import Sets, cut_short, few_shot_table
 from megatron_af.evaluate.hearing import Asked, AskedLine, answer_lines, ask_all, questions_of, summarise, table
 from megatron_af.files import write
 from megatron_af.inference.attention import draw, fixed_samples
+from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.inference.listener import Listener
 from megatron_af.progress import Progress, silent
 from megatron_af.runs.pointers import checkpoint_digest
@@ -102,6 +109,28 @@ def measure_elsewhere(config: Config, sets: Sets, checkpoint: Path, output: Path
                 bind_results(_asking(config, name), files, checkpoint)
         line.end()
         listener.close()
+
+
+def measure_contrastive(config: Config, sets: Sets, checkpoint: Path, output: Path | None = None) -> None:
+    """What a contrastive stage can do with each set; a collective of the whole world.
+
+    Args:
+        checkpoint: of ``config.stage``'s model.
+        output: gets a folder for each data set; None: the results are the stage's own.
+    """
+    first = dist.get_rank() == 0
+    asking = [list(sets) if output is None else _to_ask(config, sets, checkpoint, output) if first else []]
+    dist.broadcast_object_list(asking)
+    embedder = ClapEmbedder(config, checkpoint)
+    for name in asking[0]:
+        report = evaluate_clap(embedder, sets[name])
+        if not first:
+            continue
+        Console(width=110).print(clap_table(report, f"{config.name}, stage {config.stage}, {name}"))
+        file = (output / name if output else config.stage_folder(config.stage)) / f"clap-{name}.json"
+        write(file, json.dumps(report, indent=1))
+        bind_results(_asking(config, name) if output else config, [file], checkpoint)
+    embedder.close()
 
 
 def _to_ask(config: Config, sets: Sets, checkpoint: Path, output: Path) -> list[str]:

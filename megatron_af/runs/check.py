@@ -32,7 +32,7 @@ from megatron_af.config.rules import (
     retrieval_rules,
     stage_rules,
 )
-from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.objectives import OBJECTIVES, spec_of
 from megatron_af.runs.presence import missing_for_evaluation, missing_for_training
 from megatron_af.runs.results import metric_patterns
 
@@ -53,13 +53,10 @@ def validate(config: Config, world_size: int, unread: Unread = READ) -> None:
         raise ConfigError(f"{config.name} cannot run on {count(world_size, 'process')}", problems)
 
 
-def validate_evaluation(
-    config: Config, objective: str, unread: Unread = READ, checkpoint: Path | None = None
-) -> None:
+def validate_evaluation(config: Config, unread: Unread = READ, checkpoint: Path | None = None) -> None:
     """Stop an evaluation of ``config.stage`` that cannot work; what only training needs may be absent.
 
     Args:
-        objective: of the stages that this evaluation measures.
         checkpoint: that is measured; None: the stage's own.
 
     Raises:
@@ -69,12 +66,13 @@ def validate_evaluation(
     found = list(model_rules(usable.model))
     if stage := usable.curriculum.get(config.stage):
         prefix = f"curriculum.{config.stage}"
-        if stage.objective == objective:
+        if stage.objective in OBJECTIVES:
             found += _measured(usable, config.stage)
             for name, bounds in stage.exit_gate.items():
                 found += own_problems(bounds, f"{prefix}.exit_gate.{name}")
         else:
-            found.append(f"stage = {config.stage}: its objective is {stage.objective}; name one with {objective}")
+            known = " or ".join(OBJECTIVES)
+            found.append(f"stage = {config.stage}: its objective is {stage.objective}; name one with {known}")
         if not stage.evaluation:
             found.append(f"{prefix}.evaluation is empty: name the data sets of data.datasets to measure it on")
     found += _layers(usable)

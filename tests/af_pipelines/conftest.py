@@ -84,7 +84,7 @@ class Checkout:
         for name in ("prepare_data", "promote"):
             (root / f"tools/{name}.py").write_text(TOOL)
         (root / "tools/pretrain_af.py").write_text(TRAINING)
-        (root / "tools/evaluate_hearing.py").write_text(HEARING)
+        (root / "tools/evaluate.py").write_text(HEARING)
         (root / "text.jsonl").write_text("{}\n")
         self.output = root / "runs"
         self.config = root / "toy.yaml"

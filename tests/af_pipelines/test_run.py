@@ -12,7 +12,7 @@ from tests.af_pipelines.conftest import Checkout
 pytestmark = pytest.mark.slow
 
 STAGES = [f"{tool} stage={stage}" for tool, stage in (("pretrain_af", "clap"), ("pretrain_af", "align"),
-          ("evaluate_hearing", "align")) for node in range(2)]  # fmt: skip
+          ("evaluate", "align")) for node in range(2)]  # fmt: skip
 ALL = ["prepare_data prepare", *STAGES, "promote register", "promote gate", "promote promote"]
 
 

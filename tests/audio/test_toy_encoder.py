@@ -143,7 +143,7 @@ def test_the_tools_train_and_measure_it_and_a_later_stage_reads_it(run_folder: P
     assert len(tool.losses(tool.train(run_folder, *changes))) == 3
     assert list((run_folder / "features").rglob("*")), "its features were not kept"
     assert len(tool.losses(tool.train(run_folder, *changes, "stage=tune"))) == 2
-    measure = [sys.executable, str(tool.ROOT / "tools/evaluate_hearing.py"), "--config", str(run_folder / "tiny.yaml")]
+    measure = [sys.executable, str(tool.ROOT / "tools/evaluate.py"), "--config", str(run_folder / "tiny.yaml")]
     done = subprocess.run(
         [*measure, *changes], env=tool.environment(), capture_output=True, text=True, timeout=240, check=False
     )

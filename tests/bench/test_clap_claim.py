@@ -66,10 +66,12 @@ def test_summary_pairs_seeds_and_gives_the_interval_of_the_gain():
 
 
 def test_a_finished_run_is_not_made_again(tmp_path: Path):
-    from megatron_af.bench.clap_claim import _measured
+    from megatron_af.bench.clap_claim import TEST, _measured
     from megatron_af.config.loading import load_config
 
-    (tmp_path / "clip_1.json").write_text(json.dumps(report(3.0)))
+    result = tmp_path / f"clip_1/{TEST}/clap-{TEST}.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(json.dumps(report(3.0)))
     config = load_config("configs/clap_claim.yaml")
     assert _measured(config, tmp_path, "clip", 1)["composition"]["all"] == 3.0
 

@@ -126,7 +126,7 @@ def test_the_tools_convert_train_and_measure_it(run_folder: Path) -> None:
     tool_run(*convert, "--to", str(run_folder / "converted"), *changes)
     changes.append(f"curriculum.align.entry={{lm: {newest(run_folder)}}}")
     assert len(tool.losses(tool.train(run_folder, *changes))) == 2
-    tool_run("tools/evaluate_hearing.py", "--config", str(top), *changes)
+    tool_run("tools/evaluate.py", "--config", str(top), *changes)
     assert json.loads((run_folder / "runs/toy/align/hearing.json").read_text())["heard"]["overall"]["n"] > 0
     assert weights["words.weight"].std() > 0
 

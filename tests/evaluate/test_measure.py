@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, DataConfig, DatasetConfig, RetrievalConfig, StageConfig
+from megatron_af.config import Config, DatasetConfig, RetrievalConfig
 from megatron_af.config.loading import to_yaml
 from megatron_af.evaluate.hearing import evaluation_rows
-from megatron_af.evaluate.measure import measure_elsewhere
+from megatron_af.evaluate.measure import measure_contrastive, measure_elsewhere
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest
+from megatron_af.runs.results import Results
 from tests.data.toy import write_tone
 from tests.decoder.test_toy_family import tool_run
 from tests.distributed import run_distributed
 from tests.train import test_trainer as tool
 from tests.trained_run import trained_run
-from tools.evaluate_hearing import main
 
 
 def asked_run(folder: Path) -> Config:
@@ -52,7 +52,7 @@ def test_one_command_measures_with_and_without_examples(tmp_path: Path) -> None:
     top = tmp_path / "top.yaml"
     top.write_text(to_yaml(config))
     tool_run("tools/build_retrieval.py", "index", "--config", str(top))
-    run = ["tools/evaluate_hearing.py", "--config", str(top), "stage=stage"]
+    run = ["tools/evaluate.py", "--config", str(top), "stage=stage"]
     tool_run(*run)
     folder = tmp_path / "runs/tiny/stage"
     alone = (folder / "hearing.json").read_text(), (folder / "answers.jsonl").read_text()
@@ -99,21 +99,27 @@ def test_any_rows_are_asked_about_beside_the_stages_own_results(tmp_path: Path) 
     assert (tried / "train/hearing.json").stat().st_mtime_ns > again["train"], "of other weights"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (["--rows", "test"], "need --output FOLDER"),
-        (["--rows", "test", "--output", "x", "--shots", "2", "--from", "test"], "go without --shots"),
-        (["--rows", "tests", "--output", "x"], "'tests' is not in data.datasets"),
-        (["--checkpoint", "gone", "--output", "x", "--rows", "test"], "--checkpoint gone: neither a stage nor"),
-    ],
-)
-def test_what_cannot_be_asked_is_refused(
-    wrong: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sets = {"test": DatasetConfig(manifest="test.jsonl")}
-    top = tmp_path / "top.yaml"
-    top.write_text(to_yaml(Config(name="t", data=DataConfig(datasets=sets), curriculum={"stage": StageConfig()})))
-    monkeypatch.setattr(sys, "argv", ["evaluate_hearing.py", "--config", str(top), *wrong, "stage=stage"])
-    assert main() == 2
-    assert said in capsys.readouterr().err
+def contrastive(rank: int, world_size: int, config: Config, output: Path | None) -> None:
+    sets = {name: evaluation_rows(config, name) for name in ("train", "test")}
+    measure_contrastive(config, sets, resolve_entry(config, "clap"), output)
+
+
+@pytest.mark.slow
+def test_a_contrastive_stage_is_measured_beside_or_as_its_own(tmp_path: Path) -> None:
+    config = asked_run(tmp_path)
+    for name in ("train", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        said = [json.dumps(row | {"captions": [f"w{i}"]}) for i, row in enumerate(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(said) + "\n")
+    config = dataclasses.replace(config, stage="clap")
+    folder = config.stage_folder("clap")
+    run_distributed(contrastive, 2, config, tmp_path / "tried")
+    assert json.loads((tmp_path / "tried/train/clap-train.json").read_text())["rows"] == 5
+    assert not list(folder.glob("clap-*.json"))
+    stamp = (tmp_path / "tried/train/clap-train.json").stat().st_mtime_ns
+    (tmp_path / "tried/test/clap-test.json").unlink()  # as if it had been stopped between the two
+    run_distributed(contrastive, 1, config, tmp_path / "tried")
+    assert (tmp_path / "tried/train/clap-train.json").stat().st_mtime_ns == stamp, "measured already"
+    assert (tmp_path / "tried/test/clap-test.json").is_file()
+    run_distributed(contrastive, 1, config, None)
+    assert Results.load(folder, checkpoint_digest(resolve_entry(config, "clap"))).metrics["test/rows"] == 2

@@ -180,7 +180,7 @@ def test_missing_files_are_found_and_present_ones_accepted(tmp_path: Path) -> No
 def test_layers_that_this_machine_cannot_compute_are_refused(tmp_path: Path) -> None:
     config = replace(runnable(), layers="te")
     assert not [problem for problem in check(config, 1) if "layers" in problem], "a dry run is of another machine"
-    for refuse in (lambda: validate(config, 1), lambda: validate_evaluation(config, "answer")):
+    for refuse in (lambda: validate(config, 1), lambda: validate_evaluation(config)):
         with pytest.raises(ConfigError) as caught:
             refuse()
         told = [problem for problem in caught.value.problems if problem.startswith("layers")]
@@ -252,7 +252,7 @@ def test_an_evaluation_needs_its_sets_and_its_checkpoint_alone(tmp_path: Path) -
     config = replace(runnable(tensor=4), data=data, output=str(tmp_path / "runs"))
     config = with_stage(config, evaluation=("a",), entry={"all": "gone"})
     with pytest.raises(ConfigError) as caught:
-        validate_evaluation(config, "answer")
+        validate_evaluation(config)
     assert [problem.split(":")[0].split(" =")[0] for problem in caught.value.problems] == [
         "data.datasets.a.manifest",
         "data.tokenizer",
@@ -263,15 +263,15 @@ def test_an_evaluation_needs_its_sets_and_its_checkpoint_alone(tmp_path: Path) -
     folder = config.stage_folder("stage") / "checkpoints"
     checkpoint(folder / "step_1", encoder=".", transform=".", rows=".", xattn=".", lm=".")
     (folder / "latest").write_text("step_1")
-    validate_evaluation(config, "answer")  # no data set b, no entry, and no 4 processes to share the model
-    with pytest.raises(ConfigError, match="its objective is answer; name one with contrastive"):
-        validate_evaluation(config, "contrastive")
+    validate_evaluation(config)  # no data set b, no entry, and no 4 processes to share the model
+    with pytest.raises(ConfigError, match="its objective is mine:Own; name one with answer or contrastive"):
+        validate_evaluation(with_stage(config, objective="mine:Own"))
     with pytest.raises(ConfigError, match="evaluation: 'c' is not in"):
-        validate_evaluation(with_stage(config, evaluation=("a", "c")), "answer")
+        validate_evaluation(with_stage(config, evaluation=("a", "c")))
     with pytest.raises(ConfigError, match="evaluation is empty"):
-        validate_evaluation(with_stage(config, evaluation=()), "answer")
+        validate_evaluation(with_stage(config, evaluation=()))
     with pytest.raises(ConfigError, match=r"model\.transform\.heads = 5 does not divide"):
-        validate_evaluation(with_model(config, "transform", heads=5), "answer")
+        validate_evaluation(with_model(config, "transform", heads=5))
 
 
 def test_a_url_is_asked_for_its_files(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_the_tool_stops_with_one_message_before_any_process_group(tmp_path: Path
 @pytest.mark.slow
 def test_an_evaluation_stops_with_one_message(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(to_yaml(with_stage(runnable(), evaluation=("aa",))))
-    done = run_tool("evaluate_hearing.py", tmp_path / "bad.yaml", "seed=one")
+    done = run_tool("evaluate.py", tmp_path / "bad.yaml", "seed=one")
     assert done.returncode == 2
     for key in ("curriculum.stage.evaluation: 'aa'", "data.root", "data.tokenizer", "seed (command line)"):
         assert done.stderr.count(key) == 1

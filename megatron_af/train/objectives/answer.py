@@ -124,7 +124,7 @@ class Answer(Objective):
             return False
 
     def evaluations(self, config: Config, stage: str) -> list[tuple[str, list[str]]]:
-        return [("evaluate_hearing.py", [])]
+        return [("evaluate.py", [])]
 
     def texts(self, config: Config, stage: StageConfig, tokenizer: Tokenizer) -> AnswerTexts:
         from megatron_af.data.answer_texts import AnswerTexts

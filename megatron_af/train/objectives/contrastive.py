@@ -66,11 +66,7 @@ class Contrastive(Objective):
         return {"text_tower": config.model.clap.text_tower}
 
     def evaluations(self, config: Config, stage: str) -> list[tuple[str, list[str]]]:
-        folder = config.stage_folder(stage)
-        return [
-            ("evaluate_clap.py", ["--rows", name, "--json", str(folder / f"clap-{name}.json")])
-            for name in config.curriculum[stage].evaluation
-        ]
+        return [("evaluate.py", [])]
 
     def texts(self, config: Config, stage: StageConfig, tokenizer: Tokenizer) -> CaptionTexts:
         from megatron_af.data.caption_texts import CaptionTexts

@@ -1,21 +1,22 @@
-"""Does a trained stage hear? Accuracy with the right audio and with audio exchanged between samples, by skill.
+"""How good is a trained stage? Asks what its objective teaches, and writes numbers that gates and reports read.
 
-    torchrun --nproc_per_node 2 tools/evaluate_hearing.py --config configs/demo.yaml stage=long [key=value …]
+    torchrun --nproc_per_node 2 tools/evaluate.py --config configs/demo.yaml stage=long [key=value …]
 
-Asks the questions of the data sets that ``curriculum.STAGE.evaluation`` names, prints a table for each and writes
-``hearing.json`` (the tables), ``answers.jsonl`` (every answer) and ``pictures/attention-….png`` (where the answers to
-the first samples looked) into the stage's folder. With examples, the nearest of a training split's indexed rows
-(docs/retrieval.md), the same questions again, and what they gain:
+measures on the data sets that ``curriculum.STAGE.evaluation`` names. A stage that answers is asked their questions with
+the right audio and with audio exchanged between samples: a table for each set, ``hearing.json`` (the tables),
+``answers.jsonl`` (every answer) and ``pictures/attention-….png`` (where the first answers looked) in the stage's
+folder. A contrastive stage: retrieval, zero-shot classes, order and attributes, paraphrases, ``clap-SET.json``.
 
-    … tools/evaluate_hearing.py --config configs/demo.yaml --shots 0,1,4,8 --from DATASET stage=long [key=value …]
+With examples, the nearest of a training split's indexed rows (docs/retrieval.md), the same questions again, and what
+they gain; ``few_shot/K_from_DATASET/`` gets the same files, and those of 0 shots are the stage's own:
 
-writes ``few_shot/K_from_DATASET/`` with the same files; those of 0 shots are the stage's own. Any rows, and any
-checkpoint of the stage's model, without touching the stage's own results; goes on where it was stopped:
+    … tools/evaluate.py --config configs/demo.yaml --shots 0,1,4,8 --from DATASET stage=long [key=value …]
 
-    … tools/evaluate_hearing.py --config configs/demo.yaml --rows NAME,NAME --output FOLDER stage=long [key=value …]
-    … tools/evaluate_hearing.py --config configs/demo.yaml --checkpoint FOLDER --output FOLDER stage=long [key=value …]
+Any rows, and any checkpoint of the stage's model, without touching the stage's own results; a measurement that was
+stopped goes on, and files lie in ``FOLDER/NAME``:
 
-writes ``hearing.json`` and ``answers.jsonl`` into ``FOLDER/NAME``.
+    … tools/evaluate.py --config configs/demo.yaml --rows NAME,NAME --output FOLDER stage=long [key=value …]
+    … tools/evaluate.py --config configs/demo.yaml --checkpoint FOLDER --output FOLDER stage=long [key=value …]
 """
 
 import argparse
@@ -52,8 +53,8 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     parser.add_argument("--shots", type=_numbers, default=[0], help="examples before each question, such as 4 or 0,1,8")
     parser.add_argument("--from", dest="source", default="", help="data set of retrieval.datasets to take them from")
-    parser.add_argument("--rows", default="", help="data sets to ask about, in place of the stage's evaluation")
-    parser.add_argument("--checkpoint", type=Path, help="folder of the checkpoint to ask, in place of the newest")
+    parser.add_argument("--rows", default="", help="data sets to measure on, in place of the stage's evaluation")
+    parser.add_argument("--checkpoint", type=Path, help="folder of the checkpoint, in place of the newest")
     parser.add_argument("--output", type=Path, help="folder for the results; with --rows or --checkpoint")
     arguments = parser.parse_intermixed_args()
     shots: list[int] = arguments.shots
@@ -65,16 +66,18 @@ def main() -> int:
         )
     if arguments.rows:
         config = _asking(config, arguments.rows.split(","))
-    validate_evaluation(config, "answer", unread, arguments.checkpoint)
+    validate_evaluation(config, unread, arguments.checkpoint)
     if problems := list(few_shot_problems(config, arguments.source, shots)):
         raise ConfigError(f"stage {config.stage} of {config.name} cannot be asked with examples", problems)
     join_world()
     # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.evaluate.measure import measure, measure_elsewhere
+    from megatron_af.evaluate.measure import measure, measure_contrastive, measure_elsewhere
 
     sets = {name: evaluation_rows(config, name) for name in config.curriculum[config.stage].evaluation}
-    if elsewhere:
-        checkpoint = arguments.checkpoint or resolve_entry(config, config.stage)
+    checkpoint = arguments.checkpoint or resolve_entry(config, config.stage)
+    if config.curriculum[config.stage].objective == "contrastive":
+        measure_contrastive(config, sets, checkpoint, arguments.output)
+    elif elsewhere:
         measure_elsewhere(config, sets, checkpoint, arguments.output)
     else:
         measure(config, few_shot_sets(config, arguments.source, sets, shots), arguments.source)
