@@ -39,7 +39,10 @@ def trained_run(folder: Path, name: str = "tiny", seed: int = 0, lora: LoRAConfi
         seed=seed,
         output=str(folder / "runs"),
         data=data,
-        model=dataclasses.replace(small.model, clap=contrastive_run.CLAP),
+        # Half of the encoder's branches are dropped where somebody forgets that nothing is learnt any more.
+        model=dataclasses.replace(
+            small.model, encoder=dataclasses.replace(small.model.encoder, drop_path=0.5), clap=contrastive_run.CLAP
+        ),
         curriculum={
             "clap": StageConfig(objective="contrastive", blend={}, max_windows=2, trainable=("encoder.*", "clap.*")),
             **small.curriculum,

@@ -86,6 +86,9 @@ class Listener:
         vocabulary = Vocabulary(first_added_id=self.tokenizer.first_added_id, num_added=self.tokenizer.num_added)
         self.model = build(self.config, vocabulary, device)
         load_parts(self.model, self.groups, checkpoint, spec_of(self.stage).parts_of(self.stage))
+        self._front.eval()  # an encoder drops branches of its own while it learns
+        for chunk in self.model.chunks:
+            chunk.eval()
         self._loader = ClipLoader(self.config, max_windows=self.stage.max_windows, device=device)
 
     def prompt(self, row: Row) -> RowText:
