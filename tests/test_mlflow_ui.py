@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, RegistryConfig, StageConfig, TrackingConfig
-from megatron_af.inference.attention import Look, draw
+from megatron_af.inference.looks import Look, draw
 from megatron_af.pipeline.stages import measure_stage
 from megatron_af.release import commands
 from megatron_af.runs.identity import stage_inputs

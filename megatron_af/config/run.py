@@ -80,6 +80,7 @@ class TrackingConfig:
     """Where runs are followed; MLflow's own variables (user, password, token, certificates) apply."""
 
     enabled: Nothing[bool] = True
+    """Off: what is logged stays on disk, for reports; ``python -m megatron_af.tracking RUN`` sends it after all."""
     uri: Nothing[str] = ""
     """MLflow tracking server; empty: ``$MLFLOW_TRACKING_URI``, or else the sqlite store in ``output/mlflow``."""
     experiment: Nothing[str] = ""

@@ -1,4 +1,4 @@
-"""The demo: prepare recordings and scenes, train the curriculum, ask the held-out questions, show the table.
+"""The demo: prepare recordings and scenes, train the curriculum, ask the held-out questions, show table and report.
 
     summary = run_demo("configs/demo.yaml")
 
@@ -27,6 +27,7 @@ from megatron_af.foreign import read_json
 from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.pipeline.stage_progress import StageProgress
 from megatron_af.progress import Progress
+from megatron_af.report.run import REPORT, write_report
 from megatron_af.runs.records import StageRecord
 
 
@@ -60,7 +61,10 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "sources": recordings.source,
     }
-    write(folder / "summary.json", json.dumps(summary, indent=1))
+    told, file, report = json.dumps(summary, indent=1), folder / "summary.json", folder / REPORT
+    if not (report.is_file() and file.is_file() and file.read_text() == told):
+        write(file, told)
+        write_report(folder)
     for name, scores in sets.items():
         console.print(table(scores, f"held-out scenes: {name}"))
     low, high = summary["overall"]["interval"]
@@ -69,6 +73,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         f"(95% interval {low} to {high}); training took {seconds['training'] / 60:.1f} minutes, preparation "
         f"{seconds['prepare']:.0f} s. {folder / 'summary.json'}"
     )
+    console.print(f"To look at and to listen to: {report}", soft_wrap=True)
     return summary
 
 

@@ -31,9 +31,9 @@ from megatron_af.evaluate.classes import by_class, class_tables
 from megatron_af.evaluate.few_shot import Sets, cut_short, few_shot_table
 from megatron_af.evaluate.hearing import Asked, AskedLine, answer_lines, ask_all, questions_of, summarise, table
 from megatron_af.files import write
-from megatron_af.inference.attention import draw, fixed_samples
 from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.inference.listener import Listener
+from megatron_af.inference.looks import draw, fixed_samples, write_looks
 from megatron_af.progress import Progress, silent
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.results import are_of, bind_results
@@ -66,7 +66,9 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
                     behind = f", {shots} shots" if shots else ""
                     _show(progress, config, summary, f"{name}{behind}")
                 if first and not shots:
-                    draw(listener.looks(fixed_samples(rows, DRAWN)), folder / "pictures", f"attention-{name}")
+                    looks = listener.looks(fixed_samples(rows, DRAWN))
+                    draw(looks, folder / "pictures", f"attention-{name}")
+                    write_looks(looks, folder / "pictures" / f"attention-{name}.json")
             if first:
                 at = folder / f"few_shot/{shots}_from_{source}" if shots else folder
                 write(at / "hearing.json", json.dumps(found[shots], indent=1))

@@ -1,16 +1,13 @@
-"""Where an answer looks: attention of its tokens over the audio's time line.
+"""Attention of a model's gated blocks, as it answers; ``looks.py`` holds and draws what is made of it.
 
     with recorded(decoder) as layers:            # one tensor per gated block, of each forward pass
         decoder.logits(rows, keys, added_rows)
-    draw(listener.looks(fixed_samples(rows, 4)), folder, "attention-test")        # listener.py
 
 Shapes: S text positions, B rows, L audio tokens, N heads, K head dim, T answer tokens, D audio width, H hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,25 +18,9 @@ from torch import Tensor, nn
 
 from megatron_af.audio.encoder import encoder_of
 from megatron_af.config import ModelConfig
-from megatron_af.data.rows import Row
 from megatron_af.decoder.cross_attention import AudioCrossAttention
-from megatron_af.tracking.pictures import attention_over_time
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """One answer and where each of its tokens looked."""
-
-    prompt: str
-    tokens: tuple[str, ...]
-    weights_TL: Floats
-    """Attention of the position that says each token, mean over blocks and heads; rows sum to 1."""
-    token_seconds_L: Floats
-    """When each audio token's part of the clip begins."""
-    seconds: float
-    """Length of the windows that the model heard."""
 
 
 def attention_weights(
@@ -83,21 +64,3 @@ def token_seconds(model: ModelConfig, windows: int) -> Floats:
     within_window = np.arange(encoder.tokens_per_window) % steps * (front.window_seconds / steps)
     starts = np.arange(windows) * (front.window_seconds - front.overlap_seconds)
     return (starts[:, None] + within_window).reshape(-1)
-
-
-def fixed_samples(rows: Sequence[Row], count: int) -> list[Row]:
-    """The same rows every time: the first ones about one recording, each with its first question."""
-    heard = [row for row in rows if len(row.clips) == 1 and row.questions]
-    return [replace(row, questions=row.questions[:1], template="single") for row in heard[:count]]
-
-
-def draw(looks: Sequence[Look], folder: Path, stem: str) -> None:
-    """Write a picture of each answer, ``STEM-1.png`` and so on, in place of those of an earlier checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{stem}-[0-9]*.png"):
-        old.unlink()
-    for number, look in enumerate(looks, 1):
-        figure = attention_over_time(
-            look.weights_TL, list(look.tokens), look.seconds, title=look.prompt, order=look.token_seconds_L
-        )
-        figure.savefig(folder / f"{stem}-{number}.png")

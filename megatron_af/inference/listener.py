@@ -31,8 +31,9 @@ from megatron_af.data.stream import hear
 from megatron_af.data.templates import STYLES, RowText, TooLong, answer_ids, render
 from megatron_af.decoder.cache import HeardAudio
 from megatron_af.inference.answers import Answering, score, write
-from megatron_af.inference.attention import Look, recorded, token_seconds
+from megatron_af.inference.attention import recorded, token_seconds
 from megatron_af.inference.decoding import Decoding
+from megatron_af.inference.looks import Look
 from megatron_af.inference.reading import Reading, audio_keys, heard_audio
 from megatron_af.inference.writing import Answer, Tell, Writing
 from megatron_af.model import AudioFront, Vocabulary, build
@@ -292,6 +293,7 @@ class Listener:
                     weights_TL=weights_BSL[b, spoken_S, : windows * front.tokens_per_window].double().numpy(),
                     token_seconds_L=token_seconds(self.config.model, windows),
                     seconds=self._heard_seconds(windows),
+                    row=said.row.id,
                 )
             )
         return looks

@@ -18,9 +18,9 @@ from typing import Any, Self
 
 from megatron_af.data.rows import Question, Row
 from megatron_af.inference.answers import write
-from megatron_af.inference.attention import Look
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.listener import Listener
+from megatron_af.inference.looks import Look
 from megatron_af.inference.reading import Reading
 from megatron_af.inference.requests import BadRequest, Opens, RequestRows, own_files
 from megatron_af.inference.writing import Answer, Tell

@@ -133,7 +133,7 @@ def finish(config: Config, launch: Launch, state: str, run: TrackedRun | None = 
         run = run or start_curriculum_run(config)
         run.end(MLFLOW_STATUS.get(state, "FAILED"), _ending(folder, launch, state))
         run.wait(config.tracking.linger_seconds)
-        _send_the_rest(config)
+        send_the_rest(config)
     return write_report(folder, launch, pipeline_steps(config, launch.pipeline), state)
 
 
@@ -146,7 +146,7 @@ def _ending(folder: RunFolder, launch: Launch, state: str) -> str:
     return failed[0].error.splitlines()[0] if failed else f"pipeline {state.lower()}"
 
 
-def _send_the_rest(config: Config) -> None:
+def send_the_rest(config: Config) -> None:
     """What was written after a stage's own sender had ended. Without the server it waits for the next time."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(

@@ -7,14 +7,11 @@ A sample shows what training gets: its waveform with the borders of the windows,
 with the supervised tokens marked.
 """
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -33,14 +30,13 @@ from megatron_af.parallel.device import Device
 from megatron_af.prepare.statistics import Statistics
 from megatron_af.runs.objectives import spec_of
 from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.web_page import page as html_page
+from megatron_af.web_page import picture, sound
 
 SILENT_DB = -99.9
 _BARS = " ▁▂▃▄▅▆▇█"
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
-h2 { margin-top: 2em; border-top: 1px solid #ddd; padding-top: 1em } img { max-width: 100% } audio { width: 100% }
-.text { font: 13px/1.9 ui-monospace, monospace; white-space: pre-wrap; background: #f6f6f4; padding: .8em }
-.on { background: #cfe8cf } .special { color: #a04000 } table { border-collapse: collapse } td { padding: 0 1em 0 0 }
+.text .on { background: color-mix(in srgb, var(--good) 25%, transparent) } .special { color: var(--c2) }
 """
 
 
@@ -110,8 +106,8 @@ def page(statistics: Statistics, samples: Sequence[SeenSample], front_end: Front
             problem = f" <b>{html.escape(clip.problem)}</b>" if clip.problem else ""
             parts.append(f"<p>{html.escape(clip.path)}{problem}</p>")
             if len(clip.wave_T):
-                parts.append(f'<audio controls src="{_audio(clip.wave_T, front_end.sample_rate)}"></audio>')
-                parts.append(f'<img alt="waveform and mel" src="{_picture(_draw(clip, front_end))}">')
+                parts.append(sound(clip.wave_T, front_end.sample_rate))
+                parts.append(picture(_draw(clip, front_end), "waveform and mel"))
         for segment in sample.segments:
             spans = "".join(
                 f'<span class="{"on " * on}{"special" * special}">{html.escape(token)}</span>' if on or special
@@ -119,9 +115,7 @@ def page(statistics: Statistics, samples: Sequence[SeenSample], front_end: Front
                 for token, on, special in segment
             )  # fmt: skip
             parts.append(f'<div class="text">{spans}</div>')
-    body = "\n".join(parts)
-    title = f"<title>{html.escape(statistics.name)}</title>"
-    return f'<!doctype html><meta charset="utf-8">{title}<style>{_STYLE}</style>{body}'
+    return html_page(statistics.name, parts, _STYLE)
 
 
 def _hear(loader: ClipLoader, row: Row, index: int) -> HeardClip:
@@ -157,7 +151,7 @@ def _overview(statistics: Statistics) -> str:
     common = "".join(f"<tr><td>{html.escape(answer[:80])}<td>{count:,}" for answer, count in s.answers.most_common(10))
     return (
         f"<p>{s.rows:,} rows, {s.hours:,.3g} hours of audio, {s.text_only:,} of text only.</p>"
-        f'<img alt="lengths" src="{_picture(figure)}"><h3>Commonest answers</h3><table>{common}</table>'
+        f'{picture(figure, "lengths")}<h3>Commonest answers</h3><table>{common}</table>'
     )
 
 
@@ -182,15 +176,3 @@ def _draw(clip: HeardClip, front_end: FrontEndConfig) -> Figure:
         lower.axvline(window * front_end.window_frames, color="w", lw=0.8)
     lower.set(xlabel="frames, window after window", ylabel="mel bins")
     return figure
-
-
-def _picture(figure: Figure) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=90)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _audio(wave_T: NDArray[np.float32], rate: int) -> str:
-    file = io.BytesIO()
-    soundfile.write(file, wave_T, rate, format="FLAC", subtype="PCM_16")
-    return "data:audio/flac;base64," + base64.b64encode(file.getvalue()).decode()

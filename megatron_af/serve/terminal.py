@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from dali_pipes.waves import AudioError
 from megatron_af.data.templates import TooLong
-from megatron_af.inference.attention import Floats, Look, draw
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.live import Live
+from megatron_af.inference.looks import Floats, Look, draw
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.session import Session
 from megatron_af.inference.writing import Answer, Piece

@@ -35,6 +35,7 @@ from megatron_af.prepare.outcome import import_rows, prepare_recordings
 from megatron_af.prepare.statistics import Statistics, measure
 from megatron_af.prepare.vocabulary import make_tokenizer
 from megatron_af.progress import Progress
+from megatron_af.report.run import write_report
 from megatron_af.start.layouts import LINK, Found, understand
 from megatron_af.start.pace import Pace
 from megatron_af.start.recipe import write_recipe
@@ -192,6 +193,7 @@ def _tell_results(console: Console, config: Config, file: Path, seconds: float) 
     run = Path(config.output) / config.name
     console.print(f"trained and measured in {clock(seconds)}; settings: {file}; results: {run}", highlight=False)
     console.print(
+        f"look and listen: {write_report(run)}\n"
         f'ask it:   .venv/bin/python -c \'import megatron_af as af; print(af.load("{run}").answer("a.wav", "…"))\'\n'
         f"serve it: .venv/bin/python tools/serve.py {run}",
         highlight=False,

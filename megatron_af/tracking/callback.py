@@ -29,7 +29,7 @@ class MLflowTracking(Callback):
         self._last_step = -1
 
     def on_start(self, trainer: "Trainer") -> None:
-        if trainer.rank == 0 and self._config.tracking.enabled:
+        if trainer.rank == 0:
             gpus = f"{trainer.world_size} x {trainer.device.name}" if trainer.device.is_gpu else ""
             self._run = start_stage_run(self._config, gpus=gpus, world_size=trainer.world_size)
             self._last_step = self._run.spool.last_step()

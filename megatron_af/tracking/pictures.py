@@ -53,7 +53,7 @@ def loss_curves(history: History) -> Figure | None:
         steps, values = history.series(name)
         color = "black" if name == "loss" else f"C{index - 1}"
         axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
-        axes.plot(steps, _running_mean(values), color=color, label=name.removeprefix("loss/"), linewidth=1.6)
+        axes.plot(steps, running_mean(values), color=color, label=name.removeprefix("loss/"), linewidth=1.6)
     axes.set(xlabel="step", ylabel="loss (nats per supervised token)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -113,7 +113,7 @@ def attention_over_time(
     return figure
 
 
-def _running_mean(values: Floats) -> Floats:
+def running_mean(values: Floats) -> Floats:
     """Mean over about a fortieth of the curve, shorter at its ends."""
     width = max(1, len(values) // 40)
     sums = np.cumsum(np.insert(np.nan_to_num(values, posinf=0.0, neginf=0.0), 0, 0.0))

@@ -27,7 +27,10 @@ SQLITE = "sqlite:///"
 
 
 class TrackedRun:
-    """One start of a job: its spool, opened, and the process that sends it and notices when the job has gone."""
+    """One start of a job: its spool, opened, and the process that sends it and notices when the job has gone.
+
+    Where tracking is off, the spool is written all the same, for reports (``megatron_af.report``), and nobody sends it.
+    """
 
     def __init__(
         self,
@@ -41,10 +44,13 @@ class TrackedRun:
     ) -> None:
         self.spool = Spool(folder)
         self.spool.open(address, params=params, tags=tags, texts=texts)
-        with (folder / "sender.log").open("ab") as log:
-            self._sender = subprocess.Popen(
-                [sys.executable, "-m", SENDER, str(folder), self.spool.session, str(tracking.linger_seconds),
-                 str(tracking.system_metrics_seconds)],
+        self._sender = self._start_sender(tracking) if tracking.enabled else None
+
+    def _start_sender(self, tracking: TrackingConfig) -> subprocess.Popen[bytes]:
+        with (self.spool.folder / "sender.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", SENDER, str(self.spool.folder), self.spool.session,
+                 str(tracking.linger_seconds), str(tracking.system_metrics_seconds)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log,
                 start_new_session=True,  # what ends the job's process group must not end the one that reports it
                 env=_sender_env(),
@@ -53,13 +59,15 @@ class TrackedRun:
     def end(self, status: str, reason: str) -> None:
         """Say how the job ended (MLflow's FINISHED, FAILED or KILLED); delivery goes on without it."""
         self.spool.end(status, reason)
-        assert self._sender.stdin is not None
-        self._sender.stdin.close()
+        if self._sender is not None:
+            assert self._sender.stdin is not None
+            self._sender.stdin.close()
 
     def wait(self, seconds: float) -> bool:
         """Wait for the delivery to end; False when it takes longer."""
         try:
-            self._sender.wait(timeout=seconds)
+            if self._sender is not None:
+                self._sender.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             return False
         return True

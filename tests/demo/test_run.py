@@ -30,6 +30,8 @@ def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixtur
     summary = run_demo(str(CONFIG), overrides)
     folder = tmp_path / "runs" / "demo_test"
     assert json.loads((folder / "summary.json").read_text()) == summary
+    report = (folder / "report.html").read_text()
+    assert "long: loss, nats per supervised token" in report and "Where answers look: test_long" in report
     assert set(summary["skills"]) <= set(SKILLS) and len(summary["skills"]) >= 6
     for score in [*summary["skills"].values(), summary["overall"]]:
         assert {"audio", "exchanged", "majority", "n"} <= score.keys()

@@ -11,8 +11,8 @@ import soundfile
 
 from megatron_af.data.rows import Row
 from megatron_af.data.templates import TooLong
-from megatron_af.inference.attention import Look
 from megatron_af.inference.decoding import Decoding
+from megatron_af.inference.looks import Look
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.writing import Answer, Piece
 from megatron_af.serve.terminal import HELP, Ear, Terminal, chart

@@ -41,14 +41,21 @@ def start(monkeypatch: pytest.MonkeyPatch, run: Run, *, rank: int = 0, enabled: 
     return tracking, trainer, started
 
 
-def test_only_rank_0_and_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for settings in ({"rank": 1}, {"enabled": False}):
-        run = Run()
-        tracking, trainer, started = start(monkeypatch, run, **settings)
-        tracking.on_step(trainer, {"step": 1.0, "loss": 2.0})
-        tracking.on_checkpoint(trainer, Path("nowhere"))
-        tracking.on_end(trainer, "done")
-        assert started == run.told == []
+def test_only_rank_0_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    tracking, trainer, started = start(monkeypatch, run, rank=1)
+    tracking.on_step(trainer, {"step": 1.0, "loss": 2.0})
+    tracking.on_checkpoint(trainer, Path("nowhere"))
+    tracking.on_end(trainer, "done")
+    assert started == run.told == []
+
+
+def test_a_run_that_nobody_follows_keeps_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    tracking, trainer, _ = start(monkeypatch, run, enabled=False)
+    tracking.on_step(trainer, {"step": 1.0, "loss": 2.0})
+    tracking.on_end(trainer, "done")
+    assert run.told == [(1, {"loss": 2.0}), ("FINISHED", "done")]
 
 
 def test_the_run_names_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,3 +102,13 @@ def test_the_address_comes_from_the_key_the_environment_or_beside_the_runs(
     assert tracking_uri(settings) == "http://team:5000"
     named = replace(settings, tracking=replace(settings.tracking, uri="http://own:5000"))
     assert tracking_uri(named) == "http://own:5000"
+
+
+def test_without_tracking_the_spool_is_written_and_nobody_sends_it(tmp_path: Path, sent: list[Any]) -> None:
+    settings = config(tmp_path)
+    run = start_stage_run(replace(settings, tracking=replace(settings.tracking, enabled=False)), gpus="", world_size=1)
+    run.spool.metrics(1, {"loss": 2.0})
+    run.end("FINISHED", "done")
+    assert run.wait(0) and sent == []
+    kinds = [json.loads(line)["kind"] for line in run.spool.file.read_text().splitlines()]
+    assert kinds == ["open", "metrics", "close"]
