@@ -103,7 +103,7 @@ class EncodeAhead:
         for clips_of_row in clips_of_rows:
             index_BL, audio_of_BL = key_layout(clips_of_row, audio.clip_windows, start_of_clip, tokens_per_window)
             layouts.append((index_BL.t(), audio_of_BL))
-        send([tensor for layout in layouts for tensor in layout], self._device)
+        send([index_LB for index_LB, _ in layouts], self._device)
         self.added_rows_NH = self._front.added_rows.detach().clone().float()
         self.added_rows_NH.requires_grad_(self._rows_train and torch.is_grad_enabled())
         return StepKeys(all_TD, self._gradient_TD, layouts)
@@ -156,6 +156,10 @@ class StepKeys:
 
     def __len__(self) -> int:
         return len(self._layouts)
+
+    def audio_of(self, micro_batch: int) -> Tensor:
+        """``audio_of_BL`` of its keys, on the host."""
+        return self._layouts[micro_batch][1]
 
     def __getitem__(self, micro_batch: int) -> AudioKeys:
         index_LB, audio_of_BL = self._layouts[micro_batch]

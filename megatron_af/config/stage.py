@@ -166,3 +166,9 @@ class StageConfig:
         for dataset, weight in self.blend.items():
             if weight <= 0:
                 yield f"{key}.blend.{dataset} = {weight}: must be above 0; remove it to leave the data set out"
+        longest = self.questions_per_sample * self.max_text_tokens
+        if 0 < self.pack_tokens < longest:
+            yield (
+                f"{key}.pack_tokens = {self.pack_tokens}: the longest sample has {longest} tokens "
+                f"({key}.questions_per_sample x max_text_tokens); raise it to that, or set it to 0 to pack none"
+            )

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_af.data.batch import AudioKeys, TextRows
-from megatron_af.decoder.masks import Masks
+from megatron_af.decoder.masks import audio_mask, sees_everything
+from megatron_af.parallel.transfer import there
 
 GROWTH = 128
 """Text positions that a cache grows by: copied rarely, and of few shapes."""
@@ -76,8 +77,11 @@ class DecoderCache:
             mask_B1SL = mask_B1SL.to(device)
         text = CachedText(self, place_BS.to(device), longest, mask_B1SL)
         self.read_B = self.read_B + (rows.segment_BS.cpu() >= 0).sum(1)
-        keys = AudioKeys(tokens_LBD=self.heard.tokens_LUH, audio_of_BL=self.heard.audio_of_UL[self.heard.recording_B])
-        return text, CachedAudio.of(self, Masks.of(rows, keys, dtype, device).audio_B1SL)
+        audio_of_BL, heard_B1SL = self.heard.audio_of_UL[self.heard.recording_B], None
+        if not sees_everything(rows, audio_of_BL):
+            first_BS, last_BS = there(rows.first_audio_BS, device), there(rows.last_audio_BS, device)
+            heard_B1SL = audio_mask(first_BS, last_BS, audio_of_BL.to(device), dtype)
+        return text, CachedAudio.of(self, heard_B1SL)
 
     def text(self, layer: nn.Module, text: "CachedText", key_SBND: Tensor, value_SBND: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values of the text so far [L, B, N, D], these ones included."""

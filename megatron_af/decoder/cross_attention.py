@@ -25,8 +25,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from megatron_af.config import CrossAttentionConfig
-from megatron_af.decoder.attention import fused_attention
-from megatron_af.decoder.cache import CachedAudio, with_zero_keys
+from megatron_af.decoder.attention import attention_by_stretch, fused_attention
+from megatron_af.decoder.cache import CachedAudio
+from megatron_af.decoder.stretches import Sight, Stretches
 
 NORM_EPS = 1e-5
 
@@ -99,33 +100,30 @@ class AudioCrossAttention(MegatronModule):
             inner, config.hidden_size, config=config, bias=False, skip_bias_add=False, input_is_parallel=True, **common
         )
 
-    def forward(self, x_SBH: Tensor, audio: Tensor | CachedAudio, mask_B1SL: Tensor | None) -> Tensor:
+    def forward(self, x_SBH: Tensor, audio: Tensor | CachedAudio, stretches: Stretches | None) -> Tensor:
         """
         Args:
             audio: tokens [L, B, D], or, while answers are decoded, the cache of what they project to, with its mask.
-            mask_B1SL: of :mod:`megatron_af.decoder.masks`; it may have more keys than there are audio tokens:
-                keys and values of the rest are zero. None: every position sees every token.
+            stretches: which positions see which tokens; None: all see all of their row.
         """
         query_SBND = self.linear_q(x_SBH)[0].unflatten(-1, (-1, self.head_dim))
         if isinstance(audio, CachedAudio):
-            attended_SBH = audio.unfold(self._attended(audio.fold(query_SBND), audio, audio.mask_U1SL))
+            attended_SBH = self._decoded(query_SBND, audio)
         else:
-            attended_SBH = self._attended(query_SBND, audio, mask_B1SL)
+            key_LBNK, value_LBNK = self._project(audio).chunk(2, dim=-1)
+            if stretches is None:
+                attended_SBH = fused_attention(query_SBND, key_LBNK, value_LBNK, None, causal=False)
+            else:
+                attended_SBH = attention_by_stretch(query_SBND, key_LBNK, value_LBNK, stretches, causal=False)
         output_SBH: Tensor = self.linear_proj(attended_SBH)[0]
         return output_SBH
 
-    def _attended(self, query_SBND: Tensor, audio: Tensor | CachedAudio, mask_B1SL: Tensor | None) -> Tensor:
-        if isinstance(audio, CachedAudio):
-            tokens = len(audio.cache.heard.tokens_LUH)
-            key_value_LBN2K = audio.cache.audio(
-                self, tokens if mask_B1SL is None else mask_B1SL.shape[-1], self._project
-            )
-        else:
-            key_value_LBN2K = self._project(audio)
-            if mask_B1SL is not None:
-                key_value_LBN2K = with_zero_keys(key_value_LBN2K, mask_B1SL.shape[-1])
-        key_LBNK, value_LBNK = key_value_LBN2K.chunk(2, dim=-1)
-        return fused_attention(query_SBND, key_LBNK, value_LBNK, mask_B1SL, causal=False)
+    def _decoded(self, query_SBND: Tensor, audio: CachedAudio) -> Tensor:
+        mask_U1SL = audio.mask_U1SL  # may have more keys than there are tokens: their keys and values are zero
+        room = len(audio.cache.heard.tokens_LUH) if mask_U1SL is None else mask_U1SL.shape[-1]
+        key_LUNK, value_LUNK = audio.cache.audio(self, room, self._project).chunk(2, dim=-1)
+        folded_SUND = audio.fold(query_SBND)
+        return audio.unfold(fused_attention(folded_SUND, key_LUNK, value_LUNK, mask_U1SL, causal=False))
 
     def _project(self, audio_LBD: Tensor) -> Tensor:
         """[L, B, N, 2 K]"""
@@ -173,10 +171,10 @@ class GatedCrossAttention(MegatronModule):
         self.skipped = frozen and not (self.gate_attn.any() or self.gate_ffn.any())
         return self.skipped
 
-    def forward(self, x_SBH: Tensor, audio: Tensor | CachedAudio, mask_B1SL: Tensor | None) -> Tensor:
+    def forward(self, x_SBH: Tensor, audio: Tensor | CachedAudio, stretches: Stretches | None = None) -> Tensor:
         if self.skipped:
             return x_SBH
-        x_SBH = x_SBH + self.gate_attn.tanh() * self.attention(self.attention_norm(x_SBH), audio, mask_B1SL)
+        x_SBH = x_SBH + self.gate_attn.tanh() * self.attention(self.attention_norm(x_SBH), audio, stretches)
         return x_SBH + self.gate_ffn.tanh() * self.ffn(self.ffn_norm(x_SBH))[0]
 
 
@@ -209,10 +207,12 @@ class AudioDecoderLayer(TransformerLayer):
         hidden_states: Tensor,
         *args: Any,
         context: Tensor | CachedAudio | None = None,
-        context_mask: Tensor | None = None,
+        context_mask: None = None,
+        packed_seq_params: Sight | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | CachedAudio | None]:
-        """``context`` holds the audio tokens [L, B, D], ``context_mask`` what each position sees of them."""
-        hidden_states = self.xattn(hidden_states, context, context_mask)
-        output, _ = super().forward(hidden_states, *args, **kwargs)
+        """``context`` holds the audio tokens [L, B, D], ``packed_seq_params`` what each position sees of them."""
+        stretches = None if packed_seq_params is None else packed_seq_params.audio
+        hidden_states = self.xattn(hidden_states, context, stretches)
+        output, _ = super().forward(hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs)
         return output, context

@@ -31,8 +31,8 @@ from megatron_af.decoder.family import family_of
 from megatron_af.decoder.initialization import initialize
 from megatron_af.decoder.layer_spec import decoder_spec
 from megatron_af.decoder.lora import add_adapters
-from megatron_af.decoder.masks import Masks
 from megatron_af.decoder.positions import LearntPositions, segment_positions
+from megatron_af.decoder.stretches import Sight
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.transfer import there
 
@@ -101,20 +101,23 @@ class AudioLM(GPTModel):
         layers = (layer for layer in self.decoder.layers if isinstance(layer, AudioDecoderLayer))
         return sum(layer.xattn.skip_if_identity() for layer in layers)
 
-    def forward(self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor) -> Tensor:
+    def forward(
+        self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor, *, sight: Sight | None = None
+    ) -> Tensor:
         """Losses of the supervised positions.
 
         Args:
-            rows: a micro-batch; tensors on the host save synchronisations (see :mod:`megatron_af.decoder.masks`).
+            rows: a micro-batch, on the host.
             audio: what its rows hear.
             added_rows_NH: rows of the added tokens; their gradient is partial on each rank of the
                 model-parallel group.
+            sight: ``Sight.of(rows, audio.audio_of_BL)``, where it is known already.
 
         Returns:
             On the last stage float32 [T], in row-major order of the positions whose label is supervised;
             elsewhere the hidden states [S, B, H].
         """
-        return self._decode(rows, audio, added_rows_NH, self._losses)
+        return self._decode(rows, audio, added_rows_NH, self._losses, sight)
 
     def logits(
         self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor, *, position_B: Tensor | None = None
@@ -160,23 +163,24 @@ class AudioLM(GPTModel):
         audio: AudioKeys,
         added_rows_NH: Tensor,
         head: Callable[..., Tensor],
+        sight: Sight | None = None,
     ) -> Tensor:
-        dtype, device = self.config.params_dtype, current_device().torch
+        dtype = self.config.params_dtype
         added_rows_NH = added_rows_NH.to(dtype)
-        masks = Masks.of(rows, audio, dtype, device)
         audio_LBD = audio.tokens_LBD.view_as(audio.tokens_LBD)  # so that the copy lasts no longer than the graph
         if audio_LBD.dtype != dtype:
             audio_LBD.rounded_copy = audio_LBD.detach().to(dtype)  # type: ignore[attr-defined]
         output: Tensor = super().forward(
             input_ids=None,
             position_ids=None,
-            attention_mask=masks.attention_B1SS,
+            attention_mask=None,
             decoder_input=(
                 self._embed(rows.ids_BS, segment_positions(rows.segment_BS), added_rows_NH)
                 if self.pre_process
                 else None
             ),
-            extra_block_kwargs={"context": audio_LBD, "context_mask": masks.audio_B1SL},
+            packed_seq_params=sight or Sight.of(rows, audio.audio_of_BL),
+            extra_block_kwargs={"context": audio_LBD},
             output_processor=head,
             output_processor_context=(rows, added_rows_NH),
         )

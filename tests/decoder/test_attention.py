@@ -1,4 +1,5 @@
-"""The attention kernel against its statement: masks, causality, grouped queries; norms for sequence parallelism."""
+"""The attention kernels against their statement: masks, causality, stretches, grouped queries; norms for sequence
+parallelism."""
 
 import math
 from types import SimpleNamespace
@@ -7,10 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_af.decoder.attention import CausalAttention, TorchNorm, TorchSpecProvider, fused_attention, spec_provider
+from megatron_af.decoder.attention import (
+    CausalAttention,
+    TorchNorm,
+    TorchSpecProvider,
+    attention_by_stretch,
+    fused_attention,
+    spec_provider,
+)
+from megatron_af.decoder.stretches import Sight
 from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.parallel.device import Device
-from tests.decoder.toy import toy_config
+from tests.decoder.test_stretches import audio_visible, text_visible
+from tests.decoder.toy import mixed_rows, toy_config
 
 S, L, B, N, D = 5, 7, 2, 4, 8
 
@@ -19,7 +29,7 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, visible_BSL: Tensor) -> T
     groups = query.shape[2] // key.shape[2]
     key, value = (x.repeat_interleave(groups, dim=2) for x in (key, value))
     scores = torch.einsum("sbnd,lbnd->bnsl", query, key) / math.sqrt(D)
-    weights = scores.masked_fill(~visible_BSL[:, None], float("-inf")).softmax(-1)
+    weights = scores.masked_fill(~visible_BSL[:, None], -1e30).softmax(-1) * visible_BSL[:, None]
     return torch.einsum("bnsl,lbnd->sbnd", weights, value).flatten(2)
 
 
@@ -44,6 +54,34 @@ def test_it_is_scaled_dot_product_attention(kv_heads: int, kind: str, positions:
     if kind == "causal":
         core = CausalAttention.forward(SimpleNamespace(), query, key, value, None, attn_mask_type="ignored")  # type: ignore[arg-type]
         torch.testing.assert_close(core, found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("of", ["text", "audio"])
+def test_stretches_are_attended_to_as_under_a_mask(of: str, kv_heads: int, seed: int) -> None:
+    """Value and gradients; rows of one batch are one row to the statement."""
+    rows, audio = mixed_rows(seed)
+    batch, length = rows.ids_BS.shape
+    keys = length if of == "text" else audio.audio_of_BL.shape[1]
+    sight = Sight.of(rows, audio.audio_of_BL)
+    stretches = sight.text if of == "text" else sight.audio
+    assert stretches is not None
+    visible_TK = text_visible(rows.segment_BS) if of == "text" else audio_visible(rows, audio.audio_of_BL)
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(length, batch, N, D, generator=generator)
+    key, value = (torch.randn(keys, batch, kv_heads, D, generator=generator) for _ in range(2))
+    up = torch.randn(length, batch, N * D, generator=generator)
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    found = attention_by_stretch(query, key, value, stretches, causal=of == "text")
+    one_row = [x.transpose(0, 1).flatten(0, 1)[:, None] for x in inputs]
+    expected = by_hand(*one_row, visible_TK[None]).view(batch, length, -1).transpose(0, 1)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, inputs, up), torch.autograd.grad(expected, inputs, up), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("RMSNorm", nn.RMSNorm), ("LayerNorm", nn.LayerNorm)])

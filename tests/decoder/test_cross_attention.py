@@ -1,12 +1,14 @@
 """The gated block against a plain statement of Audio Flamingo 2's, and when it is left out."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_af.decoder.cross_attention import rounded
-from megatron_af.decoder.masks import audio_mask
+from megatron_af.decoder.stretches import Stretches
 from megatron_af.parallel.global_state import load_global
 from tests.decoder.toy import (
     ADDED,
@@ -53,7 +55,8 @@ def block_equals_its_statement(rank: int, world_size: int) -> None:
     visible = (
         (audio_of[:, None] >= 0) & (audio_of[:, None] >= first[..., None]) & (audio_of[:, None] <= last[..., None])
     )
-    found = block(x_SBH, audio_LBD, audio_mask(first, last, audio_of, torch.float32))
+    rows = dataclasses.replace(plain_rows(3, 5), first_audio_BS=first, last_audio_BS=last)
+    found = block(x_SBH, audio_LBD, Stretches.of_audio(rows, audio_of))
     expected = stated(dict(block.named_parameters()), x_SBH, audio_LBD, visible)
     assert relative_error(found, expected) < 1e-6
     up = torch.randn(found.shape, generator=generator)

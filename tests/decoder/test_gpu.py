@@ -10,10 +10,20 @@ from megatron.core import parallel_state
 
 from megatron_af.convert.language import LanguageFolder, load_language
 from megatron_af.data.batch import AudioKeys
+from megatron_af.decoder.attention import attention_by_stretch
+from megatron_af.decoder.stretches import Sight
 from megatron_af.parallel.device import current_device, transformer_engine_problem
 from tests.conftest import requires_gpu
 from tests.convert.test_language import write_folder
-from tests.decoder.toy import HIDDEN, full_audio, plain_rows, relative_error, single_process_lm, toy_config
+from tests.decoder.toy import (
+    HIDDEN,
+    full_audio,
+    mixed_rows,
+    plain_rows,
+    relative_error,
+    single_process_lm,
+    toy_config,
+)
 
 BOUNDS: dict[Any, float] = {"torch": 1e-5, "te": 1e-2}
 """Relative: Transformer Engine multiplies float32 in TF32, whose products have ten bits."""
@@ -41,3 +51,26 @@ def test_a_gpu_computes_what_transformers_computes(layers: Any, tmp_path, monkey
     assert all(p.grad is not None and p.grad.isfinite().all() for p in lm.parameters())
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+
+
+@requires_gpu
+@pytest.mark.parametrize("of", ["text", "audio"])
+def test_one_kernel_attends_to_all_stretches(of: str):
+    """Against float32 on the CPU, gradients as well: stretches of no keys and keys of no stretch included."""
+    rows, audio = mixed_rows(1, length=48)
+    sight = Sight.of(rows, audio.audio_of_BL)
+    stretches = sight.text if of == "text" else sight.audio
+    assert stretches is not None and 0 in stretches.keys
+    keys = 48 if of == "text" else audio.audio_of_BL.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((48, 4, 4, 64), (keys, 4, 2, 64), (keys, 4, 2, 64), (48, 4, 256))
+    *inputs, up = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+
+    def computed(device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
+        attended = attention_by_stretch(*leaves, stretches, causal=of == "text")
+        return [x.float().cpu() for x in (attended, *torch.autograd.grad(attended, leaves, up.to(device, dtype)))]
+
+    found = computed(current_device().torch, torch.bfloat16)
+    for mine, theirs in zip(found, computed(torch.device("cpu"), torch.float32), strict=True):
+        assert relative_error(mine, theirs) < 2e-2

@@ -1,5 +1,7 @@
 """The decoder in tensor-, sequence- and pipeline-parallel layouts against one process: every gradient.
 
+That process attends under dense masks; the layouts attend by stretch.
+
 Audio tokens and rows of added tokens are fixed leaves here; their gradients are summed over the ranks as
 encode-ahead does. Data parallelism, the optimizer and the audio side are tested with the training loop.
 """
@@ -10,11 +12,15 @@ import importlib
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_af.data.batch import IGNORED
+from megatron_af.decoder import attention, cross_attention
 from megatron_af.decoder.lm import AudioLM
+from megatron_af.decoder.stretches import Sight
 from megatron_af.parallel.global_state import gather_global, load_global
+from tests.decoder.test_stretches import audio_visible, text_visible
 from tests.decoder.toy import (
     ADDED,
     HIDDEN,
@@ -68,8 +74,33 @@ def reduce_gradients(chunks: list[AudioLM]) -> None:
     finalize._allreduce_non_tensor_model_parallel_grads(chunks, chunks[0].config)
 
 
-def one_step(rank: int, world_size: int, lm: dict[str, object], frozen: bool, layout: dict[str, object]) -> Result:
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, visible_TK: Tensor, *, causal: bool) -> Tensor:
+    """The reference: all rows are one, and a mask says what each of its positions sees, causality included."""
+    length, batch = query.shape[:2]
+    groups = query.shape[2] // key.shape[2]
+    key, value = (x.repeat_interleave(groups, dim=2) for x in (key, value))
+    one_row = [x.transpose(0, 1).flatten(0, 1).transpose(0, 1) for x in (query, key, value)]
+    attended_NTD = F.scaled_dot_product_attention(*one_row, attn_mask=visible_TK)
+    attended_NTD = attended_NTD.where(visible_TK.any(1)[:, None], 0.0)
+    return attended_NTD.transpose(0, 1).reshape(batch, length, -1).transpose(0, 1).contiguous()
+
+
+def attend_by_masks() -> None:
+    """From here on this process looks at every pair of a position and a key."""
+    Sight.of = classmethod(
+        lambda cls, rows, audio_of_BL: cls(
+            text_visible(rows.segment_BS), audio_visible(rows, audio_of_BL), rows.ids_BS.shape[1]
+        )
+    )
+    attention.attention_by_stretch = cross_attention.attention_by_stretch = masked_attention
+
+
+def one_step(
+    rank: int, world_size: int, lm: dict[str, object], frozen: bool, layout: dict[str, object], masked: bool = False
+) -> Result:
     """Losses, gradients of all weights, and of the audio tokens and rows summed over the ranks."""
+    if masked:
+        attend_by_masks()
     config = toy_config(lm=lm, **layout)
     start_layout(config.parallel)
     chunks = build_chunks(config)
@@ -99,7 +130,7 @@ def one_step(rank: int, world_size: int, lm: dict[str, object], frozen: bool, la
 
 
 TIED, UNTIED = {"tied": True}, {"tied": False}
-OPT = {"family": "opt", "kv_heads": 4, "ffn": 192}
+OPT = {"family": "opt", "kv_heads": 4, "ffn": 224}
 """At this width no gate's gradient, a sum of many terms, nearly cancels out."""
 _references: dict[tuple[str, bool], Result] = {}
 
@@ -107,7 +138,7 @@ _references: dict[tuple[str, bool], Result] = {}
 def reference(lm: dict[str, object], frozen: bool) -> Result:
     key = (repr(lm), frozen)
     if key not in _references:
-        _references[key] = run_distributed(one_step, 1, lm, frozen, {})[0]
+        _references[key] = run_distributed(one_step, 1, lm, frozen, {}, True)[0]
     return _references[key]
 
 
@@ -125,6 +156,11 @@ def compare(results: list[Result], expected: Result) -> None:
         worst = max(errors, key=errors.__getitem__)
         print(f"{kind}: worst relative error {errors[worst]:.1e} ({worst})")
         assert errors[worst] <= TOLERANCE, (kind, worst, errors[worst])
+
+
+@pytest.mark.parametrize("lm", [TIED, OPT], ids=["qwen2", "opt"])
+def test_stretches_equal_masks(lm):
+    compare(run_distributed(one_step, 1, lm, False, {}), reference(lm, False))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())

@@ -7,11 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_af.data.batch import AudioKeys
-from megatron_af.decoder.masks import KEY_MULTIPLE, Masks, audio_mask, one_segment_each, sees_everything, segment_mask
-from tests.decoder.toy import full_audio, mixed_rows, plain_rows
-
-CPU = torch.device("cpu")
+from megatron_af.decoder.masks import KEY_MULTIPLE, audio_mask, sees_everything
+from tests.decoder.toy import full_audio, plain_rows
 
 
 def visible(mask: Tensor) -> Tensor:
@@ -40,33 +37,16 @@ def test_audio_mask_by_definition(data, batch, length, keys):
             assert not found[b, s, keys + 1 :].any()
 
 
-@settings(max_examples=30, deadline=None)
-@given(segments=st.lists(st.integers(0, 2), min_size=1, max_size=8), padding=st.integers(0, 3))
-def test_segment_mask_by_definition(segments, padding):
-    row = sorted(segments) + [-1] * padding
-    found = visible(segment_mask(torch.tensor([row], dtype=torch.int32), torch.float32))[0]
-    for s, own in enumerate(row):
-        assert found[s].tolist() == [k <= s and row[k] == own for k in range(len(row))]
-
-
-def test_kernels_without_a_mask_where_none_is_needed():
-    assert Masks.of(plain_rows(), full_audio(), torch.float32, CPU) == Masks(None, None)
-    rows, audio = mixed_rows(0)
-    masks = Masks.of(rows, audio, torch.bfloat16, CPU)
-    assert masks.attention_B1SS.shape == (4, 1, 16, 16) and masks.audio_B1SL.shape == (4, 1, 16, 16)
-    assert masks.audio_B1SL.dtype == torch.bfloat16
-
-
 def test_padding_text_needs_no_mask_but_padding_keys_do():
-    rows, audio = plain_rows(), full_audio()
+    rows, audio_of = plain_rows(), full_audio().audio_of_BL
     segment, last = rows.segment_BS.clone(), rows.last_audio_BS.clone()
     segment[0, -3:], last[0, -3:] = -1, -1
     padded = dataclasses.replace(rows, segment_BS=segment, last_audio_BS=last)
-    assert one_segment_each(padded) and sees_everything(padded, audio)
+    assert sees_everything(rows, audio_of) and sees_everything(padded, audio_of)
     blind = dataclasses.replace(rows, last_audio_BS=last)
-    assert not sees_everything(blind, audio), "text that must not hear"
-    audio_of = audio.audio_of_BL.clone()
+    assert not sees_everything(blind, audio_of), "text that must not hear"
+    audio_of = audio_of.clone()
     audio_of[1, -1] = -1
-    assert not sees_everything(rows, AudioKeys(tokens_LBD=audio.tokens_LBD, audio_of_BL=audio_of))
+    assert not sees_everything(rows, audio_of)
     audio_of[1, -1] = 1
-    assert not sees_everything(rows, AudioKeys(tokens_LBD=audio.tokens_LBD, audio_of_BL=audio_of))
+    assert not sees_everything(rows, audio_of)

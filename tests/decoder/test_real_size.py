@@ -17,12 +17,13 @@ from megatron.core.tensor_parallel import random as megatron_random
 from torch._functorch import config as functorch_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore, _create_fake_pg
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.data.batch import AudioKeys, TextRows
-from megatron_af.decoder import masks as masks_module
 from megatron_af.decoder.lm import AudioLM
+from megatron_af.decoder.stretches import Sight
 from megatron_af.parallel.device import make_megatron_portable
 from megatron_af.parallel.global_state import placements
 from tests.decoder.toy import build_chunks, plain_rows, run_schedule
@@ -32,7 +33,8 @@ pytestmark = pytest.mark.slow
 
 TP2_PP4 = ParallelConfig(tensor=2, pipeline=4, sequence=True)
 FIRST_ADDED_ID = 151_665
-LENGTH, AUDIO_TOKENS, SUPERVISED = 1024, 1920, 100
+LENGTH, AUDIO_TOKENS, SUPERVISED = 1048, 1920, 100
+"""No weight of these sizes has this length twice."""
 
 
 def released(name: str, parallel: ParallelConfig) -> Config:
@@ -99,6 +101,27 @@ class NoRandomStates:
         return contextlib.nullcontext()
 
 
+def packed_sight() -> Sight:
+    """Eight samples in a row, each with its own part of the audio."""
+    sample_1S = torch.arange(LENGTH, dtype=torch.int32)[None] // (LENGTH // 8)
+    audio_of_1L = torch.arange(AUDIO_TOKENS, dtype=torch.int32)[None] // (AUDIO_TOKENS // 8)
+    rows = dataclasses.replace(
+        plain_rows(1, LENGTH), segment_BS=sample_1S, first_audio_BS=sample_1S, last_audio_BS=sample_1S
+    )
+    return Sight.of(rows, audio_of_1L)
+
+
+class NoFrame(TorchDispatchMode):
+    """Refuses a tensor of every position by every position, or by every key."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.ndim > 1:
+                assert tuple(tensor.shape[-2:]) not in ((LENGTH, LENGTH), (LENGTH, AUDIO_TOKENS)), func
+        return made
+
+
 def step_on_a_stand_in(rank: int, world_size: int, player: int, schedule: bool, misplaced: str) -> int:
     """One rank of af2_3b: forward and backward of one micro-batch or 1F1B; returns its number of gradients."""
     make_megatron_portable(target="meta")
@@ -107,8 +130,8 @@ def step_on_a_stand_in(rank: int, world_size: int, player: int, schedule: bool, 
     megatron_random._CUDA_RNG_STATE_TRACKER = NoRandomStates()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
     # What is decided from values, which fake tensors do not have.
-    masks_module.one_segment_each = lambda rows: False
-    masks_module.sees_everything = lambda rows, audio: False
+    packed = packed_sight()
+    Sight.of = classmethod(lambda cls, rows, audio_of_BL: packed)
     TextRows.supervised = property(lambda rows: (torch.zeros(SUPERVISED, dtype=torch.int64, device="cpu"),) * 2)
     config = released("af2_3b", TP2_PP4)
     with (
@@ -116,6 +139,7 @@ def step_on_a_stand_in(rank: int, world_size: int, player: int, schedule: bool, 
         fake_world(TP2_PP4, player),
         FakeTensorMode(allow_non_fake_inputs=True),  # megatron-core's counter of tokens is a plain tensor
         torch.device("meta"),
+        NoFrame(),
     ):
         chunks = build_chunks(config, first_added_id=FIRST_ADDED_ID)
         (chunk,) = chunks

@@ -11,10 +11,10 @@ from torch._functorch import config as functorch_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_af.audio.encode_ahead import EncodeAhead
+from megatron_af.audio.encode_ahead import EncodeAhead, key_layout
 from megatron_af.audio.features import ClipFeatures, KnownFeatures
 from megatron_af.data.batch import StepAudio
-from megatron_af.decoder import masks as masks_module
+from megatron_af.decoder.stretches import Sight
 from megatron_af.model import AudioFront
 from megatron_af.parallel.device import make_megatron_portable
 from megatron_af.parallel.transfer import copies, send, there
@@ -76,14 +76,16 @@ def crossings(rank: int, world_size: int, sent: bool) -> tuple[int, int, int]:
     make_megatron_portable(target="meta")
     megatron_random._CUDA_RNG_STATE_TRACKER = NoRandomStates()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
-    # What is decided from values, which fake tensors do not have.
-    masks_module.one_segment_each = lambda rows: False
-    masks_module.sees_everything = lambda rows, audio: False
     config, meta = tiny.config(), torch.device("meta")
     batch = tiny.step_batch(0, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1)
     rows = batch.text.rows
     shares = [token_shares(micro_batch) for micro_batch in rows]
     assert all(micro_batch.supervised for micro_batch in rows)  # from their values, which are gone in there
+    per_window = tiny.config().model.encoder.tokens_per_window
+    starts = dict.fromkeys(range(len(batch.audio.clip_windows)), 0)
+    sights = [
+        Sight.of(r, key_layout(r.clips, batch.audio.clip_windows, starts, per_window)[1]) for r in rows
+    ]
     with fake_world(config.parallel, 0), torch.device("meta"):
         (lm,) = build_chunks(config, first_added_id=90)
         front = AudioFront(config, tiny.VOCABULARY)
@@ -110,9 +112,9 @@ def crossings(rank: int, world_size: int, sent: bool) -> tuple[int, int, int]:
         )
         keys = ahead.forward(audio, [micro_batch.clips for micro_batch in rows])
         if sent:
-            AnswerLearner._send(SimpleNamespace(_device=meta), rows, shares)  # type: ignore[arg-type]
+            AnswerLearner._send(SimpleNamespace(_device=meta), rows, shares, sights)  # type: ignore[arg-type]
         for index, micro_batch in enumerate(rows):
-            losses_T = lm(micro_batch, keys[index], ahead.added_rows_NH)
+            losses_T = lm(micro_batch, keys[index], ahead.added_rows_NH, sight=sights[index])
             dataset_T, _, share_T = (there(x_T, meta) for x_T in shares[index])
             assert losses_T.shape == dataset_T.shape == share_T.shape
             losses_T.sum().backward()

@@ -114,6 +114,10 @@ def test_models_that_cannot_be_built_are_refused(section: str, changes: dict[str
     [
         ({"max_windows": 0}, "curriculum.stage.max_windows = 0: must be at least 1"),
         ({"global_batch_samples": 6}, "curriculum.stage.global_batch_samples = 6: must be a multiple of 4"),
+        (
+            {"pack_tokens": 127, "max_text_tokens": 64, "questions_per_sample": 2},
+            "curriculum.stage.pack_tokens = 127: the longest sample has 128 tokens",
+        ),
         ({"batch_tokens": 1_000, "max_windows": 30}, "curriculum.stage.batch_tokens = 1000: the longest sample has"),
         ({"trainable": ("encodr.*",)}, "pattern 'encodr.*' matches no parameter; did you mean encoder.*?"),
         ({"frozen": ("lm.decoder.layers.0.cross.*",)}, "curriculum.stage.frozen: pattern 'lm.decoder.layers.0.cross"),

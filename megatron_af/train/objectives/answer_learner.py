@@ -29,6 +29,7 @@ from megatron_af.audio.encode_ahead import EncodeAhead, StepKeys
 from megatron_af.audio.features import ClipFeatures
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import IGNORED, EncoderSide, StepBatch, TextBatch, TextRows
+from megatron_af.decoder.stretches import Sight
 from megatron_af.model import AudioFlamingo, AudioFront
 from megatron_af.parallel.groups import Groups
 from megatron_af.parallel.transfer import send, there
@@ -138,9 +139,10 @@ class AnswerLearner:
         text = batch.text
         keys = self._ahead.forward(batch.audio, [rows.clips for rows in text.rows])
         shares = [token_shares(rows) for rows in text.rows]
-        self._send(text.rows, shares)
+        sights = [Sight.of(rows, keys.audio_of(index)) for index, rows in enumerate(text.rows)]
+        self._send(text.rows, shares, sights)
         totals = torch.zeros(len(self._datasets), 6, device=self._device, dtype=torch.float64)
-        step = partial(self._forward_step, batch=text, keys=keys, shares=shares, totals=totals[:, :5])
+        step = partial(self._forward_step, batch=text, keys=keys, shares=shares, sights=sights, totals=totals[:, :5])
         iterators = [iter(range(len(text.rows))) for _ in self._chunks]
         get_forward_backward_func()(
             forward_step_func=step,
@@ -178,11 +180,11 @@ class AnswerLearner:
     def close(self) -> None:
         self._features.close()
 
-    def _send(self, rows: Sequence[TextRows], shares: Sequence[tuple[Tensor, ...]]) -> None:
+    def _send(self, rows: Sequence[TextRows], shares: Sequence[tuple[Tensor, ...]], sights: Sequence[Sight]) -> None:
         """What a step's rows need on the device, in one copy."""
         fields = [
-            (r.ids_BS, r.segment_BS, r.first_audio_BS, r.last_audio_BS, *r.supervised, *share)
-            for r, share in zip(rows, shares, strict=True)
+            (r.ids_BS, *r.supervised, *share, *sight.tensors)
+            for r, share, sight in zip(rows, shares, sights, strict=True)
         ]
         send([tensor for micro_batch in fields for tensor in micro_batch], self._device)
 
@@ -194,11 +196,12 @@ class AnswerLearner:
         batch: TextBatch,
         keys: StepKeys,
         shares: Sequence[tuple[Tensor, ...]],
+        sights: Sequence[Sight],
         totals: Tensor,
     ) -> tuple[Tensor, Any]:
         index = next(microbatches)
         rows = batch.rows[index]
-        output = chunk(rows, keys[index], self._ahead.added_rows_NH)
+        output = chunk(rows, keys[index], self._ahead.added_rows_NH, sight=sights[index])
 
         def loss_of(token_losses_N: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             dataset_N, place_N, share_N = (there(x_N, self._device) for x_N in shares[index])
