@@ -102,6 +102,19 @@ class WatchConfig:
     every_steps: Nothing[Count] = 50
     samples: Nothing[Count] = 64
     """How many of its samples, in whole global batches."""
+    best: Nothing[Literal["", "loss", "sure"]] = ""
+    """By what the best checkpoint is told: the lowest ``loss`` on these rows, or the most answers that are ``sure``. It
+    is kept as ``best`` beside ``latest``, and is what later stages start from, what is measured and what is released;
+    training goes on from the latest one. Empty: the latest one is all of that."""
+    patience: Length[Whole] = 0
+    """Looks in a row without a better one after which the stage is done before its last step; 0: never."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it, with its fix; ``key``: ``curriculum.NAME.watch``."""
+        if self.best and not self.dataset:
+            yield f"{key}.best = {self.best}: nothing is watched; name a development split as {key}.dataset"
+        if self.patience and not self.best:
+            yield f"{key}.patience = {self.patience}: needs {key}.best, which says what is better: loss or sure"
 
 
 @dataclass(frozen=True, kw_only=True)

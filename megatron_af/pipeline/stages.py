@@ -20,7 +20,7 @@ from megatron_af.pipeline.job import StepFailed
 from megatron_af.runs.identity import check_resume, evaluation_inputs, stage_inputs
 from megatron_af.runs.lock import StageBusy, ensure_free
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import CheckpointError, latest, read_result, read_resume
+from megatron_af.runs.paths import CheckpointError, ended_early, latest, outcome, read_result, read_resume
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord, put_aside
 from megatron_af.runs.results import Results, are_of, tables
@@ -92,14 +92,15 @@ def _go_on(config: Config, stage: str, newest: Path, record: StageRecord) -> tup
     if settings.batch_tokens:
         settings = replace(settings, global_batch_samples=recorded_batch(config, stage))
     steps, reached = planned_steps(config, settings), read_resume(newest)["step"]
-    if reached < steps:
+    if reached < steps and not ended_early(settings, newest):
         return "resume", f"has {reached} of {steps} steps" if record.done else "did not come to its end"
     if not record.done or not read_result(config.stage_folder(stage)):
         return "resume", "has its last checkpoint, but not its end"
-    if newest.name != record.checkpoint or checkpoint_digest(newest) != record.digest:
-        return "resume", f"{newest.name} was written since it was done, and is not measured yet"
+    made = outcome(config, stage) or newest
+    if made.name != record.checkpoint or checkpoint_digest(made) != record.digest:
+        return "resume", f"{made.name} was written since it was done, and is not measured yet"
     longer = f" ({steps} steps were asked for; a shorter stage needs another name=)" if reached > steps else ""
-    return "skip", f"done: {newest.name}{longer}"
+    return "skip", f"done: {made.name}{longer}"
 
 
 def train_stage(config: Config, stage: str, launch: Launch, say: Say) -> None:
@@ -124,7 +125,7 @@ def train_stage(config: Config, stage: str, launch: Launch, say: Say) -> None:
     finally:
         record = replace(record, seconds=record.seconds + time.monotonic() - started)
         record.save(folder)
-    checkpoint = latest(folder / "checkpoints")
+    checkpoint = outcome(config, stage)
     if checkpoint is None:
         raise CheckpointError(f"stage {stage} ended well but wrote no checkpoint into {folder / 'checkpoints'}")
     replace(record, done=True, checkpoint=checkpoint.name, digest=checkpoint_digest(checkpoint)).save(folder)

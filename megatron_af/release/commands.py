@@ -31,7 +31,7 @@ from megatron_af.release.versions import CANDIDATE, Releases, Report
 from megatron_af.runs.bundle import make_release
 from megatron_af.runs.digests import digest_value, recorded_digest
 from megatron_af.runs.identity import stage_inputs
-from megatron_af.runs.paths import latest
+from megatron_af.runs.paths import outcome
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord
 from megatron_af.runs.results import check_asked
@@ -46,7 +46,8 @@ SERVING = Path(__file__).parents[1] / "serve" / "mlflow_model.py"
 
 
 def register(config: Config, stage: str = "", digest: str = "") -> str:
-    """Release a stage's newest checkpoint and register it, with its evaluation, as the candidate.
+    """Release what a stage came to, its best checkpoint or its newest, and register it with its evaluation as the
+    candidate.
 
     Args:
         stage: by default the last of the curriculum.
@@ -63,9 +64,9 @@ def register(config: Config, stage: str = "", digest: str = "") -> str:
         raise ConfigError(f"{config.name} has no stage {stage!r}{suggestion(stage, list(config.curriculum))}")
     check_asked(config, stage)
     release = make_release(config, stage, digest)
-    newest = latest(config.stage_folder(stage) / "checkpoints")
-    assert newest is not None, "it was just released"
-    weights = checkpoint_digest(newest)
+    released = outcome(config, stage)
+    assert released is not None, "it was just released"
+    weights = checkpoint_digest(released)
     releases = _releases(config)
     run_id = _stage_run(config, stage, releases.client)
     lineage = _lineage(config, stage)

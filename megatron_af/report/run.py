@@ -110,7 +110,9 @@ def _learning(run: RunFound) -> Iterator[str]:
     charts = []
     for stage in run.stages:
         history = stage.history
-        names = ["loss", *history.names("loss/"), *(n for n in ("watched/loss", "chance_loss") if history.names(n))]
+        sets = history.names("loss/")
+        lines_below = [name for name in ("watched/loss", "chance_loss") if history.names(name)]
+        names = [*(["loss"] if len(sets) != 1 else []), *sets, *lines_below]
         series = {name.removeprefix("loss/"): history.series(name) for name in names}
         drawn = lines(series, "step", f"{stage.name}: loss, nats per supervised token", ("watched/loss", "chance_loss"))
         charts += [drawn] if drawn else []
@@ -129,6 +131,8 @@ def _gates(run: RunFound) -> Iterator[str]:
                 steps = stage.history.series(names[0])[0]
                 values = np.stack([np.interp(steps, *stage.history.series(name)) for name in names])
                 layers = [name.removeprefix(kind) for name in names]
+                if not values.any():
+                    continue  # shut, and not trained
                 what = f"{stage.name}: tanh of the {title} gates"
                 charts.append(field_of(values, layers, steps, what, "step", "layers of the language model"))
     if charts:

@@ -21,7 +21,7 @@ from megatron_af.config.loading import to_yaml
 from megatron_af.files import put_in_place, write
 from megatron_af.runs.digests import DIGEST_FILE, digest_file, digest_value, record_digest, verify_digest
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import LATEST, MANIFEST, latest, read_manifest
+from megatron_af.runs.paths import LATEST, MANIFEST, outcome, read_manifest
 from megatron_af.runs.pointers import SOURCES, checkpoint_digest, source_of
 from megatron_af.text.tokenizer import fetch
 
@@ -29,14 +29,14 @@ CONFIG, TOKENIZER, TEXT_TOWER, INDEXES = "config.yaml", "tokenizer", "text_tower
 
 
 def make_release(config: Config, stage: str, expected_digest: str = "") -> Path:
-    """Release the newest checkpoint of a stage; the same checkpoint again gives the same folder.
+    """Release what a stage came to, its best checkpoint or its newest; the same checkpoint again gives the same folder.
 
     Raises:
         FileNotFoundError: the stage has no checkpoint.
         DigestMismatch: its files, or those of a checkpoint that it takes parts from, are not the recorded ones, or not
             ``expected_digest``. Nothing is written.
     """
-    checkpoint = latest(config.stage_folder(stage) / "checkpoints")
+    checkpoint = outcome(config, stage)
     if checkpoint is None:
         raise FileNotFoundError(f"stage {stage} has no checkpoint in {config.stage_folder(stage)}; train it first")
     digests = _verified(checkpoint.resolve(), expected_digest)
@@ -52,7 +52,7 @@ def make_release(config: Config, stage: str, expected_digest: str = "") -> Path:
     _add_checkpoint(checkpoint.resolve(), digests, partial, stage)
     for folder in indexes:
         _link_tree(folder, partial / INDEXES / folder.name)
-    hears = latest(config.stage_folder(config.retrieval.stage) / "checkpoints") if indexes else None
+    hears = outcome(config, config.retrieval.stage) if indexes else None
     if hears is not None and config.retrieval.stage != stage:
         _add_checkpoint(hears.resolve(), _verified(hears.resolve()), partial, config.retrieval.stage)
     stages = {stage, config.retrieval.stage} & config.curriculum.keys() if indexes else {stage}

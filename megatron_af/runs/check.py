@@ -145,6 +145,8 @@ def _objective(config: Config, name: str) -> Iterator[str]:
             yield f"{prefix}.entry.{part}: no such part of the model{suggestion(part, parts)}"
     if stage.lora and "lora" not in objective.parts_of(stage):
         yield f"{prefix}.lora: the objective {stage.objective} trains no language model; take lora out"
+    if stage.watch.best == "sure" and "watched/sure" not in objective.step_metrics:
+        yield f"{prefix}.watch.best = sure: the objective {stage.objective} says no answers; take loss"
     yield from objective.problems(config, name)
     yield from _measured(config, name)
 

@@ -4,6 +4,7 @@ runs/demo/                     ``config.output/config.name``
   align/                       a stage
     checkpoints/
       latest                   name of the newest complete checkpoint
+      best                     name of the best one, where the stage looks for it (``watch.best``)
       step_00000300/checkpoint.json, config.yaml
 """
 
@@ -11,11 +12,11 @@ import re
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from megatron_af.config import Config
+from megatron_af.config import Config, StageConfig
 from megatron_af.foreign import read_json
 
 MANIFEST = "checkpoint.json"
-LATEST = "latest"
+LATEST, BEST = "latest", "best"
 SETTINGS = "config.yaml"
 """In a checkpoint: the resolved configuration that it was written with."""
 REPLACED = ".replaced"
@@ -54,9 +55,9 @@ class Resume(TypedDict):
 
 
 def resolve_entry(config: Config, origin: str) -> Path:
-    """The checkpoint that a stage's ``entry`` names: the newest of an earlier stage, or a path."""
+    """The checkpoint that a stage's ``entry`` names: what an earlier stage came to, or a path."""
     if origin in config.curriculum:
-        checkpoint = latest(config.stage_folder(origin) / "checkpoints")
+        checkpoint = outcome(config, origin)
         if checkpoint is None:
             none = f"has no checkpoint in {config.stage_folder(origin)}; run stage={origin} first"
             if origin == config.stage:
@@ -69,9 +70,24 @@ def resolve_entry(config: Config, origin: str) -> Path:
     return Path(origin)
 
 
+def outcome(config: Config, stage: str) -> Path | None:
+    """What a stage came to, for later stages, for measuring and for a release; None when it has no checkpoint.
+
+    That is its best checkpoint where it looks for one (``watch.best``), or else its newest.
+    """
+    folder = config.stage_folder(stage) / "checkpoints"
+    best = _named(folder / BEST) if config.curriculum[stage].watch.best else None
+    return best or latest(folder)
+
+
 def latest(folder: Path) -> Path | None:
-    """Newest complete checkpoint of a stage, by its ``latest`` pointer; None when there is none."""
-    pointer = folder / LATEST
+    """Newest complete checkpoint of a stage, where its training goes on; None when there is none."""
+    return _named(folder / LATEST)
+
+
+def _named(pointer: Path) -> Path | None:
+    """The checkpoint that a pointer beside it names; None where there is no pointer."""
+    folder = pointer.parent
     if not pointer.exists():
         return None
     name = pointer.read_bytes().decode(errors="replace").strip()
@@ -94,6 +110,12 @@ def replaced(checkpoint: Path) -> Path:
 def read_resume(checkpoint: Path) -> Resume:
     resume: Resume = read_manifest(checkpoint)["resume"]
     return resume
+
+
+def ended_early(stage: StageConfig, checkpoint: Path) -> bool:
+    """Whether a stage is done before its last step, since its watched rows got no better (``watch.patience``)."""
+    told = read_resume(checkpoint).get("callbacks", {}).get("Watch", {})
+    return 0 < stage.watch.patience <= told.get("without_better", 0)
 
 
 def read_result(folder: Path) -> dict[str, float]:

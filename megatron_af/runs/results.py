@@ -26,7 +26,7 @@ from megatron_af.runs.code import code_version
 from megatron_af.runs.digests import digest_file
 from megatron_af.runs.identity import evaluation_inputs
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import latest
+from megatron_af.runs.paths import outcome
 from megatron_af.runs.pointers import checkpoint_digest
 
 HEARING, CLAP, SAMPLES = "hearing.json", "clap-*.json", "answers.jsonl"
@@ -125,11 +125,11 @@ def bind_results(config: Config, files: Iterable[Path], checkpoint: Path | None 
 
     Args:
         files: all of one folder: that of ``config.stage``, or anybody's.
-        checkpoint: that was measured; None: the stage's newest.
+        checkpoint: that was measured; None: what the stage came to.
     """
     files = list(files)
     folder = files[0].parent
-    checkpoint = checkpoint or latest(config.stage_folder(config.stage) / "checkpoints")
+    checkpoint = checkpoint or outcome(config, config.stage)
     if checkpoint is None:
         raise FileNotFoundError(f"stage {config.stage} has no checkpoint in {folder}; nothing can be measured")
     before, weights = _measured(folder), checkpoint_digest(checkpoint)

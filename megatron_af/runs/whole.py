@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_af.files import write
 from megatron_af.foreign import ForeignError
 from megatron_af.runs.digests import DIGEST_FILE
-from megatron_af.runs.paths import LATEST, MANIFEST, CheckpointError, latest, read_manifest, read_resume
+from megatron_af.runs.paths import BEST, LATEST, MANIFEST, CheckpointError, latest, read_manifest, read_resume
 from megatron_af.runs.pointers import verify
 
 DAMAGED = ".damaged"
@@ -40,6 +40,9 @@ def settle(folder: Path, say: Callable[[str], None]) -> None:
                 moved = other.with_name(other.name + DAMAGED)
                 shutil.rmtree(moved, ignore_errors=True)
                 other.rename(moved)
+            best = folder / BEST
+            if best.exists() and best.read_text().strip() in {other.name for other in damaged}:
+                best.unlink()  # training comes to it again
             say(f"damaged: {'; '.join(told)}; going on from {checkpoint}")
             return
         else:

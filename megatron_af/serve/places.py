@@ -12,7 +12,7 @@ from megatron_af.config.loading import load_config
 from megatron_af.inference.requests import BadRequest
 from megatron_af.runs.bundle import CONFIG, TEXT_TOWER, TOKENIZER
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import MANIFEST, SETTINGS, latest, read_resume
+from megatron_af.runs.paths import MANIFEST, SETTINGS, latest, outcome, read_resume
 
 
 def find(place: Path) -> tuple[Config, Path]:
@@ -32,9 +32,8 @@ def find(place: Path) -> tuple[Config, Path]:
     if (place / CONFIG).is_file():
         return _of_release(place)
     if (place / "checkpoints").is_dir():
-        return _of_checkpoint(_newest(place))
-    trained = [_of_checkpoint(_newest(stage.parent)) for stage in sorted(place.glob("*/checkpoints"))
-               if latest(stage) is not None]  # fmt: skip
+        return _of_stage(place)
+    trained = [_of_stage(stage.parent) for stage in sorted(place.glob("*/checkpoints")) if latest(stage) is not None]
     if not trained:
         raise FileNotFoundError(f"expected a run with a trained stage, got {place}: no stage in it has a checkpoint")
     order = list(trained[-1][0].curriculum)
@@ -51,18 +50,19 @@ def embedding_stage(config: Config) -> tuple[Config, Path]:
     stages = [name for name, stage in config.curriculum.items() if spec_of(stage).embeds]
     wanted = [config.retrieval.stage] if config.retrieval.stage else stages[::-1]
     for name in wanted:
-        checkpoint = latest(config.stage_folder(name) / "checkpoints")
+        checkpoint = outcome(config, name)
         if checkpoint is not None:
             return replace(config, stage=name), checkpoint
     have = f"{', '.join(stages)} without a checkpoint" if stages else "none"
     raise BadRequest(f"embed: expected a run with a trained AF-CLAP stage, got {config.name}, which has {have}")
 
 
-def _newest(stage: Path) -> Path:
-    checkpoint = latest(stage / "checkpoints")
-    if checkpoint is None:
+def _of_stage(stage: Path) -> tuple[Config, Path]:
+    newest = latest(stage / "checkpoints")
+    if newest is None:
         raise FileNotFoundError(f"expected a trained stage, got {stage}, which has no checkpoint yet")
-    return checkpoint
+    config, _ = _of_checkpoint(newest)
+    return config, outcome(config, config.stage) or newest
 
 
 def _of_checkpoint(checkpoint: Path) -> tuple[Config, Path]:
@@ -84,7 +84,10 @@ def _of_release(release: Path) -> tuple[Config, Path]:
     if tower.exists():
         model = replace(model, clap=replace(model.clap, text_tower=str(tower)))
     config = replace(_here(config), output=str(release.parent), name=release.name, data=data, model=model)
-    return config, _newest(config.stage_folder(config.stage))
+    checkpoint = latest(config.stage_folder(config.stage) / "checkpoints")
+    if checkpoint is None:
+        raise FileNotFoundError(f"expected a release, got {release}, which has no checkpoint of {config.stage}")
+    return config, checkpoint
 
 
 def _here(config: Config) -> Config:

@@ -2,6 +2,7 @@
 
     runs/demo/align/checkpoints/
       latest                    name of the newest complete checkpoint (replaced atomically)
+      best                      name of the best one, which is not pruned; where the stage looks for it
       step_00000300/
         checkpoint.json         manifest: resume state, and where each part's weights are
         config.yaml             the resolved configuration it was trained with
@@ -54,6 +55,7 @@ from megatron_af.parallel.groups import Groups
 from megatron_af.runs.digests import digest_files, record_digest
 from megatron_af.runs.lock import StageBusy, ensure_kept
 from megatron_af.runs.paths import (
+    BEST,
     LATEST,
     MANIFEST,
     REPLACED,
@@ -99,6 +101,7 @@ class Checkpoints:
         sources: Mapping[str, Path],
         parts: Sequence[str],
         settings: str = "",
+        best: bool = False,
     ) -> Path:
         """Write the checkpoint of ``resume['step']``; a collective.
 
@@ -106,6 +109,7 @@ class Checkpoints:
             sources: parts whose weights are not written because the checkpoint named here already holds them.
             parts: what the checkpoint offers; asking it for another part is an error.
             settings: resolved configuration as YAML.
+            best: it is better than the ones before it.
 
         Returns:
             Where the checkpoint is (with asynchronous saving: will be, after :meth:`wait`).
@@ -146,6 +150,8 @@ class Checkpoints:
                     self._put_aside(final)
                 partial.rename(final)
                 write(self._folder / LATEST, final.name)
+                if best:
+                    write(self._folder / BEST, final.name)
                 self._prune(final)
 
             _on_first(put_in_place)
@@ -192,7 +198,9 @@ class Checkpoints:
         for left in self._folder.glob(f"step_*{REPLACED}"):
             shutil.rmtree(left)
         complete = sorted(p for p in self._folder.glob("step_" + 8 * "[0-9]") if (p / MANIFEST).exists())
-        old = [p for p in complete[: -self._keep] if p != newest] if self._keep > 0 else []
+        best = self._folder / BEST
+        named = {newest.name, best.read_text().strip() if best.exists() else ""}
+        old = [p for p in complete[: -self._keep] if p.name not in named] if self._keep > 0 else []
         for checkpoint in (*old, *self._folder.glob(f"step_*{KEPT}*")):
             if not self._is_needed(checkpoint):
                 shutil.rmtree(checkpoint)

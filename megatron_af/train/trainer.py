@@ -85,6 +85,10 @@ class Trainer:
         """Steps whose gradient was not finite: they changed no weight."""
         if resume_from is not None:
             self._resume(resume_from)
+        self.best_step = -1
+        """The step whose weights are the best so far; a callback says so (on all ranks alike)."""
+        self.enough = False
+        """A callback may end the stage before its last step, as done (on all ranks alike)."""
         self._saved_step = self.step if resume_from is not None else -1
         self._stream = Stream(
             config,
@@ -118,7 +122,7 @@ class Trainer:
         self._stop.fill_(1)
 
     def train(self) -> str:
-        """Run to the stage's last step.
+        """Run to the stage's last step, or until it is enough.
 
         Returns:
             ``done``, or ``stopped`` when a stop was requested before.
@@ -129,7 +133,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(self)
         stopped = False
-        while self.step < self.stage.steps and not stopped:
+        while self.step < self.stage.steps and not stopped and not self.enough:
             batch = self._next_batch()
             record = self._train_step(batch)
             for callback in self.callbacks:
@@ -137,7 +141,7 @@ class Trainer:
             stopped = self._asked_to_stop()
         self.save()
         self.checkpoints.close()
-        reason = "done" if self.step >= self.stage.steps else "stopped"
+        reason = "done" if self.step >= self.stage.steps or self.enough else "stopped"
         for callback in self.callbacks:
             callback.on_end(self, reason)
         return reason
@@ -197,6 +201,7 @@ class Trainer:
             self._sources,
             self._parts,
             to_yaml(self.config),
+            best=self.step == self.best_step,
         )
 
     def _announce(self, checkpoint: Path) -> None:

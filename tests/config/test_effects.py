@@ -56,7 +56,9 @@ def test_what_lies_beside_a_section_keeps_its_effect() -> None:
             datasets={"a": DatasetConfig(manifest="a", origin=ImportConfig(format="csv", path="a.csv"))}
         ),
     )
-    assert values(config, Effect.LENGTH) == {"curriculum.align.steps": 7, "curriculum.align.passes": 0.0}
+    assert values(config, Effect.LENGTH) == {
+        "curriculum.align.steps": 7, "curriculum.align.passes": 0.0, "curriculum.align.watch.patience": 0,
+    }  # fmt: skip
     files = values(config, Effect.FILES)
     assert files["data.datasets.a.origin.path"] == "a.csv" and "data.datasets.a.manifest" not in files
     assert values(config, Effect.ORDER)["data.datasets.a.manifest"] == "a"

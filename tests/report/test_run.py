@@ -30,7 +30,7 @@ def test_everything_of_a_run_is_on_the_page_and_nothing_outside_it(run: Config) 
     assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import|https?://""", text), "the page asks a network"
     assert "&lt;odd&gt; &amp; run" in text and "<odd>" not in text
     assert "&lt;/script&gt;&lt;b&gt;" in text and text.count("</script>") == 1
-    assert text.count("<polyline") == 2 * (2 * 2 + 2) and "align: tanh of the cross-attention gates" in text
+    assert text.count("<polyline") == 2 * (2 + 2) and "align: tanh of the cross-attention gates" in text
     assert "zero shot: accuracy<td>61.2%" in text
     assert "3 min 00 s" in text and "12.5% of the machine's peak (MFU)".replace("12.5%", "12.5 %") in text
     assert text.count("<audio") == 1 + 12 + 4 * 5

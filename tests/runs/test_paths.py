@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import Config, StageConfig, WatchConfig
 from megatron_af.runs.paths import (
+    BEST,
+    LATEST,
+    MANIFEST,
     CheckpointError,
+    ended_early,
     latest,
+    outcome,
     read_manifest,
     read_result,
     read_resume,
@@ -76,3 +81,30 @@ def test_the_last_numbers_are_those_written_at_the_end(tmp_path: Path) -> None:
     assert read_result(tmp_path) == {}
     (tmp_path / "result.json").write_text('{"loss": 0.5}')
     assert read_result(tmp_path) == {"loss": 0.5}
+
+
+def test_what_a_stage_came_to_is_its_best_where_it_looks_for_it(tmp_path: Path) -> None:
+    watching = StageConfig(watch=WatchConfig(dataset="d", best="loss"))
+    config = Config(name="x", output=str(tmp_path), curriculum={"a": watching, "b": StageConfig()})
+    for stage in config.curriculum:
+        assert outcome(config, stage) is None
+        folder = config.stage_folder(stage) / "checkpoints"
+        older, newer = (checkpoint(folder, f"step_{step:08d}") for step in (1, 2))
+        (folder / LATEST).write_text(newer.name)
+        assert outcome(config, stage) == newer, "none was the best yet"
+        (folder / BEST).write_text(older.name)
+    assert outcome(config, "a") == older.parents[2] / "a/checkpoints" / older.name
+    assert outcome(config, "b") == newer and resolve_entry(config, "a") == outcome(config, "a")
+    (config.stage_folder("a") / "checkpoints" / BEST).write_text("step_00000009")
+    with pytest.raises(CheckpointError, match=r"checkpoints/best names step_00000009, which holds no checkpoint\.json"):
+        outcome(config, "a")
+
+
+def test_a_stage_has_ended_early_where_its_patience_is_used_up(tmp_path: Path) -> None:
+    told = checkpoint(tmp_path, "step_00000005")
+    resume = {"step": 5, "callbacks": {"Watch": {"without_better": 3}}}
+    (told / MANIFEST).write_text(json.dumps({"resume": resume, "parts": {}}))
+    patience = {patience: StageConfig(watch=WatchConfig(patience=patience)) for patience in (0, 3, 4)}
+    assert [ended_early(stage, told) for stage in patience.values()] == [False, True, False]
+    (told / MANIFEST).write_text(json.dumps({"resume": {"step": 5}, "parts": {}}))
+    assert not ended_early(patience[3], told)

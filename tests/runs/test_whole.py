@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.runs.digests import DIGEST_FILE, record_digest
-from megatron_af.runs.paths import LATEST, MANIFEST, CheckpointError, latest
+from megatron_af.runs.paths import BEST, LATEST, MANIFEST, CheckpointError, latest
 from megatron_af.runs.whole import settle, unreadable
 
 
@@ -119,3 +119,11 @@ def test_what_is_no_manifest_is_named(folder: Path, manifest: str) -> None:
     checkpoint = folder / "step_00000003"
     (checkpoint / MANIFEST).write_text(manifest)
     assert str(checkpoint / MANIFEST) in unreadable(checkpoint)
+
+
+@pytest.mark.parametrize(("best", "stays"), [("step_00000003", False), ("step_00000001", True)])
+def test_a_best_that_is_damaged_is_forgotten(folder: Path, best: str, stays: bool) -> None:
+    (folder / BEST).write_text(best)
+    cut(folder / "step_00000003" / "__0_0.distcp")
+    settle(folder, lambda said: None)
+    assert (folder / BEST).exists() == stays

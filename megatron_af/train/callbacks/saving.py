@@ -11,14 +11,15 @@ RETURN_MEMORY_STEPS = 20
 
 
 class SaveEvery(Callback):
-    """A checkpoint every ``every`` steps (0: none but the last), published as soon as it is complete."""
+    """A checkpoint every ``every`` steps (0: none but the last), and of each step that is the best so far; published as
+    soon as it is complete."""
 
     def __init__(self, every: int) -> None:
         self._every = every
 
     def on_step(self, trainer: "Trainer", record: Record) -> None:
         trainer.checkpoints.poll()
-        if self._every and trainer.step % self._every == 0:
+        if trainer.best_step == trainer.step or (self._every and trainer.step % self._every == 0):
             trainer.save()
 
 

@@ -4,6 +4,8 @@
 
 They are the same rows each time, as training would show them, without dropout and without a gradient. An answer is
 sure where each of its tokens is likelier than all others together: what greedy decoding then says is right.
+
+``watch.best`` has the best checkpoint kept, and ``watch.patience`` ends a stage that gets no better.
 """
 
 from dataclasses import replace
@@ -25,6 +27,8 @@ class Watch(Callback):
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         self._config, self._tokenizer = config, tokenizer
         self._batches: list[StepBatch[Any]] = []
+        self._best: float | None = None
+        self._best_step = self._without_better = 0
 
     def on_start(self, trainer: "Trainer") -> None:
         watch = trainer.stage.watch
@@ -44,6 +48,7 @@ class Watch(Callback):
             self._batches = [stream.batch(step) for step in range(steps)]
         finally:
             stream.close()
+        self._end_if_enough(trainer)
 
     def on_step(self, trainer: "Trainer", record: Record) -> None:
         if trainer.step % trainer.stage.watch.every_steps and trainer.step != trainer.stage.steps:
@@ -51,3 +56,35 @@ class Watch(Callback):
         found = [trainer.learner.measure(batch) for batch in self._batches]
         for name in found[0]:
             record[f"watched/{name}"] = sum(numbers[name] for numbers in found) / len(found)
+        if by := trainer.stage.watch.best:
+            self._compare(trainer, record[f"watched/{by}"], lower=by == "loss")
+
+    def _compare(self, trainer: "Trainer", value: float, *, lower: bool) -> None:
+        """Every rank has the same numbers, so all of them come to the same end."""
+        if self._best is None or (value < self._best if lower else value > self._best):
+            self._best, self._best_step, self._without_better = value, trainer.step, 0
+            trainer.best_step = trainer.step
+        else:
+            self._without_better += 1
+            self._end_if_enough(trainer)
+
+    def _end_if_enough(self, trainer: "Trainer") -> None:
+        watch = trainer.stage.watch
+        if 0 < watch.patience <= self._without_better:
+            trainer.enough = True
+            if trainer.rank == 0:
+                print(
+                    f"step {trainer.step}: {self._without_better} looks at {watch.dataset} without a better "
+                    f"{watch.best} than {self._best:.4g} at step {self._best_step}: the stage ends here "
+                    "(watch.patience)",
+                    flush=True,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._best is None:
+            return {}
+        return {"best": self._best, "best_step": self._best_step, "without_better": self._without_better}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._best_step = state["best"], state["best_step"]
+        self._without_better = state["without_better"]

@@ -14,11 +14,21 @@ def test_a_checkpoint_every_few_steps(every: int, saved: list[int]) -> None:
     polled: list[int] = []
     callback = SaveEvery(every)
     for step in range(1, 11):
-        trainer: Any = SimpleNamespace(step=step, checkpoints=SimpleNamespace(poll=lambda s=step: polled.append(s)))
+        checkpoints = SimpleNamespace(poll=lambda s=step: polled.append(s))
+        trainer: Any = SimpleNamespace(step=step, best_step=-1, checkpoints=checkpoints)
         trainer.save = lambda s=step: found.append(s)
         callback.on_step(trainer, {})
     assert found == saved
     assert polled == list(range(1, 11)), "a complete checkpoint waits to be published"
+
+
+def test_a_checkpoint_of_each_step_that_is_the_best() -> None:
+    found: list[int] = []
+    for step in range(1, 7):
+        trainer: Any = SimpleNamespace(step=step, best_step=step - step % 2, save=lambda s=step: found.append(s))
+        trainer.checkpoints = SimpleNamespace(poll=lambda: None)
+        SaveEvery(5).on_step(trainer, {})
+    assert found == [2, 4, 5, 6]
 
 
 def test_memory_is_given_back_now_and_then() -> None:

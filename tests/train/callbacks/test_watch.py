@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from megatron_af.config import Config, WatchConfig
+from megatron_af.config import CheckpointConfig, Config, StageConfig, WatchConfig
 from megatron_af.runs.check import check
+from megatron_af.runs.paths import ended_early, latest, outcome, resolve_entry
 from megatron_af.train.callbacks import Callback, Record, format_line
+from megatron_af.train.callbacks.watch import Watch
 from megatron_af.train.trainer import Trainer
 from tests import contrastive_run, tiny
 from tests.data.toy import toy_config, toy_rows, write_manifest
@@ -78,3 +82,82 @@ def test_the_log_line_says_how_it_goes() -> None:
     record = {"step": 2.0, "loss": 0.5, "chance_loss": 0.7, "watched/loss": 0.6, "watched/sure": 0.25}
     assert "| loss 0.5000 | chance 0.7000 | watched 0.6000 | sure 25.0% | grad" in format_line(record, 4)
     assert "chance" not in format_line({"step": 2.0, "loss": 0.5}, 4)
+
+
+def looked_at(watch: WatchConfig, values: list[float], state: dict[str, Any] | None = None) -> tuple[Any, list[int]]:
+    """A stage whose watched loss and share of sure answers are these, one look a step; the steps that were best."""
+    trainer: Any = SimpleNamespace(stage=StageConfig(watch=watch, steps=99), best_step=-1, enough=False, rank=0, step=0)
+    callback, best = Watch(Config(name="x"), None), []  # type: ignore[arg-type]
+    callback._batches = [None]  # type: ignore[list-item]
+    if state:
+        callback.load_state_dict(state)
+        callback._end_if_enough(trainer)
+    for value in values:
+        if trainer.enough:
+            break
+        trainer.step += 1
+        trainer.learner = SimpleNamespace(measure=lambda batch, value=value: {"loss": value, "sure": value})
+        callback.on_step(trainer, {})
+        if trainer.best_step == trainer.step:
+            best.append(trainer.step)
+    trainer.state = callback.state_dict()
+    return trainer, best
+
+
+def test_the_best_is_the_lowest_loss_or_the_most_sure_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    every = WatchConfig(dataset="b", every_steps=1)
+    values = [3.0, 2.0, 2.0, 2.5, 1.0, 4.0]
+    assert looked_at(replace(every, best="loss"), values)[1] == [1, 2, 5]
+    assert looked_at(replace(every, best="sure"), values)[1] == [1, 6]
+    assert looked_at(every, values)[1] == []
+    trainer, _ = looked_at(replace(every, best="loss", patience=2), values)
+    assert trainer.enough and trainer.step == 4
+    said = capsys.readouterr().out
+    assert "step 4: 2 looks at b without a better loss than 2 at step 2: the stage ends here (watch.patience)" in said
+
+
+def test_patience_goes_on_over_a_restart_and_can_be_raised() -> None:
+    watch = WatchConfig(dataset="b", every_steps=1, best="loss", patience=3)
+    stopped, _ = looked_at(watch, [2.0, 3.0, 3.0])
+    assert not stopped.enough
+    resumed, best = looked_at(watch, [2.5, 1.0], stopped.state)
+    assert resumed.enough and best == [], "the third look in a row, and 2.5 is no better than 2"
+    again, _ = looked_at(watch, [1.0], resumed.state)
+    assert again.enough and again.step == 0, "it has ended already"
+    longer, best = looked_at(replace(watch, patience=5), [1.0], resumed.state)
+    assert not longer.enough and best == [1]
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept_and_is_what_the_stage_came_to(tmp_path: Path) -> None:
+    """The watched loss falls, then the rate is far too high and it rises; the stage ends early, at its third look."""
+    config = run(tmp_path, WatchConfig(dataset="b", every_steps=1, samples=4, best="loss", patience=2))
+    stage = replace(config.curriculum["tune"], steps=40)
+    optimizer = replace(stage.optimizer, learning_rate=0.3, warmup_steps=0)
+    stages = {"tune": replace(stage, optimizer=optimizer)}
+    config = replace(config, curriculum=stages, checkpoint=CheckpointConfig(keep=1))
+    records = run_distributed(train, 2, config)[0]
+    losses = [record["watched/loss"] for record in records]
+    best = losses.index(min(losses)) + 1
+    assert len(losses) == best + 2 < 40
+    folder = config.stage_folder("tune") / "checkpoints"
+    newest, kept = latest(folder), outcome(config, "tune")
+    assert newest is not None and kept is not None and ended_early(config.curriculum["tune"], newest)
+    assert (newest.name, kept.name) == (f"step_{best + 2:08d}", f"step_{best:08d}")
+    assert sorted(path.name for path in folder.glob("step_*")) == [kept.name, newest.name]
+    assert resolve_entry(config, "tune") == kept
+    assert run_distributed(train, 2, config)[0] == [], "it is done"
+    settings = replace(config.curriculum["tune"], watch=WatchConfig(dataset="b"))
+    assert outcome(replace(config, curriculum={"tune": settings}), "tune") == newest
+    assert not ended_early(settings, newest)
+
+
+def test_what_is_not_watched_cannot_be_best(tmp_path: Path) -> None:
+    config = run(tmp_path, WatchConfig(best="loss"))
+    assert any("watch.best = loss: nothing is watched" in problem for problem in check(config, 1))
+    config = run(tmp_path, WatchConfig(dataset="b", patience=3))
+    assert any("watch.patience = 3: needs curriculum.tune.watch.best" in problem for problem in check(config, 1))
+    config = run(tmp_path, WatchConfig(dataset="b", best="sure"))
+    stage = replace(config.curriculum["tune"], objective="contrastive", trainable=("*",))
+    problems = check(replace(config, curriculum={"tune": stage}), 1)
+    assert any("watch.best = sure: the objective contrastive says no answers" in problem for problem in problems)
