@@ -35,6 +35,7 @@ ORDER = (
     "megatron_af.runs",
     "megatron_af.prepare",
     "megatron_af.train",
+    "megatron_af.plan",
     "megatron_af.tracking",
     "megatron_af.inference",
     "megatron_af.retrieval",

@@ -16,7 +16,6 @@ from megatron_af.config.components import UnknownComponent
 from megatron_af.config.errors import divides, divisors, listed, suggestion
 from megatron_af.config.model import ModelConfig
 from megatron_af.config.run import Config
-from megatron_af.config.stage import StageConfig
 
 LONGEST_CLIP_SECONDS = 3600
 """A clip is encoded whole, and the transformation layers attend over all of its tokens at once."""
@@ -175,7 +174,7 @@ def retrieval_rules(config: Config, embedding: Sequence[str]) -> Iterator[str]:
 def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
     """A stage within its run: batch, length of its clips, what it starts from, and its data sets."""
     prefix, stage = f"curriculum.{name}", config.curriculum[name]
-    yield from _batch(config, prefix, stage, world_size)
+    yield from batch_rules(config, name, world_size)
     front = config.model.front_end
     seconds = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
     if seconds > LONGEST_CLIP_SECONDS:
@@ -206,7 +205,9 @@ def evaluation_rules(config: Config, name: str) -> Iterator[str]:
             yield f"curriculum.{name}.evaluation: '{dataset}' is not in data.datasets{hint}"
 
 
-def _batch(config: Config, prefix: str, stage: StageConfig, world_size: int) -> Iterator[str]:
+def batch_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
+    """Whether these ranks can share a stage's global batch."""
+    prefix, stage = f"curriculum.{name}", config.curriculum[name]
     unit = config.step_unit(stage, world_size)
     if unit < 1:
         return  # too few processes for one copy of the model: reported elsewhere

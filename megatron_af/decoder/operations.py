@@ -48,17 +48,33 @@ def tally_decoder(tally: Tally, model: ModelConfig, audio: bool, *, blocks: bool
         blocks: the gated blocks run (False: they are left out, frozen with closed gates).
     """
     lm, family = model.lm, family_of(model.lm)
-    table, outside = "lm.embedding.word_embeddings", [f"lm.{name}" for name in family.outside_layers]
+    outside = [f"lm.{name}" for name in family.outside_layers]
     last_norm = [name for name in outside if name.startswith("lm.decoder.final_layernorm.")]
     tables = [name for name in outside if name not in (*last_norm, "lm.output_layer.weight")]
     x = tally.passes(False, *tables, "added_rows")
     for layer in range(lm.layers):
-        at = f"lm.decoder.layers.{layer}"
-        if blocks and has_block(model, layer):
-            x = _gated_block(tally, x, audio, f"{at}.xattn", model)
-        x = family.tally(tally, x, at)
-    x = tally.passes(x, *last_norm)
-    tally.linear(x, table if lm.tied else "lm.output_layer", lm.hidden * lm.vocab, "supervised")
+        x = tally_layer(tally, model, layer, x, audio, blocks=blocks)
+    tally_head(tally, model, tally.passes(x, *last_norm))
+
+
+def tally_layer(tally: Tally, model: ModelConfig, layer: int, x: bool, audio: bool, *, blocks: bool = True) -> bool:
+    """The products of one layer with the gated block in front of it; returns whether a gradient flows out.
+
+    Args:
+        x: one flows in from the text.
+        audio, blocks: as in :func:`tally_decoder`.
+    """
+    at = f"lm.decoder.layers.{layer}"
+    if blocks and has_block(model, layer):
+        x = _gated_block(tally, x, audio, f"{at}.xattn", model)
+    return family_of(model.lm).tally(tally, x, at)
+
+
+def tally_head(tally: Tally, model: ModelConfig, x: bool) -> None:
+    """The output layer's product."""
+    lm = model.lm
+    table = "lm.embedding.word_embeddings" if lm.tied else "lm.output_layer"
+    tally.linear(x, table, lm.hidden * lm.vocab, "supervised")
 
 
 def _gated_block(tally: Tally, x: bool, audio: bool, at: str, model: ModelConfig) -> bool:

@@ -22,6 +22,7 @@ from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.trainable import select
 from tests import tiny
 from tests.distributed import run_distributed
+from tests.plan.measured import addmm_in_place
 
 LONG = (30, 1, 7, 2, 30, 1)
 """Windows of the clips of a ragged step."""
@@ -50,11 +51,6 @@ def with_cache(batch: StepBatch[TextBatch], config: Config) -> StepBatch[TextBat
         seconds=batch.audio.seconds,
     )
     return dataclasses.replace(batch, audio=audio)
-
-
-def addmm_in_place(out: Any, first: Any, second: Any, *_: Any, **__: Any) -> int:
-    """torch's counter knows this product in its other forms only."""
-    return int(2 * first[0] * first[1] * second[1])
 
 
 def count(rank: int, world: int, config: Config, windows: tuple[int, ...], cached: bool, fresh: bool) -> dict[str, Any]:

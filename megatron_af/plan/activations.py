@@ -1,0 +1,297 @@
+"""What autograd keeps of a forward pass until its backward pass, in bytes, as formulas over the sizes of the model.
+
+    kept = Kept(element=2, tensor=2, sequence=True)
+    x = keep_layer(kept, config.model, stage.trains, layer=0, x=True, audio=True, how=How())
+    kept.of(Amounts(text=8 * 512, keys=8 * 192))            # of one micro-batch, on one rank
+
+Each line keeps one tensor and says why. The rule (PyTorch, "Autograd mechanics"): a linear keeps its input where its
+weight trains; a norm its input and its statistics where a gradient flows through it; fused attention queries, keys,
+values, its output and a float32 per query and head; a product of two tensors what the other's gradient asks for. What
+is frozen and has nothing trainable below keeps nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from megatron_af.audio.htsat_encoder import IMAGE_SIDE
+from megatron_af.config import EncoderConfig, ModelConfig, TransformConfig
+from megatron_af.decoder.family import family_of
+from megatron_af.decoder.layer_spec import has_block
+from megatron_af.flops import Amounts, Per
+
+type Trains = Callable[[str], bool]
+"""Whether the parameter of a canonical name learns."""
+
+STATISTIC = 4
+"""Bytes of a number that stays float32 in every precision: means, deviations, logarithms of sums."""
+
+
+class Kept:
+    """Bytes, linear in :class:`~megatron_af.flops.Amounts`.
+
+    Args:
+        element: bytes of a number in the model's precision.
+        tensor: tensor-parallel ranks.
+        sequence: they cut what they would otherwise all hold, over the positions.
+    """
+
+    def __init__(self, element: int, tensor: int = 1, sequence: bool = False) -> None:
+        self.element, self.tensor, self._whole = element, tensor, tensor if sequence else 1
+        self._per: defaultdict[str, float] = defaultdict(float)
+
+    def whole(self, per: Per, elements: float) -> None:
+        """Of the residual stream: on every tensor-parallel rank, or cut over positions."""
+        self._per[per] += elements * self.element / self._whole
+
+    def cut(self, per: Per, elements: float) -> None:
+        """Of heads, of the feed-forward unit's width, or of the vocabulary."""
+        self._per[per] += elements * self.element / self.tensor
+
+    def everywhere(self, per: Per, elements: float) -> None:
+        self._per[per] += elements * self.element
+
+    def statistics(self, per: Per, numbers: float, *, cut: bool = False) -> None:
+        self._per[per] += numbers * STATISTIC / (self.tensor if cut else self._whole)
+
+    def of(self, amounts: Amounts) -> float:
+        return float(sum(self._per[field.name] * getattr(amounts, field.name) for field in fields(amounts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What the layers are computed with."""
+
+    fused: bool = False
+    """Fused kernels, as a GPU has them: Transformer Engine's norms and units keep less than torch's, and attention
+    whose bias learns keeps no scores."""
+    masked: bool = False
+    """Text attention takes a mask (several samples in a row): keys and values are repeated for their groups."""
+    recompute: str = "none"
+    """``parallel.recompute``."""
+
+
+def keep_layer(
+    kept: Kept, model: ModelConfig, trains: Trains, layer: int, x: bool, audio: bool, how: How, blocks: bool = True
+) -> bool:
+    """One decoder layer with the gated block in front; returns whether a gradient flows out.
+
+    Args:
+        x, audio: a gradient flows in from the text, from the audio tokens.
+        blocks: gated blocks run.
+    """
+    at, lm = f"lm.decoder.layers.{layer}", model.lm
+    inside = Kept(kept.element, kept.tensor, kept._whole > 1) if how.recompute == "full" else kept
+    if how.recompute == "full":
+        kept.whole("text", lm.hidden)  # the layer's input is all that stays
+    if blocks and has_block(model, layer):
+        x = _block(inside, model, trains, f"{at}.xattn", x, audio)
+    return _language_layer(inside, model, trains, at, x, how)
+
+
+def _block(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, audio: bool) -> bool:
+    hidden, cross = model.lm.hidden, model.cross_attention
+    inner = cross.heads * cross.head_dim
+
+    def norm(x: bool, name: str) -> bool:
+        flows = x or trains(f"{at}.{name}.weight") or trains(f"{at}.{name}.bias")
+        if flows:
+            kept.whole("text", hidden)
+            kept.statistics("text", 2)
+        return flows
+
+    y = norm(x, "attention_norm")
+    if trains(f"{at}.attention.linear_q.weight"):
+        kept.whole("text", hidden)
+    query = y or trains(f"{at}.attention.linear_q.weight")
+    key = audio or trains(f"{at}.attention.linear_kv.weight")
+    if query or key:
+        kept.cut("text", 2 * inner)  # queries, output
+        kept.cut("keys", 2 * inner)  # keys, values
+        kept.statistics("text", cross.heads, cut=True)
+    elif trains(f"{at}.attention.linear_proj.weight"):
+        kept.cut("text", inner)
+    y = query or key or trains(f"{at}.attention.linear_proj.weight")
+    if trains(f"{at}.gate_attn"):
+        kept.whole("text", hidden)
+    x = x or y or trains(f"{at}.gate_attn")
+    y = norm(x, "ffn_norm")
+    if trains(f"{at}.ffn.linear_fc1.weight"):
+        kept.whole("text", hidden)
+    y = y or trains(f"{at}.ffn.linear_fc1.weight")
+    if y:
+        kept.cut("text", cross.ffn_multiplier * hidden)  # what GELU takes
+    if trains(f"{at}.ffn.linear_fc2.weight"):
+        kept.cut("text", cross.ffn_multiplier * hidden)  # what it gives
+    y = y or trains(f"{at}.ffn.linear_fc2.weight")
+    if trains(f"{at}.gate_ffn"):
+        kept.whole("text", hidden)
+    return x or y or trains(f"{at}.gate_ffn")
+
+
+def _language_layer(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, how: How) -> bool:
+    lm = model.lm
+    settings = family_of(lm).core_settings()
+    gated, root_mean_square = bool(settings["gated_linear_unit"]), settings["normalization"] == "RMSNorm"
+
+    def weight_or_bias(name: str) -> bool:
+        return trains(f"{at}.{name}.weight") or trains(f"{at}.{name}.bias")
+
+    def norm(x: bool, name: str) -> bool:
+        learns = weight_or_bias(name)
+        if x or learns:
+            kept.whole("text", lm.hidden)
+            kept.statistics("text", 1 if root_mean_square else 2)
+        if root_mean_square and learns and not how.fused:
+            kept.whole("text", lm.hidden)  # torch composes it of single operations: what the scale is multiplied with
+        return x or learns
+
+    def takes(name: str, width: float, *, cut: bool = False) -> bool:
+        """A linear: its input, where its weight trains."""
+        if trains(f"{at}.{name}.weight"):
+            (kept.cut if cut else kept.whole)("text", width)
+        return weight_or_bias(name)
+
+    y = norm(x, "input_layernorm")
+    y = takes("self_attention.linear_qkv", lm.hidden) or y
+    groups = lm.hidden // lm.heads * lm.kv_heads
+    learns = trains(f"{at}.self_attention.linear_proj.weight")
+    if y and how.recompute == "selective":
+        kept.cut("text", lm.hidden + 2 * groups)  # attention is computed again from these
+        kept.cut("text", lm.hidden * learns)
+    elif y:
+        kept.cut("text", 2 * lm.hidden + 2 * (lm.hidden if how.masked else groups))
+        kept.statistics("text", lm.heads, cut=True)
+    elif learns:
+        kept.cut("text", lm.hidden)
+    y = y or weight_or_bias("self_attention.linear_proj")
+    x = x or y
+    y = norm(x, "pre_mlp_layernorm")
+    y = takes("mlp.linear_fc1", lm.hidden) or y
+    if y and gated:
+        kept.cut("text", 2 * lm.ffn if how.fused else 4 * lm.ffn)  # gate and up; torch: both halves of the product
+    elif y:
+        kept.cut("text", lm.ffn)  # ReLU keeps what it gives, which the next linear takes
+    y = takes("mlp.linear_fc2", lm.ffn * (gated or not y), cut=True) or y
+    return x or y
+
+
+def keep_head(kept: Kept, model: ModelConfig, trains: Trains, rows: int, x: bool, how: How) -> None:
+    """The final norm, and the losses of the supervised positions.
+
+    Args:
+        rows: of the table, padded, over all tensor-parallel ranks.
+    """
+    lm = model.lm
+    learns = trains("lm.decoder.final_layernorm.weight")
+    if x or learns:
+        kept.whole("text", lm.hidden)
+        kept.statistics("text", 2)
+    if learns and not how.fused:
+        kept.whole("text", lm.hidden)
+    kept.everywhere("supervised", lm.hidden)  # gathered over the positions
+    kept.statistics("supervised", rows, cut=True)  # softmax, in float32
+
+
+def keep_transform(kept: Kept, config: TransformConfig, trains: Trains, width: int, x: bool) -> bool:
+    """The transformation layers, whose ranks share no clip; returns whether a gradient flows into the audio tokens."""
+    def norm(x: bool, name: str) -> bool:
+        flows = x or trains(f"{name}.weight") or trains(f"{name}.bias")
+        if flows:
+            kept.everywhere("clip_tokens", width)
+            kept.statistics("clip_tokens", 2)
+        return flows
+
+    x = norm(x, "transform.layer_norm")
+    for layer in range(config.layers):
+        at = f"transform.layers.{layer}"
+        learns = {name: trains(f"{at}.{name}.weight") for name in ("query", "key", "value", "output")}
+        learns |= {name: trains(f"{at}.{name}.weight") for name in ("ffn_in", "ffn_out")}
+        if learns["query"] or learns["key"] or learns["value"]:
+            kept.everywhere("clip_tokens", width)
+        y = x or learns["query"] or learns["key"] or learns["value"]
+        if y:
+            kept.everywhere("clip_tokens", 4 * width)  # queries, keys, values, output
+            kept.statistics("clip_tokens", config.heads)
+        if learns["output"]:
+            kept.everywhere("clip_tokens", width)  # the output again, its heads side by side
+        x = norm(x or y or learns["output"], f"{at}.attention_norm")
+        if learns["ffn_in"]:
+            kept.everywhere("clip_tokens", width)
+        y = x or learns["ffn_in"] or trains(f"{at}.ffn_in.bias")
+        if y or learns["ffn_out"]:
+            kept.everywhere("clip_tokens", config.ffn)  # what ReLU gives
+        x = norm(x or y or learns["ffn_out"], f"{at}.ffn_norm")
+    return x
+
+
+def keep_encoder(kept: Kept, config: EncoderConfig, trains: Trains, mel: int, how: How) -> bool:
+    """HTS-AT for a window; of another encoder nothing is known but what it gives. Returns whether a gradient flows.
+
+    Args:
+        mel: numbers of a mel window.
+    """
+    if config.kind != "htsat":
+        return trains("encoder.weight")
+    x = trains("encoder.bn0.weight") or trains("encoder.bn0.bias")
+    if x:
+        kept.statistics("windows", mel)
+    if trains("encoder.patch_embed.proj.weight"):
+        kept.everywhere("windows", IMAGE_SIDE**2)
+    width, rows = config.embed_dim, IMAGE_SIDE // config.patch_size
+    x = x or trains("encoder.patch_embed.proj.weight") or trains("encoder.patch_embed.proj.bias")
+    x = _encoder_norm(kept, trains, "encoder.patch_embed.norm", x, rows**2, width)
+    x = x or (config.absolute_positions and trains("encoder.absolute_pos_embed"))
+    for i, depth in enumerate(config.depths):
+        for j in range(depth):
+            inside = Kept(kept.element) if config.recompute else kept
+            if config.recompute:
+                kept.everywhere("windows", rows**2 * width)
+            at = f"encoder.layers.{i}.blocks.{j}"
+            x = keep_encoder_block(inside, config, trains, at, x, rows, width, config.heads[i], how)
+        if i + 1 < len(config.depths):
+            at = f"encoder.layers.{i}.downsample"
+            x = _encoder_norm(kept, trains, f"{at}.norm", x, rows**2, width, of=rows**2 // 4)
+            if trains(f"{at}.reduction.weight"):
+                kept.everywhere("windows", rows**2 * width)
+            x = x or trains(f"{at}.reduction.weight")
+            width, rows = 2 * width, rows // 2
+    return _encoder_norm(kept, trains, "encoder.norm", x, rows**2, width)
+
+
+def keep_encoder_block(
+    kept: Kept, config: EncoderConfig, trains: Trains, at: str, x: bool, rows: int, width: int, heads: int, how: How
+) -> bool:
+    patches, side = rows**2, min(config.window_size, rows)
+    size = patches * width
+
+    def linear(name: str, wide: float) -> bool:
+        if trains(f"{at}.{name}.weight"):
+            kept.everywhere("windows", wide)
+        return trains(f"{at}.{name}.weight") or trains(f"{at}.{name}.bias")
+
+    y = _encoder_norm(kept, trains, f"{at}.norm1", x, patches, width)
+    y = linear("attn.qkv", size) or y
+    bias = trains(f"{at}.attn.relative_position_bias_table")
+    if (y or bias) and bias and not how.fused:
+        kept.everywhere("windows", 5 * size + heads * patches * side**2)  # without a kernel: the scores themselves
+    elif y or bias:
+        kept.everywhere("windows", 4 * size)
+        kept.statistics("windows", heads * patches)
+    y = linear("attn.proj", size) or y or bias
+    x = x or y
+    y = _encoder_norm(kept, trains, f"{at}.norm2", x, patches, width)
+    y = linear("mlp.fc1", size) or y
+    if y:
+        kept.everywhere("windows", config.mlp_ratio * size)
+    return linear("mlp.fc2", config.mlp_ratio * size) or y or x
+
+
+def _encoder_norm(
+    kept: Kept, trains: Trains, name: str, x: bool, patches: int, width: int, of: int | None = None
+) -> bool:
+    flows = x or trains(f"{name}.weight") or trains(f"{name}.bias")
+    if flows:
+        kept.everywhere("windows", patches * width)
+        kept.statistics("windows", 2 * (of or patches))
+    return flows

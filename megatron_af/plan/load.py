@@ -1,0 +1,185 @@
+"""What one rank has of a step: shapes of its micro-batches, and windows that it encodes.
+
+    steps = list(draw_steps(config, stage, samples, per_rank=128, count=64))     # as training would make them
+    mean(steps)
+
+Batches are drawn from lengths and then made by training's own functions: packing, padding, sharing of clips.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from megatron_af.config import Config, StageConfig
+from megatron_af.data.batch import StepAudio, TextBatch, assign_clips
+from megatron_af.data.collate import padded_length
+from megatron_af.data.packing import pack
+from megatron_af.decoder.masks import KEY_MULTIPLE
+from megatron_af.decoder.placement import SUPERVISED
+from megatron_af.model import length_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Lengths of one sample."""
+
+    windows: tuple[int, ...]
+    """Of each of its clips, cut to what the stage hears."""
+    tokens: int
+    """Of its text, all questions together."""
+    segments: int = 1
+    """Questions that stand side by side in its row."""
+    supervised: float = SUPERVISED
+    """Part of the tokens with a label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """A step of one data-parallel rank; of what its model-parallel ranks share, the busiest one's part."""
+
+    micro_batches: float
+    rows: float
+    """Text rows of a micro-batch."""
+    length: float
+    """Positions of a row, padding included."""
+    keys: float
+    """Audio tokens of a row, padding included: those of the micro-batch with the most."""
+    mean_keys: float
+    """The same without null keys, of the middle micro-batch."""
+    supervised: float
+    """Positions with a label, of the micro-batch with the most."""
+    mean_supervised: float
+    """The same, of the middle micro-batch."""
+    text_mask: bool
+    """Several segments stand in a row."""
+    audio_mask: bool
+    """A position may not hear everything, or keys are padded."""
+    windows: float
+    """Of the step's clips."""
+    own_windows: float
+    """That the busiest rank encodes."""
+    clip_tokens: float
+    """Tokens that enter its transformation layers, padding included."""
+    clip_scores: float
+    largest_call: float
+    """Tokens of the largest of its calls."""
+    tokens: float
+    """Text positions of the step that are not padding."""
+    encoded: float = 1.0
+    """Part of the windows that no cache has."""
+
+
+def load_of(audio: StepAudio, text: TextBatch, tokens_per_window: int) -> Load:
+    """Of a batch that exists."""
+    windows = audio.clip_windows
+    rows = text.rows
+    keys = [max((sum(windows[c] for c in clips) for clips in micro.clips), default=0) for micro in rows]
+    return _load(
+        windows=windows,
+        owners=audio.owners,
+        micro=[(len(r.ids_BS), k, len(r.supervised[0])) for r, k in zip(rows, keys, strict=True)],
+        length=rows[0].ids_BS.shape[1],
+        text_mask=any(bool((r.segment_BS > 0).any()) for r in rows),
+        audio_mask=any(len({sum(windows[c] for c in clips) for clips in r.clips}) > 1 for r in rows)
+        or any(len(clips) > 1 for r in rows for clips in r.clips),
+        tokens_per_window=tokens_per_window,
+        tokens=text.num_tokens,
+    )
+
+
+def draw_steps(
+    config: Config, stage: StageConfig, samples: Sequence[Sample], *, per_rank: int, count: int, seed: int = 0
+) -> Iterator[Load]:
+    """Steps of a data-parallel rank as the stage would make them of ``samples`` in any order.
+
+    Args:
+        per_rank: samples of a step on one data-parallel rank.
+    """
+    draw = random.Random(seed)
+    for _ in range(count):
+        yield made_of([draw.choice(samples) for _ in range(per_rank)], config, stage)
+
+
+def longest(config: Config, stage: StageConfig, *, per_rank: int, clips: int = 1) -> Load:
+    """A step whose samples are all as long as the stage lets them be."""
+    text = stage.questions_per_sample * stage.max_text_tokens
+    sample = Sample(windows=(stage.max_windows,) * clips, tokens=text, segments=stage.questions_per_sample)
+    return made_of([sample] * per_rank, config, stage)
+
+
+def made_of(chosen: Sequence[Sample], config: Config, stage: StageConfig) -> Load:
+    """The step of some samples."""
+    parallel = config.parallel
+    windows = tuple(count for sample in chosen for count in sample.windows)
+    rows = [[place] for place in range(len(chosen))]
+    if stage.pack_tokens:
+        group = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
+        sizes = [(sample.tokens, sum(sample.windows)) for sample in chosen]
+        rows = pack(sizes, stage.pack_tokens, stage.micro_batch_samples * group)
+    each = stage.micro_batch_samples
+    micro = []
+    for begin in range(0, len(rows), each):
+        here = [[chosen[place] for place in row] for row in rows[begin : begin + each]]
+        heard = [sum(sum(sample.windows) for sample in row) for row in here]
+        supervised = round(sum(sample.supervised * sample.tokens for row in here for sample in row))
+        micro.append((len(here), max(heard, default=0), supervised))
+    tokens = [sum(chosen[place].tokens for place in row) for row in rows]
+    return _load(
+        windows=windows,
+        owners=assign_clips(windows, parallel.tensor * parallel.pipeline),
+        micro=micro,
+        length=padded_length(max(tokens, default=0), parallel.tensor),
+        text_mask=any(sum(chosen[place].segments for place in row) > 1 for row in rows),
+        audio_mask=True,
+        tokens_per_window=config.model.encoder.tokens_per_window,
+        tokens=sum(tokens),
+    )
+
+
+def _load(
+    *,
+    windows: Sequence[int],
+    owners: Sequence[Sequence[int]],
+    micro: Sequence[tuple[int, int, int]],
+    length: int,
+    text_mask: bool,
+    audio_mask: bool,
+    tokens_per_window: int,
+    tokens: int,
+) -> Load:
+    busiest = max(owners, key=lambda clips: sum(windows[clip] for clip in clips))
+    own = [windows[clip] for clip in busiest]
+    calls = [(len(group), max(own[i] for i in group) * tokens_per_window) for group in length_groups(own)]
+    padded = sorted(max(1, heard * tokens_per_window) for _, heard, _ in micro)
+    return Load(
+        micro_batches=len(micro),
+        rows=max(rows for rows, _, _ in micro),
+        length=length,
+        keys=_with_null(padded[-1], audio_mask),
+        mean_keys=sum(padded) / len(padded),
+        supervised=max(supervised for _, _, supervised in micro),
+        mean_supervised=sum(supervised for _, _, supervised in micro) / len(micro),
+        text_mask=text_mask,
+        audio_mask=audio_mask,
+        windows=sum(windows),
+        own_windows=sum(own),
+        clip_tokens=sum(clips * each for clips, each in calls),
+        clip_scores=sum(clips * each**2 for clips, each in calls),
+        largest_call=max((clips * each for clips, each in calls), default=0),
+        tokens=tokens,
+    )
+
+
+def _with_null(keys: int, masked: bool) -> int:
+    """Keys with the null ones that a mask brings (``decoder/masks.py``)."""
+    return (keys // KEY_MULTIPLE + 1) * KEY_MULTIPLE if masked else keys
+
+
+def mean(loads: Iterable[Load]) -> Load:
+    """The middle step, field by field."""
+    loads = list(loads)
+    return Load(**{
+        field.name: any(values) if field.type is bool else sum(values) / len(loads)
+        for field in fields(Load)
+        if (values := [getattr(load, field.name) for load in loads])
+    })  # fmt: skip

@@ -1,0 +1,262 @@
+"""Bytes that a rank needs for a step, by kind, and the moment of the step at which it needs the most.
+
+    needs = memory(case, stage, load)
+    needs.total, needs.kinds["activations"], needs.moment
+
+Weights, gradients and the optimizer's state are there all the time. The rest comes and goes: a step is a row of
+moments, each with what is alive then; the plan is the largest of them (docs/plan.md derives every line).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from megatron_af.audio.htsat_encoder import IMAGE_SIDE
+from megatron_af.audio.recompute import WINDOWS_AT_ONCE
+from megatron_af.decoder.added_tokens import TokenTable
+from megatron_af.flops import Amounts
+from megatron_af.plan import weights
+from megatron_af.plan.activations import (
+    STATISTIC,
+    How,
+    Kept,
+    keep_encoder,
+    keep_encoder_block,
+    keep_head,
+    keep_layer,
+    keep_transform,
+)
+from megatron_af.plan.case import Case
+from megatron_af.plan.load import Load
+
+MASTER = {"bf16": 4, "fp32": 0}
+"""Bytes of the optimizer's own copy of a weight: in float32 it updates the weight itself."""
+MOMENTS = 8
+"""Bytes of Adam's two moments."""
+GRADIENT = 4
+"""Gradients are summed in float32 (``grad_reduce_in_fp32``)."""
+AHEAD = 2
+"""Batches that wait while one is computed (``data/stream.py``)."""
+KINDS = (
+    "weights", "gradients", "optimizer", "activations", "encoder", "features", "audio tokens", "mel", "DALI",
+    "communication", "working",
+)  # fmt: skip
+"""``features``: what the transformation layers keep, and features read from the cache; ``working``: what lives within
+one operation or one block that is computed again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Of one rank, in bytes."""
+
+    kinds: Mapping[str, float]
+    """At ``moment``."""
+    moment: str
+    """At which it needs the most."""
+    by_moment: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.kinds.values())
+
+
+@lru_cache(maxsize=1024)
+def static(case: Case, stage: int) -> dict[str, float]:
+    """What is there all the time: weights in the run's precision, float32 gradients of what trains, Adam's state.
+
+    With ZeRO-1 a rank keeps the state of its share alone: the decoder's is cut over the ranks that hold the same
+    layers, the audio side's over all (Rajbhandari et al. 2020, section 5.1).
+    """
+    decoder = case.decoder(stage)
+    learns_front, learns_decoder = weights.trainable(case.front, case.trains), weights.trainable(decoder, case.trains)
+    zero = case.parallel.distributed_optimizer
+    shares = learns_front / (case.world if zero else 1) + learns_decoder / (case.copies if zero else 1)
+    return {
+        "weights": case.element * (sum(case.front.values()) + sum(decoder.values())),
+        "gradients": GRADIENT * (learns_front + learns_decoder),
+        "optimizer": (MASTER[case.config.precision] + MOMENTS) * shares,
+    }
+
+
+def memory(case: Case, stage: int, load: Load, *, ahead: int = AHEAD) -> Memory:
+    """Of a rank of a pipeline stage.
+
+    Args:
+        ahead: batches that wait on the device.
+    """
+    always = static(case, stage)
+    moments = _answer(case, stage, load) if case.answers else _contrastive(case, load)
+    front = case.config.model.front_end
+    mel = load.own_windows * load.encoded * STATISTIC * front.window_frames * front.mel_bins
+    cached = load.own_windows * (1 - load.encoded) * _features(case, 1)
+    waiting = {"mel": mel, "DALI": ahead * mel, "features": cached}
+    decoder = weights.trainable(case.decoder(stage), case.trains)
+    if case.gpu.copies_to_reduce and case.parallel.distributed_optimizer and case.world > 1:
+        summed = max(weights.trainable(case.front, case.trains), decoder * (case.copies > 1))
+        moments["reduce"] = {"communication": GRADIENT * summed}
+    found = {
+        name: {kind: sum(part.get(kind, 0.0) for part in (always, waiting, kinds)) for kind in KINDS}
+        for name, kinds in moments.items()
+    }
+    by_moment = {name: sum(kinds.values()) for name, kinds in found.items()}
+    moment = max(by_moment, key=by_moment.__getitem__)
+    return Memory(kinds=found[moment], moment=moment, by_moment=by_moment)
+
+
+def _answer(case: Case, stage: int, load: Load) -> dict[str, dict[str, float]]:
+    """What is alive at each moment of a step, besides what always is."""
+    model, how = case.config.model, case.how(load)
+    mel = model.front_end.window_frames * model.front_end.mel_bins
+    encoder, transform = Kept(case.element), Kept(case.element)
+    features_flow = keep_encoder(encoder, model.encoder, case.trains, mel, how)
+    tokens_flow = keep_transform(transform, model.transform, case.trains, model.encoder.feature_dim, features_flow)
+
+    own = load.own_windows * load.encoded
+    at_once, several = min(own, WINDOWS_AT_ONCE), own > WINDOWS_AT_ONCE
+    learnt = encoder.of(Amounts(windows=at_once))
+    block = _block(case, load) * at_once
+    tokens = _features(case, load.own_windows)
+    clips_together = load.own_windows <= WINDOWS_AT_ONCE
+    # More windows than that keep their inputs alone, and are computed again part by part (``audio/recompute.py``).
+    kept = {
+        "encoder": 0.0 if several else learnt,
+        "features": transform.of(Amounts(clip_tokens=load.clip_tokens))
+        if clips_together
+        else (2 * tokens if tokens_flow else tokens),
+    }
+    gathered = case.model_ranks * tokens
+    travelling = {
+        "audio tokens": (tokens if case.model_ranks > 1 else 0.0)
+        + gathered
+        + (gathered * GRADIENT / case.element if tokens_flow else 0.0)
+    }
+    running = _front_end(case) * at_once
+    again = (learnt if several else 0.0) + block if features_flow else 0.0
+    if not clips_together and tokens_flow:
+        again = max(again, transform.of(Amounts(clip_tokens=load.largest_call)))
+    return {
+        "encode": kept | {"working": block if features_flow and not several else running},
+        "schedule": kept | travelling | _schedule(case, stage, load, tokens_flow),
+        "encoder backward": kept | travelling | {"working": again},
+        "update": {},
+    }
+
+
+def _features(case: Case, windows: float) -> float:
+    encoder = case.config.model.encoder
+    return windows * encoder.tokens_per_window * encoder.feature_dim * case.element
+
+
+def _block(case: Case, load: Load) -> float:
+    """Bytes of a window that one block of the encoder keeps while it is computed again."""
+    encoder = case.config.model.encoder
+    if encoder.kind != "htsat" or not encoder.recompute:
+        return 0.0
+    kept, rows = Kept(case.element), IMAGE_SIDE // encoder.patch_size
+    at, heads = "encoder.layers.0.blocks.0", encoder.heads[0]
+    keep_encoder_block(kept, encoder, case.trains, at, True, rows, encoder.embed_dim, heads, case.how(load))
+    return kept.of(Amounts(windows=1))
+
+
+def _front_end(case: Case) -> float:
+    """Bytes of a window that are alive at once while the encoder runs and nothing is kept: at its front end the normed
+    mel and two images in float32; in its first blocks the unit's two widest tensors, its input and its output."""
+    encoder, front = case.config.model.encoder, case.config.model.front_end
+    if encoder.kind != "htsat":
+        return 0.0
+    image = STATISTIC * (front.window_frames * front.mel_bins + 2 * IMAGE_SIDE**2)
+    patches = (IMAGE_SIDE // encoder.patch_size) ** 2
+    return max(image, (2 * encoder.mlp_ratio + 2) * patches * encoder.embed_dim * case.element)
+
+
+def _schedule(case: Case, stage: int, load: Load, audio: bool) -> dict[str, float]:
+    model, parallel, element = case.config.model, case.parallel, case.element
+    held, how = case.stages[stage], case.how(load)
+    text = load.rows * load.length
+    amounts = Amounts(text=text, keys=load.rows * load.keys, supervised=load.supervised)
+
+    layers, alone = _layers(case, stage, how, audio)
+    again = max((layer.of(amounts) for layer in alone), default=0.0) if how.recompute == "full" else 0.0
+    flying = in_flight(parallel.pipeline, len(held), stage, load.micro_batches)
+    # Every micro-batch under way has its audio tokens, in float32 where they get a gradient, and its masks.
+    micro = min(load.micro_batches, flying)
+    heard = load.rows * load.keys * model.encoder.feature_dim
+    tokens = heard * (GRADIENT + element * (element < GRADIENT)) if audio else heard * element
+    masks = load.rows * element * load.length * (load.length * load.text_mask + load.keys * load.audio_mask)
+    head = 0.0
+    if held[-1].last:
+        kept = Kept(element, parallel.tensor, parallel.sequence)
+        table = TokenTable.of(
+            model.lm, model.lm.vocab, weights.ADDED_TOKENS, tensor_size=parallel.tensor, tensor_rank=0
+        )
+        keep_head(kept, model, case.trains, table.padded_rows, True, how)
+        logits = load.supervised * table.local_rows * element * (element < STATISTIC)  # beside their float32 form
+        head = kept.of(amounts) + logits
+    hidden = text * model.lm.hidden * element / (parallel.tensor if parallel.sequence else 1)
+    return {
+        "activations": flying * layers.of(amounts) / len(held) + micro * (tokens + masks) + head,
+        "communication": hidden * (2 if parallel.pipeline > 1 else 0) * (2 if len(held) > 1 else 1),
+        "working": again,
+    }
+
+
+@lru_cache(maxsize=256)
+def _layers(case: Case, stage: int, how: How, audio: bool) -> tuple[Kept, list[Kept]]:
+    """What the layers of a pipeline stage keep together, and each of them where none is computed again."""
+    together, alone = Kept(case.element, case.parallel.tensor, case.parallel.sequence), []
+    for layer in (layer for chunk in case.stages[stage] for layer in chunk.layers):
+        keep_layer(together, case.config.model, case.trains, layer, True, audio, how)
+        if how.recompute == "full":
+            one = Kept(case.element, case.parallel.tensor, case.parallel.sequence)
+            keep_layer(one, case.config.model, case.trains, layer, True, audio, replace(how, recompute="none"))
+            alone.append(one)
+    return together, alone
+
+
+def in_flight(pipeline: int, chunks: int, stage: int, micro_batches: float) -> float:
+    """Forward passes of a chunk that wait for their backward pass on a pipeline stage, at most.
+
+    1F1B (Narayanan et al. 2021, section 2.2): as many micro-batches as there are stages from here on. Interleaved
+    (their figure 4, and ``get_pp_rank_microbatches`` of megatron-core): chunks of the warm-up, and one.
+    """
+    if pipeline == 1:
+        return 1
+    if chunks == 1:
+        return min(micro_batches, pipeline - stage)
+    return min(micro_batches * chunks, 2 * (pipeline - stage - 1) + (chunks - 1) * pipeline + 1)
+
+
+CAPTIONS = 4
+"""Texts that a sample of a contrastive stage brings, about: its captions and their hard negatives."""
+TEXT_LAYER = 34
+"""Bytes per position, layer and number of the width that a transformer layer keeps in bf16, attention's scores aside
+(Korthikanti et al. 2022, equation 2)."""
+
+
+def _contrastive(case: Case, load: Load) -> dict[str, dict[str, float]]:
+    """All windows of a rank go through the encoder at once; so do its texts, but for ``text_micro_batch``."""
+    model, clap, how = case.config.model, case.config.model.clap, case.how(load)
+    encoder = Kept(case.element)
+    mel = model.front_end.window_frames * model.front_end.mel_bins
+    flows = keep_encoder(encoder, model.encoder, case.trains, mel, how)
+    windows = Amounts(windows=load.own_windows)
+    texts = load.own_windows * CAPTIONS
+    at_once = min(texts, clap.text_micro_batch or texts)
+    width, layers, heads = text_tower(case)
+    kept_layers = 1 if clap.text_recompute else layers
+    position = TEXT_LAYER * width * case.element / 2 * kept_layers + case.element * width * layers
+    scores = 2.5 * heads * clap.text_max_tokens * case.element * kept_layers
+    tower = at_once * clap.text_max_tokens * (position + scores)
+    working = _block(case, load) * load.own_windows if flows else _front_end(case) * load.own_windows
+    return {
+        "embed": {"encoder": encoder.of(windows) if flows else 0.0, "activations": tower, "working": working},
+        "update": {},
+    }
+
+
+def text_tower(case: Case) -> tuple[int, int, int]:
+    """Width, layers and heads of CLAP's text encoder; of one that is not listed, BERT base's."""
+    clap = case.config.model.clap
+    if not clap.text_tower:
+        return clap.text_hidden, clap.text_layers, clap.text_heads
+    return weights.TEXT_TOWERS.get(clap.text_tower, weights.GUESSED_TOWER).shape

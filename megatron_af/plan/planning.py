@@ -1,0 +1,52 @@
+"""The plan of a run: every stage as it is configured, and what would be better.
+
+    planned = plan_run(config, ["pretrain", "finetune"], read_gpu("h100"), 64, given={}, most=5)
+"""
+
+from collections.abc import Mapping, Sequence
+
+from megatron_af.config import Config, ConfigError
+from megatron_af.config.rules import model_rules
+from megatron_af.plan.gpu import Gpu
+from megatron_af.plan.layouts import as_configured, best, nearest, search
+from megatron_af.plan.lengths import GivenLengths, lengths_of
+from megatron_af.plan.report import Planned
+
+
+def plan_run(
+    config: Config, names: Sequence[str], gpu: Gpu, world: int, given: Mapping[str, GivenLengths], *, most: int
+) -> list[Planned]:
+    """
+    Args:
+        most: layouts that are told of a stage; with 0 none is sought where the configured one fits.
+
+    Raises:
+        ConfigError: no such model can be built, or not laid on so many GPUs.
+    """
+    if problems := list(model_rules(config.model)):
+        raise ConfigError(f"{config.name} cannot be planned", problems)
+    if config.precision not in gpu.rates:
+        raise ConfigError(
+            f"precision = {config.precision}: {gpu.name} has rates for {', '.join(gpu.rates)}; add them to its file in "
+            "configs/gpus"
+        )
+    return [_planned(config, name, gpu, world, given, most) for name in names]
+
+
+def _planned(
+    config: Config, name: str, gpu: Gpu, world: int, given: Mapping[str, GivenLengths], most: int
+) -> Planned:
+    lengths = lengths_of(config, name, given)
+    plan = as_configured(config, name, gpu, world, lengths)
+    tried = search(config, name, gpu, world, lengths) if most or not plan.fits else []
+    fastest = best(config, name, gpu, world, lengths, tried, most)
+    close = None if plan.fits else nearest(config, name, tried)
+    return Planned(
+        name=name,
+        plan=plan,
+        best=fastest,
+        nearest=close,
+        differing=[one.changes.differing(config, name) for one in fastest],
+        nearest_differing=close.changes.differing(config, name) if close else (),
+        least=None if plan.fits or close else min((one.plan for one in tried), key=lambda p: p.needed, default=None),
+    )

@@ -1,0 +1,46 @@
+"""A step that is planned has the shapes of one that is made."""
+
+import dataclasses
+
+from megatron_af.plan.load import Sample, draw_steps, load_of, longest, made_of, mean
+from tests import tiny
+
+
+def test_a_planned_step_is_the_one_that_training_makes() -> None:
+    config = tiny.config()
+    batch = tiny.step_batch(0, dp_rank=0, dp_size=1, mp_rank=0, mp_size=1)
+    real = load_of(batch.audio, batch.text, config.model.encoder.tokens_per_window)
+    # one clip serves two samples of that batch, so it is left out of the second one here
+    heard = [(1,), (2,), (), (1, 1), (3,), (), (), (1,)]
+    samples = [
+        Sample(windows=windows, tokens=14 + place, segments=2) for place, windows in enumerate(heard)
+    ]
+    planned = made_of(samples, config, config.curriculum["stage"])
+    same = "micro_batches rows length keys windows own_windows clip_tokens clip_scores text_mask tokens"
+    for name in same.split():
+        assert getattr(planned, name) == getattr(real, name), name
+
+
+def test_packing_makes_fewer_rows() -> None:
+    config = tiny.config()
+    stage = dataclasses.replace(config.curriculum["stage"], pack_tokens=96)
+    samples = [Sample(windows=(1,), tokens=24)] * 16
+    loose, packed = (made_of(samples, config, s) for s in (config.curriculum["stage"], stage))
+    assert loose.micro_batches == 8 and packed.micro_batches == 2
+    assert packed.length == 96 and packed.text_mask and not loose.text_mask
+
+
+def test_ranks_of_a_copy_share_the_windows() -> None:
+    config = tiny.config(tensor=2)
+    load = longest(config, config.curriculum["stage"], per_rank=4)
+    assert load.windows == 12 and load.own_windows == 6
+
+
+def test_steps_are_drawn_the_same_again() -> None:
+    config = tiny.config()
+    samples = [Sample(windows=(n,), tokens=10 * n) for n in (1, 2, 3)]
+    one, other = (
+        list(draw_steps(config, config.curriculum["stage"], samples, per_rank=8, count=4)) for _ in range(2)
+    )
+    assert one == other and len({load.windows for load in one}) > 1
+    assert min(load.windows for load in one) <= mean(one).windows <= max(load.windows for load in one)

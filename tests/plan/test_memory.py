@@ -1,0 +1,131 @@
+"""The memory that is planned is what a step's tensors take, at its most, in every layout and kind of stage."""
+
+import dataclasses
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_af.config import Config
+from megatron_af.model import build
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.plan.case import Case
+from megatron_af.plan.gpu import read_gpu
+from megatron_af.plan.load import load_of
+from megatron_af.plan.memory import in_flight, memory, static
+from megatron_af.plan.step_time import operations
+from megatron_af.train.objectives.answer_learner import AnswerLearner
+from megatron_af.train.trainable import select
+from tests import tiny
+from tests.distributed import run_distributed
+from tests.plan.measured import LiveTensors, addmm_in_place
+
+ERROR = 0.05
+STATIC_ERROR = 0.02
+"""Room for padding of buffers, tables of positions and masks of the encoder, which the plan leaves out."""
+OPERATIONS_ERROR = 0.02
+ALIGN = ("transform.*", "added_rows", "lm.*.xattn.*")
+WHOLE_LM = ("transform.*", "added_rows", "lm.*")
+
+
+def sized(config: Config, *, wide: bool = True, **encoder: Any) -> Config:
+    """Wide enough that neither side of the model is lost beside the other."""
+    lm = config.model.lm
+    if wide:
+        lm = dataclasses.replace(lm, hidden=256, heads=8, ffn=512, max_positions=128)
+    model = dataclasses.replace(config.model, lm=lm, encoder=dataclasses.replace(config.model.encoder, **encoder))
+    return dataclasses.replace(config, model=model)
+
+
+def of_family(config: Config, family: str) -> Config:
+    lm = dataclasses.replace(config.model.lm, family=family, kv_heads=config.model.lm.heads)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
+
+
+CASES: dict[str, tuple[int, Config]] = {
+    "align": (1, sized(tiny.config(ALIGN))),
+    "tune": (1, sized(tiny.config(tiny.FROZEN_LM))),
+    "all of it": (1, sized(tiny.config())),
+    "the language model, and OPT's": (1, of_family(sized(tiny.config(WHOLE_LM)), "opt")),
+    "untied, a block before every second layer": (1, sized(tiny.config(ALIGN, interval=2, tied=False))),
+    "adapters": (1, sized(tiny.config(("lm.*.lora.*", "lm.*.xattn.*"), lora=tiny.LORA))),
+    "bf16": (1, dataclasses.replace(sized(tiny.config(tiny.FROZEN_LM)), precision="bf16")),
+    "layers computed again": (1, sized(tiny.config(WHOLE_LM, recompute="full"))),
+    "attention computed again": (1, sized(tiny.config(ALIGN, recompute="selective"))),
+    "encoder computed again": (1, sized(tiny.config(tiny.FROZEN_LM), recompute=True, embed_dim=32)),
+    "TP 2": (2, sized(tiny.config(ALIGN, tensor=2))),
+    "TP 2, sequence": (2, sized(tiny.config(WHOLE_LM, tensor=2, sequence=True))),
+    "PP 2": (2, sized(tiny.config(ALIGN, pipeline=2))),
+    "PP 2, two chunks each": (2, sized(tiny.config(WHOLE_LM, pipeline=2, virtual_pipeline=2))),
+    "DP 2, ZeRO-1": (2, sized(tiny.config(WHOLE_LM, distributed_optimizer=True, overlap=True))),
+    "TP 2, PP 2": (4, sized(tiny.config(tiny.FROZEN_LM, tensor=2, pipeline=2))),
+}
+
+
+def step(rank: int, world: int, config: Config) -> dict[str, float]:
+    from megatron.core import parallel_state
+
+    stage = config.curriculum["stage"]
+    groups = process_groups.initialize(config.parallel, config.seed)
+    live = LiveTensors()
+    with live:
+        model = build(config, tiny.VOCABULARY, current_device())
+        tiny.fill(model)
+        select(model.named_parameters(), stage)
+        learner = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
+        batch = tiny.step_batch(
+            0,
+            dp_rank=groups.data_rank,
+            dp_size=groups.data_size,
+            mp_rank=groups.model_rank,
+            mp_size=groups.model_size,
+        )
+        learner.forward_backward(batch)
+        learner.optimizer.step_checked()  # from now on there are moments
+        gc.collect()
+        always = live.now
+        live.most = live.now
+        learner.forward_backward(batch)
+        learner.optimizer.step_checked()
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_in_place})
+    with sdpa_kernel(SDPBackend.MATH), counter:  # of the fused kernels of a CPU it counts nothing
+        learner.forward_backward(batch)
+    at = parallel_state.get_pipeline_model_parallel_rank()
+    case = Case(config=config, gpu=read_gpu("cpu"), world=world)
+    load = load_of(batch.audio, batch.text, config.model.encoder.tokens_per_window)
+    mel = batch.audio.mel_WFM
+    process_groups.destroy()
+    return {
+        "always": always - (0 if mel is None else mel.nbytes),
+        "planned always": sum(static(case, at).values()),
+        "most": live.most,
+        "planned": memory(case, at, load, ahead=0).total,
+        "operations": counter.get_total_flops(),
+        "planned operations": operations(case, load),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_planned_memory_is_what_a_step_takes(name: str) -> None:
+    world, config = CASES[name]
+    found = run_distributed(step, world, config)
+    for rank in found:
+        assert rank["planned always"] == pytest.approx(rank["always"], rel=STATIC_ERROR)
+    most = max(found, key=lambda rank: rank["most"])
+    if "again" not in name:  # torch counts what is computed again, the plan what is useful
+        counted = sum(rank["operations"] for rank in found)
+        ranks = config.parallel.tensor * config.parallel.pipeline
+        planned = sum(rank["planned operations"] for rank in found) / ranks
+        assert planned == pytest.approx(counted, rel=OPERATIONS_ERROR)
+    assert max(rank["planned"] for rank in found) == pytest.approx(most["most"], rel=ERROR), found
+
+
+def test_micro_batches_that_wait() -> None:
+    assert [in_flight(4, 1, stage, 8) for stage in range(4)] == [4, 3, 2, 1]
+    assert in_flight(4, 1, 0, 2) == 2, "there are no more"
+    assert [in_flight(4, 2, stage, 8) for stage in range(4)] == [11, 9, 7, 5]

@@ -1,0 +1,52 @@
+"""A run's plan: every stage, its verdict and what would be better; told in tables, sentences and numbers."""
+
+import dataclasses
+import json
+
+import pytest
+from rich.console import Console
+
+from megatron_af.config import ConfigError
+from megatron_af.plan.gpu import read_gpu
+from megatron_af.plan.planning import plan_run
+from megatron_af.plan.report import record, tables, verdicts
+from tests import tiny
+
+
+def test_a_plan_is_told_whole() -> None:
+    config = tiny.config(pipeline=2)
+    planned = plan_run(config, ["stage"], read_gpu("cpu"), 4, {}, most=2)
+    console = Console(width=120, record=True, file=None)
+    with console.capture() as shown:
+        console.print(*tables(planned))
+    for word in ("weights", "bubble", "GPU hours", "the fastest that fit", "curriculum"):
+        assert word in shown.get()
+    told = json.loads(json.dumps(record(planned)))["stages"]["stage"]
+    assert told["fits"] and told["needed"] == pytest.approx(sum(told["memory"].values()))
+    assert told["step_seconds"] == pytest.approx(sum(told["seconds"].values()))
+    assert told["layers"] == "2-2" and len(told["best"]) == 2
+    assert any("as long as the stage allows" in line for line in verdicts(planned))
+
+
+def test_what_does_not_fit_has_a_verdict_with_numbers_and_a_way() -> None:
+    config = tiny.config()
+    whole = plan_run(config, ["stage"], read_gpu("cpu"), 1, {}, most=0)[0].plan.needed
+    small = dataclasses.replace(read_gpu("cpu"), memory_gib=0.9 * whole / 2**30)
+    planned = plan_run(config, ["stage"], small, 1, {}, most=0)
+    told = "\n".join(verdicts(planned))
+    assert "stage does not fit: a rank of pipeline stage 0 needs" in told and "GiB at the moment '" in told
+    assert "nearest that fits: " in told
+
+
+def test_a_model_that_fits_nowhere_says_so() -> None:
+    tiny_gpu = dataclasses.replace(read_gpu("cpu"), memory_gib=0.001)
+    told = "\n".join(verdicts(plan_run(tiny.config(), ["stage"], tiny_gpu, 2, {}, most=0)))
+    assert "no layout of 2 GPUs fits; the least takes" in told and "take more GPUs, larger ones" in told
+
+
+def test_a_model_that_cannot_be_built_is_refused() -> None:
+    config = tiny.config()
+    lm = dataclasses.replace(config.model.lm, heads=5)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
+    with pytest.raises(ConfigError, match=r"cannot be planned[^$]*model\.lm\.heads"):
+        plan_run(config, ["stage"], read_gpu("cpu"), 1, {}, most=0)

@@ -1,0 +1,54 @@
+"""A stage's plan covers what 5,000 of its steps need, and no more than it must."""
+
+import dataclasses
+
+import pytest
+
+from megatron_af.config import Config
+from megatron_af.plan.case import Case
+from megatron_af.plan.gpu import read_gpu
+from megatron_af.plan.lengths import GivenLengths, Lengths, lengths_of
+from megatron_af.plan.load import draw_steps
+from megatron_af.plan.memory import memory
+from megatron_af.plan.stage_plan import case_of, plan_stage
+from tests import tiny
+
+STEPS = 5_000
+ROOM = 0.15
+
+
+def mixed(config: Config) -> Lengths:
+    given = GivenLengths(samples=10_000, seconds=(5, 10, 10, 10, 20, 30), tokens=tuple(range(24, 128, 8)))
+    return lengths_of(config, "stage", {"stage": given})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pack_tokens": 256}, {"micro_batch_samples": 4}, {"trainable": tiny.FROZEN_LM}],
+    ids=["rows", "packed", "larger micro-batches", "the encoder learns"],
+)
+def test_5000_shuffled_steps_stay_within_the_plan_and_come_close(changes: dict[str, object]) -> None:
+    config = tiny.config(("transform.*", "added_rows", "lm.*.xattn.*"))
+    stage = dataclasses.replace(config.curriculum["stage"], **changes)  # type: ignore[arg-type]
+    case = Case(config=dataclasses.replace(config, curriculum={"stage": stage}), gpu=read_gpu("cpu"), world=1)
+    lengths = mixed(case.config)
+    plan = plan_stage(case, lengths, ahead=0)
+    steps = draw_steps(case.config, stage, lengths.samples, per_rank=case.per_copy, count=STEPS, seed=1)
+    most = max(memory(case, 0, load, ahead=0).total for load in steps)
+    assert most <= plan.needed <= (1 + ROOM) * most
+
+
+def test_numbers_follow_from_each_other() -> None:
+    config = tiny.config()
+    plan = plan_stage(case_of(config, "stage", read_gpu("cpu"), 2), mixed(config))
+    assert plan.steps == 10_000 / 8
+    assert plan.days * 86_400 == pytest.approx(plan.steps * plan.time.total)
+    assert plan.gpu_hours == pytest.approx(plan.days * 48)
+    assert plan.samples_per_second_and_gpu == pytest.approx(8 / plan.time.total / 2)
+    assert plan.fits and 0 < plan.utilisation < 1 and 0 < plan.encoder_share < 1
+
+
+def test_what_does_not_fit_is_told() -> None:
+    config = tiny.config()
+    small = dataclasses.replace(read_gpu("cpu"), memory_gib=0.01)
+    assert not plan_stage(case_of(config, "stage", small, 1), mixed(config)).fits
