@@ -47,6 +47,7 @@ ORDER = (
     "megatron_af.start",
     "megatron_af.demo",
     "megatron_af.bench",
+    "megatron_af.doctor",
     "af_pipelines",
     "tools",
 )
