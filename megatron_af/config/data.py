@@ -53,6 +53,18 @@ class NeighboursConfig:
     """Data set of ``data.datasets``, a training split."""
     examples: Files[Count] = 7
     """Neighbours before the row itself (AF1: 7, or 3)."""
+    names: Files[tuple[str, ...]] = ()
+    """What answers are called in place of themselves, drawn for each row anew, equal answers alike: only the examples
+    then tell what an answer is called (symbol tuning, arXiv 2305.08298). Rows with options keep theirs; empty: all
+    do."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What does not go together in it; ``key``: where it stands in the configuration."""
+        if self.names and len(set(self.names)) <= self.examples:
+            yield (
+                f"{key}.names: a row of {self.examples} examples can have {self.examples + 1} different answers; got "
+                f"{len(set(self.names))} different names"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,7 +167,10 @@ def retrieval_rules(config: Config, embedding: Sequence[str]) -> Iterator[str]:
             elif dataset in held_out:
                 yield f"{key} = {dataset}: curriculum.{held_out[dataset]} is evaluated on it; name a training split"
     for key, settings in datasets.items():
-        if settings.neighbours and not settings.manifest.endswith(".jsonl"):
+        if settings.neighbours is None:
+            continue
+        yield from own_problems(settings.neighbours, f"data.datasets.{key}.neighbours")
+        if not settings.manifest.endswith(".jsonl"):
             yield f"data.datasets.{key}.manifest = {settings.manifest}: neighbours are written as JSONL; end it so"
 
 

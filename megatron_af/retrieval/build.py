@@ -102,7 +102,8 @@ class Builder:
         similarities = array("f")
         written = 0
         with tempfile.TemporaryFile("w+b") as file:
-            for row in interleaved_rows(index, rows, examples=examples, seed=f"{self._config.seed}/{name}"):
+            seed, names = f"{self._config.seed}/{name}", dataset.neighbours.names
+            for row in interleaved_rows(index, rows, examples=examples, seed=seed, names=names):
                 file.write(to_json(row).encode() + b"\n")
                 similarities.extend(row.meta["similarity"])
                 written += 1

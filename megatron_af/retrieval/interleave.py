@@ -45,10 +45,12 @@ class Neighbour:
         return self.question.output
 
 
-def interleaved_rows(index: NeighbourIndex, rows: Sequence[Row], *, examples: int, seed: str) -> Iterator[Row]:
+def interleaved_rows(
+    index: NeighbourIndex, rows: Sequence[Row], *, examples: int, seed: str, names: Sequence[str] = ()
+) -> Iterator[Row]:
     """Every row of the index behind ``examples`` neighbours; rows with fewer are left out.
 
-    The same index, rows and seed give the same rows.
+    The same index, rows, names and seed give the same rows. ``names``: what answers are called (`renamed`).
     """
     catalogue = index.catalogue
     for begin in range(0, len(catalogue.row_N), BATCH):
@@ -61,7 +63,8 @@ def interleaved_rows(index: NeighbourIndex, rows: Sequence[Row], *, examples: in
                 question = rng.choice(row.questions)
                 drawn = draw_rows(index, rows, found[query], question.skill, rng)
                 rng.shuffle(drawn)
-                yield interleave(row, question, drawn)
+                made = interleave(row, question, drawn)
+                yield renamed(made, names, rng) if names else made
 
 
 def draw_rows(
@@ -87,6 +90,20 @@ def interleave(row: Row, question: Question, neighbours: Sequence[Neighbour]) ->
         template="interleaved",
         meta={"neighbours": [n.row.id for n in neighbours], "similarity": [round(n.similarity, 4) for n in neighbours]},
     )
+
+
+def renamed(row: Row, names: Sequence[str], rng: random.Random) -> Row:
+    """The row with every answer called by a name drawn from ``names``, equal answers by the same one.
+
+    What it sounds like no longer tells what the answer is, the examples do: a model that has learnt its kinds of sound
+    by heart must look at them (symbol tuning, arXiv 2305.08298). A row with options is left as it is, for its prompt
+    lists them.
+    """
+    if any(question.options for question in row.questions):
+        return row
+    answers = dict.fromkeys(question.output for question in row.questions)
+    name_of = dict(zip(answers, rng.sample(sorted(set(names)), len(answers)), strict=True))
+    return replace(row, questions=tuple(replace(q, output=name_of[q.output]) for q in row.questions))
 
 
 def behind(row: Row, neighbours: Sequence[Neighbour]) -> Row:

@@ -124,6 +124,7 @@ def test_the_configuration_is_checked(tmp_path: Path) -> None:
         "a": replace(datasets["knn"], neighbours=NeighboursConfig(of="test")),
         "b": replace(datasets["knn"], neighbours=NeighboursConfig(of="knn", examples=0)),
         "c": replace(datasets["knn"], neighbours=NeighboursConfig(of="trian"), manifest="prepared/c"),
+        "d": replace(datasets["knn"], neighbours=NeighboursConfig(of="train", examples=2, names=("x", "y", "x"))),
     }
     problems = check(
         replace(
@@ -141,6 +142,7 @@ def test_the_configuration_is_checked(tmp_path: Path) -> None:
         "data.datasets.c.neighbours.of = trian: not in data.datasets; did you mean train?",
         "data.datasets.b.neighbours.examples = 0: must be at least 1",
         "data.datasets.c.manifest = prepared/c: neighbours are written as JSONL; end it so",
+        "data.datasets.d.neighbours.names: a row of 2 examples can have 3 different answers; got 2 different names",
     ]
     assert sorted(problem for problem in problems if "neighbours" in problem or "retrieval" in problem) == sorted(
         expected

@@ -1,14 +1,18 @@
 """Interleaved rows: neighbours in their order of chance, never the row's own recording, the same for the same seed."""
 
 import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from megatron_af.data.rows import Manifest, Row, parse_row, to_json
+from megatron_af.data.rows import Clip, Manifest, Question, Row, parse_row, to_json
 from megatron_af.retrieval.catalogue import read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex
-from megatron_af.retrieval.interleave import interleaved_rows
+from megatron_af.retrieval.interleave import interleaved_rows, renamed
 from tests.retrieval.test_index import clustered
 from tests.retrieval.toy import retrieval_config
 
@@ -20,8 +24,10 @@ def made(folder: Path, train: int = 24) -> tuple[NeighbourIndex, Manifest]:
     return index, Manifest(folder / "data/train.jsonl")
 
 
-def interleaved(index: NeighbourIndex, rows: Manifest, examples: int = 3, seed: str = "0") -> list[Row]:
-    return list(interleaved_rows(index, rows, examples=examples, seed=seed))
+def interleaved(
+    index: NeighbourIndex, rows: Manifest, examples: int = 3, seed: str = "0", names: Sequence[str] = ()
+) -> list[Row]:
+    return list(interleaved_rows(index, rows, examples=examples, seed=seed, names=names))
 
 
 def test_each_row_stands_behind_its_nearest(tmp_path: Path) -> None:
@@ -58,3 +64,32 @@ def test_rows_without_enough_neighbours_are_left_out(tmp_path: Path) -> None:
     index, rows = made(tmp_path, train=4)  # three recordings
     assert len(interleaved(index, rows, examples=2)) == 4
     assert interleaved(index, rows, examples=3) == []
+
+
+def test_names_stand_for_answers_equal_ones_alike_and_drawn_for_each_row(tmp_path: Path) -> None:
+    index, rows = made(tmp_path)
+    names = [f"name {n}" for n in range(9)]
+    plain, out = interleaved(index, rows), interleaved(index, rows, names=names)
+    assert out == interleaved(index, rows, names=names[::-1]), "their order in the file says nothing"
+    names_of = defaultdict(set)
+    for before, row in zip(plain, out, strict=True):
+        called = [question.output for question in row.questions]
+        if before.questions[-1].options:
+            assert row == before, "its prompt lists its answers"
+            continue
+        pairs = {(q.output, name) for q, name in zip(before.questions, called, strict=True)}
+        assert set(called) <= set(names)
+        assert len(pairs) == len({answer for answer, _ in pairs}) == len({name for _, name in pairs})
+        again = zip(row.questions, before.questions, strict=True)
+        assert replace(row, questions=before.questions) == before
+        assert all(replace(q, output=was.output) == was for q, was in again), "but for what they are called"
+        for answer, name in pairs:
+            names_of[answer].add(name)
+    assert any(len(found) > 1 for found in names_of.values()), "drawn for each row"
+
+
+def test_equal_answers_have_one_name() -> None:
+    questions = tuple(Question(prompt="what?", output=output) for output in ("rain", "wind", "rain"))
+    row = Row(id="a", clips=(Clip(path="a.wav", duration=1.0),) * 3, questions=questions, template="interleaved")
+    first, second, third = (q.output for q in renamed(row, ["alpha", "bravo", "alpha"], random.Random(0)).questions)
+    assert first == third and {first, second} == {"alpha", "bravo"}
