@@ -27,18 +27,31 @@ class PrepareConfig:
 class ImportConfig:
     """Where a data set comes from in somebody else's layout; ``tools/prepare_data.py import`` makes rows of it."""
 
-    format: Files[Literal["audio_flamingo", "conversations", "csv", "labels", "webdataset", "rows"]]
+    format: Files[
+        Literal["audio_flamingo", "conversations", "csv", "json", "files", "labels", "webdataset", "rows"]
+    ]
     """AF1's and AF2's JSON manifests; turns about recordings (AudioSkills, LongAudio, LLaMA-Factory, ms-swift); a
-    table; a folder per label; tar files; rows of ours whose clips may lack ``duration`` (docs/data.md)."""
+    table; JSON objects of one form (MMAU, MMAR, NSynth); files whose names say it (CREMA-D, RAVDESS); a folder per
+    label; tar files; rows of ours whose clips may lack ``duration`` (docs/data.md)."""
     path: Files[str]
     """File or folder relative to ``data.root``; for ``webdataset`` a pattern such as ``shards/*.tar``."""
     audio: Files[str] = ""
     """Folder that the recordings' names are relative to, below ``data.root``."""
     columns: Files[dict[str, str]] = field(default_factory=dict)
-    """For ``csv``, what -> column: ``audio`` (or a pattern, ``{ytid}.wav``), ``id``, ``start``, ``end`` or ``duration``
-    (seconds), and of what is said any of ``output`` (which answers ``prompt``), ``label`` (chosen among all of the
-    table; ``prompt`` as well where it is a question with the same few answers), ``caption`` (several:
-    ``caption_1,caption_2``) and ``class`` (what it counts as, unasked); ``skill`` is what evaluation reports by."""
+    """For ``csv``, ``json`` and ``files``, what -> column: ``audio`` (or a pattern, ``{ytid}.wav``), ``id``, ``start``,
+    ``end`` or ``duration`` (seconds), and of what is said any of ``output`` (which answers ``prompt``, one of
+    ``options`` if these are named), ``label`` (chosen among all of the table; ``prompt`` as well where it is a question
+    with the same few answers), ``labels`` (several at once), ``caption`` (several: ``caption_1,caption_2``) and
+    ``class`` (what it counts as, unasked); ``skill`` is what evaluation reports by."""
+    where: Files[dict[str, str]] = field(default_factory=dict)
+    """Column -> regular expression that its whole text must fit; other records are no part of the data set."""
+    words: Files[dict[str, str]] = field(default_factory=dict)
+    """Label as it stands there, such as a code -> what is said for it."""
+    agreed: Files[bool] = False
+    """Several people answered each prompt: one record is kept of those who all gave the same answer."""
+    pattern: Files[str] = ""
+    """For ``files``, the regular expression that a file's path below ``path`` fits whole; its named groups are columns,
+    and ``name`` is the path."""
     prompt: Files[str] = ""
     """What outputs answer, or else labels, or else captions; empty: the papers' words."""
     task: Files[str] = ""

@@ -22,6 +22,7 @@ from megatron_af.prepare.importers.conversations import conversations
 from megatron_af.prepare.importers.label_folders import label_folders
 from megatron_af.prepare.importers.layout import Maker, PassedOver
 from megatron_af.prepare.importers.own_rows import own_rows
+from megatron_af.prepare.importers.records import file_names, json_records
 from megatron_af.prepare.importers.table import table
 from megatron_af.prepare.importers.web_dataset import web_dataset
 from megatron_af.progress import Progress
@@ -32,6 +33,8 @@ LAYOUTS = {
     "audio_flamingo": audio_flamingo,
     "conversations": conversations,
     "csv": table,
+    "json": json_records,
+    "files": file_names,
     "labels": label_folders,
     "webdataset": web_dataset,
     "rows": own_rows,

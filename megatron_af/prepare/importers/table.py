@@ -2,39 +2,24 @@
 
     {format: csv, path: clotho.csv, audio: clotho/development, columns: {audio: file_name, caption: caption_1}}
 
-A line may bring several things at once: an answer to its prompt, a label to choose, captions, and the class that it
-counts as (a label is one, too, unless it answers a prompt of its own line). What a blank field would say is not said.
-
 Commas, semicolons, tabs and bars separate; the line with the column names says which. A line that does not fit its
 dialect is a bad row with its number, and reading goes on with the next line: a quotation mark that nobody closes costs
 its own line, not the rest of the table.
 """
 
 import csv
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_af.config import ImportConfig
-from megatron_af.config.errors import suggestion
-from megatron_af.data.rows import Clip, Question, Row, RowError
+from megatron_af.data.rows import RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, decoded
-from megatron_af.prepare.importers.layout import Maker, Recordings, checked, failing, seconds_of
-from megatron_af.prepare.importers.made_rows import (
-    CAPTIONING,
-    CLASSIFICATION,
-    classification,
-    description,
-    label_words,
-    of_class,
-)
+from megatron_af.prepare.importers.columns import audio_name, check_columns, rows_of_records, wanted
+from megatron_af.prepare.importers.layout import Maker, Recordings
 
 DELIMITERS = (",", ";", "\t", "|")
-SAYING = ("output", "label", "caption", "class")
-"""Columns that say something of a recording. The first of them that a table has is what its prompts ask for."""
-COLUMNS = ("audio", "id", "start", "end", "duration", "prompt", "skill", *SAYING)
 
 
 @dataclass(frozen=True)
@@ -59,23 +44,13 @@ class _Dialect:
 def table(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     where = f"{root}/{origin.path}"
     lines = decoded(root.read(origin.path), where).split("\n")
-    columns = origin.columns
-    if odd := [what for what in columns if what not in COLUMNS]:
-        raise ForeignError(
-            f"origin.columns.{odd[0]}: expected one of {', '.join(COLUMNS)}{suggestion(odd[0], COLUMNS)}"
-        )
-    wanted = {c for what, c in columns.items() if what != "audio" for c in c.split(",")}
-    wanted |= set(re.findall(r"{(\w+)}", columns.get("audio", ""))) or {columns.get("audio", "")}
-    dialect = _dialect(lines, wanted, tab=origin.path.endswith((".tsv", ".tab")))
+    asked = wanted(origin)
+    dialect = _dialect(lines, asked, tab=origin.path.endswith((".tsv", ".tab")))
     known = dialect.names if dialect else _fields_of_first(lines)
-    if not {"audio"} <= set(columns) or not set(SAYING) & set(columns) or dialect is None:
-        raise ForeignError(
-            f"{where}: origin.columns must name audio and one of {', '.join(SAYING)}; it names "
-            f"{columns}, the table has {known}"
-        )
-    if "output" in columns and not ("prompt" in columns or origin.prompt):
-        raise ForeignError(f"{where}: outputs answer a prompt; set origin.columns.prompt or origin.prompt")
-    twice = sorted(name for name in wanted if known.count(name) > 1)
+    check_columns(origin, known, where)
+    if dialect is None:
+        raise ForeignError(f"{where}: no line names the columns {', '.join(sorted(asked))}; there are {known}")
+    twice = sorted(name for name in asked if known.count(name) > 1)
     if twice:
         raise ForeignError(f"{where}: two columns are called {twice[0]!r}; rename one of them")
     recordings = Recordings(root, origin.audio)
@@ -85,70 +60,11 @@ def table(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
             (fields,) = csv.reader([line], delimiter=dialect.delimiter)
         except (csv.Error, ValueError):
             return False
-        return len(fields) == len(known) and recordings.has(_audio_name(columns, dict(zip(known, fields, strict=True))))
+        named = dict(zip(known, fields, strict=False))
+        return len(fields) == len(known) and recordings.has(audio_name(origin.columns, named))
 
-    records = list(_records(lines, dialect, looks_like_a_row))
-    labels = []
-    if "label" in columns:
-        stated = (r[columns["label"]] for _, r in records if isinstance(r, dict))
-        labels = sorted({label_words(label, origin.task) for label in stated if label.strip()})
-
-    def make(key: str, line: Mapping[str, str]) -> Row:
-        name = _audio_name(columns, line)
-        start = (_seconds(line, columns["start"]) if "start" in columns else None) or 0.0
-        duration = _seconds(line, columns["duration"]) if "duration" in columns else None
-        if "end" in columns and (end := _seconds(line, columns["end"])) is not None:
-            duration = end - start
-            if duration <= 0:
-                raise RowError(f"ends at {end} s, before it begins at {start} s")
-        if not name.strip():
-            raise RowError(f"column {columns['audio']!r}, the recording's name, is empty")
-        clip = recordings.clip(name, start, duration)
-        row_id = line[columns["id"]] if "id" in columns else str(int(key.removeprefix("line ")) - dialect.begin - 1)
-        return _row(row_id, clip, line, labels, origin)
-
-    for number, record in records:
-        yield failing(record) if isinstance(record, RowError) else checked(make, f"line {number}", record, "lines")
-
-
-def _row(key: str, clip: Clip, line: Mapping[str, str], labels: list[str], origin: ImportConfig) -> Row:
-    """What a line says of its recording: answers, a label, captions, or several of them."""
-    columns = origin.columns
-    texts = {what: line[c].strip() for what, c in columns.items() if what not in ("audio", "caption")}
-    output, label, name = (texts.get(what, "") for what in ("output", "label", "class"))
-    captions = [text for c in columns.get("caption", "").split(",") if c and (text := line[c].strip())]
-    if not (output or label or name or captions):
-        raise RowError(", ".join(f"no {what}: {columns[what]} is empty" for what in SAYING if what in columns))
-    asks = next(what for what in SAYING if what in columns)  # whose prompt is meant
-    prompts = {asks: texts.get("prompt") or origin.prompt}
-    if texts.get("prompt") and not {"output": output, "label": label}.get(asks, "answered"):
-        raise RowError(f"column {columns['prompt']!r} asks, and {columns[asks]!r}, the answer, is empty")
-    if output and not prompts["output"]:
-        raise RowError(f"column {columns['output']!r} answers, and {columns['prompt']!r}, the prompt, is empty")
-    usual = CLASSIFICATION if label or name else CAPTIONING if captions else ""
-    task = origin.task or usual
-    skill = texts.get("skill") or task
-    questions = [Question(prompt=prompts["output"], output=output, skill=skill)] if output else []
-    if label:
-        label = label_words(label, origin.task)
-        questions.append(classification(label, labels, prompts.get("label", ""), skill))
-    questions += [
-        description(text, prompts.get("caption", ""), texts.get("skill") or origin.task or CAPTIONING)
-        for text in captions
-    ]
-    row = Row(id=key, clips=(clip,), questions=tuple(questions), captions=tuple(captions), task=task)
-    answers = asks == "label" and "prompt" in columns  # a label of its own question is no class of sounds
-    name = label_words(name, origin.task) if name else "" if answers else label
-    return of_class(row, name) if name else row
-
-
-def _audio_name(columns: Mapping[str, str], line: Mapping[str, str]) -> str:
-    pattern = columns["audio"]
-    return re.sub(r"{(\w+)}", lambda found: line[found[1]], pattern) if "{" in pattern else line[pattern]
-
-
-def _seconds(line: Mapping[str, str], column: str) -> float | None:
-    return seconds_of({column: line[column].strip()}, column)
+    records = [(f"line {number}", record) for number, record in _records(lines, dialect, looks_like_a_row)]
+    yield from rows_of_records(root, origin, records, first=dialect.begin + 1)
 
 
 def _fields_of_first(lines: list[str]) -> list[str]:

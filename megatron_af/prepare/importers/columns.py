@@ -1,0 +1,215 @@
+"""From fields with names to a row: what a table's line, an object of a JSON list and a file's name have in common.
+
+    {columns: {audio: "{ytid}.wav", caption: "caption_1,caption_2"}}
+    {columns: {audio: audio_id, prompt: question, output: answer, options: choices, skill: task}}
+
+A record may bring several things at once: an answer to its prompt, a label to choose, captions, and the class that it
+counts as (a label is one, too, unless it answers a prompt of its own record). What a blank field would say is not said.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from megatron_af.config import ImportConfig
+from megatron_af.config.errors import suggestion
+from megatron_af.data.rows import Clip, Question, Row, RowError
+from megatron_af.data.storage import DataRoot
+from megatron_af.foreign import ForeignError
+from megatron_af.prepare.importers.layout import Maker, Recordings, checked, failing, said, seconds_of
+from megatron_af.prepare.importers.made_rows import (
+    CAPTIONING,
+    CLASSIFICATION,
+    classification,
+    description,
+    label_words,
+    of_class,
+)
+
+SAYING = ("output", "label", "labels", "caption", "class")
+"""Columns that say something of a recording. The first of them that a record has is what its prompts ask for."""
+COLUMNS = ("audio", "id", "start", "end", "duration", "prompt", "skill", "options", *SAYING)
+
+type Record = Mapping[str, Any]
+"""Texts by name; of JSON, lists of texts as well."""
+
+
+def wanted(origin: ImportConfig) -> set[str]:
+    """Names of the fields that a configuration asks for."""
+    columns = origin.columns
+    fields = {name for what, names in columns.items() if what not in ("audio", "id") for name in names.split(",")}
+    fields |= {name for what in ("audio", "id") if what in columns for name in _parts(columns[what])}
+    return fields | set(origin.where)
+
+
+def check_columns(origin: ImportConfig, known: Sequence[str], where: str) -> None:
+    """Raises ``ForeignError`` where the columns cannot make rows.
+
+    Args:
+        known: names of all fields.
+        where: the file.
+    """
+    columns = origin.columns
+    if odd := [what for what in columns if what not in COLUMNS]:
+        raise ForeignError(
+            f"origin.columns.{odd[0]}: expected one of {', '.join(COLUMNS)}{suggestion(odd[0], COLUMNS)}"
+        )
+    if not {"audio"} <= set(columns) or not set(SAYING) & set(columns) or not wanted(origin) <= set(known):
+        raise ForeignError(
+            f"{where}: origin.columns must name audio and one of {', '.join(SAYING)}; it names "
+            f"{columns}{f' and where {dict(origin.where)}' if origin.where else ''}, the table has {list(known)}"
+        )
+    if "output" in columns and not ("prompt" in columns or origin.prompt):
+        raise ForeignError(f"{where}: outputs answer a prompt; set origin.columns.prompt or origin.prompt")
+    for name, pattern in origin.where.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ForeignError(f"origin.where.{name}: {pattern!r} is no regular expression ({error})") from None
+
+
+def rows_of_records(
+    root: DataRoot, origin: ImportConfig, records: Sequence[tuple[str, Record | RowError]], first: int = 0
+) -> Iterator[Maker]:
+    """A maker for each record that ``origin.where`` does not leave out.
+
+    Args:
+        records: where each stands (``line 7``), and its fields or what is wrong with it.
+        first: number that ids count from.
+    """
+    recordings, columns = Recordings(root, origin.audio), origin.columns
+    records = [pair for pair in records if isinstance(pair[1], RowError) or _is_part(pair[1], origin)]
+    if origin.agreed:
+        records = _agreed(records, columns)
+    stated = [r for _, r in records if not isinstance(r, RowError)]
+    options = {
+        what: sorted({label for r in stated for label in _labels(r, columns[what], origin)})
+        for what in ("label", "labels")
+        if what in columns
+    }
+
+    def make(key: str, record: Record) -> Row:
+        name = _filled(columns["audio"], record)
+        start = (_seconds(record, columns["start"]) if "start" in columns else None) or 0.0
+        duration = _seconds(record, columns["duration"]) if "duration" in columns else None
+        if "end" in columns and (end := _seconds(record, columns["end"])) is not None:
+            duration = end - start
+            if duration <= 0:
+                raise RowError(f"ends at {end} s, before it begins at {start} s")
+        if not name.strip():
+            raise RowError(f"column {columns['audio']!r}, the recording's name, is empty")
+        clip = recordings.clip(name, start, duration)
+        row_id = _filled(columns["id"], record) if "id" in columns else str(int(key.split()[-1]) - first)
+        return _row(row_id, clip, record, options, origin)
+
+    for where, record in records:
+        yield failing(record) if isinstance(record, RowError) else checked(make, where, record, "lines")
+
+
+def audio_name(columns: Mapping[str, str], record: Record) -> str:
+    return _filled(columns["audio"], record)
+
+
+def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str]], origin: ImportConfig) -> Row:
+    """What a record says of its recording: answers, a label, captions, or several of them."""
+    columns = origin.columns
+    listing = ("audio", "id", "caption", "options", "labels")
+    texts = {what: _text(record, c) for what, c in columns.items() if what not in listing}
+    output, label, name = (texts.get(what, "") for what in ("output", "label", "class"))
+    captions = [text for c in columns.get("caption", "").split(",") if c for text in _texts(record, c)]
+    labels = _labels(record, columns["labels"], origin) if "labels" in columns else []
+    if not (output or label or labels or name or captions):
+        raise RowError(", ".join(f"no {what}: {columns[what]} is empty" for what in SAYING if what in columns))
+    asks = next(what for what in SAYING if what in columns)  # whose prompt is meant
+    prompts = {asks: texts.get("prompt") or origin.prompt}
+    if texts.get("prompt") and not {"output": output, "label": label}.get(asks, "answered"):
+        raise RowError(f"column {columns['prompt']!r} asks, and {columns[asks]!r}, the answer, is empty")
+    if output and not prompts["output"]:
+        raise RowError(f"column {columns['output']!r} answers, and {columns['prompt']!r}, the prompt, is empty")
+    usual = CLASSIFICATION if label or labels or name else CAPTIONING if captions else ""
+    task = origin.task or usual
+    skill = texts.get("skill") or task
+    options = [text for c in columns.get("options", "").split(",") if c for text in _texts(record, c)]
+    asked = Question(prompt=prompts.get("output", ""), output=output, skill=skill, options=tuple(options))
+    questions = [asked] if output else []
+    if label:
+        label = _said(label, origin)
+        questions.append(classification(label, all_labels["label"], prompts.get("label", ""), skill))
+    if labels:
+        together = ", ".join(labels)
+        questions.append(classification(together, all_labels["labels"], prompts.get("labels", ""), skill))
+    questions += [
+        description(text, prompts.get("caption", ""), texts.get("skill") or origin.task or CAPTIONING)
+        for text in captions
+    ]
+    meta = {"labels": labels} if labels else {}
+    row = Row(id=key, clips=(clip,), questions=tuple(questions), captions=tuple(captions), task=task, meta=meta)
+    answers = asks == "label" and "prompt" in columns  # a label of its own question is no class of sounds
+    name = _said(name, origin) if name else "" if answers else label
+    return of_class(row, name) if name else row
+
+
+def _is_part(record: Record, origin: ImportConfig) -> bool:
+    return all(re.fullmatch(pattern, _text(record, name)) for name, pattern in origin.where.items())
+
+
+def _agreed(
+    records: Sequence[tuple[str, Record | RowError]], columns: Mapping[str, str]
+) -> list[tuple[str, Record | RowError]]:
+    """Of the records with the same audio and prompt the first, where all give the same answer; none, where not."""
+    answer = columns.get("output") or columns.get("label") or columns.get("class", "")
+    said_of: dict[tuple[str, str], set[str]] = {}
+    kept: dict[tuple[str, str], tuple[str, Record | RowError]] = {}
+    for where, record in records:
+        if isinstance(record, RowError):
+            kept[where, ""] = (where, record)
+            continue
+        key = audio_name(columns, record), _text(record, columns["prompt"]) if "prompt" in columns else ""
+        said_of.setdefault(key, set()).add(_text(record, answer).lower())
+        kept.setdefault(key, (where, record))
+    return [pair for key, pair in kept.items() if len(said_of.get(key, "1")) == 1]
+
+
+def _said(label: str, origin: ImportConfig) -> str:
+    """A label as it is said, by ``origin.words`` where it is a code."""
+    return label_words(origin.words.get(label, label), origin.task)
+
+
+def _labels(record: Record, column: str, origin: ImportConfig) -> list[str]:
+    """Labels of a record, in the order of the alphabet; a text holds several between commas."""
+    value = record[column]
+    texts = _texts(record, column) if isinstance(value, list) else _text(record, column).split(",")
+    return sorted({_said(text.strip(), origin) for text in texts if text.strip()})
+
+
+def _text(record: Record, column: str) -> str:
+    """A field as a text; of a list the first item, as MuChoMusic lists its answers, the right one first."""
+    return next(iter(_texts(record, column)), "")
+
+
+def _texts(record: Record, column: str) -> list[str]:
+    if column not in record:
+        raise RowError(f"{column!r} is missing; there are {', '.join(map(str, record)) or 'none'}")
+    value = record[column]
+    found = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, bool) or not isinstance(item, str | int | float | None):
+            raise RowError(f"{column!r} must be text or a list of texts, got {said(value)}")
+        found.append("" if item is None else str(item).strip())
+    return [text for text in found if text]
+
+
+def _filled(pattern: str, record: Record) -> str:
+    """A column's text as it stands, or a pattern with columns in it."""
+    if "{" not in pattern:
+        value = record.get(pattern, "")
+        return value if isinstance(value, str) else _text(record, pattern)
+    return re.sub(r"{(\w+)}", lambda found: str(record[found[1]]), pattern)
+
+
+def _parts(pattern: str) -> set[str]:
+    return set(re.findall(r"{(\w+)}", pattern)) or {pattern}
+
+
+def _seconds(record: Record, column: str) -> float | None:
+    return seconds_of({column: _text(record, column)}, column)

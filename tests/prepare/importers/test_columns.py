@@ -1,0 +1,53 @@
+"""Which records are part of a data set, and what their fields say."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import ImportConfig
+from megatron_af.foreign import ForeignError
+from tests.data.toy import write_tone
+from tests.prepare.importing import problems, run, table
+
+ASKED = {"audio": "file", "prompt": "q", "output": "a"}
+
+
+def answered(folder: Path) -> None:
+    write_tone(folder / "a.wav", 0.5, 0)
+    said = [("dog?", "yes"), ("dog?", "Yes"), ("rain?", "yes"), ("rain?", "no"), ("how many?", "two")]
+    table(folder / "t.csv", [{"file": "a.wav", "q": q, "a": a, "split": "test"} for q, a in said])
+
+
+def test_records_that_do_not_fit_are_no_part_and_no_problem(tmp_path: Path) -> None:
+    answered(tmp_path)
+    origin = ImportConfig(format="csv", path="t.csv", columns=ASKED, where={"a": "(?i)yes|no", "split": "test"})
+    rows, report = run(tmp_path, origin)
+    assert [row.questions[0].output for row in rows] == ["yes", "Yes", "yes", "no"] and not report.left_out
+    whole = ImportConfig(format="csv", path="t.csv", columns=ASKED, where={"a": "ye"})
+    assert run(tmp_path, whole)[0] == [], "the whole text must fit"
+    with pytest.raises(ForeignError, match=r"origin\.where\.a: '\(' is no regular expression"):
+        run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=ASKED, where={"a": "("}))
+    with pytest.raises(ForeignError, match=r"and where .*'gone'.*the table has"):
+        run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=ASKED, where={"gone": "x"}))
+
+
+def test_one_record_is_kept_where_all_agree(tmp_path: Path) -> None:
+    answered(tmp_path)
+    rows, _ = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=ASKED, agreed=True))
+    kept = [(row.questions[0].prompt, row.questions[0].output) for row in rows]
+    assert kept == [("dog?", "yes"), ("how many?", "two")]
+
+
+def test_several_labels_are_one_answer_and_options_stand_beside_it(tmp_path: Path) -> None:
+    write_tone(tmp_path / "1.wav", 0.5, 0)
+    write_tone(tmp_path / "2.wav", 0.5, 0)
+    table(tmp_path / "t.csv", [{"f": "1", "l": "Rain,Dog_bark"}, {"f": "2", "l": "Wind"}, {"f": "2", "l": ""}])
+    origin = ImportConfig(format="csv", path="t.csv", columns={"audio": "{f}.wav", "labels": "l"})
+    (both, one), report = run(tmp_path, origin)
+    assert (both.questions[0].output, both.meta) == ("dog bark, rain", {"labels": ["dog bark", "rain"]})
+    assert both.questions[0].options == one.questions[0].options == ("dog bark", "rain", "wind")
+    assert "no labels: l is empty" in problems(tmp_path, report)[0]
+    table(tmp_path / "m.csv", [{"f": "1", "q": "what?", "right": "rain", "wrong_1": "hail", "wrong_2": "wind"}])
+    columns = {"audio": "{f}.wav", "prompt": "q", "output": "right", "options": "right,wrong_1,wrong_2"}
+    (row,), _ = run(tmp_path, ImportConfig(format="csv", path="m.csv", columns=columns))
+    assert (row.questions[0].output, row.questions[0].options) == ("rain", ("rain", "hail", "wind"))

@@ -1,0 +1,67 @@
+"""JSON objects and files' names as rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import ImportConfig
+from megatron_af.foreign import ForeignError
+from tests.data.toy import write_tone
+from tests.prepare.importing import dump, problems, run
+
+ITEMS = [
+    {"id": "x", "audio_id": "./a.wav", "question": "what?", "choices": ["rain", "hail"], "answer": "rain", "kind": 3},
+    {"id": "y", "audio_id": "a.wav", "question": "why?", "choices": [], "answer": None, "kind": 1},
+    {"id": "z", "audio_id": "a.wav", "question": {"deep": 1}, "choices": [], "answer": "b", "kind": 1},
+    "no object",
+]
+COLUMNS = {"audio": "audio_id", "id": "id", "prompt": "question", "output": "answer", "options": "choices"}
+
+
+@pytest.mark.parametrize("form", ["list", "keys", "lines", "named"])
+def test_every_form_of_json_gives_the_same_rows(tmp_path: Path, form: str) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    content = {"list": ITEMS, "keys": {"1": ITEMS[0]}, "named": {"version": "2", "data": ITEMS}}.get(form)
+    dump(tmp_path / "t.json", content)
+    if form == "lines":
+        (tmp_path / "t.json").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    rows, report = run(tmp_path, ImportConfig(format="json", path="t.json", columns=COLUMNS | {"skill": "kind"}))
+    assert [(r.id, r.questions[0].output, r.questions[0].options, r.questions[0].skill) for r in rows] == [
+        ("x", "rain", ("rain", "hail"), "3")
+    ]
+    if form != "keys":
+        asks, deep, none = problems(tmp_path, report)
+        assert "column 'question' asks, and 'answer', the answer, is empty" in asks or "no output" in asks
+        assert "'question' must be text or a list of texts" in deep and "expected an object, got" in none
+
+
+def test_the_first_of_a_list_is_the_answer_where_a_list_is_named(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    dump(tmp_path / "t.json", [{"audio_id": "a.wav", "question": "what?", "answers": ["rain", "hail"]}])
+    columns = {"audio": "audio_id", "prompt": "question", "output": "answers", "options": "answers"}
+    (row,), _ = run(tmp_path, ImportConfig(format="json", path="t.json", columns=columns))
+    assert (row.id, row.questions[0].output, row.questions[0].options) == ("0", "rain", ("rain", "hail"))
+
+
+def test_names_of_files_say_what_is_in_them(tmp_path: Path) -> None:
+    for name in ("Actor_01/1001_DFA_ANG_XX.wav", "Actor_02/1002_DFA_SAD_XX.wav", "readme.txt"):
+        write_tone(tmp_path / "crema" / name, 0.5, 0) if name.endswith("wav") else (tmp_path / name).touch()
+    (tmp_path / "crema/notes.txt").touch()
+    origin = ImportConfig(
+        format="files",
+        path="crema",
+        audio="crema",
+        pattern=r".*/\d+_\w+_(?P<emotion>[A-Z]+)_XX\.wav",
+        columns={"audio": "name", "id": "name", "label": "emotion"},
+        words={"ANG": "angry"},
+    )
+    rows, report = run(tmp_path, origin)
+    assert [(row.id, row.meta["class"]) for row in rows] == [
+        ("Actor_01/1001_DFA_ANG_XX.wav", "angry"),
+        ("Actor_02/1002_DFA_SAD_XX.wav", "sad"),
+    ]
+    assert problems(tmp_path, report) == ["notes.txt does not fit origin.pattern"]
+    for pattern, said in (("", "origin.pattern is empty"), ("(", "is no regular expression")):
+        with pytest.raises(ForeignError, match=said):
+            run(tmp_path, ImportConfig(format="files", path="crema", pattern=pattern, columns={"audio": "name"}))
