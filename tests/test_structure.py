@@ -290,6 +290,7 @@ def test_what_the_project_imports_is_declared() -> None:
         "megatron": "megatron_core",
         "nvidia": "nvidia_dali_cuda130",
         "faiss": "faiss_cpu",
+        "sklearn": "scikit_learn",
         # Part of their interfaces, and installed with them.
         "yaml": "omegaconf",
         "kfp_server_api": "kfp",

@@ -42,9 +42,14 @@ class ImportConfig:
     ``end`` or ``duration`` (seconds), and of what is said any of ``output`` (which answers ``prompt``, one of
     ``options`` if these are named), ``label`` (chosen among all of the table; ``prompt`` as well where it is a question
     with the same few answers), ``labels`` (several at once), ``caption`` (several: ``caption_1,caption_2``) and
-    ``class`` (what it counts as, unasked); ``skill`` is what evaluation reports by."""
+    ``class`` (what it counts as, unasked); ``skill`` is what evaluation reports by;
+    ``values`` is a list that fills the prompt's ``<places>``."""
     where: Files[dict[str, str]] = field(default_factory=dict)
     """Column -> regular expression that its whole text must fit; other records are no part of the data set."""
+    names: Files[tuple[str, ...]] = ()
+    """Of the columns of a table that has no line with them."""
+    apart: Files[dict[str, str]] = field(default_factory=dict)
+    """Columns whose texts are records of their own -> what ``kind`` says of such a record; ``text`` is its text."""
     words: Files[dict[str, str]] = field(default_factory=dict)
     """Label as it stands there, such as a code -> what is said for it."""
     agreed: Files[bool] = False

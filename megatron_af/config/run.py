@@ -56,11 +56,27 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """A language model that judges answers, behind an OpenAI-compatible endpoint."""
+
+    endpoint: Nothing[str] = ""
+    """Base address, such as ``http://localhost:8000/v1``; the key, if it needs one, stands in ``OPENAI_API_KEY``.
+    Empty: nothing is judged."""
+    model: Answers[str] = ""
+    concurrency: Nothing[Count] = 8
+    requests_per_minute: Nothing[Positive] = 300.0
+    timeout_seconds: Nothing[Positive] = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How the answers of a stage are measured (``tools/evaluate.py``)."""
 
     max_answer_tokens: Answers[Count] = 32
     """Longer answers are cut; a batch is only as slow as its longest answer."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    sentence_model: Answers[str] = ""
+    """Sentence-BERT that says which labels are the same (``f1_approx``), a folder or hub name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,10 +156,16 @@ class StageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     evaluation: Answers[tuple[str, ...]] = ()
-    """Benchmarks that the stage's last checkpoint is measured on."""
+    """Data sets of ``data.datasets`` that the stage's last checkpoint is measured on."""
+    suites: Answers[tuple[str, ...]] = ()
+    """Benchmarks that it is measured on: names of ``configs/benchmarks``, or paths of YAML files."""
     exit_gate: dict[str, BoundsConfig] = field(default_factory=dict)
     """Metric of the last step (``loss``) or of the evaluation (``benchmark/metric``) -> bounds that it must keep;
     the curriculum stops at a stage that does not."""
+
+    @property
+    def is_measured(self) -> bool:
+        return bool(self.evaluation or self.suites)
 
     def origin_of(self, part: str) -> str | None:
         """The earlier stage or checkpoint that a part of the model starts from; None: it starts fresh."""

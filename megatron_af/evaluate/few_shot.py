@@ -75,6 +75,11 @@ def few_shot_sets(config: Config, source: str, sets: Sets, shots: Sequence[int])
     return {count: {name: shown(name, count) for name in sets} if count else sets for count in shots}
 
 
+def behind_examples(config: Config, source: str, count: int, rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows that ask one question each, behind ``count`` examples; a collective. Raises as :func:`few_shot_sets`."""
+    return few_shot_sets(config, source, {"rows": rows}, [count])[count]["rows"] if rows else rows
+
+
 def cut_short(prompt: Callable[[Row], RowText], rows: Sequence[Row]) -> int:
     """Questions for whose examples there is not enough room (``max_text_tokens``): the farthest are left out."""
     number = 0

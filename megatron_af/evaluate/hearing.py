@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from megatron_af.config import Config
@@ -25,9 +24,8 @@ from megatron_af.data.rows import Row
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import exchange, plain_answer
+from megatron_af.evaluate.intervals import interval
 from megatron_af.progress import Progress
-
-RESAMPLES = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +169,8 @@ def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
         majority=sum(s.majority * s.n for s in scores.values()) / n,
         n=n,
     )
-    low, high = _interval(asked, seed)
+    gains = [100.0 * (q.right - _same(q.exchanged, q.wanted)) for q in asked]
+    low, high = interval(gains, [q.row for q in asked], seed)
     turns = {str(turn): _rounded(_score(found)) for turn, found in sorted(by_turn.items())}
     return {
         "skills": {skill: _rounded(score) for skill, score in scores.items()},
@@ -194,18 +193,6 @@ def _score(asked: Sequence[Asked]) -> Score:
         majority=100 * commonest / n,
         n=n,
     )
-
-
-def _interval(asked: Sequence[Asked], seed: int) -> tuple[float, float]:
-    names = {row: i for i, row in enumerate(dict.fromkeys(q.row for q in asked))}
-    gain, count = np.zeros(len(names)), np.zeros(len(names))
-    for q in asked:
-        gain[names[q.row]] += q.right - _same(q.exchanged, q.wanted)
-        count[names[q.row]] += 1
-    draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
-    gaps = 100 * gain[draws].sum(1) / count[draws].sum(1)
-    low, high = np.percentile(gaps, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _same(answer: str, wanted: str) -> bool:

@@ -28,7 +28,7 @@ from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
 from megatron_af.data.sample_source import Sample
 from megatron_af.data.stream import hear
-from megatron_af.data.templates import STYLES, RowText, TooLong, answer_ids, render
+from megatron_af.data.templates import STYLES, RowText, TooLong, UnknownWords, answer_ids, render
 from megatron_af.decoder.cache import HeardAudio
 from megatron_af.inference.answers import Answering, score, write
 from megatron_af.inference.attention import recorded, token_seconds
@@ -189,6 +189,25 @@ class Listener:
                 found[place] = logprobs
         return found
 
+    def likelihoods(
+        self, rows: Sequence[Row], options: Sequence[Sequence[str]], *, root: Path | None = None
+    ) -> list[list[float] | None]:
+        """:meth:`scores` of all rows, shared among the ranks; None also where the tokenizer cannot write an option. A
+        collective."""
+        own: dict[int, list[float] | None] = {}
+        for places in self._shared(rows):
+            own |= dict.fromkeys(places)
+            written = [p for p in places if self._writes(rows[p], options[p])]
+            scored = self.scores([rows[p] for p in written], [options[p] for p in written], root=root)
+            own |= dict(zip(written, scored, strict=True))
+        return self._all(own, len(rows))
+
+    def _writes(self, row: Row, texts: Sequence[str]) -> bool:
+        try:
+            return all(answer_ids(row, text, self.tokenizer) for text in texts)
+        except UnknownWords:
+            return False
+
     def reading(self, texts: Sequence[RowText], root: Path | None = None) -> Reading:
         """What has heard the rows' audio and read nothing."""
         audio, heard = hear(self._below(root), [text.row for text in texts])
@@ -237,8 +256,8 @@ class Listener:
         for some in batched(together[self.groups.data_rank :: self.groups.data_size], HEARD_TOGETHER):
             yield [place for group in some for place in group]
 
-    def _all(self, own: dict[int, str | None], count: int) -> list[str | None]:
-        shares: list[dict[int, str | None]] = [{} for _ in range(self.groups.data_size)]
+    def _all[Found](self, own: dict[int, Found], count: int) -> list[Found]:
+        shares: list[dict[int, Found]] = [{} for _ in range(self.groups.data_size)]
         dist.all_gather_object(shares, own, group=self.groups.data)
         merged = {place: answer for share in shares for place, answer in share.items()}
         return [merged[place] for place in range(count)]

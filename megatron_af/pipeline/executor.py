@@ -180,7 +180,7 @@ def _run_stage(spec: StepSpec, config: Config, work: _Work, say: Say) -> None:
     try:
         if spec.kind == "train":
             train_stage(config, spec.stage, work.run_tool, lambda line: say(f"[{spec.name}] {line}"))
-        if spec.kind == "measure" or not settings.evaluation:
+        if spec.kind == "measure" or not settings.is_measured:
             parent = Spool(curriculum_spool(config)) if config.tracking.enabled else None
             metrics = measure_stage(config, spec.stage, work.run_tool, parent)
             hold_against_gate(config, spec.stage, metrics)

@@ -49,7 +49,7 @@ def pipeline_steps(config: Config, pipeline: str) -> list[StepSpec]:
 
     Raises `ConfigError` when a step waits for one that does not exist, or for itself by way of others.
     """
-    measured = {measure_step(stage): stage for stage, settings in config.curriculum.items() if settings.evaluation}
+    measured = {measure_step(stage): stage for stage, settings in config.curriculum.items() if settings.is_measured}
     digests: dict[str, str] = {}
     specs = []
     for name, after in _sorted(_waits(config, measured)).items():

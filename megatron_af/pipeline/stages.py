@@ -139,14 +139,14 @@ def measure_stage(config: Config, stage: str, launch: Launch, parent: Spool | No
     settings, folder = config.curriculum[stage], config.stage_folder(stage)
     record = StageRecord.load(folder)
     assert record is not None, "only a trained stage is measured"
-    measured = f"{record.digest} on {evaluation_inputs(config, stage)}" if settings.evaluation else record.evaluated
-    if record.evaluated != measured or (settings.evaluation and not are_of(config, stage, record.digest)):
+    measured = f"{record.digest} on {evaluation_inputs(config, stage)}" if settings.is_measured else record.evaluated
+    if record.evaluated != measured or (settings.is_measured and not are_of(config, stage, record.digest)):
         for tool, more in spec_of(settings).evaluations(config, stage):
             launch(tool, *more)
         replace(record, evaluated=measured).save(folder)
         if parent is not None:
             _log_evaluation(config, stage, record.inputs, parent)
-    return read_result(folder) | Results.load(folder, record.digest if settings.evaluation else "").metrics
+    return read_result(folder) | Results.load(folder, record.digest if settings.is_measured else "").metrics
 
 
 def hold_against_gate(config: Config, stage: str, metrics: Mapping[str, float]) -> None:

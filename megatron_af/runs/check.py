@@ -32,6 +32,7 @@ from megatron_af.config.rules import (
     retrieval_rules,
     stage_rules,
 )
+from megatron_af.runs.benchmarks import suite_problems
 from megatron_af.runs.objectives import OBJECTIVES, spec_of
 from megatron_af.runs.presence import missing_for_evaluation, missing_for_training
 from megatron_af.runs.results import metric_patterns
@@ -73,7 +74,7 @@ def validate_evaluation(config: Config, unread: Unread = READ, checkpoint: Path 
         else:
             known = " or ".join(OBJECTIVES)
             found.append(f"stage = {config.stage}: its objective is {stage.objective}; name one with {known}")
-        if not stage.evaluation:
+        if not stage.is_measured:
             found.append(f"{prefix}.evaluation is empty: name the data sets of data.datasets to measure it on")
     found += _layers(usable)
     kept = {key: problem for key, problem in out_of_range.items() if not key.startswith("parallel.")}
@@ -155,6 +156,7 @@ def _measured(config: Config, name: str) -> Iterator[str]:
     """Evaluation sets, and the metrics that the exit gate waits for."""
     yield from evaluation_rules(config, name)
     stage = config.curriculum[name]
+    yield from suite_problems(stage.suites, f"curriculum.{name}.suites")
     known = metric_patterns(stage)
     for metric in stage.exit_gate:
         if not any(fnmatchcase(metric, pattern) for pattern in known):

@@ -28,6 +28,7 @@ from megatron_af.config.effects import Effect, values
 from megatron_af.config.loading import load_config
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
+from megatron_af.runs.benchmarks import load_benchmark, name_of
 from megatron_af.runs.digests import digest_file, digest_tree, digest_value
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import SETTINGS, resolve_entry
@@ -63,7 +64,25 @@ def evaluation_inputs(config: Config, stage: str) -> str:
     """What a stage is measured on and how, in words and as a digest; raises what :func:`dataset_index` raises."""
     names = config.curriculum[stage].evaluation
     rows = {name: dataset_digest(config, name) for name in names}
-    return f"{', '.join(names)} ({digest_value([rows, values(config.evaluation, Effect.ANSWERS)])})"
+    suites = {name: _suite_digest(config, name) for name in config.curriculum[stage].suites}
+    asked = [rows, values(config.evaluation, Effect.ANSWERS), *([suites] if suites else [])]
+    return f"{', '.join([*names, *map(name_of, suites)])} ({digest_value(asked)})"
+
+
+def _suite_digest(config: Config, suite: str) -> str:
+    """Of what a benchmark's file says, and of the file that its rows come from. Raises ``FileNotFoundError``."""
+    benchmark, root = load_benchmark(suite), DataRoot(config.data.root)
+    folder = root.local(benchmark.source.path)
+    if folder is not None and folder.is_dir():
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        return digest_value([dataclasses.asdict(benchmark), names])
+    try:
+        rows = digest_file(root.fetch(benchmark.source.path))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"benchmark {suite}: there is no {root}/{benchmark.source.path}; put it there, or correct source.path"
+        ) from None
+    return digest_value([dataclasses.asdict(benchmark), rows])
 
 
 def step_settings(config: Config, step: str) -> dict[str, Any]:

@@ -4,9 +4,12 @@
     results.metrics["test/overall/audio"], results.scores("right")
 
 ``hearing.json`` holds numbers at any depth, the data set first: ``{"test": {"overall": {"audio": 52.1}}}`` is the
-metric ``test/overall/audio``; ``clap-test.json`` the same for one data set. ``answers.jsonl`` has a line per sample:
+metric ``test/overall/audio``; ``clap-test.json`` and ``suite-esc50.json`` the same for one data set or benchmark.
+``answers.jsonl`` has a line per sample:
 ``{"id": "test/17", "group": "test/scene-7", "right": 1, …}``; every number in it is a score, and samples of one group
 (questions about one scene) are no independent ones.
+
+``suite-esc50.parquet`` has the questions of a benchmark, with what each answer was worth.
 
 ``measured.json`` says which weights these files are about, on which rows and settings, by which code, and holds the
 files' digests: numbers of one checkpoint are never taken for those of another.
@@ -20,8 +23,12 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from megatron_af.config import Config, StageConfig
 from megatron_af.files import write
+from megatron_af.runs.benchmarks import name_of
 from megatron_af.runs.code import code_version
 from megatron_af.runs.digests import digest_file
 from megatron_af.runs.identity import evaluation_inputs
@@ -29,7 +36,10 @@ from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import outcome
 from megatron_af.runs.pointers import checkpoint_digest
 
-HEARING, CLAP, SAMPLES = "hearing.json", "clap-*.json", "answers.jsonl"
+HEARING, CLAP, SUITE, SAMPLES = "hearing.json", "clap-*.json", "suite-*.json", "answers.jsonl"
+SUITE_SAMPLES = "suite-*.parquet"
+SCORE = "score."
+"""Begins the columns of these that say what each answer was worth."""
 MEASURED = "measured.json"
 STEP_METRICS = (
     *("step", "loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "audio_seconds_per_second"),
@@ -43,6 +53,7 @@ def metric_patterns(stage: StageConfig) -> list[str]:
     objective = spec_of(stage)
     by_set = [f"{kind}/{escape(dataset)}" for dataset in stage.blend for kind in objective.set_losses]
     measured = [f"{escape(name)}/{metric}" for name in stage.evaluation for metric in objective.set_metrics]
+    measured += [f"{escape(name_of(suite))}/*" for suite in stage.suites]
     return [*STEP_METRICS, *objective.step_metrics, *by_set, *measured]
 
 
@@ -77,11 +88,12 @@ class Results:
         if weights:
             _check_weights(folder, weights)
         metrics = dict(_numbers(_summaries(folder)))
-        samples = folder / SAMPLES
-        lines = samples.read_text().splitlines() if samples.is_file() else []
+        answers = folder / SAMPLES
+        lines = answers.read_text().splitlines() if answers.is_file() else []
+        samples = [_sample(line, f"{answers}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
         return cls(
             metrics=metrics,
-            samples=tuple(_sample(line, f"{samples}:{number}") for number, line in enumerate(lines, 1) if line.strip()),
+            samples=(*samples, *(s for file in sorted(folder.glob(SUITE_SAMPLES)) for s in _suite_samples(file))),
             asked=_measured(folder).get("asked", ""),
         )
 
@@ -95,7 +107,8 @@ class Results:
 
 def result_files(folder: Path) -> list[Path]:
     """The files that :meth:`Results.load` reads, of those that are there."""
-    return [file for name in (HEARING, CLAP, SAMPLES, MEASURED) for file in sorted(folder.glob(name))]
+    names = (HEARING, CLAP, SUITE, SAMPLES, SUITE_SAMPLES, MEASURED)
+    return [file for name in names for file in sorted(folder.glob(name))]
 
 
 def are_of(config: Config, stage: str, weights: str, folder: Path | None = None) -> bool:
@@ -109,7 +122,7 @@ def are_of(config: Config, stage: str, weights: str, folder: Path | None = None)
 def check_asked(config: Config, stage: str) -> None:
     """Raises ``BadResults`` where a stage was measured on other rows or settings than the configuration has now."""
     folder = config.stage_folder(stage)
-    if not config.curriculum[stage].evaluation or not (measured := _measured(folder)):
+    if not config.curriculum[stage].is_measured or not (measured := _measured(folder)):
         return
     if measured["asked"] != (asked := evaluation_inputs(config, stage)):
         raise BadResults(
@@ -183,9 +196,9 @@ def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
 def _summaries(folder: Path) -> dict[str, Any]:
     """Data set -> its numbers."""
     summaries: dict[str, Any] = {}
-    for file in (*folder.glob(HEARING), *sorted(folder.glob(CLAP))):
+    for file in (*folder.glob(HEARING), *sorted(folder.glob(CLAP)), *sorted(folder.glob(SUITE))):
         content = _parse(file.read_text(), str(file))
-        summaries |= content if file.name == HEARING else {file.stem.removeprefix("clap-"): content}
+        summaries |= content if file.name == HEARING else {file.stem.partition("-")[2]: content}
     return summaries
 
 
@@ -210,6 +223,19 @@ def _sample(line: str, where: str) -> Sample:
     }
     identity = str(record["id"])
     return Sample(id=identity, group=str(record.get("group", identity)), scores=scores)
+
+
+def _suite_samples(file: Path) -> Iterator[Sample]:
+    """The questions of a benchmark; a score is called ``esc50/exact``, and what was unparseable scores 0."""
+    name = file.stem.partition("-")[2]
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise BadResults(f"{file}: no Parquet ({error}); write the evaluation again") from None
+    scores = [column for column in table.column_names if column.startswith(SCORE)]
+    for line in table.select(["id", "group", *scores]).to_pylist():
+        own = {f"{name}/{score.removeprefix(SCORE)}": float(line[score] or 0) for score in scores}
+        yield Sample(id=f"{name}/{line['id']}", group=f"{name}/{line['group']}", scores=own)
 
 
 def _parse(text: str, where: str) -> Any:

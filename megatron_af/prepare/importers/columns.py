@@ -15,7 +15,7 @@ from megatron_af.config import ImportConfig
 from megatron_af.config.errors import suggestion
 from megatron_af.data.rows import Clip, Question, Row, RowError
 from megatron_af.data.storage import DataRoot
-from megatron_af.foreign import ForeignError
+from megatron_af.foreign import ForeignError, parse_json
 from megatron_af.prepare.importers.layout import Maker, Recordings, checked, failing, said, seconds_of
 from megatron_af.prepare.importers.made_rows import (
     CAPTIONING,
@@ -28,7 +28,9 @@ from megatron_af.prepare.importers.made_rows import (
 
 SAYING = ("output", "label", "labels", "caption", "class")
 """Columns that say something of a recording. The first of them that a record has is what its prompts ask for."""
-COLUMNS = ("audio", "id", "start", "end", "duration", "prompt", "skill", "options", *SAYING)
+COLUMNS = ("audio", "id", "start", "end", "duration", "prompt", "values", "skill", "options", *SAYING)
+KIND, TEXT = "kind", "text"
+"""Fields of a record that stood in a column of another one (``origin.apart``)."""
 
 type Record = Mapping[str, Any]
 """Texts by name; of JSON, lists of texts as well."""
@@ -39,7 +41,7 @@ def wanted(origin: ImportConfig) -> set[str]:
     columns = origin.columns
     fields = {name for what, names in columns.items() if what not in ("audio", "id") for name in names.split(",")}
     fields |= {name for what in ("audio", "id") if what in columns for name in _parts(columns[what])}
-    return fields | set(origin.where)
+    return (fields | set(origin.where) | set(origin.apart)) - ({KIND, TEXT} if origin.apart else set())
 
 
 def check_columns(origin: ImportConfig, known: Sequence[str], where: str) -> None:
@@ -78,15 +80,22 @@ def rows_of_records(
         first: number that ids count from.
     """
     recordings, columns = Recordings(root, origin.audio), origin.columns
+    if origin.apart:
+        records = [
+            (where, record if isinstance(record, RowError) else {**record, KIND: kind, TEXT: record[column]})
+            for where, record in records
+            for column, kind in origin.apart.items()
+        ]
     records = [pair for pair in records if isinstance(pair[1], RowError) or _is_part(pair[1], origin)]
     if origin.agreed:
         records = _agreed(records, columns)
     stated = [r for _, r in records if not isinstance(r, RowError)]
-    options = {
-        what: sorted({label for r in stated for label in _labels(r, columns[what], origin)})
-        for what in ("label", "labels")
-        if what in columns
-    }
+    options: dict[str, list[str]] = {}
+    if "label" in columns:
+        texts = {_text(record, columns["label"]) for record in stated}
+        options["label"] = sorted({_said(text, origin) for text in texts if text})
+    if "labels" in columns:
+        options["labels"] = sorted({label for r in stated for label in _labels(r, columns["labels"], origin)})
 
     def make(key: str, record: Record) -> Row:
         name = _filled(columns["audio"], record)
@@ -113,7 +122,7 @@ def audio_name(columns: Mapping[str, str], record: Record) -> str:
 def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str]], origin: ImportConfig) -> Row:
     """What a record says of its recording: answers, a label, captions, or several of them."""
     columns = origin.columns
-    listing = ("audio", "id", "caption", "options", "labels")
+    listing = ("audio", "id", "caption", "options", "labels", "values")
     texts = {what: _text(record, c) for what, c in columns.items() if what not in listing}
     output, label, name = (texts.get(what, "") for what in ("output", "label", "class"))
     captions = [text for c in columns.get("caption", "").split(",") if c for text in _texts(record, c)]
@@ -122,6 +131,8 @@ def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str
         raise RowError(", ".join(f"no {what}: {columns[what]} is empty" for what in SAYING if what in columns))
     asks = next(what for what in SAYING if what in columns)  # whose prompt is meant
     prompts = {asks: texts.get("prompt") or origin.prompt}
+    if "values" in columns:
+        prompts[asks] = _with_values(prompts[asks], record[columns["values"]])
     if texts.get("prompt") and not {"output": output, "label": label}.get(asks, "answered"):
         raise RowError(f"column {columns['prompt']!r} asks, and {columns[asks]!r}, the answer, is empty")
     if output and not prompts["output"]:
@@ -147,6 +158,16 @@ def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str
     answers = asks == "label" and "prompt" in columns  # a label of its own question is no class of sounds
     name = _said(name, origin) if name else "" if answers else label
     return of_class(row, name) if name else row
+
+
+def _with_values(prompt: str, values: object) -> str:
+    """A prompt with the list of texts in place of what stands in angle brackets, as MUSIC-AVQA writes its questions."""
+    listed = parse_json(values, "a list of values") if isinstance(values, str) else values
+    places = re.findall(r"<\w+>", prompt)
+    if not isinstance(listed, list) or len(listed) != len(places):
+        raise RowError(f"{prompt!r} has {len(places)} places to fill, its values are {said(values)}")
+    filling = iter(listed)
+    return re.sub(r"<\w+>", lambda _: str(next(filling)), prompt)
 
 
 def _is_part(record: Record, origin: ImportConfig) -> bool:

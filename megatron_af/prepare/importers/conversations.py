@@ -2,6 +2,7 @@
 
     {"id": "a", "sound": "a.wav", "conversations": [{"from": "human", "value": "<sound>\\nwhat?"}, {"from": "gpt", …}]}
     {"audios": ["a.wav"], "messages": [{"role": "user", "content": "<audio>what?"}, {"role": "assistant", …}]}
+    {"audio_name": "a.mp3", "conversation": [{"from": "human", "value": "what?"}, …]}        # MusicQA
     {"audios": ["a.wav"], "query": "<audio>what?", "response": "rain"}
 
 The marks in the questions say where recordings belong; there must be as many as recordings, or none.
@@ -28,8 +29,8 @@ from megatron_af.prepare.importers.layout import (
     text_of,
 )
 
-AUDIO_KEYS = ("sound", "sounds", "audio", "audios")
-_TURNS = {"conversations": ("from", "value"), "messages": ("role", "content")}
+AUDIO_KEYS = ("sound", "sounds", "audio", "audios", "audio_name")
+_TURNS = {"conversations": ("from", "value"), "conversation": ("from", "value"), "messages": ("role", "content")}
 """Key of the turns -> keys of who speaks and of what is said."""
 _HUMAN, _ASSISTANT = ("human", "user"), ("gpt", "assistant")
 _MARK = re.compile(

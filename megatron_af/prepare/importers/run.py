@@ -77,7 +77,7 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
     target = dataset.source or dataset.manifest
     path = f"{target.removesuffix('.jsonl')}.left_out.jsonl"
     rows, passed, reasons = 0, 0, Counter[str]()
-    made = _lines(rows_of(root, dataset.origin))
+    made = lines_of(rows_of(root, dataset.origin))
     with root.writing(target) as good, root.writing(path) as report:
         for line in made:
             progress.update(f"import {name}", rows + sum(reasons.values()), None)
@@ -97,7 +97,7 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
     return ImportReport(rows=rows, left_out=dict(reasons.most_common()), passed_over=passed, report=path)
 
 
-def _lines(makers: Iterator[Maker]) -> Iterator[str | Exception]:
+def lines_of(makers: Iterator[Maker]) -> Iterator[str | Exception]:
     """Rows as JSON, or what is wrong with them, in order."""
 
     def line(make: Maker) -> str | Exception:

@@ -45,7 +45,10 @@ def table(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     where = f"{root}/{origin.path}"
     lines = decoded(root.read(origin.path), where).split("\n")
     asked = wanted(origin)
-    dialect = _dialect(lines, asked, tab=origin.path.endswith((".tsv", ".tab")))
+    tab = origin.path.endswith((".tsv", ".tab"))
+    if origin.names:
+        lines = [("\t" if tab else ",").join(origin.names), *lines]
+    dialect = _dialect(lines, asked, tab=tab)
     known = dialect.names if dialect else _fields_of_first(lines)
     check_columns(origin, known, where)
     if dialect is None:

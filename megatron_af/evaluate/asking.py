@@ -1,0 +1,109 @@
+"""The questions of a benchmark asked in each wording, shared among ranks, and kept as they are answered.
+
+    answered = ask(listener, suite, questions, worded, Kept(path, state))       # a collective
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from itertools import batched
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_af.config import Config
+from megatron_af.data.rows import Row
+from megatron_af.evaluate.answered import Answered
+from megatron_af.evaluate.benchmarks import Asked
+from megatron_af.inference.listener import Listener
+from megatron_af.parallel.collectives import from_first
+from megatron_af.runs.benchmarks import Benchmark
+from megatron_af.runs.digests import digest_value
+from megatron_af.runs.pointers import checkpoint_digest
+
+TOGETHER = 512
+"""Questions between two times that answers are put down."""
+
+type Done = dict[tuple[int, int], tuple[str | None, list[float] | None]]
+"""Wording and question -> the answer, and the log-probabilities of the options."""
+
+class Kept:
+    """Answers on the disk until their benchmark is measured.
+
+    Args:
+        state: what they follow from (:func:`state_of`); those that follow from something else do not count.
+    """
+
+    def __init__(self, path: Path, state: str) -> None:
+        self.path, self._state = path, state
+
+    def read(self) -> Done:
+        done: Done = {}
+        if not self.path.is_file():
+            return done
+        whole = self.path.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        os.truncate(self.path, end)  # a line under way when the measurement was stopped
+        for text in whole[:end].decode().splitlines():
+            entry = json.loads(text)
+            if entry["state"] == self._state:
+                done[entry["wording"], entry["question"]] = entry["answer"], entry["logprobs"]
+        return done
+
+    def add(self, new: Done) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            for (wording, question), (answer, logprobs) in new.items():
+                entry = {"state": self._state, "wording": wording, "question": question}
+                file.write(json.dumps({**entry, "answer": answer, "logprobs": logprobs}) + "\n")
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def state_of(config: Config, suite: Benchmark, checkpoint: Path, questions: Sequence[Asked], shots: str = "") -> str:
+    """What answers follow from, as a digest."""
+    asked = [[one.id, one.group, one.question.prompt, list(one.question.options)] for one in questions]
+    asking = [list(suite.wordings), "likelihood" in suite.metrics, config.evaluation.max_answer_tokens, shots]
+    return digest_value([checkpoint_digest(checkpoint), asking, asked])
+
+
+def ask(
+    listener: Listener, suite: Benchmark, questions: Sequence[Asked], worded: Sequence[Sequence[Row]], kept: Kept
+) -> list[Answered]:
+    """A collective of the listener's ranks.
+
+    Args:
+        worded: for each wording, the rows that ask the questions in it.
+    """
+    done = from_first(kept.read)
+    for place, rows in enumerate(worded):
+        waiting = [i for i in range(len(questions)) if (place, i) not in done]
+        for some in batched(waiting, TOGETHER):
+            answers = listener([rows[i] for i in some])
+            scored: Sequence[list[float] | None] = [None] * len(some)
+            if place == 0 and "likelihood" in suite.metrics:
+                scored = listener.likelihoods([rows[i] for i in some], [questions[i].question.options for i in some])
+            new = {(place, i): (a, s) for i, a, s in zip(some, answers, scored, strict=True)}
+            done |= new
+            if dist.get_rank() == 0:
+                kept.add(new)
+    return [_answered(asked, number, suite, done) for number, asked in enumerate(questions)]
+
+
+def _answered(asked: Asked, number: int, suite: Benchmark, done: Done) -> Answered:
+    clip = asked.row.own_clips[-1]
+    return Answered(
+        id=asked.id,
+        group=asked.group,
+        skill=asked.question.skill,
+        prompt=asked.worded(suite.wordings[0]).questions[-1].prompt,
+        references=asked.references,
+        options=asked.question.options,
+        labels=asked.labels,
+        audio=clip.path,
+        start=clip.start,
+        duration=clip.duration,
+        answers=tuple(done[place, number][0] for place in range(len(suite.wordings))),
+        logprobs=tuple(done[0, number][1] or ()),
+    )

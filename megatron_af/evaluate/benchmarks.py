@@ -1,0 +1,139 @@
+"""The questions of a benchmark, read from its published layout and checked; what cannot be asked is left out and named.
+
+    found = read_questions(load_benchmark("mmau"), DataRoot("data"))
+    found.questions[0].row, found.left_out, found.notes
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from dali_pipes.waves import AudioError
+from megatron_af.config.errors import listed
+from megatron_af.data.rows import Question, Row, parse_row
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.exchange import plain_answer
+from megatron_af.foreign import parse_json
+from megatron_af.prepare.importers.layout import PassedOver
+from megatron_af.prepare.importers.made_rows import options_prompt
+from megatron_af.prepare.importers.run import lines_of, rows_of
+from megatron_af.runs.benchmarks import Benchmark
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One question of a benchmark."""
+
+    id: str
+    row: Row
+    """Asks it last, as it was published; its options are in the order in which they are shown."""
+    references: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> Question:
+        return self.row.questions[-1]
+
+    @property
+    def group(self) -> str:
+        clip = self.row.own_clips[-1]
+        return clip.digest or f"{clip.path}#{clip.start:g}"
+
+    def worded(self, wording: str) -> Row:
+        """The row that asks it in these words."""
+        question = self.question
+        options = " ".join(f"({letter}) {o}" for letter, o in zip(LETTERS, question.options, strict=False))
+        labels = options_prompt("", list(question.options)).strip() if question.options else ""
+        filled = {"question": question.prompt, "options": options, "labels": labels}
+        text = re.sub(r"{(\w+)}", lambda place: filled[place[1]], wording)
+        return replace(self.row, questions=(*self.row.questions[:-1], replace(question, prompt=text.strip())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    questions: list[Asked] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    """What they were made of: for measurements of captions and classes."""
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    """``{"reason": …, "problem": …}`` of each row or question that cannot be used."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What is odd with questions that are asked all the same -> how many."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        return dict(Counter(entry["reason"] for entry in self.left_out).most_common())
+
+
+def read_questions(benchmark: Benchmark, root: DataRoot) -> Questions:
+    """
+    Raises:
+        ForeignError, StorageError: the layout is not what the benchmark's file says, or is not there.
+    """
+    rows, left_out = [], []
+    for line in lines_of(rows_of(root, benchmark.source)):
+        if isinstance(line, str):
+            rows.append(parse_row(parse_json(line, "a row"), "a row"))
+        elif not isinstance(line, PassedOver):
+            reason = line.reason if isinstance(line, AudioError) else "bad row"
+            left_out.append({"reason": reason, "problem": str(line)})
+    return questions_of_rows(benchmark, rows, left_out)
+
+
+def questions_of_rows(benchmark: Benchmark, rows: Sequence[Row], left_out: Iterable[dict[str, str]] = ()) -> Questions:
+    """Every question of the rows once: what is asked in the same words about the same recording is one question, whose
+    references are all answers to it."""
+    bad, notes, asked = list(left_out), Counter[str](), dict[tuple[str, ...], Asked]()
+    for row in rows:
+        for single in row.each_question():
+            question = single.questions[-1]
+            place = (*(f"{clip.path}#{clip.start:g}" for clip in single.clips), *(q.prompt for q in single.questions))
+            if place in asked and not question.options:
+                before = asked[place]
+                asked[place] = replace(before, references=(*before.references, question.output))
+                continue
+            number = f"{row.id}#{len(single.questions)}" if row.template == "dialogue" else row.id
+            options = question.options or benchmark.options
+            if problem := _unusable(question.output, options, several="labels" in row.meta):
+                bad.append({"reason": problem.partition(":")[0], "problem": f"{number}: {problem}"})
+                continue
+            if any(_words(a) < _words(b) for a in options for b in options):
+                notes["options contain each other"] += 1
+            if benchmark.shuffle_options:
+                options = tuple(random.Random(number).sample(options, len(options)))
+            place = (*place, number) if place in asked else place
+            asked[place] = Asked(
+                id=number,
+                row=replace(single, questions=(*single.questions[:-1], replace(question, options=options))),
+                references=(question.output,),
+                labels=tuple(row.meta.get("labels", ())),
+            )
+    return Questions(questions=_by_own_names(asked.values()), rows=list(rows), left_out=bad, notes=dict(notes))
+
+
+def _unusable(output: str, options: Sequence[str], *, several: bool) -> str:
+    """Why a question cannot be measured; empty: it can."""
+    plain = [plain_answer(option) for option in options]
+    if not options or several:
+        return ""
+    if twice := [option for option in dict.fromkeys(plain) if plain.count(option) > 1]:
+        return f"two options are the same: {listed(twice)}"
+    if plain_answer(output) not in plain:
+        return f"its answer is none of its options: {output!r} of {listed(options)}"
+    return ""
+
+
+def _words(text: str) -> set[str]:
+    return set(plain_answer(text).split())
+
+
+def _by_own_names(asked: Iterable[Asked]) -> list[Asked]:
+    """Questions whose ids differ: a layout may give one id to several."""
+    seen, found = Counter[str](), []
+    for one in asked:
+        seen[one.id] += 1
+        found.append(one if seen[one.id] == 1 else replace(one, id=f"{one.id}~{seen[one.id]}"))
+    return found

@@ -1,0 +1,94 @@
+"""A free answer is taken for the label whose text is most similar: how Audio Flamingo 2 scored classification.
+
+``nearest`` and ``mean_average_precision`` use the text tower of the run's CLAP (``retrieval.stage``), ``f1_approx`` a
+sentence-BERT, which counts two labels as one above a similarity of 0.8 (Audio Flamingo 1).
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from megatron_af.evaluate.answered import Said
+from megatron_af.evaluate.metrics.base import Metric, Scores, percent
+
+SAME = 0.8
+"""Similarity above which labels are the same (Audio Flamingo 1)."""
+_NO_CLAP = "retrieval.stage names no trained contrastive stage, whose text tower says which label is nearest"
+
+
+class _ByText(Metric):
+    collective = True
+    of_wordings = False
+
+    def missing(self) -> str:
+        return "" if self.means.embed else _NO_CLAP
+
+    def similarities(self, said: Sequence[Said]) -> tuple[list[str], Tensor]:
+        """All options, and how similar each answer is to each, [A, O]."""
+        assert self.means.embed is not None
+        options = list(dict.fromkeys(option for s in said for option in s.options))
+        answers = [s.heard.strip() or "." for s in said]
+        return options, self.means.embed(answers) @ self.means.embed(options).t()
+
+
+class Nearest(_ByText):
+    """The option nearest to the answer is the right one; unparseable: an empty answer, or one without options."""
+
+    def score(self, said: Sequence[Said]) -> dict[str, Scores]:
+        options, similarity_AO = self.similarities(said)
+        place = {option: number for number, option in enumerate(options)}
+        each: list[float | None] = []
+        for s, similarity_O in zip(said, similarity_AO, strict=True):
+            if not s.heard.strip() or not s.options:
+                each.append(None)
+                continue
+            own = [place[option] for option in s.options]
+            each.append(float(s.options[int(similarity_O[own].argmax())] in s.references))
+        return {"nearest": percent(each)}
+
+
+class MeanAveragePrecision(_ByText):
+    """Mean over labels of the precision, averaged over the places of the recordings that have the label when all are
+    ranked by how similar their answer is to it; in percent. Labels that no recording has do not count."""
+
+    def score(self, said: Sequence[Said]) -> dict[str, Scores]:
+        options, similarity_AO = self.similarities(said)
+        truth_AO = torch.tensor([[option in (s.labels or s.references) for option in options] for s in said])
+        having = truth_AO.any(0)
+        value = average_precision_score(truth_AO[:, having].numpy(), similarity_AO[:, having].numpy(), average="macro")
+        return {"mean_average_precision": Scores(value=100 * float(value))}
+
+
+class ApproximateF1(Metric):
+    """F1 of the labels that an answer lists, where labels of a similar meaning are the same; in percent."""
+
+    of_wordings = False
+
+    def missing(self) -> str:
+        if not self.means.sentences:
+            return "evaluation.sentence_model is empty: name a sentence-BERT, a folder or a hub name"
+        return ""
+
+    def score(self, said: Sequence[Said]) -> dict[str, Scores]:
+        from megatron_af.evaluate.metrics.sentences import sentence_vectors
+
+        listed = [_listed(s.heard) for s in said]
+        true = [list(s.labels or s.references) for s in said]
+        texts = list(dict.fromkeys(text for some in (*listed, *true) for text in some))
+        place = {text: number for number, text in enumerate(texts)}
+        vector_TJ = sentence_vectors(self.means.sentences, texts)
+        each = []
+        for answers, labels in zip(listed, true, strict=True):
+            same_AL = vector_TJ[[place[a] for a in answers]] @ vector_TJ[[place[x] for x in labels]].t() > SAME
+            hit = int(same_AL.any(1).sum()), int(same_AL.any(0).sum())
+            precision = hit[0] / len(answers) if answers else 0.0
+            recall = hit[1] / len(labels)
+            each.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+        return {"f1_approx": percent(each)}
+
+
+def _listed(answer: str) -> list[str]:
+    return [part.strip().lower() for part in re.split(r"[,;\n]| and ", answer) if part.strip(" .")]

@@ -1,0 +1,120 @@
+"""The numbers of a benchmark: each metric with its interval, by skill and by wording, and how far from published ones.
+
+    report = report_of(benchmark, answered, measured)
+    print(suite_table(report, "demo, stage long, esc50"))
+
+    {"n": 2000, "too_long": 0, "exact": 71.2, "intervals": {"exact": [69.1, 73.0]}, "unparseable": {"match": 12},
+     "skills": {"rain": {"exact": 80.0}}, "wordings": {"exact": [71.2, 70.5, 66.0]}, "skipped": {"fense": "needs …"},
+     "published": [{"model": "AF2 3B", "metric": "nearest", "value": 83.9, "source": "…", "distance": -12.7}]}
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from megatron_af.evaluate.answered import Answered
+from megatron_af.evaluate.intervals import interval
+from megatron_af.evaluate.metrics.base import Scores
+from megatron_af.runs.benchmarks import Benchmark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came of the metrics of a benchmark."""
+
+    scores: Mapping[str, Scores]
+    wordings: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Number of a metric for each wording."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Metric that could not be measured -> why."""
+
+    def __or__(self, other: "Measured") -> "Measured":
+        return Measured(
+            scores={**self.scores, **other.scores},
+            wordings={**self.wordings, **other.wordings},
+            skipped={**self.skipped, **other.skipped},
+        )
+
+    @property
+    def each(self) -> dict[str, Sequence[float | None]]:
+        return {name: score.each for name, score in self.scores.items() if score.each}
+
+
+def report_of(answered: Sequence[Answered], measured: Measured) -> dict[str, Any]:
+    if not answered:
+        return {"n": 0}
+    groups = [one.group for one in answered]
+    report: dict[str, Any] = {
+        "n": len(answered),
+        "too_long": sum(one.answers[0] is None for one in answered),
+        **{name: round(score.value, 4) for name, score in measured.scores.items()},
+    }
+    intervals, unparseable, skills = {}, {}, defaultdict[str, dict[str, float]](dict)
+    of_skill: dict[str, list[int]] = defaultdict(list)
+    for number, one in enumerate(answered):
+        of_skill[one.skill].append(number)
+    for name, score in measured.scores.items():
+        if not score.each:
+            continue
+        each = [value or 0.0 for value in score.each]
+        mean = sum(each) / len(each)
+        scale = score.value / mean if mean else 0.0  # percent of right answers, or the metric's own unit
+        low, high = interval(each, groups)
+        intervals[name] = [round(scale * low, 4), round(scale * high, 4)]
+        unparseable[name] = sum(value is None for value in score.each)
+        for skill, numbers in of_skill.items() if len(of_skill) > 1 else ():
+            skills[skill][name] = round(scale * sum(each[i] for i in numbers) / len(numbers), 4)
+    for skill, found in skills.items():
+        found["n"] = len(of_skill[skill])
+    report |= {"intervals": intervals, "unparseable": unparseable}
+    report |= {"skills": dict(sorted(skills.items()))} if skills else {}
+    report |= {"wordings": {n: [round(v, 4) for v in some] for n, some in measured.wordings.items()}}
+    notes = {name: score.notes for name, score in measured.scores.items() if score.notes}
+    return report | {"skipped": dict(measured.skipped)} | ({"notes": notes} if notes else {})
+
+
+def with_published(report: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+    """The report with what others reached, and how far this is from it."""
+    published = []
+    for other in benchmark.published:
+        own: Any = report
+        for part in other.metric.split("/"):
+            own = own.get(part) if isinstance(own, dict) else None
+        line: dict[str, Any] = {"model": other.model, "metric": other.metric}
+        line |= {"value": other.value, "source": other.source}
+        published.append(line | ({} if own is None else {"distance": round(own - other.value, 4)}))
+    return report | {"published": published}
+
+
+def suite_table(report: Mapping[str, Any], title: str = "") -> Table:
+    """A line per metric; below, what the words of the prompt change, what was skipped, and what others reached."""
+    grid = Table(title=title, title_justify="left")
+    for name in ("metric", "", "95%", "unparseable", "other wordings"):
+        grid.add_column(name, justify="left" if name == "metric" else "right")
+    for name, (low, high) in report.get("intervals", {}).items():
+        others = ", ".join(f"{value:.4g}" for value in report["wordings"].get(name, [])[1:])
+        bounds = f"{low:.4g} to {high:.4g}"
+        grid.add_row(name, f"{report[name]:.4g}", bounds, str(report["unparseable"][name]), others)
+    inside = [n for n, v in report.items() if isinstance(v, float) and n not in report.get("intervals", {})]
+    for name in inside:
+        grid.add_row(name, f"{report[name]:.4g}")
+    for test, values in report.items():  # of a contrastive stage
+        if isinstance(values, dict) and test in ("retrieval", "zero_shot", "paraphrase", "composition"):
+            for name, value in values.items():
+                grid.add_row(f"{test}/{name}", f"{value:.4g}")
+    for skill, values in report.get("skills", {}).items():
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "n")
+        grid.add_row(f"  {skill or '(no skill)'}", shown, "", "", str(values["n"]))
+    lines = [f"{report.get('n', report.get('rows', 0)):,} questions"]
+    lines += [f"{what}: {count:,}" for what, count in {**report.get("left_out", {}), **report.get("odd", {})}.items()]
+    lines += [f"too long to be asked: {report['too_long']:,}"] if report.get("too_long") else []
+    lines += [f"{name} skipped: {why}" for name, why in report.get("skipped", {}).items()]
+    for other in report.get("published", []):
+        distance = f", here {other['distance']:+.4g}" if "distance" in other else ""
+        lines.append(f"{other['model']} {other['metric']} {other['value']:g}{distance} ({other['source']})")
+    grid.caption = "\n".join(lines)
+    grid.caption_justify = "left"
+    return grid

@@ -1,0 +1,236 @@
+"""Benchmarks asked of a trained stage: every question once in each wording, every metric from the same answers.
+
+    measure_suites(config, ["esc50", "clotho"], checkpoint)             # a collective of the whole world
+
+The stage's folder, or ``output/NAME``, gets of each benchmark ``suite-NAME.json`` (its numbers, which exit gates and
+promotion gates know as ``NAME/METRIC``), ``suite-NAME.parquet`` (every question, its answers, and what each was worth)
+and, in ``suite-NAME.left_out.jsonl``, what could not be asked and why. Answers are kept as they come: a measurement
+that was stopped goes on. Of a contrastive stage, retrieval and zero-shot classes of the same recordings are measured.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from rich.console import Console
+
+from megatron_af.config import Config
+from megatron_af.config.components import component
+from megatron_af.data.rows import Row
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.answered import Answered, Said, write_answered
+from megatron_af.evaluate.asking import Kept, ask, state_of
+from megatron_af.evaluate.benchmarks import Questions, read_questions
+from megatron_af.evaluate.clap import evaluate_clap
+from megatron_af.evaluate.cleaning import cleaned
+from megatron_af.evaluate.hearing import AskedLine
+from megatron_af.evaluate.metrics.base import Means, Metric, Scores
+from megatron_af.evaluate.suite_report import Measured, report_of, suite_table, with_published
+from megatron_af.files import write
+from megatron_af.inference.embedder import ClapEmbedder
+from megatron_af.inference.listener import Listener
+from megatron_af.parallel.collectives import from_first
+from megatron_af.prepare.generation import EndpointError
+from megatron_af.progress import Progress, silent
+from megatron_af.runs.benchmarks import METRIC, METRICS, Benchmark, load_benchmark, name_of
+from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.paths import CheckpointError, latest
+from megatron_af.runs.pointers import checkpoint_digest
+from megatron_af.runs.results import are_of, bind_results
+
+type Shown = Callable[[Sequence[Row]], Sequence[Row]]
+"""Rows as they are asked: alone, or behind examples."""
+
+
+def alone(rows: Sequence[Row]) -> Sequence[Row]:
+    return rows
+
+
+class _Suite:
+    """One benchmark of a measurement, and where its results go."""
+
+    def __init__(self, config: Config, given: str, checkpoint: Path, output: Path | None) -> None:
+        self.name, self.benchmark, self.checkpoint = name_of(given), load_benchmark(given), checkpoint
+        self.folder = output / self.name if output else config.stage_folder(config.stage)
+        only = replace(config.curriculum[config.stage], evaluation=(), suites=(given,))
+        alone = replace(config, curriculum={**config.curriculum, config.stage: only})
+        self._config, self._elsewhere = (alone if output else config), output is not None
+
+    def file(self, kind: str) -> Path:
+        return self.folder / f"suite-{self.name}.{kind}"
+
+    @property
+    def is_there(self) -> bool:
+        """It was measured beside the stage's own results already, on these weights, rows and settings."""
+        weights = checkpoint_digest(self.checkpoint)
+        return self._elsewhere and are_of(self._config, self._config.stage, weights, self.folder)
+
+    def put_down(self, found: Questions, report: dict[str, Any]) -> dict[str, Any]:
+        counts = {"left_out": found.reasons, "odd": found.notes}
+        report = with_published(report | {name: some for name, some in counts.items() if some}, self.benchmark)
+        write(self.file("json"), json.dumps(report, indent=1))
+        write(self.file("left_out.jsonl"), "".join(json.dumps(entry) + "\n" for entry in found.left_out))
+        files = [file for file in (self.file("json"), self.file("parquet")) if file.is_file()]
+        bind_results(self._config, files, self.checkpoint)
+        return report
+
+
+def measure_suites(
+    config: Config,
+    names: Sequence[str],
+    checkpoint: Path,
+    output: Path | None = None,
+    shown: Shown = alone,
+    shots: str = "",
+) -> None:
+    """A collective of the whole world.
+
+    Args:
+        names: of benchmarks.
+        checkpoint: of ``config.stage``'s model.
+        output: gets a folder for each benchmark; None: the results are the stage's own.
+        shown: rows -> the same behind examples, which ``shots`` says in words; a collective.
+    """
+    first = dist.get_rank() == 0
+    with Progress(Console(width=110)) if first else silent() as progress:
+        suites = [_Suite(config, name, checkpoint, output) for name in names]
+        there = from_first(lambda: [suite.is_there for suite in suites])
+        for suite, measured in zip(suites, there, strict=True):
+            if measured:
+                progress.say(f"{suite.name}: measured already, in {suite.folder}")
+        suites = [suite for suite, measured in zip(suites, there, strict=True) if not measured]
+        root = DataRoot(config.data.root)
+        found = {suite.name: from_first(partial(read_questions, suite.benchmark, root)) for suite in suites}
+        if spec_of(config.curriculum[config.stage]).embeds:
+            reports = _compare(config, checkpoint, found)
+        else:
+            reports = _ask_and_measure(config, suites, found, progress, shown, shots)
+        for suite in suites if first else []:
+            report = suite.put_down(found[suite.name], reports[suite.name])
+            what = f"{suite.benchmark.title}, {config.name}, stage {config.stage}{f', {shots}' if shots else ''}"
+            progress.console.print(suite_table(report, what))
+
+
+def _ask_and_measure(
+    config: Config,
+    suites: Sequence[_Suite],
+    found: Mapping[str, Questions],
+    progress: Progress,
+    shown: Shown,
+    shots: str,
+) -> dict[str, dict[str, Any]]:
+    """Reports by name, on the first rank."""
+    if not suites:
+        return {}
+    first = dist.get_rank() == 0
+    total = sum(len(found[suite.name].questions) * len(suite.benchmark.wordings) for suite in suites)
+    line = AskedLine(progress, total, dist.get_world_size())
+    # Before there is a listener: what finds examples has process groups of its own.
+    worded = {}
+    for suite in suites:
+        asked = found[suite.name].questions
+        worded[suite.name] = [shown([one.worded(words) for one in asked]) for words in suite.benchmark.wordings]
+    listener, answered, keeping = Listener(config, suites[0].checkpoint, watch=line), {}, {}
+    for suite in suites:
+        questions = found[suite.name].questions
+        state = state_of(config, suite.benchmark, suite.checkpoint, questions, shots)
+        kept = keeping[suite.name] = Kept(suite.file("partial.jsonl"), state)
+        answered[suite.name] = ask(listener, suite.benchmark, questions, worded[suite.name], kept)
+    listener.close()
+    line.end()
+    embedder = _text_tower(config) if any(_is_shared(suite.benchmark) for suite in suites) else None
+    measured, waiting = dict[str, Measured](), list[tuple[_Suite, Means]]()
+    for suite in suites:
+        means = Means(
+            embed=embedder.texts if embedder else None,
+            judge=config.evaluation.judge,
+            sentences=config.evaluation.sentence_model,
+            folder=suite.folder,
+            name=suite.name,
+        )
+        measured[suite.name] = measure_answers(suite.benchmark, answered[suite.name], means, shared=True)
+        waiting.append((suite, means))
+    if embedder:
+        embedder.close()
+    reports = {}
+    for suite, means in waiting if first else []:  # a judge takes its time, and no other rank waits for it
+        own = measured[suite.name] | measure_answers(suite.benchmark, answered[suite.name], means, shared=False)
+        write_answered(suite.file("parquet"), answered[suite.name], own.each)
+        keeping[suite.name].forget()
+        reports[suite.name] = report_of(answered[suite.name], own)
+    return reports
+
+
+def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: Means, *, shared: bool) -> Measured:
+    """The metrics of a benchmark that every rank measures together (``shared``), or the others."""
+    scores, wordings, skipped = dict[str, Scores](), dict[str, list[float]](), dict[str, str]()
+    for name in benchmark.metrics if answered else ():
+        metric: Metric = component(name, METRICS, METRIC)(means)
+        if metric.collective != shared:
+            continue
+        if problem := metric.missing():
+            skipped[name] = problem
+            continue
+        try:
+            own = metric.score(said(benchmark, answered, 0))
+        except (EndpointError, OSError) as error:
+            skipped[name] = str(error)
+            continue
+        scores |= own
+        if metric.of_wordings and len(benchmark.wordings) > 1:
+            others = [metric.score(said(benchmark, answered, place)) for place in range(1, len(benchmark.wordings))]
+            wordings |= {number: [s.value, *(other[number].value for other in others)] for number, s in own.items()}
+    return Measured(scores=scores, wordings=wordings, skipped=skipped)
+
+
+def said(benchmark: Benchmark, answered: Sequence[Answered], wording: int) -> list[Said]:
+    """Answers to a wording as metrics see them."""
+    return [
+        Said(
+            id=one.id,
+            prompt=one.prompt,
+            references=tuple(cleaned(text, benchmark.clean) for text in one.references),
+            options=tuple(cleaned(text, benchmark.clean) for text in one.options),
+            labels=one.labels,
+            heard=cleaned(one.answers[wording] or "", benchmark.clean),
+            logprobs=one.logprobs,
+        )
+        for one in answered
+    ]
+
+
+def _is_shared(benchmark: Benchmark) -> bool:
+    return any(component(name, METRICS, METRIC).collective for name in benchmark.metrics)
+
+
+def _text_tower(config: Config) -> ClapEmbedder | None:
+    """The run's CLAP, if it has a trained one."""
+    stage = config.retrieval.stage
+    try:
+        if not stage or latest(config.stage_folder(stage) / "checkpoints") is None:
+            return None
+    except CheckpointError:
+        return None
+    return ClapEmbedder(replace(config, stage=stage))
+
+
+def _compare(config: Config, checkpoint: Path, found: Mapping[str, Questions]) -> dict[str, dict[str, Any]]:
+    """Retrieval and zero-shot classes of a contrastive stage, on the recordings of each benchmark."""
+    embedder = ClapEmbedder(config, checkpoint)
+    reports = {name: evaluate_clap(embedder, _of_recordings(questions.rows)) for name, questions in found.items()}
+    embedder.close()
+    return reports
+
+
+def _of_recordings(rows: Sequence[Row]) -> list[Row]:
+    """Rows about one recording as one, with all their captions: AudioCaps has a line for each."""
+    by_clip: dict[tuple[str, float], Row] = {}
+    for row in rows:
+        place = row.own_clips[-1].path, row.own_clips[-1].start
+        before = by_clip.get(place)
+        by_clip[place] = replace(before, captions=(*before.captions, *row.captions)) if before else row
+    return list(by_clip.values())

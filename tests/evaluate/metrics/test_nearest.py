@@ -1,0 +1,55 @@
+"""Labels by the similarity of texts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_af.evaluate.answered import Said
+from megatron_af.evaluate.metrics import sentences
+from megatron_af.evaluate.metrics.base import Means
+from megatron_af.evaluate.metrics.nearest import ApproximateF1, MeanAveragePrecision, Nearest
+
+PLANES = ("dog", "rain", "bell")
+
+
+def embed(texts: Sequence[str]) -> Tensor:
+    """A text says how much of each plane it has: "dog dog rain"."""
+    counts = torch.tensor([[float(text.count(plane)) for plane in PLANES] for text in texts])
+    return torch.nn.functional.normalize(counts + 1e-3, dim=-1)
+
+
+def said(heard: str, *wanted: str, options: tuple[str, ...] = PLANES) -> Said:
+    return Said(id="1", prompt="?", references=(wanted[0],), labels=wanted, options=options, heard=heard)
+
+
+def test_an_answer_goes_to_the_nearest_of_its_own_options() -> None:
+    asked = [
+        said("dogs and a dog in rain", "dog"),
+        said("rain on bells, rain", "bell"),
+        said("rain on bells, rain", "bell", options=("dog", "bell")),
+        said("", "dog"),
+        said("dog", "dog", options=()),
+    ]
+    assert Nearest(Means(embed=embed)).score(asked)["nearest"].each == [1.0, 0.0, 1.0, None, None]
+    assert "retrieval.stage names no trained contrastive stage" in Nearest(Means()).missing()
+    assert Nearest(Means(embed=embed)).missing() == ""
+
+
+def test_average_precision_ranks_recordings_for_each_label() -> None:
+    asked = [said("dog", "dog"), said("rain", "rain", "dog"), said("dog dog rain", "rain")]
+    value = MeanAveragePrecision(Means(embed=embed)).score(asked)["mean_average_precision"].value
+    # dog: ranked 1st (right), 3rd, and by "rain" last (right): (1 + 2/3) / 2; rain: 1st and 2nd, both right: 1.
+    assert value == pytest.approx(100 * ((1 + 2 / 3) / 2 + 1) / 2)
+
+
+def test_like_labels_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentences, "sentence_vectors", lambda model, texts: embed(texts))
+    metric = ApproximateF1(Means(sentences="x"))
+    both = ("dog", "bell")
+    asked = [said("dogs, rain", *both), said("a bell and dog", *both), said("", "dog"), said("rain", "dog")]
+    assert metric.score(asked)["f1_approx"].each == [0.5, 1.0, 0.0, 0.0]
+    assert "evaluation.sentence_model is empty" in ApproximateF1(Means()).missing()
+    assert Path(sentences.__file__).is_file()

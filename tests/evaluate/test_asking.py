@@ -1,0 +1,20 @@
+"""Answers are kept as they come, and only what they follow from makes them count."""
+
+from pathlib import Path
+
+from megatron_af.evaluate.asking import Kept
+
+
+def test_a_stopped_measurement_keeps_whole_lines_of_its_own_state(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "a/b.jsonl", "now")
+    assert kept.read() == {}
+    kept.add({(0, 3): ("rain", [-1.0, -2.5]), (1, 3): (None, None)})
+    Kept(kept.path, "before").add({(0, 4): ("wind", None)})
+    with kept.path.open("a") as file:
+        file.write('{"state": "now", "wording": 0, "que')  # killed in the middle of a line
+    assert kept.read() == {(0, 3): ("rain", [-1.0, -2.5]), (1, 3): (None, None)}
+    kept.add({(0, 5): ("bells", None)})
+    assert kept.read()[0, 5] == ("bells", None), "goes on behind what was whole"
+    kept.forget()
+    kept.forget()
+    assert not kept.path.exists()

@@ -1,0 +1,85 @@
+"""Every shipped benchmark is read from a small copy of its published layout; bad questions are left out and named."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import ImportConfig
+from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.data.storage import DataRoot, StorageError
+from megatron_af.evaluate.benchmarks import questions_of_rows, read_questions
+from megatron_af.runs.benchmarks import Benchmark, load_benchmark, shipped
+from tests.evaluate.layouts import LAYOUTS
+
+
+def test_every_shipped_benchmark_has_a_layout_here() -> None:
+    assert sorted(LAYOUTS) == shipped()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_layouts_are_read(name: str, tmp_path: Path) -> None:
+    layout, benchmark = LAYOUTS[name], load_benchmark(name)
+    layout.write(tmp_path)
+    found = read_questions(benchmark, DataRoot(str(tmp_path)))
+    assert found.reasons == layout.left_out
+    assert [(one.references, len(one.question.options)) for one in found.questions] == [
+        (references, options) for _, references, options in layout.asked
+    ]
+    for one, (prompt, _, _) in zip(found.questions, layout.asked, strict=True):
+        assert prompt in one.worded(benchmark.wordings[0]).questions[-1].prompt
+        for wording in benchmark.wordings:
+            assert "{" not in one.worded(wording).questions[-1].prompt
+        assert all(reference in one.question.options for reference in one.references) or name in (
+            *("fsd50k", "audio_entailment"),
+            *(n for n in LAYOUTS if not one.question.options),
+        )
+
+
+def row(number: int, *questions: Question, template: str = "single") -> Row:
+    clip = Clip(path=f"{number}.wav", duration=1.0)
+    return Row(id=str(number), clips=(clip,), questions=questions, template=template)
+
+
+PLAIN = Benchmark(title="x", source=ImportConfig(format="rows", path="x"), metrics=("exact",))
+
+
+def test_what_cannot_be_measured_is_left_out_and_what_is_odd_is_counted() -> None:
+    options = ("dog", "dog bark", "rain")
+    found = questions_of_rows(
+        PLAIN,
+        [
+            row(0, Question(prompt="?", output="dog", options=options)),
+            row(1, Question(prompt="?", output="cat", options=options)),
+            row(2, Question(prompt="?", output="Rain", options=("rain ", "RAIN", "dog"))),
+            row(3, Question(prompt="?", output="free")),
+        ],
+    )
+    assert [one.id for one in found.questions] == ["0", "3"] and found.notes == {"options contain each other": 1}
+    assert [entry["problem"] for entry in found.left_out] == [
+        "1: its answer is none of its options: 'cat' of dog, dog bark, rain",
+        "2: two options are the same: rain",
+    ]
+
+
+def test_turns_keep_what_was_said_before_and_ids_are_told_apart() -> None:
+    turns = Question(prompt="what?", output="a"), Question(prompt="and?", output="b")
+    found = questions_of_rows(PLAIN, [row(0, *turns, template="dialogue"), row(0, Question(prompt="who?", output="c"))])
+    assert [(one.id, len(one.row.questions)) for one in found.questions] == [("0#1", 1), ("0#2", 2), ("0", 1)]
+    same = questions_of_rows(PLAIN, [row(0, *turns)])
+    assert [one.id for one in same.questions] == ["0", "0~2"]
+
+
+def test_options_get_an_order_of_their_own_that_stays() -> None:
+    options = tuple("abcdefgh")
+    rows = [row(n, Question(prompt="?", output="a", options=options)) for n in range(40)]
+    shuffled = replace(PLAIN, shuffle_options=True)
+    first, again = (questions_of_rows(shuffled, rows).questions for _ in range(2))
+    places = [one.question.options.index("a") for one in first]
+    assert len(set(places)) > 5 and first == again
+    assert [one.question.options for one in questions_of_rows(PLAIN, rows).questions] == [options] * 40
+
+
+def test_a_layout_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises((StorageError, FileNotFoundError), match=r"esc50/meta/esc50\.csv"):
+        read_questions(load_benchmark("esc50"), DataRoot(str(tmp_path)))

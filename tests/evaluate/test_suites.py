@@ -1,0 +1,145 @@
+"""Benchmarks asked of a trained stage: one run, every scorer, the same on any ranks; what was stopped goes on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_af.config import Config, RetrievalConfig
+from megatron_af.evaluate import asking
+from megatron_af.evaluate.answered import Answered, read_answered, read_scores
+from megatron_af.evaluate.metrics.base import Means
+from megatron_af.evaluate.suites import measure_answers, measure_suites, said
+from megatron_af.runs.benchmarks import load_benchmark
+from megatron_af.runs.identity import evaluation_inputs
+from megatron_af.runs.paths import resolve_entry
+from megatron_af.runs.pointers import checkpoint_digest
+from megatron_af.runs.results import Results, metric_patterns
+from tests.data.toy import write_tone
+from tests.distributed import run_distributed
+from tests.trained_run import trained_run
+
+SUITE = """title: toy
+source:
+  format: json
+  path: toy.json
+  columns: {audio: file, prompt: question, output: answer, options: choices, skill: skill}
+wordings: ["{question} {options}", "w1 {question}", "{question}"]
+metrics: [exact, match, letter, likelihood, nearest, cider, judge]
+published: [{model: paper, metric: likelihood, value: 50.0, source: "arXiv 2503.03983"}]
+"""
+
+
+def suite_run(folder: Path, questions: int = 7) -> Config:
+    config = trained_run(folder)
+    items = []
+    for i in range(questions):
+        write_tone(folder / f"{i % 3}.wav", 2.0, 10 * (i % 3))
+        choices = [f"w{i}", f"w{i + 20}", f"w{i + 40} w2"]  # "w0" stands for what the tokenizer does not know
+        items.append({"file": f"{i % 3}.wav", "question": f"w5 w{i + 60}", "answer": choices[i % 3], "choices": choices,
+                      "skill": "ab"[i % 2]})  # fmt: skip
+    items.append({"file": "gone.wav", "question": "w5", "answer": "w1", "choices": ["w1", "w2"], "skill": "a"})
+    items.append({"file": "0.wav", "question": "w5", "answer": "w9", "choices": ["w1", "w2"], "skill": "a"})
+    (folder / "toy.json").write_text(json.dumps(items))
+    (folder / "toy.yaml").write_text(SUITE)
+    stage = dataclasses.replace(config.curriculum["stage"], suites=(str(folder / "toy.yaml"),))
+    return dataclasses.replace(
+        config, stage="stage", curriculum={**config.curriculum, "stage": stage}, retrieval=RetrievalConfig(stage="clap")
+    )
+
+
+def measure(rank: int, world_size: int, config: Config, output: Path | None, fail_after: int = 0) -> None:
+    if fail_after:
+        asking.TOGETHER = 2
+        add, added = asking.Kept.add, []
+
+        def adds_and_fails(kept: asking.Kept, new: asking.Done) -> None:
+            add(kept, new)
+            added.append(new)
+            if len(added) == fail_after:
+                raise KeyboardInterrupt
+
+        asking.Kept.add = adds_and_fails  # type: ignore[method-assign]
+    suites = config.curriculum[config.stage].suites
+    try:
+        measure_suites(config, suites, resolve_entry(config, config.stage), output)
+    except KeyboardInterrupt:
+        assert fail_after
+
+
+@pytest.mark.slow
+def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> None:
+    config = suite_run(tmp_path)
+    run_distributed(measure, 2, config, None)
+    folder = config.stage_folder("stage")
+    report = json.loads((folder / "suite-toy.json").read_text())
+    assert report["n"] == 7 and report["left_out"] == {"missing": 1, "its answer is none of its options": 1}
+    assert {"exact", "match", "letter", "likelihood", "nearest"} <= report["intervals"].keys()
+    assert report["skipped"]["judge"] == "evaluation.judge names no endpoint and model"
+    assert len(report["wordings"]["exact"]) == 3 and "likelihood" not in report["wordings"]
+    assert set(report["skills"]) == {"a", "b"} and "distance" in report["published"][0]
+    answered = read_answered(folder / "suite-toy.parquet")
+    assert [len(one.answers) for one in answered] == [3] * 7
+    assert [len(one.logprobs) for one in answered] == [0] + [3] * 6 and report["unparseable"]["likelihood"] == 1
+    assert {one.audio for one in answered} == {"0.wav", "1.wav", "2.wav"}
+    assert read_scores(folder / "suite-toy.parquet").keys() >= {"exact", "likelihood"}
+    assert len((folder / "suite-toy.left_out.jsonl").read_text().splitlines()) == 2
+
+    metrics = Results.load(folder, checkpoint_digest(resolve_entry(config, "stage"))).metrics
+    assert metrics["toy/likelihood"] == report["likelihood"]
+    assert "toy/*" in metric_patterns(config.curriculum["stage"])
+
+    alone = tmp_path / "alone"
+    run_distributed(measure, 1, config, alone, 2)
+    kept = (alone / "toy/suite-toy.partial.jsonl").read_text().splitlines()
+    assert len(kept) == 4 and not (alone / "toy/suite-toy.json").exists()
+    run_distributed(measure, 1, config, alone)
+    assert not (alone / "toy/suite-toy.partial.jsonl").exists()
+    assert read_answered(alone / "toy/suite-toy.parquet")[0].answers == answered[0].answers
+    assert [one.answers for one in read_answered(alone / "toy/suite-toy.parquet")] == [one.answers for one in answered]
+    stamp = (alone / "toy/suite-toy.json").stat().st_mtime_ns
+    run_distributed(measure, 1, config, alone)
+    assert (alone / "toy/suite-toy.json").stat().st_mtime_ns == stamp, "measured already"
+
+    before = evaluation_inputs(config, "stage")
+    assert before.startswith("toy (")
+    (tmp_path / "toy.json").write_text((tmp_path / "toy.json").read_text().replace("w5 w60", "w5 w61"))
+    assert evaluation_inputs(config, "stage") != before, "other rows"
+    (tmp_path / "toy.yaml").write_text(SUITE.replace("w1 {question}", "w2 {question}"))
+    assert evaluation_inputs(config, "stage") != before, "other words"
+
+
+@pytest.mark.slow
+def test_a_contrastive_stage_is_compared_on_the_recordings(tmp_path: Path) -> None:
+    config = suite_run(tmp_path)
+    said = [{"file": f"{i % 3}.wav", "caption": f"w{i} w1", "class": f"w{i % 3}"} for i in range(6)]
+    (tmp_path / "toy.json").write_text(json.dumps(said))
+    source = "{format: json, path: toy.json, columns: {audio: file, caption: caption, class: class}}"
+    (tmp_path / "toy.yaml").write_text(
+        f"title: toy\nsource: {source}\nmetrics: [cider]\n"
+        'published: [{model: p, metric: zero_shot/accuracy, value: 40.0, source: "arXiv 2503.03983"}]\n'
+    )
+    stage = dataclasses.replace(config.curriculum["clap"], suites=config.curriculum["stage"].suites)
+    config = dataclasses.replace(config, stage="clap", curriculum={**config.curriculum, "clap": stage})
+    run_distributed(measure, 2, config, None)
+    report = json.loads((config.stage_folder("clap") / "suite-toy.json").read_text())
+    assert report["rows"] == 3 and "text_to_audio_r1" in report["retrieval"] and "paraphrase" in report
+    assert report["published"][0]["distance"] == pytest.approx(report["zero_shot"]["accuracy"] - 40.0, abs=1e-3)
+
+
+def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(SUITE + "clean: [first_line, no_full_stop, number_words]\n")
+    benchmark = load_benchmark(str(tmp_path / "toy.yaml"))
+    said_back = ("2.\nso", None, "")
+    one = Answered(
+        id="1", group="1", skill="", prompt="?", references=("Two",), options=("Two", "one."), answers=said_back
+    )
+    (seen,) = said(benchmark, [one], 0)
+    assert (seen.heard, seen.references, seen.options) == ("2", ("2",), ("2", "1"))
+    assert said(benchmark, [one], 1)[0].heard == ""
+    measured = measure_answers(benchmark, [one], Means(), shared=False)
+    assert measured.scores["exact"].value == 100.0 and measured.wordings["exact"] == [100.0, 0.0, 0.0]
+    assert measured.scores["likelihood"].each == [None]
+    assert measure_answers(benchmark, [one], Means(), shared=True).skipped.keys() == {"nearest"}
+    assert measure_answers(benchmark, [], Means(), shared=False).scores == {}
