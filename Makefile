@@ -1,9 +1,10 @@
-# make demo        train and evaluate the small model on real recordings (about 15 minutes on 2 cores)
+# make demo        train the small model on real recordings for ten minutes of 2 cores, and measure it
 # make demo-long   the same for up to an hour; hears more
 # make test        every test that needs no GPU
 # make test-fast   those of them that start no process
 # make test-slow   the others: several ranks, training runs, whole tools
 # make faults      a run that is killed at MOMENTS=100 moments, drawn from SEED=0, against the one that is not
+# make docs        the documentation as a site, in site/; a link that leads nowhere fails
 # make lint        ruff
 # make types       mypy, strict
 #
@@ -19,7 +20,7 @@ RUN = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-long test test-fast test-slow faults lint types
+.PHONY: help demo demo-long test test-fast test-slow faults docs lint types
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -44,6 +45,10 @@ SEED ?= 0
 faults: .venv/ready
 	$(RUN) -m tests.faults.kills --moments $(MOMENTS) --seed $(SEED) $(ARGS)
 
+docs: .venv/ready
+	$(RUN) -m pip install --disable-pip-version-check --quiet -c requirements.lock -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 lint: .venv/ready
 	$(RUN) -m ruff check .
 
@@ -61,7 +66,7 @@ types: .venv/ready
 		echo "or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
 		exit 1; \
 	fi; \
-	echo "Setting up .venv with $$("$$found" --version): about 7 GB on disk, some minutes the first time."; \
+	echo "Setting up .venv with $$("$$found" --version): 6.9 GB on disk, some minutes the first time."; \
 	[ "$$found" = .venv/bin/python ] || "$$found" -m venv --clear .venv
 	$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c requirements.lock -e '.[kubeflow,dev]'
 	@touch $@
