@@ -55,16 +55,23 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
         if first:
             settle(config.stage_folder(config.stage) / "checkpoints", print)
             claim(config)
-        return EXIT_CODES[train(config)]
+        return EXIT_CODES[train(config, world_size)]
 
 
-def train(config: Config) -> str:
+def train(config: Config, world_size: int) -> str:
     """Train ``config.stage``, its sizes resolved, on this process and its peers: a key of ``EXIT_CODES``."""
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
     import torch.distributed as dist
 
+    from megatron_af.parallel.device import make_megatron_portable
     from megatron_af.parallel.world import join_world
 
+    make_megatron_portable()
+    from megatron_af.plan.beside import BesidePlan
+    from megatron_af.plan.check import plan_here, require_fit
+
+    plan = plan_here(config, world_size)
+    require_fit(plan)
     join_world()
     from megatron_af.tracking.callback import MLflowTracking
     from megatron_af.train.callbacks import EndHangs, LogLine, StopOnSignal, TrainerStatus
@@ -73,9 +80,10 @@ def train(config: Config) -> str:
     from megatron_af.train.trainer import Trainer
 
     followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]
+    planned = [] if plan is None else [BesidePlan(plan)]  # before those who keep its numbers
     ending = [StopOnSignal(), EndHangs(config.launch.hang_seconds)]
     try:
-        with Trainer(config, [*followers, *ending]) as trainer:
+        with Trainer(config, [*planned, *followers, *ending]) as trainer:
             reason = trainer.train()
             if reason == "stopped" and trainer.rank == 0:
                 print(f"stopped after step {trainer.step}; the same command goes on from there", flush=True)

@@ -89,6 +89,8 @@ class LaunchConfig:
     hang_seconds: Nothing[NotNegative] = 1800.0
     """When a stage's step, with its data and checkpoint, takes longer, every process writes its stacks to the stage's
     folder ``hang`` and ends, worth another try; 0: it may take for ever."""
+    ignore_plan: Nothing[bool] = False
+    """Start although the plan (``tools/plan.py``) says that the GPU's memory does not suffice."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,11 @@ def as_configured(config: Config, name: str, gpu: Gpu, world: int, lengths: Leng
             + (f"; --gpus {near} works" if near else ""),
             problems,
         )
+    return planned_as_is(config, name, gpu, world, lengths)
+
+
+def planned_as_is(config: Config, name: str, gpu: Gpu, world: int, lengths: Lengths) -> StagePlan:
+    """:func:`as_configured` of a layout that has been checked."""
     return plan_stage(case_of(config, name, gpu, world), lengths, encoded=_encoded(config, name))
 
 
