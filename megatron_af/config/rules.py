@@ -80,10 +80,10 @@ def layout_rules(config: Config, world_size: int) -> Iterator[str]:
         fits = listed(divisors(math.gcd(*sharded.values())))
         yield f"parallel.tensor = {parallel.tensor} does not divide {', '.join(refusing)}: set it to one of {fits}"
     chunks = parallel.pipeline * parallel.virtual_pipeline
-    if lm.layers % chunks:
+    if lm.layers < chunks:
         yield (
-            f"parallel.pipeline = {parallel.pipeline} x parallel.virtual_pipeline = {parallel.virtual_pipeline} does "
-            f"not divide model.lm.layers = {lm.layers}: set their product to one of {listed(divisors(lm.layers))}"
+            f"parallel.pipeline = {parallel.pipeline} x parallel.virtual_pipeline = {parallel.virtual_pipeline} makes "
+            f"{chunks} chunks, and model.lm.layers = {lm.layers}: each holds one at least; lower their product"
         )
     yield from own_problems(parallel, "parallel")
     model_ranks = parallel.tensor * parallel.pipeline

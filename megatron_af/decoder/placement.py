@@ -34,8 +34,10 @@ class Held:
 
 
 def placement(config: Config) -> list[Held]:
-    """The chunks of the run's layout, for ``config.stage``."""
-    chunks = config.parallel.pipeline * config.parallel.virtual_pipeline
+    """The chunks of the run's layout, for ``config.stage``; where none is named, evenly cut."""
+    chunks, layers = config.parallel.pipeline * config.parallel.virtual_pipeline, config.model.lm.layers
+    if chunks == 1 or config.stage not in config.curriculum:
+        return held(even(layers, chunks))
     return held(cut(*costs(config), chunks))
 
 

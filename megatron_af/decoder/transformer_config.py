@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_af.config import Config
 from megatron_af.decoder.family import family_of
+from megatron_af.decoder.placement import placement
 from megatron_af.parallel.device import Device
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -44,6 +45,7 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        pipeline_model_parallel_layout=_uneven(config),
         sequence_parallel=parallel.sequence,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -67,3 +69,13 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         **family,
         **recompute[parallel.recompute],
     )
+
+
+def _uneven(config: Config) -> list[list[str]] | None:
+    """What each chunk holds, in megatron-core's words; None where all hold equally many layers, as they do unasked."""
+    chunks = placement(config)
+    if len({len(chunk.layers) for chunk in chunks}) == 1:
+        return None
+    return [
+        ["embedding"] * chunk.first + ["decoder"] * len(chunk.layers) + ["loss"] * chunk.last for chunk in chunks
+    ]

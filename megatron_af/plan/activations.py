@@ -65,8 +65,10 @@ class How:
     fused: bool = False
     """Fused kernels, as a GPU has them: Transformer Engine's norms and units keep less than torch's, and attention
     whose bias learns keeps no scores."""
-    masked: bool = False
-    """Text attention takes a mask (several samples in a row): keys and values are repeated for their groups."""
+    text_stretches: bool = False
+    audio_stretches: bool = False
+    """Attention goes by stretches (``decoder/stretches.py``), which are put together again: what a linear takes of it
+    is a copy of what attention keeps."""
     recompute: str = "none"
     """``parallel.recompute``."""
 
@@ -85,11 +87,11 @@ def keep_layer(
     if how.recompute == "full":
         kept.whole("text", lm.hidden)  # the layer's input is all that stays
     if blocks and has_block(model, layer):
-        x = _block(inside, model, trains, f"{at}.xattn", x, audio)
+        x = _block(inside, model, trains, f"{at}.xattn", x, audio, how)
     return _language_layer(inside, model, trains, at, x, how)
 
 
-def _block(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, audio: bool) -> bool:
+def _block(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, audio: bool, how: How) -> bool:
     hidden, cross = model.lm.hidden, model.cross_attention
     inner = cross.heads * cross.head_dim
 
@@ -112,6 +114,8 @@ def _block(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, aud
     elif trains(f"{at}.attention.linear_proj.weight"):
         kept.cut("text", inner)
     y = query or key or trains(f"{at}.attention.linear_proj.weight")
+    if y and how.audio_stretches and trains(f"{at}.attention.linear_proj.weight"):
+        kept.cut("text", inner)
     if trains(f"{at}.gate_attn"):
         kept.whole("text", hidden)
     x = x or y or trains(f"{at}.gate_attn")
@@ -160,7 +164,7 @@ def _language_layer(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: 
         kept.cut("text", lm.hidden + 2 * groups)  # attention is computed again from these
         kept.cut("text", lm.hidden * learns)
     elif y:
-        kept.cut("text", 2 * lm.hidden + 2 * (lm.hidden if how.masked else groups))
+        kept.cut("text", 2 * lm.hidden + 2 * groups + lm.hidden * (learns and how.text_stretches))
         kept.statistics("text", lm.heads, cut=True)
     elif learns:
         kept.cut("text", lm.hidden)

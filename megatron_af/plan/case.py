@@ -86,7 +86,12 @@ class Case:
         return found
 
     def how(self, load: Load) -> How:
-        return How(fused=self.gpu.fused, masked=load.text_mask, recompute=self.parallel.recompute)
+        return How(
+            fused=self.gpu.fused,
+            text_stretches=load.text_stretches,
+            audio_stretches=load.audio_stretches,
+            recompute=self.parallel.recompute,
+        )
 
     def with_stage(self, **changes: object) -> "Case":
         stage = replace(self.stage, **changes)  # type: ignore[arg-type]

@@ -178,7 +178,7 @@ def layouts(config: Config, name: str, gpu: Gpu, world: int) -> Iterator[Changes
     for tensor in (n for n in divisors(sharded) if n <= gpu.per_node):
         for pipeline in (n for n in divisors(world) if n <= lm.layers and world % (tensor * n) == 0):
             for chunks in range(1, 1 + (MOST_CHUNKS if pipeline > 1 else 1)):
-                if lm.layers % (pipeline * chunks) and chunks > 1:
+                if lm.layers < pipeline * chunks:
                     continue
                 for samples in micro:
                     cut = ("tensor", tensor), ("sequence", tensor > 1)

@@ -14,7 +14,6 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import StepAudio, TextBatch, assign_clips
 from megatron_af.data.collate import padded_length
 from megatron_af.data.packing import pack
-from megatron_af.decoder.masks import KEY_MULTIPLE
 from megatron_af.decoder.placement import SUPERVISED
 from megatron_af.model import length_groups
 
@@ -45,14 +44,14 @@ class Load:
     keys: float
     """Audio tokens of a row, padding included: those of the micro-batch with the most."""
     mean_keys: float
-    """The same without null keys, of the middle micro-batch."""
+    """The same, of the middle micro-batch."""
     supervised: float
     """Positions with a label, of the micro-batch with the most."""
     mean_supervised: float
     """The same, of the middle micro-batch."""
-    text_mask: bool
-    """Several segments stand in a row."""
-    audio_mask: bool
+    text_stretches: bool
+    """Several segments stand in a row (``decoder/stretches.py``)."""
+    audio_stretches: bool
     """A position may not hear everything, or keys are padded."""
     windows: float
     """Of the step's clips."""
@@ -79,8 +78,8 @@ def load_of(audio: StepAudio, text: TextBatch, tokens_per_window: int) -> Load:
         owners=audio.owners,
         micro=[(len(r.ids_BS), k, len(r.supervised[0])) for r, k in zip(rows, keys, strict=True)],
         length=rows[0].ids_BS.shape[1],
-        text_mask=any(bool((r.segment_BS > 0).any()) for r in rows),
-        audio_mask=any(len({sum(windows[c] for c in clips) for clips in r.clips}) > 1 for r in rows)
+        text_stretches=any(bool((r.segment_BS > 0).any()) for r in rows),
+        audio_stretches=any(len({sum(windows[c] for c in clips) for clips in r.clips}) > 1 for r in rows)
         or any(len(clips) > 1 for r in rows for clips in r.clips),
         tokens_per_window=tokens_per_window,
         tokens=text.num_tokens,
@@ -129,8 +128,8 @@ def made_of(chosen: Sequence[Sample], config: Config, stage: StageConfig) -> Loa
         owners=assign_clips(windows, parallel.tensor * parallel.pipeline),
         micro=micro,
         length=padded_length(max(tokens, default=0), parallel.tensor),
-        text_mask=any(sum(chosen[place].segments for place in row) > 1 for row in rows),
-        audio_mask=True,
+        text_stretches=any(sum(chosen[place].segments for place in row) > 1 for row in rows),
+        audio_stretches=True,
         tokens_per_window=config.model.encoder.tokens_per_window,
         tokens=sum(tokens),
     )
@@ -142,8 +141,8 @@ def _load(
     owners: Sequence[Sequence[int]],
     micro: Sequence[tuple[int, int, int]],
     length: int,
-    text_mask: bool,
-    audio_mask: bool,
+    text_stretches: bool,
+    audio_stretches: bool,
     tokens_per_window: int,
     tokens: int,
 ) -> Load:
@@ -155,12 +154,12 @@ def _load(
         micro_batches=len(micro),
         rows=max(rows for rows, _, _ in micro),
         length=length,
-        keys=_with_null(padded[-1], audio_mask),
+        keys=padded[-1],
         mean_keys=sum(padded) / len(padded),
         supervised=max(supervised for _, _, supervised in micro),
         mean_supervised=sum(supervised for _, _, supervised in micro) / len(micro),
-        text_mask=text_mask,
-        audio_mask=audio_mask,
+        text_stretches=text_stretches,
+        audio_stretches=audio_stretches,
         windows=sum(windows),
         own_windows=sum(own),
         clip_tokens=sum(clips * each for clips, each in calls),
@@ -168,11 +167,6 @@ def _load(
         largest_call=max((clips * each for clips, each in calls), default=0),
         tokens=tokens,
     )
-
-
-def _with_null(keys: int, masked: bool) -> int:
-    """Keys with the null ones that a mask brings (``decoder/masks.py``)."""
-    return (keys // KEY_MULTIPLE + 1) * KEY_MULTIPLE if masked else keys
 
 
 def mean(loads: Iterable[Load]) -> Load:

@@ -178,11 +178,10 @@ def _schedule(case: Case, stage: int, load: Load, audio: bool) -> dict[str, floa
     layers, alone = _layers(case, stage, how, audio)
     again = max((layer.of(amounts) for layer in alone), default=0.0) if how.recompute == "full" else 0.0
     flying = in_flight(parallel.pipeline, len(held), stage, load.micro_batches)
-    # Every micro-batch under way has its audio tokens, in float32 where they get a gradient, and its masks.
+    # Every micro-batch under way has its audio tokens, in float32 where they get a gradient.
     micro = min(load.micro_batches, flying)
     heard = load.rows * load.keys * model.encoder.feature_dim
     tokens = heard * (GRADIENT + element * (element < GRADIENT)) if audio else heard * element
-    masks = load.rows * element * load.length * (load.length * load.text_mask + load.keys * load.audio_mask)
     head = 0.0
     if held[-1].last:
         kept = Kept(element, parallel.tensor, parallel.sequence)
@@ -194,7 +193,7 @@ def _schedule(case: Case, stage: int, load: Load, audio: bool) -> dict[str, floa
         head = kept.of(amounts) + logits
     hidden = text * model.lm.hidden * element / (parallel.tensor if parallel.sequence else 1)
     return {
-        "activations": flying * layers.of(amounts) / len(held) + micro * (tokens + masks) + head,
+        "activations": flying * layers.of(amounts) / len(held) + micro * tokens + head,
         "communication": hidden * (2 if parallel.pipeline > 1 else 0) * (2 if len(held) > 1 else 1),
         "working": again,
     }

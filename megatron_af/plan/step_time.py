@@ -19,7 +19,7 @@ from megatron_af.decoder.layer_spec import has_block
 from megatron_af.decoder.operations import TallyWithAdapters, tally_head, tally_layer
 from megatron_af.flops import Amounts, Tally
 from megatron_af.plan import weights
-from megatron_af.plan.activations import How, Kept, keep_encoder, keep_head, keep_layer, keep_transform
+from megatron_af.plan.activations import Kept, keep_encoder, keep_head, keep_layer, keep_transform
 from megatron_af.plan.case import Case
 from megatron_af.plan.load import Load
 from megatron_af.plan.memory import CAPTIONS, GRADIENT, MASTER, MOMENTS, text_tower
@@ -238,7 +238,7 @@ def _stage(case: Case, load: Load, stage: int) -> Work:
         supervised=load.mean_supervised,
     )
     work = NOTHING
-    plain = How(fused=how.fused, masked=how.masked)
+    plain = replace(how, recompute="none")
     seen: dict[bool, Work] = {}
     for chunk in case.stages[stage]:
         for layer in chunk.layers:

@@ -46,6 +46,7 @@ LAYOUTS = {
     "PP2": {"pipeline": 2},
     "PP4, two stages without a block": {"pipeline": 4},
     "PP2xVPP2": {"pipeline": 2, "virtual_pipeline": 2},
+    "PP3, of two layers and twice one": {"pipeline": 3},
     "TP2xPP2": {"tensor": 2, "pipeline": 2},
     "TP2xPP2+SP": {"tensor": 2, "pipeline": 2, "sequence": True},
     "TP2+SP, selective recompute": {"tensor": 2, "sequence": True, "recompute": "selective"},

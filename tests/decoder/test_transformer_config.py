@@ -81,3 +81,11 @@ def test_a_gpu_without_transformer_engine_has_torchs_layers_and_no_fused_kernel(
     asked = transformer_config(replace(toy_config(), layers="torch"), gpu)
     monkeypatch.setattr(device_module, "transformer_engine_problem", lambda: "")
     assert transformer_config(replace(toy_config(), layers="torch"), gpu).transformer_impl == asked.transformer_impl
+
+
+def test_an_uneven_cut_is_told_and_an_even_one_is_not() -> None:
+    assert transformer_config(toy_config(pipeline=2), CPU).pipeline_model_parallel_layout is None
+    found = transformer_config(toy_config(pipeline=3), CPU).pipeline_model_parallel_layout
+    assert [[layer.name for layer in chunk] for (chunk,) in found.layout] == [
+        ["embedding", "decoder", "decoder"], ["decoder"], ["decoder", "loss"],
+    ]  # fmt: skip

@@ -16,7 +16,7 @@ def test_a_planned_step_is_the_one_that_training_makes() -> None:
         Sample(windows=windows, tokens=14 + place, segments=2) for place, windows in enumerate(heard)
     ]
     planned = made_of(samples, config, config.curriculum["stage"])
-    same = "micro_batches rows length keys windows own_windows clip_tokens clip_scores text_mask tokens"
+    same = "micro_batches rows length keys windows own_windows clip_tokens clip_scores text_stretches tokens"
     for name in same.split():
         assert getattr(planned, name) == getattr(real, name), name
 
@@ -27,7 +27,7 @@ def test_packing_makes_fewer_rows() -> None:
     samples = [Sample(windows=(1,), tokens=24)] * 16
     loose, packed = (made_of(samples, config, s) for s in (config.curriculum["stage"], stage))
     assert loose.micro_batches == 8 and packed.micro_batches == 2
-    assert packed.length == 96 and packed.text_mask and not loose.text_mask
+    assert packed.length == 96 and packed.text_stretches and not loose.text_stretches
 
 
 def test_ranks_of_a_copy_share_the_windows() -> None:

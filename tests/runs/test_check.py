@@ -56,8 +56,8 @@ def test_layouts_that_run_pass(parallel: dict[str, Any], world_size: int) -> Non
     ("parallel", "world_size", "expected"),
     [
         ({"tensor": 4}, 4, "parallel.tensor = 4 does not divide model.lm.kv_heads = 2: set it to one of 1, 2"),
-        ({"pipeline": 3}, 3, "divide model.lm.layers = 4: set their product to one of 1, 2, 4"),
-        ({"pipeline": 2, "virtual_pipeline": 4}, 2, "parallel.virtual_pipeline = 4 does not divide model.lm.layers"),
+        ({"pipeline": 5}, 5, "makes 5 chunks, and model.lm.layers = 4: each holds one at least"),
+        ({"pipeline": 2, "virtual_pipeline": 4}, 2, "parallel.virtual_pipeline = 4 makes 8 chunks"),
         ({"virtual_pipeline": 2}, 1, "parallel.virtual_pipeline = 2 needs parallel.pipeline of at least 2"),
         ({"sequence": True}, 1, "parallel.sequence shards over the tensor-parallel group"),
         ({"tensor": 2}, 3, "does not divide 3 processes: start a multiple of 2"),

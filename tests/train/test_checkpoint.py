@@ -42,6 +42,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2": (2, {"tensor": 2, "sequence": True}),
     "PP2": (2, {"pipeline": 2}),
     "PP2xVPP2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "PP3, unevenly cut": (3, {"pipeline": 3}),
     "PP2xDP2+ZeRO-1": (4, {"pipeline": 2, "distributed_optimizer": True}),
     "TP2xPP2+SP": (4, {"tensor": 2, "pipeline": 2, "sequence": True}),
 }
@@ -132,6 +133,8 @@ def test_resume_is_bitwise_exact_in_bf16(tmp_path: Path) -> None:
         ("PP2xVPP2", "PP2xDP2+ZeRO-1"),
         ("PP2xDP2+ZeRO-1", "PP2xVPP2"),
         ("TP2", "PP2"),
+        ("PP3, unevenly cut", "TP2"),
+        ("DP2", "PP3, unevenly cut"),
     ],
 )
 def test_checkpoint_of_any_layout_loads_in_any_other(written: str, read: str, tmp_path: Path) -> None:
