@@ -46,8 +46,9 @@ def test_a_bubble_shrinks_with_chunks_and_with_micro_batches() -> None:
     assert step_time(case(), load(case())).share("bubble") == 0
     assert bubble(virtual_pipeline=3) < bubble()
     found = case(tensor=1, sequence=False, pipeline=4)
-    equal = 3 / (found.per_copy / found.stage.micro_batch_samples)  # (p - 1) / m of the schedule, section 2.2
-    time = step_time(found, load(found))
+    step = load(found)
+    equal = 3 / step.micro_batches  # (p - 1) / m, Narayanan et al. 2021, section 2.2
+    time = step_time(found, step)
     assert time.parts["bubble"] / time.parts["decoder"] == pytest.approx(equal, rel=0.1)
 
 
