@@ -17,13 +17,14 @@ from typing import Literal
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.errors import suggestion
 from megatron_af.pipeline.job import StepFailed
+from megatron_af.runs.benchmarks import name_of
 from megatron_af.runs.identity import check_resume, evaluation_inputs, stage_inputs
 from megatron_af.runs.lock import StageBusy, ensure_free
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, ended_early, latest, outcome, read_result, read_resume
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord, put_aside
-from megatron_af.runs.results import Results, are_of, tables
+from megatron_af.runs.results import SUITE, SUITE_SAMPLES, Results, are_of, tables
 from megatron_af.runs.sizes import planned_steps, recorded_batch
 from megatron_af.runs.whole import unreadable
 from megatron_af.tracking.runs import stage_spool
@@ -181,5 +182,9 @@ def _log_evaluation(config: Config, stage: str, inputs: Mapping[str, str], paren
         spool.append("table", name=f"evaluation/{name}.json", columns=columns, data=rows)
     for picture in sorted((folder / "pictures").glob("*.png")):
         spool.append("artifact", file=str(picture.absolute()), to="pictures")
-    totals = {f"{stage}/{name}": value for name, value in metrics.items() if "/overall/" in name}
+    for file in sorted((*folder.glob(SUITE), *folder.glob(SUITE_SAMPLES))):
+        spool.append("artifact", file=str(file.absolute()), to="evaluation")
+    suites = [name_of(suite) for suite in config.curriculum[stage].suites]
+    headlines = {name for name in metrics for suite in suites if name.rpartition("/")[0] == suite}
+    totals = {f"{stage}/{n}": value for n, value in metrics.items() if "/overall/" in n or n in headlines}
     parent.append("evaluation", step=step, values={metric_name(k): v for k, v in totals.items()})

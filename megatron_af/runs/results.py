@@ -179,6 +179,9 @@ def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Columns and rows of each data set's table, where its numbers stand by skill, and of its confusion of classes."""
     found: dict[str, tuple[list[str], list[list[Any]]]] = {}
     for name, scores in _summaries(folder).items():
+        if "intervals" in scores:
+            found[name] = _suite_columns(scores)
+            continue
         turns = {f"turn {turn}": score for turn, score in scores.get("turns", {}).items()}
         lines = {**scores.get("skills", {}), **turns, "overall": scores.get("overall", {})}
         columns = list(next(iter(lines.values())))
@@ -191,6 +194,18 @@ def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
             matrix = [[label, *counts, recall.get(label)] for label, counts in confused]
             found[f"{name}-{re.sub(r'[^\w.-]+', '-', skill)}"] = columns, matrix
     return found
+
+
+def _suite_columns(scores: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """A benchmark's metrics, of all questions and by skill."""
+    parts = {"": scores, **scores.get("skills", {})}
+    rows = [
+        [skill, metric, values[metric], *(bounds if not skill else (None, None)), scores["unparseable"].get(metric)]
+        for skill, values in parts.items()
+        for metric, bounds in scores["intervals"].items()
+        if metric in values
+    ]
+    return ["skill", "metric", "value", "from", "to", "unparseable of all"], rows
 
 
 def _summaries(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""Two measurements are paired by question, and the page plays what flipped."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.answered import Answered, write_answered
+from megatron_af.evaluate.comparison import NotComparable, compare, comparison_page, comparison_table, shared_suites
+from tests.data.toy import write_tone
+
+
+def two(folder: Path, count: int = 30) -> tuple[Path, Path]:
+    """The later one has won nine questions, lost one, and lacks the last; the earlier one lacks none."""
+    write_tone(folder / "x.wav", 1.0, 0)
+    asked = [
+        Answered(id=f"q{i}", group=f"g{i}", skill="", prompt=f"what <{i}>?", references=("rain",), answers=("rain",),
+                 audio="gone.wav" if i == 2 else "x.wav", duration=1.0)
+        for i in range(count)
+    ]  # fmt: skip
+    before = [None if i < 3 else float(i >= 9) for i in range(count)]
+    now = [1.0 if i < 9 or i > 9 else 0.0 for i in range(count)]
+    said = [one.answers if s else ("wind & <b>",) for one, s in zip(asked, before, strict=True)]
+    wrong = [dataclasses.replace(one, answers=answers) for one, answers in zip(asked, said, strict=True)]
+    write_answered(folder / "before/suite-toy.parquet", wrong, {"exact": before, "cider": [0.5] * count})
+    write_answered(folder / "now/suite-toy.parquet", asked[:-1], {"exact": now[:-1], "letter": now[:-1]})
+    write_answered(folder / "now/suite-other.parquet", asked, {"exact": now})
+    return folder / "now", folder / "before"
+
+
+def test_gains_are_paired_and_flips_are_known(tmp_path: Path) -> None:
+    now, before = two(tmp_path)
+    assert shared_suites(now, before) == ["toy"]
+    found = compare(now, before, "toy")
+    (line,) = found.lines
+    assert (line.metric, line.unparseable, found.unpaired) == ("exact", (0, 3), 1)
+    assert line.before == pytest.approx(20 / 29) and line.now == pytest.approx(28 / 29)
+    assert 0 < line.interval[0] < 8 / 29 < line.interval[1] and line.chance < 0.05
+    assert [flip.won for flip in found.flips] == [True] * 9 + [False]
+    assert comparison_table(found).row_count == 1
+    same = compare(now, now, "toy")
+    assert same.flips == [] and {line.chance for line in same.lines} == {1.0}
+
+
+def test_the_page_plays_and_escapes(tmp_path: Path) -> None:
+    now, before = two(tmp_path)
+    text = comparison_page([compare(now, before, "toy")], DataRoot(str(tmp_path)))
+    assert len(re.findall("<audio", text)) == 9 and "gone.wav cannot be read" in text
+    assert "right now, wrong before: 9, by exact" in text and "wrong now, right before: 1, by exact" in text
+    assert "wind &amp; &lt;b&gt;" in text and "what &lt;3&gt;?" in text and "<b>" not in text
+    assert "1 questions stand in one of the two alone" in text
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    now, before = two(tmp_path)
+    with pytest.raises(NotComparable, match=r"before/suite-other\.parquet is not there: measure with"):
+        compare(now, before, "other")
+    with pytest.raises(NotComparable, match="do not both have cider; they have exact"):
+        compare(now, before, "toy", "cider")
+    write_answered(before / "suite-toy.parquet", [], {"exact": []})
+    with pytest.raises(NotComparable, match="share 0 questions and 1 metrics"):
+        compare(now, before, "toy")
