@@ -8,9 +8,13 @@ AF-CLAP (Ghosh et al. 2025, Audio Flamingo 2, section 3; s(u, v) = exp(u.v / tem
     L = -1/B sum_i log [ sum_m s(positive_im, audio_i)
                          / ( sum_n s(negative_in, audio_i) + sum_j sum_m s(positive_jm, audio_i) ) ]
 
-Positives are summed inside the logarithm; a sample's hard negatives stand in its own denominator only. Numbers of
-positives and negatives differ from sample to sample. Only the sum over all positives of the global batch is dense;
-it is evaluated in chunks that the backward pass recomputes, so memory is linear in the batch.
+Positives are summed inside the logarithm: a sample is content with one that fits. With a term for each (``each``)
+
+    L = -1/B sum_i 1/M_i sum_m log [ s(positive_im, audio_i) / (the same denominator) ]
+
+all of them have to fit, which is what keeps paraphrases near. A sample's hard negatives stand in its own denominator
+only. Numbers of positives and negatives differ from sample to sample. Only the sum over all positives of the global
+batch is dense; it is evaluated in chunks that the backward pass recomputes, so memory is linear in the batch.
 
 Shapes: B local samples, P local positives, N local negatives, D joint dim, G rows of all ranks. Embeddings have
 length 1; everything is computed in float32 (float64 stays).
@@ -38,6 +42,7 @@ def af_clap_loss(
     scale: Tensor,
     group: dist.ProcessGroup | None = None,
     chunk: int = CHUNK,
+    each: bool = False,
 ) -> Tensor:
     """Losses of this rank's samples, [B]. A collective, and so is its backward pass.
 
@@ -46,13 +51,15 @@ def af_clap_loss(
         negative_of_N: the same for hard negatives, of which a sample may have none.
         scale: 1 / temperature, a scalar.
         group: ranks that share the global batch; None: this rank is alone.
+        each: a term for each positive, in place of one for their sum.
     """
     audio_BD, positives_PD, negatives_ND = (_exact(x) for x in (audio_BD, positives_PD, negatives_ND))
     own_P = scale * (audio_BD[positive_of_P] * positives_PD).sum(-1)
     hard_N = scale * (audio_BD[negative_of_N] * negatives_ND).sum(-1)
     everyone_B = logsumexp_of_products(audio_BD, gather_rows(positives_PD, group), scale, chunk)
     denominator_B = _logaddexp_at(everyone_B, hard_N, negative_of_N)
-    return denominator_B - _logsumexp_at(own_P, positive_of_P, len(audio_BD))
+    own_B = (_mean_at if each else _logsumexp_at)(own_P, positive_of_P, len(audio_BD))
+    return denominator_B - own_B
 
 
 def clip_loss(
@@ -118,6 +125,12 @@ class _GatherRows(torch.autograd.Function):
 
 def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _mean_at(value_K: Tensor, index_K: Tensor, size: int) -> Tensor:
+    """``out[b] = mean of value[k] over index[k] == b``; every b occurs."""
+    sum_B, count_B = value_K.new_zeros(size), value_K.new_zeros(size)
+    return sum_B.index_add(0, index_K, value_K) / count_B.index_add(0, index_K, torch.ones_like(value_K))
 
 
 def _logsumexp_at(value_K: Tensor, index_K: Tensor, size: int) -> Tensor:

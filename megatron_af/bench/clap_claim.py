@@ -3,13 +3,13 @@
     result = measure(Path(folder), progress)      # tools/bench.py clap-claim
     result = run_claim("configs/clap_claim.yaml", ["curriculum.clap.steps=100"], seeds=1)
 
-For each loss and seed it trains the contrastive stage of the configuration on scenes of real recordings, and measures
-it on held-out scenes of held-out recordings: is the true caption preferred to the same one with two events exchanged
-or with an attribute changed, and what do paraphrased queries cost. The plain loss sees the same captions, one positive
-of each scene per step; hard negatives belong to AF-CLAP's loss. Both also learn from captions of the single events,
-so that they know the sounds that order and attributes are about. As a control the test is repeated on another scene's
-audio: what is above chance there, the texts give away. Every finished run stays on disk, so a run that was stopped goes
-on where it was.
+For each form of the loss (``contrastive.positives``) and seed it trains the contrastive stage of the configuration on
+scenes of real recordings, and measures it on held-out scenes of held-out recordings: is the true caption preferred to
+the same one with two events exchanged or with an attribute changed, and what do paraphrased queries cost. The plain
+loss sees the same captions, one positive of each scene per step; hard negatives belong to AF-CLAP's loss. All also
+learn from captions of the single events, so that they know the sounds that order and attributes are about. As a
+control the test is repeated on another scene's audio: what is above chance there, the texts give away. Every finished
+run stays on disk, so a run that was stopped goes on where it was.
 """
 
 import itertools
@@ -39,7 +39,9 @@ from megatron_af.text.words import build
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "clap_claim.yaml"
-LOSSES = ("af_clap", "clip")
+PLAIN = "plain"
+FORMS = {"sum": ("af_clap", "sum"), "each": ("af_clap", "each"), "one": ("af_clap", "one"), PLAIN: ("clip", "sum")}
+"""What is compared -> ``contrastive.loss`` and ``contrastive.positives``; all with the plain loss."""
 POSITIVES = 4
 NEGATIVES_OF_A_KIND = 2
 TRAIN, TEST = "claim_train", "claim_test"
@@ -85,43 +87,55 @@ def run_claim(path: str | Path, overrides: Sequence[str] = (), *, progress: Prog
         raise ConfigError("the comparison cannot go on", [why])
     _prepare(config, progress)
     write(stored, settings)
-    reports: dict[str, list[dict[str, Any]]] = {loss: [] for loss in LOSSES}
-    for number, (seed, loss) in enumerate(itertools.product(range(seeds), LOSSES)):
-        progress.update("runs", number, seeds * len(LOSSES), f"loss {loss}, seed {seed}")
-        reports[loss].append(_measured(config, folder, loss, seed))
-    progress.update("runs", seeds * len(LOSSES), seeds * len(LOSSES))
+    reports: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
+    for number, (seed, form) in enumerate(itertools.product(range(seeds), FORMS)):
+        progress.update("runs", number, seeds * len(FORMS), f"{form}, seed {seed}")
+        reports[form].append(_measured(config, folder, form, seed))
+    progress.update("runs", seeds * len(FORMS), seeds * len(FORMS))
     stage = config.curriculum["clap"]
     sizes = {"steps": stage.steps, "batch": stage.global_batch_samples}
     return summarise(reports) | sizes | {"recordings": _sources(config)}
 
 
 def summarise(reports: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Mean and values of each measure by loss, and the paired difference with its 95% interval over seeds."""
-    result: dict[str, Any] = {"rows": reports[LOSSES[0]][0]["rows"], "seeds": len(reports[LOSSES[0]]), "measures": {}}
+    """Mean and values of each measure by form, and the paired difference to the plain loss with its 95% interval over
+    seeds."""
+    plain = reports[PLAIN]
+    result: dict[str, Any] = {"rows": plain[0]["rows"], "seeds": len(plain), "measures": {}}
     for name, (test, key) in MEASURES.items():
-        values = {loss: [report[test][key] for report in found] for loss, found in reports.items()}
-        gains = [a - b for a, b in zip(values[LOSSES[0]], values[LOSSES[1]], strict=True)]
-        gain, spread = statistics.mean(gains), math.nan
-        if len(gains) in STUDENT_T:
-            spread = STUDENT_T[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
+        values = {form: [report[test][key] for report in found] for form, found in reports.items()}
         result["measures"][name] = {
-            **{loss: {"mean": statistics.mean(found), "seeds": found} for loss, found in values.items()},
-            "gain": gain,
-            "interval": [gain - spread, gain + spread],
+            form: {"mean": statistics.mean(found), "seeds": found}
+            | ({} if form == PLAIN else _gain([a - b for a, b in zip(found, values[PLAIN], strict=True)]))
+            for form, found in values.items()
         }
     return result
+
+
+def _gain(gains: Sequence[float]) -> dict[str, Any]:
+    gain, spread = statistics.mean(gains), math.nan
+    if len(gains) in STUDENT_T:
+        spread = STUDENT_T[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
+    return {"gain": gain, "interval": [gain - spread, gain + spread]}
 
 
 def table(result: dict[str, Any]) -> Table:
     title = f"{result['rows']} held-out scenes, {result['seeds']} seeds, {result['steps']} steps of {result['batch']}"
     grid = Table(title=title, title_justify="left")
-    for name in ("measure", "AF-CLAP", "plain", "gain", "95% interval"):
+    grid.caption = "in brackets: gain over the plain loss, with its 95% interval"
+    forms = list(next(iter(result["measures"].values())))
+    for name in ("measure", *forms):
         grid.add_column(name, justify="left" if name == "measure" else "right")
     for name, measure in result["measures"].items():
-        low, high = measure["interval"]
-        means = [f"{measure[loss]['mean']:.1f}%" for loss in LOSSES]
-        grid.add_row(name, *means, f"{measure['gain']:+.1f}", f"{low:+.1f} to {high:+.1f}")
+        grid.add_row(name, *(_cell(measure[form]) for form in forms))
     return grid
+
+
+def _cell(found: dict[str, Any]) -> str:
+    if "gain" not in found:
+        return f"{found['mean']:.1f}%"
+    low, high = found["interval"]
+    return f"{found['mean']:.1f}% ({found['gain']:+.1f}, {low:+.1f} to {high:+.1f})"
 
 
 def claim_row(row: Row, seed: int, *, tested: bool) -> Row | None:
@@ -188,12 +202,14 @@ def _sources(config: Config) -> str:
     return str(stored["source"])
 
 
-def _measured(config: Config, folder: Path, loss: str, seed: int) -> dict[str, Any]:
+def _measured(config: Config, folder: Path, form: str, seed: int) -> dict[str, Any]:
     """The report of one run, which is trained first if need be."""
-    name = f"{loss}_{seed}"
+    name, (loss, positives) = f"{form}_{seed}", FORMS[form]
     result = folder / name / TEST / f"clap-{TEST}.json"
     if not result.exists():
-        changes = [f"output={folder}", f"name={name}", f"seed={seed}", f"curriculum.clap.contrastive.loss={loss}"]
+        contrastive = "curriculum.clap.contrastive"
+        changes = [f"output={folder}", f"name={name}", f"seed={seed}"]
+        changes += [f"{contrastive}.loss={loss}", f"{contrastive}.positives={positives}"]
         common = ["--config", str(folder / "config.yaml"), "stage=clap", *changes]
         _run(config, folder / f"{name}.log", "pretrain_clap.py", common)
         _run(config, folder / f"{name}.log", "evaluate.py", [*common, "--rows", TEST, "--output", str(folder / name)])

@@ -51,8 +51,12 @@ class BoundsConfig:
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
     loss: Weights[Literal["af_clap", "clip"]] = "af_clap"
-    """``af_clap``: all positives and the sample's own hard negatives; ``clip``: the plain symmetric loss on one
-    positive per sample, another one each step."""
+    """``af_clap``: positives as ``positives`` says, and the sample's own hard negatives; ``clip``: the plain symmetric
+    loss on one positive per sample, another one each step."""
+    positives: Weights[Literal["sum", "each", "one"]] = "sum"
+    """How ``af_clap`` counts a sample's captions. ``sum``: together inside the logarithm, as the paper writes it: one
+    that fits is enough. ``each``: the mean of a term for each, so that all have to fit. ``one``: one of them is drawn a
+    step, by the sample's place in the data's order."""
     mix_up: Weights[NotNegative] = 0.0
     """Parameter of the Beta distribution that mixes the audio of two samples, whose captions then both count (HTS-AT
     uses 0.5); 0: none. Needs one window per clip."""

@@ -33,9 +33,9 @@ LONGEST_GROWTH = 3.0
 class ExpansionConfig(GenerationConfig):
     """The first caption of each row is expanded."""
 
-    paraphrases: int = 3
+    paraphrases: int = 2
     """M - 1."""
-    negatives: int = 4
+    negatives: int = 9
     """For the whole row: M x N in the paper's words."""
 
 

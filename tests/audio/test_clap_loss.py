@@ -20,14 +20,18 @@ def owners(counts: list[int]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
 
 
-def dense(audio: Tensor, positives: Tensor, positive_of: Tensor, negatives: Tensor, negative_of: Tensor, scale: Tensor):
+def dense(
+    audio: Tensor, positives: Tensor, positive_of: Tensor, negatives: Tensor, negative_of: Tensor, scale: Tensor,
+    each: bool = False,
+) -> Tensor:  # fmt: skip
     """The formula, word by word."""
     total = torch.zeros((), dtype=torch.float64)
     for i in range(len(audio)):
         everyone = (scale * positives @ audio[i]).exp()
-        own = everyone[positive_of == i].sum()
+        own = everyone[positive_of == i]
         hard = (scale * negatives[negative_of == i] @ audio[i]).exp().sum()
-        total = total - torch.log(own / (hard + everyone.sum()))
+        for term in own if each else [own.sum()]:
+            total = total - torch.log(term / (hard + everyone.sum())) / (len(own) if each else 1)
     return total / len(audio)
 
 
@@ -45,16 +49,18 @@ def inputs(case: str) -> tuple[list[int], list[int], Tensor, Tensor, Tensor, Ten
     return positives, negatives, unit(8, 0), unit(sum(positives), 1), unit(sum(negatives), 2), scale
 
 
-def expected(case: str) -> tuple[Tensor, list[Tensor]]:
+def expected(case: str, each: bool = False) -> tuple[Tensor, list[Tensor]]:
     positive_counts, negative_counts, *tensors = inputs(case)
     leaves = [t.requires_grad_() for t in tensors]
     audio, positives, negatives, scale = leaves
-    loss = dense(audio, positives, owners(positive_counts), negatives, owners(negative_counts), scale)
+    loss = dense(audio, positives, owners(positive_counts), negatives, owners(negative_counts), scale, each)
     loss.backward()
     return loss.detach(), [leaf.grad for leaf in leaves]
 
 
-def _share(rank: int, world: int, case: str, dtype: torch.dtype, chunk: int) -> tuple[Tensor, list[Tensor]]:
+def _share(
+    rank: int, world: int, case: str, dtype: torch.dtype, chunk: int, each: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     """Each rank holds an unequal run of the samples; the last rank has most."""
     positive_counts, negative_counts, audio, positives, negatives, scale = inputs(case)
     bounds = [0, 1, 2, 4, 8] if world == 4 else [0, 3, 8] if world == 2 else [0, 8]
@@ -68,15 +74,15 @@ def _share(rank: int, world: int, case: str, dtype: torch.dtype, chunk: int) -> 
     group = torch.distributed.group.WORLD if world > 1 else None
     loss = af_clap_loss(
         leaves[0], leaves[1], owners(positive_counts[begin:end]), leaves[2], owners(negative_counts[begin:end]),
-        leaves[3], group, chunk,
+        leaves[3], group, chunk, each,
     )  # fmt: skip
     loss = loss.sum() / 8
     loss.backward()
     return loss.detach(), [leaf.grad for leaf in leaves]
 
 
-def _compare(results: list[tuple[Tensor, list[Tensor]]], case: str, tolerance: float) -> None:
-    loss, gradients = expected(case)
+def _compare(results: list[tuple[Tensor, list[Tensor]]], case: str, tolerance: float, each: bool = False) -> None:
+    loss, gradients = expected(case, each)
     torch.testing.assert_close(sum(r[0] for r in results).double(), loss, rtol=tolerance, atol=tolerance)
     for i, gradient in enumerate(gradients):
         parts = [r[1][i].double() for r in results]
@@ -89,15 +95,30 @@ def _compare(results: list[tuple[Tensor, list[Tensor]]], case: str, tolerance: f
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chunk", [1024, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_equals_the_dense_statement(case, chunk, dtype, tolerance):
-    _compare([_share(0, 1, case, dtype, chunk)], case, tolerance)
+@pytest.mark.parametrize("each", [False, True])
+def test_equals_the_dense_statement(case, chunk, dtype, tolerance, each):
+    _compare([_share(0, 1, case, dtype, chunk, each)], case, tolerance, each)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("world", [2, 4])
-def test_equals_the_dense_statement_over_ranks(case, world):
-    _compare(run_distributed(_share, world, case, torch.float64, 5), case, 1e-12)
+@pytest.mark.parametrize("each", [False, True])
+def test_equals_the_dense_statement_over_ranks(case, world, each):
+    _compare(run_distributed(_share, world, case, torch.float64, 5, each), case, 1e-12, each)
+
+
+def test_one_positive_that_fits_is_enough_for_their_sum_and_not_for_each():
+    """A sample whose second caption lies across: the sum hardly pulls at it, each pulls at it as at the first."""
+    audio = torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    captions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    pulls = {}
+    for each in (False, True):
+        leaf = captions.clone().requires_grad_()
+        owner, none = torch.tensor([0, 0, 1]), torch.zeros(0, dtype=torch.long)
+        af_clap_loss(audio, leaf, owner, leaf[:0], none, torch.tensor(20.0), each=each)[0].backward()
+        pulls[each] = -leaf.grad[1, 0].item()
+    assert abs(pulls[False]) < 1e-6 and pulls[True] > 5
 
 
 def test_one_positive_without_negatives_is_one_direction_of_the_plain_loss():

@@ -53,27 +53,29 @@ def report(composition: float) -> dict:
 
 
 def test_summary_pairs_seeds_and_gives_the_interval_of_the_gain():
-    found = {"af_clap": [report(x) for x in (40.0, 42.0, 44.0)], "clip": [report(x) for x in (20.0, 21.0, 22.0)]}
+    values = {"sum": (40.0, 42.0, 44.0), "each": (20.0, 21.0, 22.0), "plain": (20.0, 21.0, 22.0)}
+    found = {form: [report(x) for x in some] for form, some in values.items()}
     result = summarise(found) | {"steps": 5, "batch": 4}
     measure = result["measures"]["composition"]
-    assert measure["gain"] == pytest.approx(21.0)
+    assert measure["sum"]["gain"] == pytest.approx(21.0) and measure["each"]["gain"] == 0.0
     half = 4.303 * 1.0 / math.sqrt(3)  # gains 20, 21, 22
-    assert measure["interval"] == pytest.approx([21.0 - half, 21.0 + half])
-    assert result["measures"]["order"]["interval"] == [0.0, 0.0]
+    assert measure["sum"]["interval"] == pytest.approx([21.0 - half, 21.0 + half])
+    assert measure["plain"] == {"mean": 21.0, "seeds": [20.0, 21.0, 22.0]}
+    assert result["measures"]["order"]["each"]["interval"] == [0.0, 0.0]
     assert table(result).row_count == 10
-    single = summarise({loss: reports[:1] for loss, reports in found.items()})
-    assert math.isnan(single["measures"]["composition"]["interval"][0])
+    single = summarise({form: reports[:1] for form, reports in found.items()})
+    assert math.isnan(single["measures"]["composition"]["sum"]["interval"][0])
 
 
 def test_a_finished_run_is_not_made_again(tmp_path: Path):
     from megatron_af.bench.clap_claim import TEST, _measured
     from megatron_af.config.loading import load_config
 
-    result = tmp_path / f"clip_1/{TEST}/clap-{TEST}.json"
+    result = tmp_path / f"plain_1/{TEST}/clap-{TEST}.json"
     result.parent.mkdir(parents=True)
     result.write_text(json.dumps(report(3.0)))
     config = load_config("configs/clap_claim.yaml")
-    assert _measured(config, tmp_path, "clip", 1)["composition"]["all"] == 3.0
+    assert _measured(config, tmp_path, "plain", 1)["composition"]["all"] == 3.0
 
 
 def test_runs_of_other_settings_are_not_mixed(tmp_path: Path):

@@ -71,7 +71,8 @@ class Contrastive(Objective):
     def texts(self, config: Config, stage: StageConfig, tokenizer: Tokenizer) -> CaptionTexts:
         from megatron_af.data.caption_texts import CaptionTexts
 
-        return CaptionTexts(one_positive=stage.contrastive.loss == "clip")
+        settings = stage.contrastive
+        return CaptionTexts(one_positive=settings.loss == "clip" or settings.positives == "one")
 
     def build(self, config: Config, tokenizer: Tokenizer, device: Device) -> AudioFlamingo:
         from megatron_af.train.objectives.contrastive_learner import build_clap

@@ -161,7 +161,10 @@ class ContrastiveLearner:
         if inverse_B is not None:
             maps.append((inverse_B[positive_of_P], inverse_B[negative_of_N]))
         positives_PJ, negatives_NJ = text_TJ[: len(positives)], text_TJ[len(positives) :]
-        return tuple(af_clap_loss(audio_BJ, positives_PJ, p, negatives_NJ, n, scale, group) for p, n in maps)
+        each = self._settings.positives == "each"
+        return tuple(
+            af_clap_loss(audio_BJ, positives_PJ, p, negatives_NJ, n, scale, group, each=each) for p, n in maps
+        )
 
     def _embed(self, texts: list[str]) -> Tensor:
         if not texts:  # a leaf, so that this rank too takes part in the backward pass of the collectives

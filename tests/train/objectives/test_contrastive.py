@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import Config, ContrastiveConfig, StageConfig
 from megatron_af.data.rows import Row, RowError, Span, parse_row
 from megatron_af.data.sample_source import TooManyReplacements
+from megatron_af.data.sampler import Draw
 from megatron_af.runs.check import check
+from megatron_af.train.objectives.contrastive import Contrastive
 from tests.data.toy import open_stream, toy_config, toy_rows, write_manifest
 
 STAGE = StageConfig(objective="contrastive", trainable=("encoder.*", "clap.*"), global_batch_samples=8)
@@ -78,3 +80,19 @@ def test_settings_that_cannot_train_are_refused_before_the_run(tmp_path: Path):
     mixed = replace(STAGE, max_windows=3, contrastive=replace(STAGE.contrastive, mix_up=0.5))
     (problem,) = check(replace(config, curriculum={"tune": replace(mixed, blend={"c": 1.0})}), 1)
     assert "set curriculum.tune.max_windows to 1 or mix_up to 0" in problem
+
+
+@pytest.mark.parametrize(
+    ("loss", "positives", "kept"),
+    [("af_clap", "sum", 3), ("af_clap", "each", 3), ("af_clap", "one", 1), ("clip", "sum", 1)],
+)
+def test_one_caption_is_drawn_where_the_loss_counts_one(loss: str, positives: str, kept: int) -> None:
+    stage = replace(STAGE, contrastive=ContrastiveConfig(loss=loss, positives=positives))  # type: ignore[arg-type]
+    texts = Contrastive().texts(Config(name="x"), stage, None)  # type: ignore[arg-type]
+    row = parse_row({"id": 1, "clips": [{"path": "a.wav", "duration": 1.0}], "captions": ["a", "b", "c"],
+                     "negatives": ["d", "e"]}, "x")  # fmt: skip
+    draws = [Draw(index=i, dataset="c", row=0, dataset_pass=0, random=i) for i in range(40)]
+    said = [texts.of(row, draw)[1][0] for draw in draws]
+    assert {len(captions.positives) for captions in said} == {kept}
+    assert {text for captions in said for text in captions.positives} == {"a", "b", "c"}, "another one each time"
+    assert all(captions.negatives == ("d", "e") for captions in said)
