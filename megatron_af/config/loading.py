@@ -314,8 +314,12 @@ def _schema(kind: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
         key, hint = f"{prefix}{field.name}", hints[field.name]
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         entry = get_args(hint)[1] if get_origin(hint) is dict else None
+        optional = get_args(hint)[0] if get_origin(hint) in (Union, types.UnionType) else None
         if dataclasses.is_dataclass(hint):
             yield from _schema(hint, f"{key}.")
+        elif dataclasses.is_dataclass(optional):  # a section that may be left out whole
+            yield key, hint, default, docs.get(field.name, "")
+            yield from _schema(optional, f"{key}.")
         elif dataclasses.is_dataclass(entry):
             yield from _schema(entry, f"{key}.<name>.")
         else:

@@ -6,12 +6,14 @@
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from megatron_af.config import ImportConfig
+from megatron_af.config import ImportConfig, ModelConfig
+from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.prepare.advice import MOST, fitting_text, fitting_window
 from megatron_af.prepare.statistics import Statistics
 
@@ -23,13 +25,24 @@ MOST_WINDOWS = 6
 """Of a clip, at toy size: more costs minutes."""
 
 
-def write_recipe(name: str, root: Path, origins: dict[str, ImportConfig], facts: Statistics) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """A trained encoder to begin with."""
+
+    checkpoint: Path
+    model: ModelConfig
+
+
+def write_recipe(
+    name: str, root: Path, origins: dict[str, ImportConfig], facts: Statistics, begin: Begin | None = None
+) -> str:
     """
     Args:
         root: ``data.root``: rows, prepared recordings and the tokenizer lie there.
         facts: of the rows that training and its held-out part come from.
+        begin: whose encoder hears on, with the windows that it knows; None: a fresh one.
     """
-    window = fitting_window(facts.seconds)
+    window = begin.model.front_end.window_seconds if begin else fitting_window(facts.seconds)
     usual = float(np.quantile(facts.seconds, MOST))
     windows = min(MOST_WINDOWS, max(1, math.ceil(usual / window - 0.05)))
     train = round(facts.rows * (0.75 if "all" in origins else 0.9))
@@ -39,9 +52,10 @@ def write_recipe(name: str, root: Path, origins: dict[str, ImportConfig], facts:
     answering = _steps(ANSWER_PASSES, ANSWER_STEPS, train)
     longest = max(facts.seconds)
     heard = f"{window:g} s" if windows == 1 else f"{windows} windows of {window:g} s"
+    heard_before = f"    entry: {{encoder: {json.dumps(str(begin.checkpoint))}}}\n" if begin else ""
     clap = f"""  clap: # the encoder learns what is said of the recordings: without this, answers hardly teach it
     objective: contrastive
-    trainable: ["*"]
+{heard_before}    trainable: ["*"]
     frozen: ["encoder.bn0.*"]
     blend: {{train: 1}}
     max_windows: {windows} # {heard}; what lies behind is not heard, and the longest recording has {longest:.3g} s
@@ -52,7 +66,7 @@ def write_recipe(name: str, root: Path, origins: dict[str, ImportConfig], facts:
     optimizer: {{learning_rate: 1.0e-3, weight_decay: 0.2, beta2: 0.98, schedule: cosine, warmup_steps: 30}}
     evaluation: [test]
 """
-    entry = "    entry: {encoder: clap}\n" if described else ""
+    entry = "    entry: {encoder: clap}\n" if described else heard_before
     trained = '    frozen: ["encoder.*"] # its features are made once and kept\n' if described else ""
     return f"""\
 # Written by tools/start.py of the recordings in {root / "recordings"}; it is yours to change. What it changes is done
@@ -68,8 +82,7 @@ launch: {{processes_per_node: 2}} # one per GPU, or what the cores allow
 checkpoint: {{keep: 1, every_steps: 100}}
 tracking: {{enabled: false}} # true: follow it in MLflow (docs/mlflow.md)
 model:
-  front_end: {{window_seconds: {window:g}}} # 95% of the recordings are no longer, or it is AF-CLAP's 10 s
-  transform: {{layers: 1}}
+{_hearing(window, begin)}  transform: {{layers: 1}}
   lm: {{layers: 2, max_positions: {max(256, 2 * text_tokens)}}}
 data:
   root: {root}
@@ -95,6 +108,23 @@ data:
       warmup_steps: 30
     evaluation: [test]
 """
+
+
+def _hearing(window: float, begin: Begin | None) -> str:
+    """Front end and encoder: what differs from the included sizes."""
+    if begin is None:
+        why = "95% of the recordings are no longer, or it is AF-CLAP's 10 s"
+        return f"  front_end: {{window_seconds: {window:g}}} # {why}\n"
+    sizes = load_config(CONFIGS / "model" / "demo.yaml", ["name=sizes"]).model
+    return "".join(
+        f"  {part}: {json.dumps(_changed(getattr(sizes, part), getattr(begin.model, part)))} # of {begin.checkpoint}\n"
+        for part in ("front_end", "encoder")
+    )
+
+
+def _changed(before: Any, now: Any) -> dict[str, Any]:
+    was = asdict(before)
+    return {key: value for key, value in asdict(now).items() if value != was[key]}
 
 
 def _steps(passes: int, bounds: tuple[int, int], rows: int) -> int:

@@ -36,9 +36,11 @@ from megatron_af.prepare.statistics import Statistics, measure
 from megatron_af.prepare.vocabulary import make_tokenizer
 from megatron_af.progress import Progress
 from megatron_af.report.run import write_report
+from megatron_af.runs.pointers import holds
+from megatron_af.serve.places import find
 from megatron_af.start.layouts import LINK, Found, understand
 from megatron_af.start.pace import Pace
-from megatron_af.start.recipe import write_recipe
+from megatron_af.start.recipe import Begin, write_recipe
 from megatron_af.text.tokenizer import Tokenizer
 
 FEWEST_ROWS = 20
@@ -52,9 +54,12 @@ class _Facts:
     example: Row
 
 
-def start(folder: Path, overrides: Sequence[str] = (), *, dry_run: bool = False) -> None:
+def start(
+    folder: Path, overrides: Sequence[str] = (), *, dry_run: bool = False, origin: Path | None = None
+) -> None:
     """
     Args:
+        origin: run, stage, checkpoint or release whose encoder is trained on; None: a fresh one.
         overrides: of the written YAML's keys; ``name=`` and ``data.root=`` decide where it is written.
 
     Raises:
@@ -77,7 +82,7 @@ def start(folder: Path, overrides: Sequence[str] = (), *, dry_run: bool = False)
         if dry_run or not file.exists():
             facts = _look(found, name, work, progress)
             _tell_facts(console, facts)
-            text = write_recipe(name, root, found.origins, facts.statistics)
+            text = write_recipe(name, root, found.origins, facts.statistics, _begin(origin) if origin else None)
             write(work / f"{name}.yaml", text)
         else:
             progress.say(f"settings: {file}, which is there already; delete it to begin anew")
@@ -93,6 +98,13 @@ def start(folder: Path, overrides: Sequence[str] = (), *, dry_run: bool = False)
         began = time.monotonic()
         run_curriculum(config, say=StageProgress(config, progress))
         _tell_results(console, config, file, time.monotonic() - began)
+
+
+def _begin(origin: Path) -> Begin:
+    config, checkpoint = find(origin)
+    if not holds(checkpoint, "encoder"):
+        raise ConfigError(f"{origin} cannot be begun with", [f"{checkpoint} holds no encoder; name one that hears"])
+    return Begin(checkpoint=checkpoint, model=config.model)
 
 
 def slug(folder: Path) -> str:

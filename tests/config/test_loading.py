@@ -158,6 +158,8 @@ def test_a_missing_top_file_is_one_plain_problem(tmp_path: Path) -> None:
 
 def test_help_names_every_key_with_type_default_and_docstring() -> None:
     text = describe()
+    assert "data.datasets.<name>.origin.path: str (required)" in text, "a section that may be left out is told as well"
+    assert "curriculum.<name>.lora.rank: int = 16" in text
     assert "  name: str (required)" in text
     assert "  precision: bf16 | fp32 = 'bf16'" in text
     assert "  curriculum.<name>.trainable: list of str = []" in text

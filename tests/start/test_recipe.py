@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, ImportConfig
+from megatron_af.config import Config, EncoderConfig, FrontEndConfig, ImportConfig, ModelConfig
 from megatron_af.config.loading import load_config
 from megatron_af.prepare.advice import advise
 from megatron_af.prepare.statistics import Statistics
 from megatron_af.runs.check import check
-from megatron_af.start.recipe import write_recipe
+from megatron_af.start.recipe import Begin, write_recipe
 
 LABELS = ImportConfig(format="labels", path="recordings")
 TABLE = ImportConfig(
@@ -73,3 +73,23 @@ def test_without_a_caption_the_encoder_learns_with_the_answers(tmp_path: Path) -
     config = written(tmp_path, {"all": TABLE}, facts(captions=0))
     assert list(config.curriculum) == ["answer"]
     assert config.curriculum["answer"].entry == {} and config.curriculum["answer"].frozen == ()
+
+
+@pytest.mark.parametrize("captions", [9000, 0], ids=["through AF-CLAP", "answers alone"])
+def test_a_trained_encoder_is_begun_with_as_it_was_trained(tmp_path: Path, captions: int) -> None:
+    """Its sizes and windows are the recipe's, also where they are the project's defaults and not the demo's."""
+    model = ModelConfig(
+        front_end=FrontEndConfig(window_seconds=2.0),
+        encoder=EncoderConfig(embed_dim=32, depths=(1, 1), heads=(2, 2), patch_size=16, classes=0, stft_weights=False),
+    )
+    begin = Begin(checkpoint=tmp_path / "a run/clap/checkpoints/step_00000003", model=model)
+    file = tmp_path / "mine.yaml"
+    file.write_text(write_recipe("mine", tmp_path / "data", {"all": LABELS}, facts(captions=captions), begin))
+    config = load_config(file)
+    assert check(config, 2) == []
+    assert (config.model.encoder, config.model.front_end) == (model.encoder, model.front_end)
+    first = next(iter(config.curriculum.values()))
+    assert first.entry == {"encoder": str(begin.checkpoint)}
+    assert ("clap" in config.curriculum) == bool(captions)
+    if captions:
+        assert config.curriculum["answer"].entry == {"encoder": "clap"}

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
+from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.start.run import slug, start
 from tests.data.toy import write_tone
 from tools.start import main
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_from_a_folder_to_answers_and_once_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,6 +52,13 @@ def test_from_a_folder_to_answers_and_once_only(
     assert "which is there already" in told
     assert (tmp_path / "data/my-sounds/my-sounds.yaml").stat().st_mtime_ns == written
     assert {file: file.stat().st_mtime_ns for file in run.rglob("checkpoint.json")} == checkpoints
+    assert (run / "report.html").stat().st_size > 10_000 and "look and listen: runs/my-sounds/report.html" in told
+
+    folder.rename(tmp_path / "others")
+    assert main([str(tmp_path / "others"), "--from", "runs/my-sounds", *SMALL]) == 0
+    begun = json.loads((tmp_path / "runs/others/clap/stage.json").read_text())["inputs"]
+    source = sorted((run / "answer/checkpoints").glob("step_*"))[-1]
+    assert begun["parent/encoder"] == checkpoint_digest(source)
 
 
 def test_a_dry_run_shows_settings_and_times_and_writes_nothing(
