@@ -30,11 +30,14 @@ SUBJECTS = {
     "generate": "a token of an answer: with kept keys and values, with audio anew, by reading the text again",
     "retrieval": "indexes of a million embeddings: build, memory, query, recall and speed-up against exact search",
     "gpu": "whether a GPU computes what a CPU does, and how fast; its numbers are kept after every section",
+    "serve": "a server in a crowd: failures, answers against those given alone, memory, latency (5 minutes)",
     "step": "a step of the mixed stream: padded to the longest, in groups of similar length, packed",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
 }
 """Subject -> what it measures; its module in ``megatron_af.bench`` has ``measure(folder, progress)`` and
 ``tables(result)``."""
+TAKES = {"gpu": ("seconds",), "serve": ("seconds", "clients", "model")}
+"""Options that a subject has; without one, its module's default holds."""
 
 
 @command
@@ -45,16 +48,19 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--json", default="", help="file for the numbers")
-    parser.add_argument("--seconds", type=float, default=450.0, help="gpu: no section begins after these")
+    parser.add_argument("--seconds", type=float, help="gpu: no section begins after these; serve: how long clients ask")
+    parser.add_argument("--clients", type=int, help="serve: how many ask at the same time")
+    parser.add_argument("--model", help="serve: folder of a run, stage, checkpoint or release; default: random weights")
     options = parser.parse_args(arguments)
+    asked = {name: getattr(options, name) for name in ("seconds", "clients", "model") if getattr(options, name)}
+    for name in asked.keys() - set(TAKES.get(options.subject, ())):
+        parser.error(f"--{name}: {options.subject} does not take it")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     module = importlib.import_module(f"megatron_af.bench.{options.subject.replace('-', '_')}")
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
         if options.subject == "gpu":
-            kept = partial(keep, options.json, options.subject)
-            result = module.measure(Path(folder), progress, seconds=options.seconds, keep=kept)
-        else:
-            result = module.measure(Path(folder), progress)
+            asked["keep"] = partial(keep, options.json, options.subject)
+        result = module.measure(Path(folder), progress, **asked)
     Console().print(*module.tables(result))
     keep(options.json, options.subject, result)
     return 0

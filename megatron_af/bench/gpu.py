@@ -38,7 +38,7 @@ MATH_KERNEL = "aten::_scaled_dot_product_attention_math"
 
 
 def measure(
-    folder: Path, progress: Progress, *, seconds: float, keep: Callable[[dict[str, Any]], None]
+    folder: Path, progress: Progress, *, seconds: float = 450.0, keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """
     Args:
