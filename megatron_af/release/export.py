@@ -9,8 +9,9 @@ The code in the folder is that of ``megatron_af/convert/huggingface``; the weigh
 beside the model. The process must have made megatron-core portable (``parallel.world.join_world``).
 """
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -23,12 +24,20 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from megatron_af.audio.htsat import HTSAT
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.convert import huggingface
-from megatron_af.convert.huggingface.configuration_audio_flamingo import AudioFlamingoConfig
+from megatron_af.convert.huggingface.configuration_audio_flamingo import (
+    AudioFlamingo1Config,
+    AudioFlamingoConfig,
+    AudioSizes,
+)
 from megatron_af.convert.huggingface.feature_extraction_audio_flamingo import AudioFlamingoFeatureExtractor
-from megatron_af.convert.huggingface.modeling_audio_flamingo import AudioFlamingoForConditionalGeneration
+from megatron_af.convert.huggingface.modeling_audio_flamingo import (
+    AudioFlamingo1ForConditionalGeneration,
+    AudioFlamingoForConditionalGeneration,
+)
 from megatron_af.convert.huggingface.processing_audio_flamingo import AudioFlamingoProcessor
 from megatron_af.convert.language import hugging_face_names, split_whole
 from megatron_af.convert.shards import SHARD_BYTES, write_shards
+from megatron_af.data.templates import STYLES
 from megatron_af.decoder.family import family_of
 from megatron_af.decoder.lora import merge_adapters
 from megatron_af.decoder.transformer_config import DTYPES
@@ -40,18 +49,22 @@ from megatron_af.parallel.global_state import EMBEDDING, whole_tensors
 from megatron_af.release.model_card import model_card
 from megatron_af.runs.objectives import spec_of
 from megatron_af.serve.places import find
-from megatron_af.text.tokenizer import PAD, Tokenizer
+from megatron_af.text.tokenizer import OPT_BEGIN, OPT_PAD, PAD, Tokenizer
 from megatron_af.train.checkpoint import load_parts
 from megatron_af.train.conversion import refuse_occupied
 
 ENCODER = ("embed_dim", "depths", "heads", "patch_size", "window_size", "mlp_ratio", "absolute_positions", "vector")
-TRANSFORM = ("layers", "heads", "ffn", "positions", "rope_base")
+TRANSFORM = ("layers", "heads", "ffn", "positions", "rope_base", "sees", "row_windows")
 ATTENTION = ("interval", "heads", "head_dim", "ffn_multiplier", "immediate")
 FRONT_END = (
     *("window_seconds", "overlap_seconds", "fft_size", "hop_samples"),
     *("mel_bins", "min_hz", "max_hz", "mel_scale", "mel_sample_rate"),
 )
 """Settings that the exported code calls as ours."""
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "qwen2": (AudioFlamingoConfig, AudioFlamingoForConditionalGeneration),
+    "opt": (AudioFlamingo1Config, AudioFlamingo1ForConditionalGeneration),
+}
 HEAD = "lm.output_layer.weight"
 GATED_BLOCK = {
     "gate_attn": "attention_gate",
@@ -108,18 +121,16 @@ def _problem(config: Config) -> str:
     stage, model = config.curriculum[config.stage], config.model
     if stage.objective != "answer":
         return f"stage = {config.stage}: expected one with objective answer, got {stage.objective}"
-    if model.lm.family != "qwen2":
-        return f"model.lm.family: expected qwen2, got {model.lm.family}"
+    if model.lm.family not in FAMILIES:
+        return f"model.lm.family: expected {' or '.join(FAMILIES)}, got {model.lm.family}"
     if model.encoder.kind != "htsat":
         return f"model.encoder.kind: expected htsat, got {model.encoder.kind}"
-    if config.data.text_style != "af2":
-        return f"data.text_style: expected af2, got {config.data.text_style}"
     if model.front_end.short_clips != "pad":
         return f"model.front_end.short_clips: expected pad, got {model.front_end.short_clips}"
     if model.front_end.level != "peak":
         return f"model.front_end.level: expected peak, got {model.front_end.level}"
-    if model.transform.sees != "clip":
-        return f"model.transform.sees: expected clip, got {model.transform.sees}"
+    if model.transform.sees == "past":
+        return "model.transform.sees: expected clip or row, got past"
     return ""
 
 
@@ -136,21 +147,27 @@ def _model(config: Config, checkpoint: Path, tokenizer: Tokenizer) -> AudioFlami
 
 def exported_tensors(model: AudioFlamingo, config: Config) -> Iterator[tuple[str, Tensor]]:
     """All tensors under the names of ``modeling_audio_flamingo.py``; the model lies whole on this rank."""
-    front, (decoder,) = model.front, model.chunks
+    front = model.front
     assert isinstance(front, AudioFront)
     left_out = ("added_rows", *(f"encoder.{part}" for part in (*HTSAT.UNUSED, "bn0.num_batches_tracked")))
     for name, tensor in front.state_dict().items():
         if not name.startswith(left_out):
             yield f"audio_tower.{name}", tensor
+    yield from decoder_tensors(model.chunks, front.added_rows.detach(), config)
+
+
+def decoder_tensors(chunks: Sequence[Any], added_rows_NH: Tensor, config: Config) -> Iterator[tuple[str, Tensor]]:
+    """Those of the language model and its gated blocks."""
+    (decoder,) = chunks
     table = decoder.table
-    for name, whole in whole_tensors(model.chunks):
+    for name, whole in whole_tensors(chunks):
         if ".xattn." in name:
             yield from _gated_block(name, whole, config)
             continue
         if name in (EMBEDDING, HEAD):
             rows = whole.new_zeros(table.num_tokens, whole.shape[1])
             rows[: len(whole)] = whole
-            rows[table.first_added_id : table.first_added_id + table.num_added] = front.added_rows.detach()
+            rows[table.first_added_id : table.first_added_id + table.num_added] = added_rows_NH
             whole = rows
         lm = config.model.lm
         yield from zip(hugging_face_names(name, family_of(lm)), split_whole(name, whole, lm), strict=True)
@@ -158,7 +175,7 @@ def exported_tensors(model: AudioFlamingo, config: Config) -> Iterator[tuple[str
 
 def _gated_block(name: str, whole: Tensor, config: Config) -> Iterator[tuple[str, Tensor]]:
     layer, own = name.removeprefix("lm.decoder.layers.").split(".xattn.")
-    prefix = f"model.layers.{layer}.audio_attention"
+    prefix = f"{family_of(config.model.lm).layer_prefix}.{layer}.audio_attention"
     if own == "attention.linear_kv.weight":  # a head's keys, its values, head after head
         sizes = config.model.cross_attention
         key_value = whole.view(sizes.heads, 2, sizes.head_dim, -1)
@@ -168,26 +185,30 @@ def _gated_block(name: str, whole: Tensor, config: Config) -> Iterator[tuple[str
         yield f"{prefix}.{GATED_BLOCK[own]}", whole
 
 
-def exported_config(config: Config, vocabulary: Vocabulary) -> AudioFlamingoConfig:
+def exported_config(config: Config, vocabulary: Vocabulary) -> AudioSizes:
     """The sizes of the exported model; its table has a row for every token, the added ones included."""
     encoder, front_end = config.model.encoder, config.model.front_end
     language = family_of(config.model.lm).write_config()
     language["vocab_size"] = max(config.model.lm.vocab, vocabulary.first_added_id + vocabulary.num_added)
-    return AudioFlamingoConfig(
+    stated, _ = FAMILIES[config.model.lm.family]
+    sizes: AudioSizes = stated(
         **{key: value for key, value in language.items() if key not in ("architectures", "model_type")},
         audio_encoder=_chosen(encoder, ENCODER) | {"vector_dim": encoder.vector_dim, "mel_bins": front_end.mel_bins},
         audio_transform=_chosen(config.model.transform, TRANSFORM),
         audio_attention=_chosen(config.model.cross_attention, ATTENTION),
         audio_token_id=vocabulary.first_added_id,  # the first of them
     )
+    return sizes
 
 
 def _write_config(config: Config, tokenizer: Tokenizer, folder: Path) -> None:
-    stated = exported_config(config, _vocabulary(tokenizer))
+    stated: Any = exported_config(config, _vocabulary(tokenizer))
     stated.dtype = DTYPES[config.precision]
-    model = AudioFlamingoForConditionalGeneration
+    stated.bos_token_id, stated.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
+    stated.pad_token_id = tokenizer.pad_id
+    _, model = FAMILIES[config.model.lm.family]
     stated.architectures = [model.__name__]
-    stated.auto_map = {"AutoConfig": _code(AudioFlamingoConfig), "AutoModelForCausalLM": _code(model)}
+    stated.auto_map = {"AutoConfig": _code(type(stated)), "AutoModelForCausalLM": _code(model)}
     stated.auto_map["AutoModelForMultimodalLM"] = _code(model)
     stated.save_pretrained(folder)
     GenerationConfig(
@@ -224,13 +245,22 @@ def _write_processor(config: Config, tokenizer: Tokenizer, folder: Path) -> None
     )
     extractor.auto_map = {"AutoFeatureExtractor": _code(AudioFlamingoFeatureExtractor)}
     code = resources.files(huggingface)
-    template = code.joinpath("chat_template.jinja").read_text()
+    template = chat_template(config, tokenizer)
     processor = AudioFlamingoProcessor(extractor, _exported_tokenizer(config, tokenizer), chat_template=template)
     processor.auto_map = {"AutoProcessor": _code(AudioFlamingoProcessor)}
     processor.save_pretrained(folder)
     for file in code.iterdir():
         if file.name.endswith("_audio_flamingo.py"):
             write(folder / file.name, file.read_text())
+
+
+def chat_template(config: Config, tokenizer: Tokenizer) -> str:
+    """What ``data.templates.render`` writes, in Jinja."""
+    style = STYLES[config.data.text_style]
+    begin = "" if tokenizer.bos_id is None else OPT_BEGIN * style.begin_tokens
+    words = {"begin": begin, "suffix": style.suffix}
+    head = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in words.items())
+    return head + resources.files(huggingface).joinpath("chat_template.jinja").read_text()
 
 
 def _exported_tokenizer(config: Config, tokenizer: Tokenizer) -> Any:
@@ -242,8 +272,9 @@ def _exported_tokenizer(config: Config, tokenizer: Tokenizer) -> Any:
         raise NotExportable(f"data.tokenizer: expected the added tokens at {tokenizer.added}, they came out at {found}")
     return PreTrainedTokenizerFast(
         tokenizer_object=base,
+        bos_token=None if tokenizer.bos_id is None else OPT_BEGIN,
         eos_token=tokenizer.eos,
-        pad_token=PAD,
+        pad_token=PAD if PAD in tokenizer.added else OPT_PAD,
         additional_special_tokens=[token for token in tokenizer.added if token != PAD],
         padding_side="left",
         clean_up_tokenization_spaces=False,

@@ -18,7 +18,7 @@ from megatron_af.runs.results import BadResults, Results, tables
 HEADER = """---
 library_name: transformers
 pipeline_tag: audio-text-to-text
-tags: [audio, audio-flamingo, qwen2, custom_code]
+tags: [audio, audio-flamingo, {family}, custom_code]
 ---
 # {name}
 
@@ -59,7 +59,8 @@ def model_card(config: Config, checkpoint: Path, place: Path, name: str) -> str:
     stride = front_end.window_seconds - front_end.overlap_seconds
     seconds = front_end.window_seconds + (config.curriculum[config.stage].max_windows - 1) * stride
     language = f"{lm.family}, {lm.layers} layers of {lm.hidden}"
-    parts = [HEADER.format(name=name, lm=language, seconds=seconds), _training(config), _lineage(checkpoint)]
+    parts = [HEADER.format(name=name, family=lm.family, lm=language, seconds=seconds)]
+    parts += [_training(config), _lineage(checkpoint)]
     return "\n".join([*parts, _evaluation(config, checkpoint, place)])
 
 

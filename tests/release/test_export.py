@@ -27,14 +27,16 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with recordings, a release of a trained run with adapters, and ``exported``."""
+@pytest.fixture(scope="module", params=["af2", "af1"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recordings, a release of a trained run with adapters, and ``exported``: Qwen2, and OPT."""
     place = tmp_path_factory.mktemp("export")
     for name, seconds in (("dog", 2.0), ("rain", 12.0), ("long", 37.0)):
         write_tone(place / f"{name}.wav", seconds, len(name))
     write_tone(place / "high.wav", 3.0, 4, rate=44_100)
-    config: Config = trained_run(place, "demo", seed=1, lora=tiny.LORA)
+    config: Config = trained_run(
+        place, "demo", seed={"af2": 1, "af1": 9}[request.param], lora=tiny.LORA, style=request.param
+    )
     done = tool(str(make_release(config, "stage")), str(place / "exported"))
     assert done.returncode == 0, done.stderr
     return place

@@ -1,7 +1,7 @@
 """From mel windows to audio tokens: HTS-AT on every window, then layers over all windows of a recording.
 
     tower = AudioTower(config)
-    tokens = tower(mel_WFM, windows=[3, 1])        # a tensor (tokens, width) for each recording
+    tokens = tower(mel_WFM, rows=[[3], [1, 2]])    # a tensor (tokens, width) for each recording
 
 Sources: Chen et al. 2022 (HTS-AT), Liu et al. 2021 (Swin), Ghosh et al. 2025 (Audio Flamingo 2).
 
@@ -17,35 +17,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .configuration_audio_flamingo import AudioFlamingoConfig
+from .configuration_audio_flamingo import AudioSizes
 
 IMAGE_SIDE = 256
 """A window is stretched and folded to a square image of this many rows (HTS-AT, section 2.1)."""
+SILENCE_DB = -100.0
+"""Of a window of which nothing is heard."""
 WINDOWS_AT_ONCE = 128
 """That go through the encoder together: bounds memory for many long recordings."""
 
 
 class AudioTower(nn.Module):
-    def __init__(self, config: AudioFlamingoConfig) -> None:
+    def __init__(self, config: AudioSizes) -> None:
         super().__init__()
         self.encoder = HTSAT(config.audio_encoder)
         self.transform = TransformationLayers(config.audio_width, config.audio_transform)
+        self.sees: str = config.audio_transform["sees"]
+        self.row_windows: int = config.audio_transform["row_windows"]
 
-    def forward(self, mel_WFM: Tensor, windows: list[int]) -> list[Tensor]:
+    def forward(self, mel_WFM: Tensor, rows: list[list[int]]) -> list[Tensor]:
         """Audio tokens (L, D) of each recording.
 
         Args:
             mel_WFM: dB mel windows of all recordings, one after another.
-            windows: number of each one's windows.
+            rows: of each text, the number of windows of each of its recordings.
         """
+        windows = [count for row in rows for count in row]
         if not windows:
             return []
         features_WLD = torch.cat([self.encoder(part) for part in torch.split(mel_WFM, WINDOWS_AT_ONCE)])
-        recordings = [part_WLD.flatten(0, 1) for part_WLD in torch.split(features_WLD, windows)]
-        lengths = torch.tensor([len(tokens_LD) for tokens_LD in recordings])
+        recordings = list(torch.split(features_WLD, windows))
+        if self.sees == "row":
+            silence_1FM = torch.full_like(mel_WFM[:1], SILENCE_DB)
+            waiting, silence_LD = iter(recordings), self.encoder(silence_1FM)[0]
+            return [
+                tokens_LD for row in rows for tokens_LD in self._together([next(waiting) for _ in row], silence_LD)
+            ]
+        flat = [part_WLD.flatten(0, 1) for part_WLD in recordings]
+        lengths = torch.tensor([len(tokens_LD) for tokens_LD in flat])
         valid_BL = (torch.arange(int(lengths.max())) < lengths[:, None]).to(mel_WFM.device)
-        rows_BLD = self.transform(pad_sequence(recordings, batch_first=True), valid_BL)
+        rows_BLD = self.transform(pad_sequence(flat, batch_first=True), valid_BL)
         return [row_LD[:length] for row_LD, length in zip(rows_BLD, lengths.tolist(), strict=True)]
+
+    def _together(self, recordings: list[Tensor], silence_LD: Tensor) -> list[Tensor]:
+        """The recordings of one text in one run of the layers, each with silence behind it: later ones and silence
+        reach the tokens of earlier ones, as in the weights that were trained so."""
+        if not recordings:
+            return []
+        slots_RWLD = silence_LD.repeat(len(recordings), self.row_windows, 1, 1)
+        for slot_WLD, features_WLD in zip(slots_RWLD, recordings, strict=True):
+            slot_WLD[: len(features_WLD)] = features_WLD
+        flat_1LD = slots_RWLD.flatten(0, 2)[None]
+        everything_1L = torch.ones(flat_1LD.shape[:2], dtype=torch.bool, device=flat_1LD.device)
+        tokens_RLD = self.transform(flat_1LD, everything_1L)[0].view(len(recordings), -1, flat_1LD.shape[-1])
+        return [
+            tokens_LD[: features_WLD.shape[0] * features_WLD.shape[1]]
+            for tokens_LD, features_WLD in zip(tokens_RLD, recordings, strict=True)
+        ]
 
 
 class HTSAT(nn.Module):

@@ -1,4 +1,4 @@
-"""Sizes of an Audio Flamingo model: those of its Qwen2 language model, and of everything that lets it hear.
+"""Sizes of an Audio Flamingo model: those of its language model, and of everything that lets it hear.
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     config.hidden_size, config.audio_encoder["embed_dim"], config.audio_attention["interval"]
@@ -6,23 +6,23 @@
 
 from typing import Any
 
-from transformers import Qwen2Config
+from transformers import OPTConfig, Qwen2Config
 
 
-class AudioFlamingoConfig(Qwen2Config):
-    """
+class AudioSizes:
+    """In front of a language model's configuration.
+
     Args:
         audio_encoder: HTS-AT: ``embed_dim``, ``depths`` and ``heads`` by stage, ``patch_size``, ``window_size`` (side
             of an attention window, in patches), ``mlp_ratio``, ``absolute_positions``, ``mel_bins``, and ``vector``
             with ``vector_dim``: one projected vector a window (``mlp``, ``residual``) instead of its tokens.
         audio_transform: layers over all tokens of a recording: ``layers``, ``heads``, ``ffn``, ``positions`` (``rope``
-            or ``sinusoidal``), ``rope_base``.
+            or ``sinusoidal``), ``rope_base``; ``sees``: ``clip``, or ``row``: all recordings of a text at once, each
+            with silence up to ``row_windows`` windows, as the released Audio Flamingo 1 does.
         audio_attention: gated blocks in front of every ``interval``-th layer: ``heads``, ``head_dim``,
             ``ffn_multiplier``; ``immediate``: text hears only the latest recording before it, not all so far.
         audio_token_id: of the mark in the text that stands for a recording.
     """
-
-    model_type = "audio_flamingo"
 
     def __init__(
         self,
@@ -45,9 +45,15 @@ class AudioFlamingoConfig(Qwen2Config):
             "vector": "",
             "vector_dim": 512,
         } | (audio_encoder or {})
-        self.audio_transform = {"layers": 3, "heads": 8, "ffn": 2048, "positions": "rope", "rope_base": 4096.0} | (
-            audio_transform or {}
-        )
+        self.audio_transform: dict[str, Any] = {
+            "layers": 3,
+            "heads": 8,
+            "ffn": 2048,
+            "positions": "rope",
+            "rope_base": 4096.0,
+            "sees": "clip",
+            "row_windows": 16,
+        } | (audio_transform or {})
         self.audio_attention = {
             "interval": 1,
             "heads": 8,
@@ -63,3 +69,17 @@ class AudioFlamingoConfig(Qwen2Config):
         encoder = self.audio_encoder
         width: int = encoder["embed_dim"] * 2 ** (len(encoder["depths"]) - 1)
         return encoder["vector_dim"] if encoder["vector"] else width
+
+
+class AudioFlamingoConfig(AudioSizes, Qwen2Config):
+    model_type = "audio_flamingo"
+
+    def __init__(self, **sizes: Any) -> None:  # transformers writes one of its own where there is none
+        super().__init__(**sizes)
+
+
+class AudioFlamingo1Config(AudioSizes, OPTConfig):
+    model_type = "audio_flamingo_1"
+
+    def __init__(self, **sizes: Any) -> None:  # transformers writes one of its own where there is none
+        super().__init__(**sizes)

@@ -1,4 +1,4 @@
-"""Audio Flamingo 2: Qwen2 that hears, through gated cross-attention to the audio tokens of its recordings.
+"""Audio Flamingo: Qwen2 (2) or OPT (1) that hears, through gated cross-attention to audio tokens of its recordings.
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -25,12 +25,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen2ForCausalLM
+from transformers import GenerationMixin, OPTForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from .audio_tower_audio_flamingo import AudioTower
-from .configuration_audio_flamingo import AudioFlamingoConfig
+from .configuration_audio_flamingo import AudioFlamingo1Config, AudioFlamingoConfig, AudioSizes
 
 IGNORED = -1
 """In ``window_audio``: the row has no such window."""
@@ -60,7 +61,7 @@ class AudioFlamingoOutput(CausalLMOutputWithPast):
 class GatedAudioAttention(nn.Module):
     """The block in front of a layer."""
 
-    def __init__(self, config: AudioFlamingoConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         sizes, hidden = config.audio_attention, config.hidden_size
         self.head_dim = sizes["head_dim"]
@@ -89,10 +90,10 @@ class GatedAudioAttention(nn.Module):
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
-class HearingLayer(Qwen2DecoderLayer):
-    """A layer of Qwen2, with a gated block in front of every ``interval``-th one."""
+class Hears(nn.Module):
+    """In front of a language model's layer: a gated block before every ``interval``-th one."""
 
-    def __init__(self, config: AudioFlamingoConfig, layer_idx: int) -> None:
+    def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.layer_idx = layer_idx
         has_block = (layer_idx + 1) % config.audio_attention["interval"] == 0
@@ -106,17 +107,32 @@ class HearingLayer(Qwen2DecoderLayer):
         return output
 
 
-class AudioFlamingoForConditionalGeneration(Qwen2ForCausalLM):
-    config_class = AudioFlamingoConfig
-    input_modalities = ("audio", "text")
-    _no_split_modules = ["HearingLayer", "SwinBlock"]  # noqa: RUF012 (transformers' own form)
-    _keep_in_fp32_modules_strict = ["bn0"]  # noqa: RUF012
+class HearingQwen2Layer(Hears, Qwen2DecoderLayer):
+    pass
 
-    def __init__(self, config: AudioFlamingoConfig) -> None:
+
+class HearingOPTLayer(Hears, OPTDecoderLayer):
+    pass
+
+
+class HearingModel(PreTrainedModel, GenerationMixin):
+    """In front of a language model, whose layers it replaces by ``layer_class``."""
+
+    layer_class: type
+    input_modalities = ("audio", "text")
+    _keep_in_fp32_modules_strict = ["bn0"]  # noqa: RUF012 (transformers' own form)
+
+    def __init__(self, config: AudioSizes) -> None:
         super().__init__(config)
-        self.model.layers = nn.ModuleList(HearingLayer(config, i) for i in range(config.num_hidden_layers))
+        layers = self.hearing_layers
+        for i in range(len(layers)):
+            layers[i] = self.layer_class(config, i)
         self.audio_tower = AudioTower(config)
         self.post_init()
+
+    @property
+    def hearing_layers(self) -> nn.ModuleList:
+        raise NotImplementedError
 
     def forward(
         self,
@@ -173,10 +189,9 @@ class AudioFlamingoForConditionalGeneration(Qwen2ForCausalLM):
     ) -> AudioMemory:
         """What the positions of whole texts hear; arguments as in :meth:`forward`."""
         tokens_BLD, audio_of_BL = self._audio_tokens(len(input_ids), input_features, window_audio)
+        blocks = {i: layer.audio_attention for i, layer in enumerate(self.hearing_layers)}
         keys_values = {
-            i: layer.audio_attention.keys_values(tokens_BLD)
-            for i, layer in enumerate(self.model.layers)
-            if layer.audio_attention is not None
+            i: block.keys_values(tokens_BLD) for i, block in blocks.items() if isinstance(block, GatedAudioAttention)
         }
         marks_BS = input_ids == self.config.audio_token_id
         audios_B1 = audio_of_BL.amax(1, keepdim=True) + 1 if audio_of_BL.shape[1] else audio_of_BL.new_zeros(1, 1)
@@ -196,7 +211,7 @@ class AudioFlamingoForConditionalGeneration(Qwen2ForCausalLM):
             return empty_BLD, torch.zeros(rows, 0, dtype=torch.long, device=self.device)
         there_BW = window_audio != IGNORED
         counts = [torch.bincount(row[row != IGNORED]).tolist() for row in window_audio]
-        recordings = iter(self.audio_tower(input_features[there_BW], [count for row in counts for count in row]))
+        recordings = iter(self.audio_tower(input_features[there_BW], counts))
         heard = [[next(recordings) for _ in row] for row in counts]
         tokens = [torch.cat(row) if row else self._no_tokens() for row in heard]
         lengths = [torch.tensor([len(tokens_LD) for tokens_LD in row], dtype=torch.long) for row in heard]
@@ -220,3 +235,25 @@ class AudioFlamingoForConditionalGeneration(Qwen2ForCausalLM):
         if updated.get("use_cache", True):  # without a cache every token reads the whole text anew
             updated["audio_memory"] = outputs.audio_memory
         return updated
+
+
+class AudioFlamingoForConditionalGeneration(HearingModel, Qwen2ForCausalLM):
+    config_class = AudioFlamingoConfig
+    layer_class = HearingQwen2Layer
+    _no_split_modules = ["HearingQwen2Layer", "SwinBlock"]  # noqa: RUF012
+
+    @property
+    def hearing_layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.model.layers
+        return layers
+
+
+class AudioFlamingo1ForConditionalGeneration(HearingModel, OPTForCausalLM):
+    config_class = AudioFlamingo1Config
+    layer_class = HearingOPTLayer
+    _no_split_modules = ["HearingOPTLayer", "SwinBlock"]  # noqa: RUF012
+
+    @property
+    def hearing_layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.model.decoder.layers
+        return layers

@@ -14,9 +14,9 @@ def test_a_recording_does_not_hear_its_neighbours() -> None:
     tower.eval()
     mel = torch.randn(6, 1001, 64) * 10 - 40
     with torch.no_grad():
-        together = tower(mel, [1, 3, 2])
-        alone = [tower(part, [len(part)])[0] for part in mel.split([1, 3, 2])]
-        other = tower(torch.cat([mel[:1], mel[1:] + 5]), [1, 3, 2])
+        together = tower(mel, [[1, 3], [2]])
+        alone = [tower(part, [[len(part)]])[0] for part in mel.split([1, 3, 2])]
+        other = tower(torch.cat([mel[:1], mel[1:] + 5]), [[1, 3], [2]])
     for found, expected in zip(together, alone, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(other[0], alone[0], atol=1e-5, rtol=1e-5)

@@ -11,10 +11,11 @@ from megatron_af.config import Config
 from megatron_af.convert.huggingface.modeling_audio_flamingo import AudioFlamingoForConditionalGeneration
 from megatron_af.data.batch import AudioKeys, TextRows
 from megatron_af.data.collate import PackedRow, Segment, collate
+from megatron_af.decoder.family import family_of
 from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel import groups
 from megatron_af.parallel.device import current_device
-from megatron_af.release.export import exported_config, exported_tensors
+from megatron_af.release.export import FAMILIES, exported_config, exported_tensors
 from tests import tiny
 from tests.distributed import run_distributed
 from tests.inference.prompts import tokenizer
@@ -41,6 +42,13 @@ VARIANTS = {
     "shifted windows": variant(encoder={"depths": (2, 2), "patch_size": 8, "absolute_positions": True}),
     "clapcap": variant(encoder={"vector": "residual", "vector_dim": 24}),
     "laion": variant(encoder={"vector": "mlp", "vector_dim": 24}),
+    "opt": variant(lm={"family": "opt", "kv_heads": 4, "norm_eps": 1e-5}, transform={"positions": "sinusoidal"}),
+    "opt, untied": variant(lm={"family": "opt", "kv_heads": 4, "norm_eps": 1e-5, "tied": False, "vocab": 99}),
+    "rows heard as a whole": variant(
+        lm={"family": "opt", "kv_heads": 4, "norm_eps": 1e-5},
+        encoder={"vector": "residual", "vector_dim": 24},
+        transform={"positions": "sinusoidal", "sees": "row", "row_windows": 3},
+    ),
     "released parts": variant(encoder={"fusion": True, "classes": 5, "stft_weights": True}),
 }
 
@@ -65,16 +73,18 @@ def both(rank: int, world_size: int, config: Config) -> tuple[Tensor, Tensor, Te
     front, (decoder,) = model.front, model.chunks
     assert isinstance(front, AudioFront)
     front.eval()
-    exported = AudioFlamingoForConditionalGeneration(exported_config(config, vocabulary))
+    exported = FAMILIES[config.model.lm.family][1](exported_config(config, vocabulary))
     weights = dict(exported_tensors(model, config))
     if config.model.lm.tied:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        table = family_of(config.model.lm).outside_layers["embedding.word_embeddings.weight"]
+        weights["lm_head.weight"] = weights[table]
     exported.load_state_dict(weights)  # strictly: each exactly once
     exported.eval()
     mels = [tiny.mel_of(clip) for clip in range(3)]
     rows = rows_of(config)
     with torch.no_grad():
-        tokens = [front(front.encode(mel), [len(mel)]) for mel in mels]
+        alone = front.sees == "clip"
+        tokens = [front(front.encode(mel), [len(mel)]) if alone else front.encode(mel).flatten(0, 1) for mel in mels]
         heard = [torch.cat([tokens[c] for c in clips]) if clips else tokens[0][:0] for clips in CLIPS]
         owner = [
             torch.arange(len(clips)).repeat_interleave(torch.tensor([len(tokens[c]) for c in clips], dtype=torch.long))
@@ -82,8 +92,10 @@ def both(rank: int, world_size: int, config: Config) -> tuple[Tensor, Tensor, Te
         ]
         pad = torch.nn.utils.rnn.pad_sequence
         keys = AudioKeys(tokens_LBD=pad(heard), audio_of_BL=pad(owner, batch_first=True, padding_value=-1).int())
+        if front.sees == "row":
+            keys = front.row_keys(front.encode(torch.cat(mels)), [len(mel) for mel in mels], CLIPS)
         ours = decoder.logits(rows, keys, front.added_rows)
-        silent = AudioKeys(tokens_LBD=pad(heard) * 0, audio_of_BL=keys.audio_of_BL)
+        silent = AudioKeys(tokens_LBD=keys.tokens_LBD * 0, audio_of_BL=keys.audio_of_BL)
         deaf = decoder.logits(rows, silent, front.added_rows)
 
         features = torch.zeros(len(CLIPS), 2, *mels[0].shape[1:])

@@ -1,6 +1,5 @@
 """The exported processor writes the ids that this project writes for the same request, whatever the texts hold."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,34 +11,44 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_af.config import Config, DataConfig
-from megatron_af.convert import huggingface
 from megatron_af.convert.huggingface.feature_extraction_audio_flamingo import AudioFlamingoFeatureExtractor
 from megatron_af.convert.huggingface.processing_audio_flamingo import AudioFlamingoProcessor
 from megatron_af.data.rows import Clip, Question, Row
-from megatron_af.data.templates import render
-from megatron_af.release.export import _exported_tokenizer
+from megatron_af.data.templates import STYLES, render
+from megatron_af.release.export import _exported_tokenizer, chat_template
 from megatron_af.text.tokenizer import Tokenizer
 
-TEMPLATE = (Path(huggingface.__file__).parent / "chat_template.jinja").read_text()
+SPECIAL = ("<audio>", "<AUDIO>", "<SEP>", "<sep>", "<|endofchunk|>", "<|endoftext|>", "<|im_start|>", "<|PAD_TOKEN|>")
+OPTS = ("<pad>", "</s>")
 WAVE = [0.0] * 100
 CLIP = Clip(path="a.wav", duration=1.0)
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    """Bytes as Qwen's, with a special token of the language model's own."""
+def bytes_as_qwens(*special: str) -> Tokenizer:
+    """With special tokens of the language model's own."""
     alphabet = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     base = tokenizers.Tokenizer(models.BPE(alphabet | {"he": 256, "us": 257, "sp": 258}, [("h", "e"), ("u", "s")]))
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     base.decoder = decoders.ByteLevel()
-    base.add_special_tokens(["<|endoftext|>", "<|im_start|>"])
+    base.add_special_tokens(list(special))
     return Tokenizer(base)
 
 
+QWEN = bytes_as_qwens("<|endoftext|>", "<|im_start|>")
+OPT = bytes_as_qwens(*OPTS)
+STYLE_OF = {id(QWEN): "af2", id(OPT): "af1"}
+
+
+def processor_of(tokenizer: Tokenizer) -> AudioFlamingoProcessor:
+    config = Config(name="toy", data=DataConfig(text_style=STYLE_OF[id(tokenizer)]))  # type: ignore[arg-type]
+    exported = _exported_tokenizer(config, tokenizer)
+    template = chat_template(config, tokenizer)
+    return AudioFlamingoProcessor(AudioFlamingoFeatureExtractor(), exported, chat_template=template)
+
+
 @pytest.fixture(scope="module")
-def processor(tokenizer: Tokenizer) -> AudioFlamingoProcessor:
-    exported = _exported_tokenizer(Config(name="toy", data=DataConfig()), tokenizer)
-    return AudioFlamingoProcessor(AudioFlamingoFeatureExtractor(), exported, chat_template=TEMPLATE)
+def processor() -> AudioFlamingoProcessor:
+    return processor_of(QWEN)
 
 
 def ids_of(processor: AudioFlamingoProcessor, chat: list[dict[str, Any]]) -> list[int]:
@@ -58,20 +67,19 @@ def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-SPECIAL = ("<audio>", "<AUDIO>", "<SEP>", "<sep>", "<|endofchunk|>", "<|endoftext|>", "<|im_start|>", "<|PAD_TOKEN|>")
 HOSTILE = (
-    st.lists(st.sampled_from(SPECIAL) | st.text(max_size=6), min_size=1, max_size=5)
+    st.lists(st.sampled_from(SPECIAL + OPTS) | st.text(max_size=6), min_size=1, max_size=5)
     .map("".join)
     .filter(lambda text: text.strip() and "\ue000" not in text)
 )
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", [QWEN, OPT], ids=["af2", "af1"])
 @settings(max_examples=150, deadline=None)
 @given(texts=st.lists(HOSTILE, min_size=3, max_size=3))
-def test_every_template_is_written_as_this_project_writes_it(
-    tokenizer: Tokenizer, processor: AudioFlamingoProcessor, texts: list[str]
-) -> None:
+def test_every_template_is_written_as_this_project_writes_it(tokenizer: Tokenizer, texts: list[str]) -> None:
+    processor, style = processor_of(tokenizer), STYLES[STYLE_OF[id(tokenizer)]]
     first, said, last = texts
     asked = Question(prompt=last, output="")
     before = Question(prompt=first, output=said)
@@ -88,7 +96,7 @@ def test_every_template_is_written_as_this_project_writes_it(
         ),
     ]
     for chat, row in cases:
-        (expected,) = render(row, tokenizer, 10_000, prompt=True).segments
+        (expected,) = render(row, tokenizer, 10_000, style=style, prompt=True).segments
         assert ids_of(processor, chat) == expected
 
 
