@@ -62,6 +62,8 @@ class DecoderCache:
         self.room = 0
         self._text: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._audio: dict[nn.Module, tuple[Tensor, int]] = {}
+        """Keys and values [L, U, N, 2, D], and of how many tokens; laid out by head, as a new token reads them, which
+        takes it half the time."""
 
     def begin(self, rows: TextRows, dtype: torch.dtype, device: torch.device) -> tuple["CachedText", "CachedAudio"]:
         """What stands for the masks of a call that reads more of each row: a row's new positions follow what it read,
@@ -96,8 +98,8 @@ class DecoderCache:
         return key_LBND[: text.longest], value_LBND[: text.longest]
 
     def audio(self, layer: nn.Module, room: int, project: Callable[[Tensor], Tensor]) -> Tensor:
-        """Keys and values of the audio [L, U, ...]: projected when they are asked for first, and filled up with zero
-        keys to ``room``."""
+        """Keys and values of the audio [L, U, N, 2, D]: projected when they are asked for first, and filled up with
+        zero keys to ``room``."""
         tokens_LUH = self.heard.tokens_LUH
         kept, known = self._audio.get(layer, (None, 0))
         if kept is None:
@@ -106,12 +108,8 @@ class DecoderCache:
             kept = with_zero_keys(torch.cat([kept[:known], project(tokens_LUH[known:])]), room)
         elif len(kept) < room:
             kept = with_zero_keys(kept, room)
-        self._audio[layer] = kept, len(tokens_LUH)
-        return kept[:room]
-
-    def forget_audio(self) -> None:
-        """It is projected again for the next token."""
-        self._audio.clear()
+        self._audio[layer] = _by_head(kept), len(tokens_LUH)
+        return self._audio[layer][0][:room]
 
     def hear(self, keys: AudioKeys) -> None:
         """More audio of each recording, behind what it holds; what was projected stays."""
@@ -140,7 +138,9 @@ class DecoderCache:
                 tokens_LUH=self.heard.tokens_LUH.index_select(1, on_device),
                 audio_of_UL=self.heard.audio_of_UL[still_U],
             )
-            self._audio = {layer: (x.index_select(1, on_device), known) for layer, (x, known) in self._audio.items()}
+            self._audio = {
+                layer: (_by_head(x.index_select(1, on_device)), known) for layer, (x, known) in self._audio.items()
+            }
 
     def join(self, other: "DecoderCache") -> None:
         """The rows of another one come behind these; it is not to be used any more.
@@ -160,7 +160,8 @@ class DecoderCache:
             assert (own_known, known) == (len(ours.tokens_LUH), len(theirs.tokens_LUH)), "what is heard was attended to"
             room = max(len(own), len(more))
             # Behind the shorter recordings stand zero keys, where their tokens are zero, too.
-            self._audio[layer] = torch.cat([with_zero_keys(own, room), with_zero_keys(more, room)], 1), length
+            joined = torch.cat([with_zero_keys(own, room), with_zero_keys(more, room)], 1)
+            self._audio[layer] = _by_head(joined), length
         self.heard = HeardAudio(
             torch.cat([with_zero_keys(ours.tokens_LUH, length), with_zero_keys(theirs.tokens_LUH, length)], 1),
             torch.cat([_padded(ours.audio_of_UL, length), _padded(theirs.audio_of_UL, length)]),
@@ -184,6 +185,11 @@ def with_zero_keys(x_LB: Tensor, length: int) -> Tensor:
     """Filled up with zeros to ``length`` along the first dimension."""
     more = length - len(x_LB)
     return torch.cat([x_LB, x_LB.new_zeros(more, *x_LB.shape[1:])]) if more > 0 else x_LB
+
+
+def _by_head(x_LUN2D: Tensor) -> Tensor:
+    """The same, with the keys of a head in one piece, and its values; no copy where they lie so already."""
+    return x_LUN2D.permute(3, 1, 2, 0, 4).contiguous().permute(3, 1, 2, 0, 4)
 
 
 def _padded(audio_of_UL: Tensor, length: int) -> Tensor:

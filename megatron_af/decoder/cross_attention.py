@@ -110,7 +110,7 @@ class AudioCrossAttention(MegatronModule):
         if isinstance(audio, CachedAudio):
             attended_SBH = self._decoded(query_SBND, audio)
         else:
-            key_LBNK, value_LBNK = self._project(audio).chunk(2, dim=-1)
+            key_LBNK, value_LBNK = self._project(audio).unbind(3)
             if stretches is None:
                 attended_SBH = fused_attention(query_SBND, key_LBNK, value_LBNK, None, causal=False)
             else:
@@ -121,14 +121,14 @@ class AudioCrossAttention(MegatronModule):
     def _decoded(self, query_SBND: Tensor, audio: CachedAudio) -> Tensor:
         mask_U1SL = audio.mask_U1SL  # may have more keys than there are tokens: their keys and values are zero
         room = len(audio.cache.heard.tokens_LUH) if mask_U1SL is None else mask_U1SL.shape[-1]
-        key_LUNK, value_LUNK = audio.cache.audio(self, room, self._project).chunk(2, dim=-1)
+        key_LUNK, value_LUNK = audio.cache.audio(self, room, self._project).unbind(3)
         folded_SUND = audio.fold(query_SBND)
         return audio.unfold(fused_attention(folded_SUND, key_LUNK, value_LUNK, mask_U1SL, causal=False))
 
     def _project(self, audio_LBD: Tensor) -> Tensor:
-        """[L, B, N, 2 K]"""
+        """[L, B, N, 2, K]: keys and values."""
         audio_LBD = rounded(audio_LBD, self.config.params_dtype)
-        projected: Tensor = self.linear_kv(audio_LBD)[0].unflatten(-1, (-1, 2 * self.head_dim))
+        projected: Tensor = self.linear_kv(audio_LBD)[0].unflatten(-1, (-1, 2, self.head_dim))
         return projected
 
 

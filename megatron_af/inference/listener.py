@@ -30,6 +30,7 @@ from megatron_af.data.sample_source import Sample
 from megatron_af.data.stream import hear
 from megatron_af.data.templates import STYLES, RowText, TooLong, UnknownWords, answer_ids, render
 from megatron_af.decoder.cache import HeardAudio
+from megatron_af.decoder.plain import only_answer
 from megatron_af.inference.answers import Answering, score, write
 from megatron_af.inference.attention import recorded, token_seconds
 from megatron_af.inference.decoding import Decoding
@@ -89,7 +90,7 @@ class Listener:
         load_parts(self.model, self.groups, checkpoint, spec_of(self.stage).parts_of(self.stage))
         self._front.eval()  # an encoder drops branches of its own while it learns
         for chunk in self.model.chunks:
-            chunk.eval()
+            only_answer(chunk)
         self._loader = ClipLoader(self.config, max_windows=self.stage.max_windows, device=device)
 
     def prompt(self, row: Row) -> RowText:

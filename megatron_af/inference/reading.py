@@ -65,7 +65,7 @@ class Reading:
         recordings: list[int] = self._cache.heard.recording_B.tolist()
         return recordings
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read(self, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """Float32 logits [B, V] behind the last new token of each row.
 
