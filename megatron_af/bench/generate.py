@@ -2,12 +2,13 @@
 
     result = measure(Path(folder), progress)        # tools/bench.py generate
 
-Three ways, which must give the same tokens: ``cached`` keeps keys and values of the text and of the audio; ``audio
-anew`` keeps those of the text alone and projects the audio in every gated block for each token, as the public code
-does (AF2 inference_HF_pretrained/src/xattn.py under transformers' generate); ``rerun`` reads the whole text again.
-Weights and audio tokens are random, prompts have ``PROMPT`` tokens; one thread, float32.
+Three ways, which must compute the same: ``cached`` keeps keys and values of the text and of the audio; ``public``
+keeps those of the text alone, as the public code does (``public_code.py``); ``rerun`` reads the whole text again.
+Weights and audio tokens are random, prompts have ``PROMPT`` tokens; float32, processor seconds of one thread, the
+median over tokens. In a long answer each token is decoded and ``PLACES`` of them are read again, since the cost of that
+grows evenly with the text.
 
-Shapes: S text positions, B rows, L audio tokens, D audio width.
+Shapes: S text positions, B rows, L audio tokens, D audio width, V vocabulary.
 """
 
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -34,48 +35,57 @@ MODELS = {"demo": "demo.yaml", "0.5B": "af2_0.5b.yaml"}
 WINDOWS = (3, 12, 30)
 BATCHES = (1, 16)
 PROMPT, NEW = 48, 8
-LONG = 256
-"""Tokens of the long answer, of the smallest model alone: reading the text again grows with its square."""
+LONG, PLACES = 256, 8
+"""Tokens of the long answer, and how many of them are read again."""
+SAME = 1e-3
+"""Of the spread of logits, up to which two ways compute the same."""
 
-type Timed = tuple[list[float], list[Tensor]]
-"""Processor seconds of each token, and the tokens [B, 1]."""
+type Timed = tuple[list[float], list[Tensor], Tensor]
+"""Processor seconds of each token, the tokens [B, 1], and the logits [B, V] behind the last."""
 
 
 def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """
     Returns:
-        ``cost``: milliseconds a token, by model, batch, windows and way; ``ratios``: what follows from them.
+        ``cost``: milliseconds a token, by model, batch, windows and way (``public`` for a batch of one alone);
+        ``long``: of a long answer at the fewest windows, by model and way; ``ratios``: what follows from them.
     """
     torch.set_num_threads(1)
+    cost, long = {}, {}
     with _world():
-        cost = {name: _of_model(_config(file), name, progress) for name, file in MODELS.items()}
-        long = _long_answer(_config(MODELS["demo"]))
+        for name, file in MODELS.items():
+            decoding = _Decoding(_config(file))
+            cost[name] = _of_model(decoding, name, progress)
+            long[name] = _long_answer(decoding)
     return {"cost": cost, "long": long, "ratios": ratios(cost, long), "prompt_tokens": PROMPT, "new_tokens": NEW}
 
 
-def ratios(cost: dict[str, Any], long: dict[str, float]) -> dict[str, float]:
+def ratios(cost: dict[str, Any], long: dict[str, dict[str, float]]) -> dict[str, float]:
     """Growth from the fewest to the most windows, and what keeping keys and values saves."""
     few, most = str(min(WINDOWS)), str(max(WINDOWS))
-    found = {f"rerun / cached, {LONG} tokens": long["rerun"] / long["cached"]}
+    found = {}
     for name, batches in cost.items():
         alone, many = batches[str(BATCHES[0])], batches[str(BATCHES[-1])]
         found[f"{name}: {most} windows / {few}"] = alone[most]["cached"] / alone[few]["cached"]
-        found[f"{name}: audio anew / cached, {most} windows"] = alone[most]["audio anew"] / alone[most]["cached"]
+        found[f"{name}: public code / cached, {most} windows"] = alone[most]["public"] / alone[most]["cached"]
         rows = BATCHES[-1] / BATCHES[0]
         found[f"{name}: tokens/s of {BATCHES[-1]} rows / 1"] = rows * alone[few]["cached"] / many[few]["cached"]
+        found[f"{name}: rerun / cached, {LONG} tokens"] = long[name]["rerun"] / long[name]["cached"]
     return found
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """The result for the terminal."""
-    cost = Table("model", "rows", "windows", "cached", "audio anew", title="milliseconds a token (of each row)")
+    cost = Table("model", "rows", "windows", "cached", "public code", title="milliseconds a token (of each row)")
     for name, batches in result["cost"].items():
         for batch, by_windows in batches.items():
             for windows, ways in by_windows.items():
-                cost.add_row(name, batch, windows, *(f"{ways[way]:.2f}" for way in ("cached", "audio anew")))
-    long = Table("way", "ms a token", title=f"an answer of {LONG} tokens, demo, {WINDOWS[0]} windows")
-    for way, value in result["long"].items():
-        long.add_row(way, f"{value:.2f}")
+                public = f"{ways['public']:.2f}" if "public" in ways else ""
+                cost.add_row(name, batch, windows, f"{ways['cached']:.2f}", public)
+    long = Table("model", "way", "ms a token", title=f"an answer of {LONG} tokens, {WINDOWS[0]} windows")
+    for name, ways in result["long"].items():
+        for way, value in ways.items():
+            long.add_row(name, way, f"{value:.2f}")
     found = Table("ratio", "measured")
     for name, value in result["ratios"].items():
         found.add_row(name, f"{value:.2f}")
@@ -101,96 +111,114 @@ def _world() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _of_model(config: Config, name: str, progress: Progress) -> dict[str, Any]:
+def _of_model(decoding: "_Decoding", name: str, progress: Progress) -> dict[str, Any]:
     cost: dict[str, Any] = {}
-    decoding, done = _Decoding(config), 0
-    for batch in BATCHES:
-        for windows in WINDOWS:
-            seconds, tokens = zip(
-                *(decoding.cached(batch, windows, NEW, anew=anew) for anew in (False, True)), strict=True
-            )
-            _same(tokens)
-            ways = dict(zip(("cached", "audio anew"), map(_milliseconds, seconds), strict=True))
-            cost.setdefault(str(batch), {})[str(windows)] = ways
-            progress.update(f"decode {name}", done := done + 1, len(BATCHES) * len(WINDOWS))
+    for done, (batch, windows) in enumerate((batch, windows) for batch in BATCHES for windows in WINDOWS):
+        progress.update(f"decode {name}", done, len(BATCHES) * len(WINDOWS), f"{batch} rows, {windows} windows")
+        seconds, tokens, logits_BV = decoding.cached(batch, windows, NEW)
+        ways = {"cached": 1000 * median(seconds)}
+        if batch == 1:
+            seconds, _, other_BV = decoding.public(windows, tokens)
+            _same(logits_BV, other_BV)
+            ways["public"] = 1000 * median(seconds)
+        cost.setdefault(str(batch), {})[str(windows)] = ways
+    progress.update(f"decode {name}", len(BATCHES) * len(WINDOWS), len(BATCHES) * len(WINDOWS))
     return cost
 
 
-def _long_answer(config: Config) -> dict[str, float]:
-    decoding = _Decoding(config)
-    cached, one = decoding.cached(1, WINDOWS[0], LONG, anew=False)
-    rerun, other = decoding.rerun(1, WINDOWS[0], LONG)
-    _same((one, other))
-    return {"cached": 1000 * sum(cached) / LONG, "rerun": 1000 * sum(rerun) / LONG}
+def _long_answer(decoding: "_Decoding") -> dict[str, float]:
+    seconds, tokens, logits_BV = decoding.cached(1, WINDOWS[0], LONG)
+    again, other_BV = decoding.rerun(WINDOWS[0], tokens)
+    _same(logits_BV, other_BV)
+    return {"cached": 1000 * mean(seconds), "rerun": 1000 * mean(again)}
 
 
-def _same(tokens: Sequence[list[Tensor]]) -> None:
+def _same(logits_BV: Tensor, other_BV: Tensor) -> None:
     """What is compared computes the same."""
-    for one, other in zip(*tokens, strict=True):
-        if not torch.equal(one, other):
-            raise RuntimeError("two ways of decoding gave different tokens: their costs cannot be compared")
-
-
-def _milliseconds(seconds: list[float]) -> float:
-    """Of a token: the median, since what disturbs a measurement disturbs few of them."""
-    return 1000 * median(seconds)
+    vocabulary = min(logits_BV.shape[1], other_BV.shape[1])
+    apart = (logits_BV[:, :vocabulary] - other_BV[:, :vocabulary]).abs().max() / logits_BV[:, :vocabulary].std()
+    if apart > SAME:
+        raise RuntimeError(
+            f"two ways of decoding gave logits {apart:.1e} of their spread apart: their costs cannot be compared"
+        )
 
 
 class _Decoding:
-    """A decoder with random weights, and processor seconds of each token that it makes."""
+    """A decoder with random weights and open gates, and processor seconds of each token that it makes."""
 
     def __init__(self, config: Config) -> None:
+        from megatron_af.bench.public_code import PublicCode
         from megatron_af.decoder.lm import AudioLM
+        from megatron_af.decoder.plain import only_answer
         from megatron_af.decoder.transformer_config import transformer_config
+        from megatron_af.model import Vocabulary
 
         self._vocabulary = config.model.lm.vocab
         self._width = config.model.encoder.feature_dim
         self._per_window = config.model.encoder.tokens_per_window
-        device = current_device()
-        core = transformer_config(config, device)
+        added = Vocabulary(first_added_id=self._vocabulary, num_added=4)
         self._lm = AudioLM(
-            config, core, first_added_id=self._vocabulary, added_tokens=4, pre_process=True, post_process=True
-        ).eval()
+            config,
+            transformer_config(config, current_device()),
+            first_added_id=added.first_added_id,
+            added_tokens=added.num_added,
+            pre_process=True,
+            post_process=True,
+        )
+        for name, parameter in self._lm.named_parameters():
+            if "gate_" in name:
+                torch.nn.init.constant_(parameter, 0.5)
+        only_answer(self._lm)
         self._added = torch.randn(4, config.model.lm.hidden) * 0.02
+        self._public = PublicCode.of(self._lm, self._added, config, added)
 
-    @torch.no_grad()
-    def cached(self, batch: int, windows: int, new: int, *, anew: bool) -> Timed:
+    @torch.inference_mode()
+    def cached(self, batch: int, windows: int, new: int) -> Timed:
         from megatron_af.decoder.cache import DecoderCache, HeardAudio
 
         cache = DecoderCache(HeardAudio.of(self._keys(batch, windows), range(batch)))
         last_B = torch.full((batch,), PROMPT - 1)
-        logits_BV = self._lm.extend(self._rows(batch, PROMPT), self._added, cache, position_B=last_B)
+        logits_BV = self._lm.extend(self._rows(self._prompt(batch)), self._added, cache, position_B=last_B)
         seconds, tokens = [], []
         for _ in range(new):
-            tokens.append(self._token(logits_BV))
-            newest = replace(self._rows(batch, 1), ids_BS=tokens[-1])
+            tokens.append(logits_BV[:, : self._vocabulary].argmax(-1, keepdim=True))
+            newest = self._rows(tokens[-1])
             began = time.process_time()
-            if anew:
-                cache.forget_audio()
             logits_BV = self._lm.extend(newest, self._added, cache, position_B=torch.zeros_like(last_B))
             seconds.append(time.process_time() - began)
-        return seconds, tokens
+        return seconds, tokens, logits_BV
 
-    @torch.no_grad()
-    def rerun(self, batch: int, windows: int, new: int) -> Timed:
-        rows, keys = self._rows(batch, PROMPT), self._keys(batch, windows)
-        seconds, tokens = [], []
-        for place in range(PROMPT, PROMPT + new):
+    @torch.inference_mode()
+    def public(self, windows: int, tokens: Sequence[Tensor]) -> Timed:
+        """Of one row, which is told what to say."""
+        logits_BV = self._public.begin(self._prompt(1), self._keys(1, windows).tokens_LBD)
+        seconds = []
+        for token_B1 in tokens:
             began = time.process_time()
-            logits_BV = self._lm.logits(rows, keys, self._added, position_B=torch.full((batch,), place - 1))
+            logits_BV = self._public.next(token_B1)
             seconds.append(time.process_time() - began)
-            tokens.append(self._token(logits_BV))
-            rows = replace(self._rows(batch, place + 1), ids_BS=torch.cat([rows.ids_BS, tokens[-1]], 1))
-        return seconds, tokens
+        return seconds, list(tokens), logits_BV
 
-    def _token(self, logits_BV: Tensor) -> Tensor:
-        return logits_BV[:, : self._vocabulary].argmax(-1, keepdim=True)
+    @torch.inference_mode()
+    def rerun(self, windows: int, tokens: Sequence[Tensor]) -> tuple[list[float], Tensor]:
+        """Processor seconds of some tokens of one row, and the logits behind the last."""
+        keys, text_BS = self._keys(1, windows), torch.cat([self._prompt(1), *tokens], 1)
+        seconds = []
+        for place in range(1, PLACES + 1):
+            length = PROMPT + len(tokens) * place // PLACES
+            rows = self._rows(text_BS[:, :length])
+            began = time.process_time()
+            logits_BV = self._lm.logits(rows, keys, self._added, position_B=torch.full((1,), length - 1))
+            seconds.append(time.process_time() - began)
+        return seconds, logits_BV
 
-    def _rows(self, batch: int, length: int) -> Any:
+    def _prompt(self, batch: int) -> Tensor:
+        return torch.arange(batch * PROMPT).view(batch, PROMPT) % self._vocabulary
+
+    def _rows(self, ids_BS: Tensor) -> Any:
         from megatron_af.data.batch import TextRows
 
-        zeros_BS = torch.zeros(batch, length, dtype=torch.int32)
-        ids_BS = torch.arange(batch * length).view(batch, length) % self._vocabulary
+        zeros_BS = torch.zeros(ids_BS.shape, dtype=torch.int32)
         return TextRows(
             ids_BS=ids_BS,
             labels_BS=torch.full_like(ids_BS, -100),
@@ -198,7 +226,7 @@ class _Decoding:
             first_audio_BS=zeros_BS,
             last_audio_BS=zeros_BS,
             dataset_BS=zeros_BS,
-            clips=tuple((row,) for row in range(batch)),
+            clips=tuple((row,) for row in range(len(ids_BS))),
         )
 
     def _keys(self, batch: int, windows: int) -> Any:
