@@ -1,4 +1,5 @@
-"""docs/serving.md, as it stands: ten requests through curl, OpenAI's client, MLflow's server and tools/generate.py."""
+"""docs/serving.md, as it stands: ten requests through curl, OpenAI's client, MLflow's server, tools/generate.py and an
+exported folder."""
 
 import json
 import os
@@ -63,7 +64,7 @@ def started(folder: Path, health: str, *command: str, **env: str) -> Iterator[No
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ten_requests_have_the_same_answers_four_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_requests_have_the_same_answers_five_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("dog", 2.0), ("rain", 12.0)):
         write_tone(tmp_path / f"{name}.wav", seconds, len(name))
     release = make_release(trained_run(tmp_path, "demo"), "stage")
@@ -75,11 +76,14 @@ def test_ten_requests_have_the_same_answers_four_ways(tmp_path: Path, monkeypatc
     own, theirs = free_port(), free_port()
     doc = DOC.replace(":8000", f":{own}").replace(":5091", f":{theirs}")
     doc = doc.replace('"python", "tools/', f'"{sys.executable}", "{ROOT}/tools/')
-    prepare, ask_openai, ask_mlflow, generate = re.findall(r"```python\n(.*?)```", doc, flags=re.DOTALL)
+    command = [sys.executable, str(ROOT / "tools/export.py"), "runs/demo", "published/demo"]
+    subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
+    prepare, ask_openai, ask_mlflow, generate, ask_exported = re.findall(r"```python\n(.*?)```", doc, flags=re.DOTALL)
     (ask_curl,) = re.findall(r"```bash\n(.*?)```", doc, flags=re.DOTALL)
     serve = [sys.executable, str(ROOT / "tools/serve.py"), "runs/demo", f"port={own}", f"audio_folder={tmp_path}"]
     mlserve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "model", "--env-manager", "local"]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     scope: dict[str, Any] = {}
     with (
         started(tmp_path, f"http://127.0.0.1:{own}/health", *serve),
@@ -95,12 +99,13 @@ def test_ten_requests_have_the_same_answers_four_ways(tmp_path: Path, monkeypatc
             exec(ask_mlflow, scope)
             monkeypatch.setenv("PYTHONPATH", str(ROOT))
             exec(generate, scope)
+            exec(ask_exported, scope)
         except urllib.error.HTTPError as error:
             pytest.fail(error.read().decode())
     bodies = [json.loads(line) for line in Path("curl.jsonl").read_text().splitlines()]
     by_curl = [body["choices"][0]["message"]["content"] for body in bodies]
     assert len(by_curl) == 10 and len(set(by_curl)) >= 3, "dog, rain and nothing heard"
-    assert by_curl == scope["answers"] == scope["predictions"] == scope["generated"]
+    assert by_curl == scope["answers"] == scope["predictions"] == scope["generated"] == scope["transformed"]
 
 
 def test_the_limits_that_are_named_are_settings() -> None:
