@@ -20,6 +20,7 @@ from tests.trained_run import trained_run
 pytestmark = pytest.mark.slow
 
 FOUR = Decoding(max_new_tokens=4)
+SEARCHED = Decoding(max_new_tokens=4, beams=3)
 DRAWN = Decoding(max_new_tokens=4, temperature=1.5, seed=5)
 
 
@@ -72,6 +73,12 @@ def talk(rank: int, world_size: int, config: Config) -> Any:
         assert 0 < session.left_out < 4 and len(session.turns) == 5 - session.left_out
         session.reset()
         said.append((session.ask("w5", FOUR).text, anew("dog", [], "w5")))
+        # A search reads branches of its own; what was said goes on behind the one it chose.
+        for prompt, decoding in (("w3", SEARCHED), ("w21 w22", FOUR), ("w3", SEARCHED)):
+            turns = list(session.turns)
+            said.append((session.ask(prompt, decoding).text, anew("dog", turns, prompt, decoding)))
+        turns = list(session.turns[:-1])
+        said.append((session.retry(SEARCHED).text, anew("dog", turns, "w3", SEARCHED)))
         session.load((root / "rain.wav").read_bytes())
         said.append((session.ask("w5", FOUR).text, anew("rain", [], "w5")))
         with pytest.raises(BadRequest, match="expected a recording"):

@@ -21,6 +21,7 @@ from tests.trained_run import trained_run
 pytestmark = pytest.mark.slow
 
 FEW = Decoding(max_new_tokens=5, logprobs=3)
+SEARCHED = Decoding(max_new_tokens=3, beams=3)
 SECONDS = (1.0, 12.0, 2.0, 3.0, 4.0)
 
 
@@ -60,7 +61,7 @@ def teach(rank: int, world_size: int, config: Config, immediate: bool) -> dict[s
     hears = replace(config.model.cross_attention, immediate=immediate)
     config = replace(config, model=replace(config.model, cross_attention=hears))
     listener, root = Listener(config), Path(config.data.root)
-    found: dict[str, Any] = {"alike": [], "read": [], "heard": []}
+    found: dict[str, Any] = {"alike": [], "read": [], "heard": [], "counted": []}
     taught, shown = Taught(listener), [examples("w5 w6", 0, 1), examples("w9", 2)]
     read, encode = Reading.read, listener.model.front.encode
 
@@ -83,6 +84,10 @@ def teach(rank: int, world_size: int, config: Config, immediate: bool) -> dict[s
             logprobs = [[score.logprob for score in answer.scores] for answer in (said, wanted)]
             alike = torch.allclose(*map(torch.tensor, logprobs), atol=1e-4)
             found["alike"].append(said.tokens == wanted.tokens and alike)
+            found["counted"] += [(said.prompt_tokens, wanted.prompt_tokens)]
+    (wanted,) = listener.answers([whole(shown, asked(4))], [SEARCHED], root=root)
+    assert wanted is not None
+    found["searched"] = taught.answer(asked(4), SEARCHED, root).tokens == wanted.tokens
     before = taught.answer(asked(3), FEW, root).tokens
     try:
         taught.add(examples("w1 " * 600, 4), root)
@@ -97,7 +102,8 @@ def teach(rank: int, world_size: int, config: Config, immediate: bool) -> dict[s
 @pytest.mark.parametrize("immediate", [False, True], ids=["all audio so far", "the latest alone"])
 def test_it_answers_as_if_all_examples_stood_before_the_question(config: Config, immediate: bool) -> None:
     (found,) = run_distributed(teach, 1, config, immediate, timeout=200)
-    assert found["alike"] == [True] * 6
+    assert found["alike"] == [True] * 6 and found["searched"]
+    assert all(said == wanted for said, wanted in found["counted"]), "tokens of the whole prompt, examples and all"
     assert found["heard"] == [1] * 6, "only what is asked about is heard anew"
     first = [length for length in found["read"] if length > 1]
     assert max(first) <= found["question"] + 2, "and only the question is read"
