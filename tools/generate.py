@@ -15,6 +15,7 @@ length_penalty, stop, seed, logprobs.
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch.distributed as dist
 
@@ -24,6 +25,7 @@ from megatron_af.inference.requests import BadRequest, settings_of
 from megatron_af.parallel.world import join_world
 from megatron_af.progress import Progress, silent
 from megatron_af.release.named import named
+from megatron_af.serve.settings import Precision
 
 
 @command
@@ -39,6 +41,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="where its answers go, a line each")
     parser.add_argument("--few-shot", type=int, default=0, metavar="K", help="show K retrieved examples before each")
     parser.add_argument("--from", dest="source", default="", help="data set whose index the examples come from")
+    precisions = [one for one in get_args(Precision) if one]
+    parser.add_argument("--precision", choices=precisions, default="", help="of the weights; default: as trained")
     parser.add_argument("--tensor", type=int, default=1, help="ranks that share each layer")
     parser.add_argument("--pipeline", type=int, default=1, help="ranks that share the layers")
     arguments = parser.parse_intermixed_args()
@@ -62,7 +66,7 @@ def main() -> int:
     parallel = ParallelConfig(tensor=arguments.tensor, pipeline=arguments.pipeline)
     few_shot = {"few_shot": arguments.few_shot, "few_shot_from": arguments.source}
     first = dist.get_rank() == 0
-    with LoadedModel(named(arguments.model), parallel=parallel) as model:
+    with LoadedModel(named(arguments.model), precision=arguments.precision, parallel=parallel) as model:
         if arguments.requests is not None:
             with Progress() if first else silent() as progress:
                 counts = answer_file(

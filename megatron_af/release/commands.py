@@ -163,7 +163,9 @@ def _log_serving_model(config: Config, client: MlflowClient, run_id: str, releas
         mlflow.pyfunc.save_model(
             f"{folder}/model",
             python_model=str(SERVING),
-            model_config={"release": release.as_uri(), "digest": recorded_digest(release), "audio_folder": ""},
+            model_config={
+                "release": release.as_uri(), "digest": recorded_digest(release), "audio_folder": "", "precision": ""
+            },
             signature=SIGNATURE,
             input_example=[_example()],
             pip_requirements=[f"megatron-af=={package_version('megatron-af')}"],

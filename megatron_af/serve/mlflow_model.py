@@ -6,7 +6,8 @@
 
 MLflow keeps this file and the address and digest of a release (``runs/bundle.py``), not the weights. ``audio`` may
 name a file only where the model was loaded with a folder for them: ``load_model(…, model_config={"audio_folder":
-"/data"})``, or ``SERVING_MODEL_CONFIG='{"audio_folder": "/data"}'`` around ``mlflow models serve``.
+"/data"})``, or ``SERVING_MODEL_CONFIG='{"audio_folder": "/data"}'`` around ``mlflow models serve``. ``precision`` there
+says how the weights are held: ``fp32``, ``bf16`` or ``int8``.
 """
 
 from pathlib import Path
@@ -63,7 +64,8 @@ class AudioFlamingoModel(PythonModel):
         release = Path(mlflow.artifacts.download_artifacts(context.model_config["release"]))
         verify_digest(release, context.model_config["digest"])
         folder = context.model_config.get("audio_folder", "")
-        self._model = LoadedModel(release, opens=files_below(Path(folder)) if folder else no_files)
+        opens = files_below(Path(folder)) if folder else no_files
+        self._model = LoadedModel(release, opens=opens, precision=context.model_config.get("precision", ""))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
