@@ -297,7 +297,7 @@ def _serving(folder: Path, model: str, settings: list[str]) -> Iterator[tuple[in
         RuntimeError: it ended, with what it said last; or it does not come.
     """
     log = folder / "server.log"
-    with log.open("w") as said:
+    with log.open("a") as said:
         command = [sys.executable, str(SERVE), model, "port=0", *settings]
         process = subprocess.Popen(command, stdout=said, stderr=said)
     try:
