@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         write(Path(options.json), json.dumps(record(planned), indent=1) + "\n")
     if options.picture:
         draw(planned, Path(options.picture))
-    return 0 if all(one.plan.fits for one in planned) else NO_USE
+    return 0 if all(one.plan.fits and not one.problem for one in planned) else NO_USE
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from megatron_af.plan.weights import front_weights
 DRAWN = 2
 """Steps that are drawn for each layout that is tried."""
 MOST_CHUNKS = 4
+ABOUT = 0.03
+"""Times that differ by no more than this part are the same to a plan."""
 RECOMPUTES = ("none", "selective", "full")
 CACHED = 0.0
 """Part of the windows that are encoded once a feature cache is full."""
@@ -124,8 +126,15 @@ def search(config: Config, name: str, gpu: Gpu, world: int, lengths: Lengths) ->
             found.append(Ranked(changes=changes, plan=plan))
             if plan.fits or plan.case.stages == [[]]:
                 break
-    fitting = sorted((one for one in found if one.plan.fits), key=lambda one: one.plan.time.total / one.plan.samples)
+    fitting = sorted((one for one in found if one.plan.fits), key=_rank)
     return fitting + sorted((one for one in found if not one.plan.fits), key=lambda one: one.plan.needed)
+
+
+def _rank(one: Ranked) -> tuple[int, int, float]:
+    """Of layouts that are about as fast, the one with the fewest cuts comes first."""
+    parallel, seconds = one.plan.case.parallel, one.plan.time.total / one.plan.samples
+    cuts = parallel.tensor * parallel.pipeline * parallel.virtual_pipeline
+    return round(math.log(seconds) / math.log(1 + ABOUT)), cuts, seconds
 
 
 def best(
@@ -169,11 +178,12 @@ def layouts(config: Config, name: str, gpu: Gpu, world: int) -> Iterator[Changes
     """What is worth trying, before anybody has asked whether it can be."""
     stage, lm = config.curriculum[name], config.model.lm
     zero = ("distributed_optimizer", world > 1), ("overlap", world > 1)
+    micro = sorted({stage.micro_batch_samples, *(2**power for power in range(6))})
     if stage.objective != "answer":  # no decoder: every rank does the same
         whole = ("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual_pipeline", 1)
-        yield Changes(parallel=(*whole, *zero))
+        for samples in micro:
+            yield Changes(parallel=(*whole, *zero), stage=(("micro_batch_samples", samples),))
         return
-    micro = sorted({stage.micro_batch_samples, *(2**power for power in range(6))})
     sharded = math.gcd(lm.kv_heads, lm.heads, config.model.cross_attention.heads)
     for tensor in (n for n in divisors(sharded) if n <= gpu.per_node):
         for pipeline in (n for n in divisors(world) if n <= lm.layers and world % (tensor * n) == 0):

@@ -37,13 +37,22 @@ def _planned(
     config: Config, name: str, gpu: Gpu, world: int, given: Mapping[str, GivenLengths], most: int
 ) -> Planned:
     lengths = lengths_of(config, name, given)
-    plan = as_configured(config, name, gpu, world, lengths)
-    tried = search(config, name, gpu, world, lengths) if most or not plan.fits else []
+    problem = ""
+    try:
+        plan = as_configured(config, name, gpu, world, lengths)
+        tried = search(config, name, gpu, world, lengths) if most or not plan.fits else []
+        close = None if plan.fits else nearest(config, name, tried)
+    except ConfigError as error:
+        tried = search(config, name, gpu, world, lengths)
+        if not tried:
+            raise
+        close = nearest(config, name, tried)
+        plan, problem = (close or tried[0]).plan, str(error)
     fastest = best(config, name, gpu, world, lengths, tried, most)
-    close = None if plan.fits else nearest(config, name, tried)
     return Planned(
         name=name,
         plan=plan,
+        problem=problem,
         best=fastest,
         nearest=close,
         differing=[one.changes.differing(config, name) for one in fastest],

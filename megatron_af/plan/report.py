@@ -25,7 +25,9 @@ class Planned:
 
     name: str
     plan: StagePlan
-    """As it is configured."""
+    """As it is configured; where that cannot be, with the fewest changes."""
+    problem: str
+    """Why it cannot be as it is configured."""
     best: Sequence[Ranked]
     """The fastest layouts that fit."""
     nearest: Ranked | None
@@ -46,7 +48,9 @@ def verdicts(planned: Sequence[Planned]) -> list[str]:
     told = []
     for one in planned:
         gpu, plan = one.plan.case.gpu, one.plan
-        if not plan.fits:
+        if one.problem:
+            told.append(f"{one.problem}\n  planned with {' '.join(one.nearest_differing) or 'what needs the least'}")
+        elif not plan.fits:
             told.append(f"{one.name} does not fit: {shortage(plan)}")
             if one.nearest is not None:
                 changes = " ".join(one.nearest_differing)
@@ -75,7 +79,7 @@ def shortage(plan: StagePlan) -> str:
 
 
 def _memory(planned: Sequence[Planned]) -> Table:
-    table = Table("GiB a rank", *(one.name for one in planned), title="memory, as configured", title_justify="left")
+    table = Table("GiB a rank", *(one.name for one in planned), title="memory", title_justify="left")
     for kind in KINDS:
         table.add_row(kind, *(_gib(one.plan.memory.kinds[kind]) for one in planned))
     table.add_row("longer steps", *(_gib(one.plan.margin) for one in planned))
@@ -86,7 +90,7 @@ def _memory(planned: Sequence[Planned]) -> Table:
 
 
 def _time(planned: Sequence[Planned]) -> Table:
-    table = Table("seconds a step", *(one.name for one in planned), title="time, as configured", title_justify="left")
+    table = Table("seconds a step", *(one.name for one in planned), title="time", title_justify="left")
     for part in PARTS:
         table.add_row(part, *(f"{one.plan.time.parts[part]:.3f}" for one in planned))
     table.add_row("all", *(f"{one.plan.time.total:.3f}" for one in planned), style="bold")
@@ -103,7 +107,7 @@ def _time(planned: Sequence[Planned]) -> Table:
 
 def _whole(planned: Sequence[Planned]) -> Table:
     columns = ("stage", "samples a step", "tokens/s", "audio-s/s", "steps", "days", "GPU hours")
-    table = Table(*columns, title="stages, as configured", title_justify="left")
+    table = Table(*columns, title="stages", title_justify="left")
     for one in planned:
         plan = one.plan
         table.add_row(
@@ -120,8 +124,11 @@ def _whole(planned: Sequence[Planned]) -> Table:
 
 
 def _layouts(one: Planned) -> Table:
-    table = Table("change", "s a step", "GiB", "util. %", "bubble %", "layers by chunk\n(even split)",
-                  title=f"{one.name}: the fastest that fit", title_justify="left")  # fmt: skip
+    table = Table(title=f"{one.name}: the fastest that fit", title_justify="left")
+    table.add_column("change", overflow="fold", min_width=36)
+    for column in ("s a step", "GiB", "util. %", "bubble %"):
+        table.add_column(column, justify="right")
+    table.add_column("layers by chunk\n(even split)", overflow="fold")
     for ranked, changes in zip(one.best, one.differing, strict=True):
         plan = ranked.plan
         table.add_row(
@@ -165,6 +172,7 @@ def record(planned: Sequence[Planned]) -> dict[str, Any]:
                     {"changes": list(changes)} | _record(ranked.plan)
                     for ranked, changes in zip(one.best, one.differing, strict=True)
                 ],
+                "problem": one.problem,
                 "nearest": list(one.nearest_differing) if one.nearest else None,
             }
             for one in planned

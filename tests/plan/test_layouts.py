@@ -1,6 +1,7 @@
 """What fits is ranked, and what does not has a nearest change that does."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 
@@ -21,7 +22,8 @@ def test_the_fastest_comes_first_and_all_of_them_fit() -> None:
     tried = search(config, "stage", gpu, 4, lengths)
     found = best(config, "stage", gpu, 4, lengths, tried, 3)
     times = [one.plan.time.total for one in tried if one.plan.fits]
-    assert len(found) == 3 and times == sorted(times) and all(one.plan.fits for one in found)
+    assert len(found) == 3 and all(one.plan.fits for one in found)
+    assert all(one <= 1.07 * other for one, other in pairwise(times)), "those that are about as fast may change places"
     for one in found:
         changed = one.changes.of(config, "stage")
         again = as_configured(changed, "stage", gpu, 4, lengths)

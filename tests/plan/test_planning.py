@@ -44,6 +44,18 @@ def test_a_model_that_fits_nowhere_says_so() -> None:
     assert "no layout of 2 GPUs fits; the least takes" in told and "take more GPUs, larger ones" in told
 
 
+def test_a_stage_that_cannot_be_laid_as_it_is_configured_is_planned_with_the_fewest_changes() -> None:
+    (planned,) = plan_run(tiny.config(), ["stage"], read_gpu("cpu"), 8, {}, most=0)
+    told = "\n".join(verdicts([planned]))
+    assert planned.plan.fits and "cannot be laid on 8 GPUs as it is configured; --gpus 4 works" in told
+    assert "\n  planned with parallel." in told
+
+
+def test_gpus_that_no_layout_can_share_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be laid on 512 GPUs as it is configured; --gpus 4 works"):
+        plan_run(tiny.config(), ["stage"], read_gpu("cpu"), 512, {}, most=0)
+
+
 def test_a_model_that_cannot_be_built_is_refused() -> None:
     config = tiny.config()
     lm = dataclasses.replace(config.model.lm, heads=5)
