@@ -32,6 +32,7 @@ SUBJECTS = {
     "gpu": "whether a GPU computes what a CPU does, and how fast; its numbers are kept after every section",
     "serve": "a server in a crowd: failures, answers against those given alone, memory, latency (5 minutes)",
     "step": "a step of the mixed stream: padded to the longest, in groups of similar length, packed",
+    "plan": "rates of this machine for a file of configs/gpus, and planned against measured time of a step",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
 }
 """Subject -> what it measures; its module in ``megatron_af.bench`` has ``measure(folder, progress)`` and

@@ -1,0 +1,121 @@
+"""Rates of this machine for ``configs/gpus/``, and the planned time of a step beside the measured one.
+
+    result = measure(Path(folder), progress)
+
+Times are processor seconds of one thread, so that other programs of the machine do not count.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+
+from megatron_af.bench.step import BATCH, VOCABULARY, Learning, Mixed, configuration, world
+from megatron_af.config import Config
+from megatron_af.progress import Progress
+
+SIZE = 512
+"""Of matrix products: about as large as those of the models that are timed."""
+ROUNDS, STEPS = 12, 3
+WAY = "packed"
+
+
+def measure(folder: Path, progress: Progress) -> dict[str, Any]:
+    """
+    Returns:
+        ``rates``: of this machine, as in ``configs/gpus``; ``steps``: planned and measured seconds by setting.
+    """
+    torch.set_num_threads(1)
+    found = rates()
+    steps = {}
+    with world() as groups:
+        for number, (name, config) in enumerate(settings().items(), 1):
+            steps[name] = compare(config, found, groups)
+            progress.update("plan", number, len(settings()), name)
+    return {"rates": found, "steps": steps}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The result for the terminal."""
+    told = Table("rate", "measured", title="this machine, one thread", title_justify="left")
+    for name, value in result["rates"].items():
+        told.add_row(name, f"{value:.3g}")
+    steps = Table("setting", "planned s", "measured s", "planned / measured", title="a step", title_justify="left")
+    for name, one in result["steps"].items():
+        ratio = one["planned"] / one["measured"]
+        steps.add_row(name, f"{one['planned']:.3f}", f"{one['measured']:.3f}", f"{ratio:.2f}")
+    return [told, steps]
+
+
+def settings() -> dict[str, Config]:
+    """What is timed: everything learns, the language model is frozen, a larger one."""
+    whole = configuration(512)
+    stage = whole.curriculum["step"]
+    frozen = replace(stage, trainable=("transform.*", "added_rows", "lm.*.xattn.*"))
+    lm = replace(whole.model.lm, hidden=512, heads=8, kv_heads=2, ffn=2048)
+    return {
+        "all learns": whole,
+        "frozen language model": replace(whole, curriculum={"step": frozen}),
+        "twice as wide": replace(whole, model=replace(whole.model, lm=lm)),
+    }
+
+
+def rates() -> dict[str, float]:
+    """Operations, bytes and kernels a second."""
+    one, other = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
+    query = torch.randn(4, 8, SIZE, 64, requires_grad=True)
+    long, small = torch.randn(4 * 2**20), torch.randn(8)
+
+    def attend() -> None:
+        F.scaled_dot_product_attention(query, query, query).sum().backward()  # type: ignore[no-untyped-call]
+
+    scores = 4 * 8 * SIZE**2 * 64
+    return {
+        "matmul": 2 * SIZE**3 / _seconds(lambda: one @ other),
+        "attention": 2 * scores * 6 / _seconds(attend),  # two products forward, four on the way back
+        "copy": 2 * long.nbytes / _seconds(lambda: long * 2.0),
+        "launches": 1 / _seconds(lambda: [small * 2.0 for _ in range(1000)]) * 1000,
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The quickest of some."""
+    best = math.inf
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        work()
+        best = min(best, time.process_time() - began)
+    return max(best, 1e-9)
+
+
+def compare(config: Config, found: dict[str, float], groups: Any) -> dict[str, float]:
+    """Planned and measured seconds of the same batches, encoder aside, in these process groups."""
+    # Imported only now: megatron-core must have been made portable before its modules run.
+    from megatron_af.plan.case import Case
+    from megatron_af.plan.gpu import Rates, read_gpu
+    from megatron_af.plan.load import load_of
+    from megatron_af.plan.step_time import step_time
+
+    card = replace(
+        read_gpu("cpu"),
+        rates={"fp32": Rates(matmul=found["matmul"], attention=found["attention"])},
+        copy=found["copy"],
+        launch_seconds=1 / found["launches"],
+    )
+    config = replace(config, model=replace(config.model, lm=replace(config.model.lm, vocab=VOCABULARY)))
+    case = Case(config=config, gpu=card, world=1)
+    planned = measured = 0.0
+    learning = Learning(config, groups)
+    for seed in range(STEPS):
+        batch = Mixed.draw(seed, BATCH)
+        made = learning.batch(batch, WAY)
+        load = replace(load_of(made.audio, made.text, config.model.encoder.tokens_per_window), encoded=0.0)
+        planned += step_time(case, load).total
+        measured += min(learning.seconds(batch, WAY) for _ in range(2))
+    return {"planned": planned / STEPS, "measured": measured / STEPS}
