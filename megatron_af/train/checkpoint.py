@@ -21,15 +21,10 @@ tensors, and nothing else (``train/described_tensors.py``).
 
 import contextlib
 import json
-import multiprocessing
 import os
-import re
 import shutil
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial as partial_of
-from multiprocessing import resource_tracker
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +34,8 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedTensor
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -49,10 +44,9 @@ from megatron_af.config.loading import load_config
 from megatron_af.entry import sentence
 from megatron_af.files import write
 from megatron_af.model import AudioFlamingo
-from megatron_af.parallel.child import end_with
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
-from megatron_af.runs.digests import digest_files, record_digest
+from megatron_af.runs.digests import record_digest
 from megatron_af.runs.lock import StageBusy, ensure_kept
 from megatron_af.runs.paths import (
     BEST,
@@ -66,6 +60,8 @@ from megatron_af.runs.paths import (
     replaced,
 )
 from megatron_af.runs.pointers import checkpoint_digest, holds, is_pointed_at, source_of, verify
+from megatron_af.train.checkpoint_files import note_of, write_and_digest
+from megatron_af.train.checkpoint_writer import CheckpointWriter, Saves, results_queue
 from megatron_af.train.described_tensors import only_tensors
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
 from megatron_af.train.trainable import part_of
@@ -88,7 +84,8 @@ class Checkpoints:
     ) -> None:
         self._folder = folder
         self._keep = keep
-        self._queue = AsyncCallsQueue() if asynchronous else None
+        self._writer = CheckpointWriter() if asynchronous else None
+        self._queue = Saves(self._writer) if self._writer else None
         self._under_way = folder
         self._announce = announce
 
@@ -157,11 +154,20 @@ class Checkpoints:
             _on_first(put_in_place)
             self._announce(final)
 
-        _keep_results_queue()
+        results_queue()
         with _written(partial):
-            request = dist_checkpointing.save(state, str(partial), async_sharded_save=True, async_strategy="mcore")
+            request = dist_checkpointing.save(
+                state,
+                str(partial),
+                sharded_strategy=FullyParallelSaveStrategyWrapper(
+                    TorchDistSaveShardedStrategy("torch_dist", 1), groups.data
+                ),
+                async_sharded_save=True,
+                async_strategy="mcore",
+            )
             request.add_finalize_fn(publish)
-            request = request._replace(async_fn=partial_of(_write, os.getpid(), partial, request.async_fn))
+            if request.async_fn is not None:  # something of it is this rank's
+                request = request._replace(async_fn=partial_of(write_and_digest, partial))
             if self._queue is None:
                 request.execute_sync()
             else:
@@ -183,16 +189,14 @@ class Checkpoints:
                 self._queue.maybe_finalize_async_calls(blocking=blocking)
 
     def close(self) -> None:
-        if self._queue is not None:
+        if self._writer is not None:
             self.wait()
-            self._queue.close()
+            self._writer.close()
 
     def abort(self) -> None:
         """End without the other ranks, which may be gone: the checkpoint under way is given up."""
-        if self._queue is not None:
-            for call in self._queue.async_calls:
-                call.async_caller.close(abort=True)
-            self._queue.async_calls.clear()
+        if self._writer is not None:
+            self._writer.close(abort=True)
 
     def _prune(self, newest: Path) -> None:
         for left in self._folder.glob(f"step_*{REPLACED}"):
@@ -288,28 +292,9 @@ def _on_first(action: Callable[[], None]) -> None:
         raise CheckpointError(message, exit_code=code)
 
 
-def _write(parent: int, folder: Path, write_tensors: Callable[..., None] | None, *args: Any, **named: Any) -> None:
-    """In the writer's process, or in this one: write this rank's tensors, and note what the files' digests are.
-
-    A writer ends with its rank: otherwise it would go on writing where the resumed run writes.
-    """
-    if write_tensors is None:
-        return
-    if os.getpid() != parent:
-        end_with(parent)
-    write_tensors(*args, **named)
-    own = [file.name for file in folder.glob(f"__{dist.get_rank()}_*")]
-    with contextlib.suppress(OSError):  # told of the tensors by megatron-core; of a note alone, the first rank digests
-        write(folder / _note(), json.dumps(digest_files(folder, own)))
-
-
-def _note() -> str:
-    return f".digests_{dist.get_rank()}.json"
-
-
 def _digests_of_all(folder: Path) -> dict[str, str]:
     """File -> digest, of what every rank has written; a collective."""
-    note, written = folder / _note(), {}
+    note, written = note_of(folder, dist.get_rank()), {}
     if note.exists():
         written = json.loads(note.read_text())
         note.unlink()
@@ -341,9 +326,8 @@ def _written(partial: Path) -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    """What a writer met, of which megatron-core keeps the type alone; the rest stands in the rank's log."""
-    found = re.search(r"<class '(?:\w+\.)*(\w+)'>", str(error))
-    return found[1] if found else " ".join(str(error).split()) or type(error).__name__
+    """What a writer met, in one line."""
+    return " ".join(str(error).removeprefix("Worker failure:").split()) or type(error).__name__
 
 
 def load_optimizer(
@@ -447,24 +431,6 @@ def _model_state(
         for key, entries in state.items()
     }
     return {key: entries for key, entries in state.items() if entries}, weights
-
-
-def _keep_results_queue() -> None:
-    """Make the queue through which megatron-core's writers report, in a process that a launcher's signals do not end.
-
-    megatron-core would make it itself, in a process that dies of the SIGTERM which asks for the last checkpoint:
-    launchers signal whole process groups. Signals that are blocked here stay blocked in a process started meanwhile.
-    """
-    if filesystem_async._results_queue is not None:
-        return
-    resource_tracker.ensure_running()  # which else is started on the way, and unblocks them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
-    try:
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        manager.start(initializer=end_with, initargs=(os.getpid(),))
-        filesystem_async._results_queue = manager.Queue()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:

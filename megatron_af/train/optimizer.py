@@ -6,10 +6,12 @@
 The state of an optimizer is saved in one form, whatever sharded it: for each trainable parameter
 ``optimizer.exp_avg.<name>``, ``optimizer.exp_avg_sq.<name>`` and, in bf16, the float32 ``optimizer.master.<name>``;
 and one number of steps. So a checkpoint written with ZeRO-1 loads without it and the other way round, in any layout.
+In float32 the weights are their own masters, and are stored once.
 """
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,8 +31,7 @@ from torch import nn
 
 from megatron_af.config import OptimizerConfig, ParallelConfig
 from megatron_af.parallel.groups import Groups
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from megatron_af.train.zero1_state import MOMENTS, held, parts_of, whole_states
 
 
 class NonFiniteGradient(RuntimeError):
@@ -92,13 +93,18 @@ class AudioFlamingoOptimizer(ChainedOptimizer):
             if not _holds_parameters(optimizer):
                 continue
             _set_steps(optimizer, None)
-            if isinstance(optimizer, DistributedOptimizer):
-                state[f"member{index}"] = _zero1_state(optimizer, model_state, is_loading)
+            states: States
+            if not isinstance(optimizer, DistributedOptimizer):
+                states = _own_states(optimizer)
+            elif is_loading:
+                states = _to_read(optimizer)
             else:
-                state[f"member{index}"] = {
-                    sharded_of[id(parameter)].key: _moments(optimizer, parameter, main, sharded_of[id(parameter)])
-                    for parameter, main in _parameters_with_main(optimizer)
-                }
+                states = ((parameter, tensors, 0) for parameter, tensors in whole_states(optimizer))
+            # The entry of each parameter under its own key: by it, a loading rank finds what it asked for.
+            state[f"member{index}"] = {
+                sharded_of[id(parameter)].key: _sharded(sharded_of[id(parameter)], tensors, copy)
+                for parameter, tensors, copy in states
+            }
             _set_steps(optimizer, num_steps)
         return state
 
@@ -107,34 +113,49 @@ class AudioFlamingoOptimizer(ChainedOptimizer):
         for index, optimizer in enumerate(self.chained_optimizers):
             if not _holds_parameters(optimizer):
                 continue
-            loaded = state[f"member{index}"]
+            loaded = state[f"member{index}"].values()
             _set_steps(optimizer, None)
             if isinstance(optimizer, DistributedOptimizer):
-                optimizer.load_parameter_state_from_fully_reshardable(loaded)
+                for (parameter, (begin, end), _), tensors in zip(held(optimizer), loaded, strict=True):
+                    for name, part in parts_of(optimizer, parameter).items():
+                        part.data.copy_(tensors[name].flatten()[begin:end])
             else:
-                for (_, main), tensors in zip(_parameters_with_main(optimizer), loaded.values(), strict=True):
-                    for moment in MOMENTS:
-                        optimizer.optimizer.state[main][moment].copy_(tensors[moment])
-                    if "master" in tensors:
-                        main.data.copy_(tensors["master"])
+                for (_, kept, _), tensors in zip(_own_states(optimizer), loaded, strict=True):
+                    for name, tensor in kept.items():
+                        tensor.copy_(tensors[name])
             _set_steps(optimizer, num_steps)
 
     def _members(self) -> Iterator[MegatronOptimizer]:
         return (o for o in self.chained_optimizers if _holds_parameters(o))
 
 
-def _zero1_state(
-    optimizer: DistributedOptimizer, model_state: dict[str, Any], is_loading: bool
-) -> dict[int, dict[str, Any]]:
-    """Whole tensors per parameter, gathered from the ZeRO-1 shards (when loading: room for them)."""
-    state: dict[int, dict[str, Any]] = optimizer.sharded_param_state_fully_reshardable(
-        model_state, is_loading, metadata={}
-    )
-    for tensors in state.values():
-        for name, tensor in tensors.items():
-            key = tensor.key.removeprefix(f"optimizer.state.{name}.")
-            tensor.key = f"optimizer.{'master' if name == 'param' else name}.{key}"
-    return state
+type States = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor], int | None]]
+"""Parameters, the tensors of their states, and the how manieth copy these are; None: as many as of the weight."""
+
+
+def _to_read(optimizer: DistributedOptimizer) -> States:
+    """Room in host memory for the whole state of each parameter of which this rank holds a part."""
+    for parameter, _, is_writer in held(optimizer):
+        names = parts_of(optimizer, parameter)
+        room = {name: torch.empty(parameter.shape, dtype=torch.float32, device="cpu") for name in names}
+        yield parameter, room, 0 if is_writer else 1
+
+
+def _own_states(optimizer: MegatronOptimizer) -> States:
+    """The tensors themselves, where each rank has those of all of its parameters."""
+    for parameter, main in _parameters_with_main(optimizer):
+        state = optimizer.optimizer.state[main]
+        tensors = {moment: state[moment] for moment in MOMENTS}
+        yield parameter, tensors if main is parameter else tensors | {"master": main.detach()}, None
+
+
+def _sharded(
+    weight: ShardedTensor | ShardedTensorFactory, tensors: dict[str, torch.Tensor], copy: int | None
+) -> dict[str, ShardedTensor | ShardedTensorFactory]:
+    """Cut over tensor and pipeline ranks as the weight is; the first copy is what is written."""
+    if copy is not None:
+        weight = replace(weight, replica_id=(*weight.replica_id[:-1], copy))
+    return {name: make_sharded_optimizer_tensor(weight, x, f"optimizer.{name}") for name, x in tensors.items()}
 
 
 def _holds_parameters(optimizer: MegatronOptimizer) -> bool:
@@ -176,19 +197,6 @@ def _parameters_with_main(optimizer: MegatronOptimizer) -> Iterator[tuple[torch.
     else:
         for parameter in optimizer.get_parameters():
             yield parameter, parameter
-
-
-def _moments(
-    optimizer: MegatronOptimizer,
-    parameter: torch.Tensor,
-    main: torch.Tensor,
-    sharded: ShardedTensor | ShardedTensorFactory,
-) -> dict[str, Any]:
-    state = optimizer.optimizer.state[main]
-    tensors = {m: make_sharded_optimizer_tensor(sharded, state[m], f"optimizer.{m}") for m in MOMENTS}
-    # ZeRO-1 keeps a main copy of every parameter, so a checkpoint always holds one.
-    tensors["master"] = make_sharded_optimizer_tensor(sharded, main.detach(), "optimizer.master")
-    return tensors
 
 
 def _sharded_by_parameter(model_state: dict[str, Any]) -> dict[int, ShardedTensor | ShardedTensorFactory]:

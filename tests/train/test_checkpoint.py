@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.paths import CheckpointError, Resume, latest, read_resume
 from megatron_af.runs.whole import damage
-from megatron_af.train import checkpoint
+from megatron_af.train import checkpoint, checkpoint_files
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
+from megatron_af.train.checkpoint_writer import CheckpointWriter
 from megatron_af.train.objectives.answer import Answer
 from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.optimizer import build_schedule
@@ -286,18 +288,17 @@ def save_in_vain(rank: int, world_size: int, folder: Path, asynchronous: bool, t
     save(folder, 1.0, 1).close()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     written = checkpoint.write
-    write_tensors = FileSystemWriterAsync.write_preloaded_data
+    write_file = checkpoint_files._write_file
 
-    def with_little_room(*args: Any, **kwargs: Any) -> Any:
+    def with_little_room(*args: Any) -> Any:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # the system then refuses each further byte
-        return write_tensors(*args, **kwargs)
+        return write_file(*args)
 
-    if trouble == "tensors":
-        FileSystemWriterAsync.write_preloaded_data = with_little_room  # type: ignore[method-assign]
+    if trouble == "tensors" and not asynchronous:
+        checkpoint_files._write_file = with_little_room
     elif trouble == "manifest" and rank == 0:
         checkpoint.write = full  # type: ignore[attr-defined]
-    elif trouble == "writer":
-        FileSystemWriterAsync.write_preloaded_data = die  # type: ignore[method-assign]
+    CheckpointWriter.schedule_async_call = partialmethod(in_trouble, trouble)  # type: ignore[method-assign, assignment]
     try:
         save(folder, 2.0, 2, asynchronous).close()
     except CheckpointError as error:
@@ -305,16 +306,26 @@ def save_in_vain(rank: int, world_size: int, folder: Path, asynchronous: bool, t
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         checkpoint.write = written  # type: ignore[attr-defined]
-        FileSystemWriterAsync.write_preloaded_data = write_tensors  # type: ignore[method-assign]
+        checkpoint_files._write_file = write_file
     return told
+
+
+schedule = CheckpointWriter.schedule_async_call
+
+
+def in_trouble(writer: CheckpointWriter, trouble: str, request: Any) -> None:
+    """A writer that has little room, or is killed while it has work."""
+    if trouble == "tensors":
+        resource.prlimit(writer.process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    if trouble == "writer":
+        writer.process.send_signal(signal.SIGSTOP)
+    schedule(writer, request)
+    if trouble == "writer":
+        writer.process.kill()
 
 
 def full(path: Path, content: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-def die(*_: Any, **__: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -325,8 +336,12 @@ def test_what_cannot_be_written_is_one_sentence_on_all_ranks(trouble: str, async
     """And leaves the checkpoint before, whole."""
     told = run_distributed(save_in_vain, 2, tmp_path, asynchronous, trouble)
     assert told[0] == told[1] and told[0].startswith("1: ") and "step_00000002.partial" in told[0]
-    why = {"tensors": r"by rank \d \(OSError\), [\d.e+]+ GiB were free", "manifest": "No space left"}
-    assert re.search(why.get(trouble, "by rank"), told[0]), told[0]
+    why = {
+        "tensors": r"by rank \d \(\[Errno 27\] File too large\), [\d.e+]+ GiB were free",
+        "manifest": "No space left",
+        "writer": r"by rank \d \(the process that writes checkpoints ended with code -9\)",
+    }
+    assert re.search(why[trouble], told[0]), told[0]
     newest = latest(tmp_path)
     assert newest is not None and newest.name == "step_00000001" and damage(newest) == ""
     assert trouble == "manifest" or not list(tmp_path.glob("*.partial")), "its space is given back"

@@ -3,7 +3,6 @@
 import json
 import math
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from megatron.core.dist_checkpointing import load_tensors_metadata
-from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_af.config import CheckpointConfig, Config, ConfigError, StageConfig
 from megatron_af.inference.listener import Listener
@@ -221,21 +219,21 @@ def test_too_many_such_steps_in_a_row_end_the_run_on_all_ranks(config: Config) -
 
 def broken(rank: int, world_size: int, config: Config) -> int | None:
     """Exit code of a writer that was at work when the run failed."""
-    slow = staticmethod(lambda *args, **kwargs: time.sleep(120))
-    FileSystemWriterAsync.write_preloaded_data_multithread = slow  # type: ignore[method-assign]
     writers: list[Any] = []
 
     class Break(Callback):
+        def on_start(self, trainer: Trainer) -> None:
+            trainer.checkpoints._writer.process.send_signal(signal.SIGSTOP)  # it will never be done
+
         def on_step(self, trainer: Trainer, record: Record) -> None:
             if trainer.step == 2:
-                writers.extend(call.async_caller.process for call in trainer.checkpoints._queue.async_calls)
+                writers.append(trainer.checkpoints._writer.process)
                 raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"), Trainer(config, [Break()]) as trainer:
         trainer.train()
     (writer,) = writers
-    writer.join(timeout=60)
-    return writer.exitcode
+    return writer.wait(timeout=60)
 
 
 def test_a_run_that_fails_leaves_no_writer_behind(config: Config) -> None:
