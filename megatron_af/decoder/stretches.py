@@ -78,6 +78,11 @@ class Stretches:
         return cls.of([*pairs, (0, audio_of_BL.numel() - seen)])
 
     @property
+    def scores(self) -> int:
+        """Pairs of a position and a key, causality aside."""
+        return sum(count * seen for count, seen in zip(self.queries, self.keys, strict=True))
+
+    @property
     def tensors(self) -> list[Tensor]:
         """What attention wants on its device."""
         return [self.bounds_2E, *([] if self.index_K is None else [self.index_K])]

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 import torch
 
+from megatron_af.audio.encode_ahead import key_layout
 from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.transform import tally_transform
 from megatron_af.config import ModelConfig, StageConfig
 from megatron_af.data.batch import IGNORED, StepAudio, TextRows
 from megatron_af.decoder.operations import TallyWithAdapters, tally_decoder
+from megatron_af.decoder.stretches import Sight
 from megatron_af.flops import Amounts, Tally
 from megatron_af.model import length_groups
 from megatron_af.parallel.device import Device
@@ -59,21 +61,26 @@ def answer_amounts(
         for clips in audio.owners
         for group in length_groups([windows[clip] for clip in clips])
     ]
-    text = [(*micro.ids_BS.shape, _longest(micro, windows) * tokens_per_window) for micro in rows]
+    places = dict.fromkeys(range(len(windows)), 0)
+    keys = [key_layout(micro.clips, windows, places, tokens_per_window)[1] for micro in rows]
+    sights = [Sight.of(micro, audio_of_BL) for micro, audio_of_BL in zip(rows, keys, strict=True)]
+    shapes = [micro.ids_BS.shape for micro in rows]
     return Amounts(
         windows=sum(windows) * encoded_share,
         clip_tokens=sum(clips * length for clips, length in calls),
         clip_scores=sum(clips * length**2 for clips, length in calls),
-        text=sum(batch * length for batch, length, _ in text),
-        text_scores=sum(batch * length**2 for batch, length, _ in text),
-        keys=sum(batch * keys for batch, _, keys in text),
-        audio_scores=sum(batch * length * keys for batch, length, keys in text),
+        text=sum(batch * length for batch, length in shapes),
+        text_scores=sum(
+            sight.text.scores if sight.text else batch * length**2
+            for sight, (batch, length) in zip(sights, shapes, strict=True)
+        ),
+        keys=sum(audio_of_BL.numel() for audio_of_BL in keys),
+        audio_scores=sum(
+            sight.audio.scores if sight.audio else length * audio_of_BL.numel()
+            for sight, audio_of_BL, (_, length) in zip(sights, keys, shapes, strict=True)
+        ),
         supervised=sum(int((micro.labels_BS != IGNORED).sum()) for micro in rows),
     )
-
-
-def _longest(rows: TextRows, windows: Sequence[int]) -> int:
-    return max((sum(windows[clip] for clip in clips) for clips in rows.clips), default=0)
 
 
 def encoded_share(audio: StepAudio, rank: int) -> float:

@@ -81,7 +81,9 @@ def test_audio_by_definition(data: Any, batch: int, length: int, keys: int) -> N
         count = data.draw(st.integers(0, keys))
         row[:count] = torch.tensor(sorted(draw(0, count)), dtype=torch.int32)
     found = Stretches.of_audio(rows, audio_of)
-    assert torch.equal(shown(found, batch * length, batch * keys, causal=False), audio_visible(rows, audio_of))
+    visible = audio_visible(rows, audio_of)
+    assert torch.equal(shown(found, batch * length, batch * keys, causal=False), visible)
+    assert found.scores == int(visible.sum())
 
 
 def test_keys_are_copied_only_where_several_stretches_see_them() -> None:
