@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from rich.table import Table
 
 from megatron_af.bench import step
-from megatron_af.bench.step import Computed, Learning, Mixed, configuration, world
+from megatron_af.bench.step import Computed, Learning, Mixed, configuration, matmul_rate, world
 from megatron_af.config import Config, ConfigError
 from megatron_af.parallel.device import Device, current_device, transformer_engine_problem
 from megatron_af.progress import Progress
@@ -92,17 +92,6 @@ def environment(device: Device) -> dict[str, Any]:
     }
 
 
-def matmul_rate(device: torch.device, size: int, dtype: torch.dtype, repeats: int = 20) -> float:
-    """Operations a second of ``size`` x ``size`` products."""
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    _wait(one @ other)
-    began = time.perf_counter()
-    for _ in range(repeats):
-        product = one @ other
-    _wait(product)
-    return 2 * size**3 * repeats / (time.perf_counter() - began)
-
-
 def parity(folder: Path, device: Device) -> dict[str, float]:
     """Against a process that sees no GPU.
 
@@ -158,10 +147,6 @@ def _cosine(one: Computed, other: Computed, part: str) -> float:
     names = [name for name in other.gradients if name.startswith(part)]
     joined = [torch.cat([found.gradients[name].flatten().float() for name in names]) for found in (one, other)]
     return float(F.cosine_similarity(joined[0], joined[1], dim=0))
-
-
-def _wait(tensor: torch.Tensor) -> None:
-    tensor.flatten()[0].item()
 
 
 def main(file: str, width: int) -> None:

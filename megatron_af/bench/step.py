@@ -1,13 +1,15 @@
-"""What a step of the mixed stream costs, by what is padded to what.
+"""What a step costs, by what is padded to what, beside the public code's way.
 
     result = measure(Path(folder), progress)        # tools/bench.py step
 
-Clips as curricula mix them: 60% have one window, 25% two or three, 15% four to thirty; texts have 40 to 200 tokens; a
-batch has eight samples, and features come from a cache, so that no encoder runs. Three ways, which must give the same
-loss and gradients: ``longest`` pads every clip to the longest of the step and every text to the longest of the batch,
-as the public code does; ``groups`` runs clips of similar length through the transformation layers together; ``packed``
-puts several samples into a text row besides. Loss, backward pass and optimizer step are timed; on the CPU in processor
-seconds of one thread, float32.
+Features come from a cache, so that no encoder runs. The mixed stream has clips as curricula mix them: 60% have one
+window, 25% two or three, 15% four to thirty; texts have 40 to 200 tokens; a batch has eight samples. The uniform
+streams have one sample of 3, 12 or 30 windows. Four ways, which must give the same loss and gradients before any is
+timed: ``public`` is the public code's, in plain PyTorch (``public_way.py``); ``longest`` pads every clip to the longest
+of the step and every text to the longest of the batch; ``groups`` runs clips of similar length through the
+transformation layers together; ``packed`` puts several samples into a text row besides. Loss, backward pass and
+optimizer step are timed, the ways in turn; on the CPU in processor seconds of one thread, float32. A way's part of the
+limit is what its samples need without any padding, over what a large matrix product would compute in the same time.
 
 Shapes: S text positions, B rows, W windows, L tokens of a window, D audio width.
 """
@@ -26,6 +28,7 @@ import torch.distributed as dist
 from rich.table import Table
 from torch import Tensor
 
+from megatron_af.bench.public_way import PublicWay
 from megatron_af.config import (
     Config,
     CrossAttentionConfig,
@@ -43,10 +46,15 @@ from megatron_af.progress import Progress
 
 WIDTHS = (512, 2048)
 """Of the audio tokens."""
+UNIFORM_WIDTH, UNIFORM_WINDOWS, UNIFORM_TOKENS = 2048, (3, 12, 30), 120
 STEPS, BATCH, PACKED_TOKENS = 5, 8, 512
-WAYS = ("longest", "groups", "packed")
+WAYS = ("public", "longest", "groups", "packed")
+ONE_SAMPLE = ("public", "packed")
+"""Ways that differ where a batch is one sample."""
 LOSS, GRADIENT = 1e-5, 1e-4
-"""Relative differences up to which two ways compute the same."""
+ROUNDED_LOSS, ROUNDED_GRADIENT = 2e-2, 1e-1
+"""Relative differences up to which two ways compute the same, in float32 and in bf16."""
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 VOCABULARY = 4_096
 
 
@@ -71,18 +79,69 @@ class Mixed:
 def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """
     Returns:
-        ``milliseconds``: of a step, the median, by width and way; ``times``: how often faster than ``longest``;
-        ``useful``: share of the transformation layers' positions that are some clip's own.
+        ``rows``: of each stream, audio width and way ``milliseconds`` of a step (the median), ``spread`` (least and
+        most), ``times`` (how often faster than the public way) and ``limit`` (part of a matrix product's rate);
+        ``useful``: share of the transformation layers' positions that are some clip's own, by way;
+        ``matmul_gigaflops``.
     """
     torch.set_num_threads(1)
-    batches = [Mixed.draw(seed, BATCH) for seed in range(STEPS)]
-    milliseconds: dict[str, dict[str, float]] = {}
+    mixed = [Mixed.draw(seed, BATCH) for seed in range(STEPS)]
+    device = current_device()
+    precision = "bf16" if device.is_gpu else "fp32"
+    rate = matmul_rate(device.torch, 8192 if device.is_gpu else 1024, DTYPES[precision])
+    streams: list[tuple[str, int, list[Mixed], tuple[str, ...]]] = [("mixed", width, mixed, WAYS) for width in WIDTHS]
+    for windows in UNIFORM_WINDOWS:
+        uniform = [Mixed((windows,), (UNIFORM_TOKENS + seed,)) for seed in range(STEPS)]
+        streams.append((f"uniform, {windows} windows", UNIFORM_WIDTH, uniform, ONE_SAMPLE))
+    rows: list[dict[str, Any]] = []
     with world() as groups:
-        for number, width in enumerate(WIDTHS, 1):
-            milliseconds[str(width)] = _of_width(width, batches, groups)
-            progress.update("step", number, len(WIDTHS), f"width {width}")
-    times = {width: {way: ms["longest"] / ms[way] for way in WAYS} for width, ms in milliseconds.items()}
-    return {"milliseconds": milliseconds, "times": times, "useful": useful(batches), "device": current_device().name}
+        for number, (stream, width, batches, ways) in enumerate(streams, 1):
+            learning = Learning(configuration(width, precision), groups)
+            rows += [{"stream": stream, "width": width} | row for row in compared(learning, batches, ways, rate)]
+            progress.update("step", number, len(streams), f"{stream}, width {width}")
+    return {"rows": rows, "useful": useful(mixed), "device": device.name, "matmul_gigaflops": rate / 1e9}
+
+
+def compared(learning: "Learning", batches: Sequence[Mixed], ways: Sequence[str], rate: float) -> list[dict[str, Any]]:
+    """Of each way what its steps took, after all of them gave the same loss and gradients."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    operations = 0.0
+    bounds = (LOSS, GRADIENT) if learning.exact else (ROUNDED_LOSS, ROUNDED_GRADIENT)
+    for batch in batches:
+        same = [learning.computed(batch, way) for way in ways]
+        for found in same[1:]:
+            check_same(found, same[0], *bounds)
+        operations += learning.operations(batch)
+        for way in ways:  # in turn, so that what disturbs the machine disturbs all of them
+            seconds[way].append(learning.seconds(batch, way))
+    return [
+        {
+            "way": way,
+            "milliseconds": 1000 * median(found),
+            "spread": [1000 * min(found), 1000 * max(found)],
+            "times": sum(seconds["public"]) / sum(found),
+            "limit": operations / sum(found) / rate,
+        }
+        for way, found in seconds.items()
+    ]
+
+
+def matmul_rate(device: torch.device, size: int, dtype: torch.dtype, repeats: int = 20) -> float:
+    """Operations a second of ``size`` x ``size`` products; on the CPU a processor's second."""
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    product = one @ other
+    now = clock(device)
+    product.flatten()[0].item()  # waits for the product
+    began = now()
+    for _ in range(repeats):
+        product = one @ other
+    product.flatten()[0].item()
+    return 2 * size**3 * repeats / (now() - began)
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Other programs share a CPU, and a GPU computes while the processor waits."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
 
 
 def useful(batches: Sequence[Mixed]) -> dict[str, float]:
@@ -95,16 +154,21 @@ def useful(batches: Sequence[Mixed]) -> dict[str, float]:
         for batch in batches
         for group in length_groups(batch.windows)
     )
-    return {"longest": own / longest, "groups": own / grouped, "packed": own / grouped}
+    return {"public": own / longest, "longest": own / longest, "groups": own / grouped, "packed": own / grouped}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """The result for the terminal."""
-    table = Table("audio width", "way", "ms a step", "times faster", "useful positions", title="mixed stream, cached")
-    for width, ways in result["milliseconds"].items():
-        for way, ms in ways.items():
-            times, share = result["times"][width][way], result["useful"][way]
-            table.add_row(width, way, f"{ms:.0f}", f"{times:.2f}", f"{share:.0%}")
+    columns = ("stream", "audio width", "way", "ms a step", "least … most", "times faster", "of the limit")
+    table = Table(*columns, title="a step with cached features")
+    for row in result["rows"]:
+        least, most = row["spread"]
+        table.add_row(
+            row["stream"], str(row["width"]), row["way"], f"{row['milliseconds']:.0f}", f"{least:.0f} … {most:.0f}",
+            f"{row['times']:.2f}", f"{row['limit']:.0%}",
+        )  # fmt: skip
+    shares = ", ".join(f"{way} {share:.0%}" for way, share in result["useful"].items())
+    table.caption = f"useful positions of the transformation layers in the mixed stream: {shares}"
     return [table]
 
 
@@ -120,18 +184,6 @@ def world() -> Iterator[Any]:
     finally:
         groups.destroy()
         dist.destroy_process_group()
-
-
-def _of_width(width: int, batches: Sequence[Mixed], groups: Any) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    learning = Learning(configuration(width), groups)
-    for batch in batches:
-        same = [learning.computed(batch, way) for way in WAYS]
-        for found in same[1:]:
-            check_same(found, same[0])
-        for way in WAYS:  # in turn, so that what disturbs the machine disturbs all of them
-            seconds[way].append(learning.seconds(batch, way))
-    return {way: 1000 * median(found) for way, found in seconds.items()}
 
 
 def configuration(width: int, precision: str = "fp32") -> Config:
@@ -196,24 +248,57 @@ class Learning:
         select(self.model.named_parameters(), stage)
         self._learner = AnswerLearner(config, stage, self.model, groups, self._device.torch)
         self._per_window, self._width = config.model.encoder.tokens_per_window, config.model.encoder.feature_dim
-        self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self._dtype = DTYPES[config.precision]
+        self.exact = config.precision == "fp32"
+        self._public = PublicWay(config, self.model.named_parameters(), VOCABULARY - 8)
 
     def computed(self, batch: Mixed, way: str) -> Computed:
+        if way == "public":
+            return self._computed_publicly(batch)
         with _padding(way):
             record = self._learner.forward_backward(self.batch(batch, way))
         named = [(name, getattr(p, "main_grad", None)) for name, p in self.model.named_parameters()]
         return Computed(record["loss"], {name: grad.clone().cpu() for name, grad in named if grad is not None})
 
     def seconds(self, batch: Mixed, way: str) -> float:
-        made = self.batch(batch, way)
+        made, now = self.batch(batch, way), clock(self._device.torch)
+        features, ids = self._samples(batch)
         self._wait()
-        now = time.perf_counter if self._device.is_gpu else time.process_time
         began = now()
-        with _padding(way):
-            self._learner.forward_backward(made)
-        self._learner.optimizer.step_checked()
+        if way == "public":
+            torch.autograd.backward(self._public.loss(features, ids, _learnt_from(ids)))
+            self._public.step()
+        else:
+            with _padding(way):
+                self._learner.forward_backward(made)
+            self._learner.optimizer.step_checked()
         self._wait()
-        return now() - began
+        took = now() - began
+        self._public.take(self.model.named_parameters())  # the next batch finds the same weights in both
+        return took
+
+    def operations(self, batch: Mixed) -> float:
+        """That the samples of a batch need by themselves."""
+        alone = [Mixed((windows,), (tokens,)) for windows, tokens in zip(batch.windows, batch.tokens, strict=True)]
+        return sum(self._learner.flops(self.batch(sample, "packed")) for sample in alone)
+
+    def _computed_publicly(self, batch: Mixed) -> Computed:
+        features, ids = self._samples(batch)
+        loss = self._public.loss(features, ids, _learnt_from(ids))
+        torch.autograd.backward(loss)
+        found = {name: w.grad.cpu() for name, w in self._public.weights.items() if w.grad is not None}
+        for weight in self._public.trained:
+            weight.grad = None
+        return Computed(float(loss.detach()), found)
+
+    def _samples(self, mixed: Mixed) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """Features of the clips, and ids of the texts."""
+        generator = torch.Generator().manual_seed(sum(mixed.windows) * 1009 + sum(mixed.tokens))
+        features = tuple(
+            torch.randn(windows, self._per_window, self._width, generator=generator).to(self._dtype)
+            for windows in mixed.windows
+        )
+        return features, [torch.randint(VOCABULARY - 8, (n,), generator=generator) for n in mixed.tokens]
 
     def _wait(self) -> None:
         if self._device.is_gpu:
@@ -224,12 +309,7 @@ class Learning:
         from megatron_af.data.batch import StepAudio, StepBatch, TextBatch
         from megatron_af.data.packing import pack
 
-        generator = torch.Generator().manual_seed(sum(mixed.windows) * 1009 + sum(mixed.tokens))
-        features = tuple(
-            torch.randn(windows, self._per_window, self._width, generator=generator).to(self._dtype)
-            for windows in mixed.windows
-        )
-        ids = [torch.randint(VOCABULARY - 8, (tokens,), generator=generator) for tokens in mixed.tokens]
+        features, ids = self._samples(mixed)
         rows = [[sample] for sample in range(len(ids))]
         if way == "packed":
             rows = pack(list(zip(mixed.tokens, mixed.windows, strict=True)), PACKED_TOKENS)
@@ -260,7 +340,7 @@ def _rows(rows: Sequence[Sequence[int]], ids: Sequence[Tensor]) -> Any:
         for place, sample in enumerate(samples):
             end = begin + len(ids[sample])
             tokens_BS[row, begin:end] = ids[sample]
-            learnt = slice(begin + len(ids[sample]) // 2, end - 1)
+            learnt = slice(begin + _learnt_from(ids)[sample], end - 1)
             labels_BS[row, learnt] = tokens_BS[row, learnt.start + 1 : end]
             segment_BS[row, begin:end] = first_BS[row, begin:end] = last_BS[row, begin:end] = place
             begin = end
@@ -273,6 +353,10 @@ def _rows(rows: Sequence[Sequence[int]], ids: Sequence[Tensor]) -> Any:
         dataset_BS=torch.zeros(shape, dtype=torch.int32),
         clips=tuple(tuple(row) for row in rows),
     )
+
+
+def _learnt_from(ids: Sequence[Tensor]) -> list[int]:
+    return [len(sample) // 2 for sample in ids]
 
 
 @contextmanager

@@ -44,10 +44,6 @@ def test_what_the_time_did_not_allow_is_named(tmp_path: Path, monkeypatch: pytes
     assert facts.row_count == 3
 
 
-def test_the_rate_counts_operations() -> None:
-    assert 1e6 < gpu.matmul_rate(torch.device("cpu"), 64, torch.float32, repeats=3) < 1e14
-
-
 @pytest.mark.slow
 def test_parity_is_found_between_two_processes(tmp_path: Path) -> None:
     """The CPU against the CPU in float32, and against itself in bf16."""

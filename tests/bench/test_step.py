@@ -20,6 +20,10 @@ def test_the_stream_is_mixed_as_it_says() -> None:
     assert useful["longest"] < 0.35 and useful["groups"] > 0.9
 
 
+def test_the_rate_counts_operations() -> None:
+    assert 1e6 < step.matmul_rate(torch.device("cpu"), 64, torch.float32, repeats=3) < 1e14
+
+
 def test_ways_that_differ_are_not_compared() -> None:
     one = Computed(1.0, {"w": torch.ones(2)})
     check_same(one, Computed(1.000001, {"w": torch.ones(2)}))
@@ -32,13 +36,19 @@ def test_ways_that_differ_are_not_compared() -> None:
 def measured(rank: int, world_size: int) -> Any:
     from megatron_af.parallel import groups
 
-    made = groups.initialize(step.ParallelConfig(), 0)
-    return step._of_width(64, [Mixed((1, 3, 1), (40, 90, 60)), Mixed((2, 1, 1), (50, 40, 45))], made)
+    learning = step.Learning(step.configuration(64), groups.initialize(step.ParallelConfig(), 0))
+    batches = [Mixed((1, 3, 1), (40, 90, 60)), Mixed((2, 1, 1), (50, 40, 45))]
+    return step.compared(learning, batches, step.WAYS, 1e9)
 
 
 @pytest.mark.slow
 def test_every_way_computes_the_same_and_is_timed() -> None:
+    """The public way, too, and again after a step of each."""
     (found,) = run_distributed(measured, 1)
-    assert found.keys() == set(step.WAYS) and min(found.values()) > 0
-    result = {"milliseconds": {"64": found}, "times": {"64": found}, "useful": dict.fromkeys(step.WAYS, 1.0)}
-    assert [table.row_count for table in step.tables(result)] == [3]
+    assert [row["way"] for row in found] == list(step.WAYS)
+    for row in found:
+        least, most = row["spread"]
+        assert 0 < least <= row["milliseconds"] <= most and row["limit"] > 0
+    assert found[0]["times"] == 1.0
+    rows = [{"stream": "mixed", "width": 64} | row for row in found]
+    assert [t.row_count for t in step.tables({"rows": rows, "useful": dict.fromkeys(step.WAYS, 1.0)})] == [4]
