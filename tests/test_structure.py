@@ -126,6 +126,7 @@ def test_each_library_is_known_in_its_place_only(library: str, allowed: tuple[st
 WRITES = re.compile(r"\.write_(text|bytes)\(|open\([^()]*[\"']w|np\.savez?\(|json\.dump\(")
 WRITERS = {
     "megatron_af.inference.requests": "in a temporary folder of its own",
+    "megatron_af.train.checkpoint_files": "in a partial folder that appears whole",
     "megatron_af.files": "the one writer",
     "megatron_af.data.storage": "fills the draft it was given",
     "megatron_af.prepare.mining": "fills the draft it was given",
