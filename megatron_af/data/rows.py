@@ -132,8 +132,8 @@ def parse_row(value: object, where: str) -> Row:
             f"{where}: an interleaved row has one clip for every question; got {len(row.clips)} clips and "
             f"{len(row.questions)} questions"
         )
-    if not row.questions and not row.captions:
-        raise RowError(f"{where}: a row needs at least one question or one caption")
+    if not (row.questions or row.captions or row.spans):
+        raise RowError(f"{where}: a row needs at least one question, caption or span")
     return row
 
 

@@ -56,7 +56,7 @@ BAD = {
     '{"captions": ["a"]}': "key 'id' is missing",
     '{"id": 1, "captions": ["a"], "promt": ""}': "unknown key 'promt'",
     '{"id": 1, "clip": []}': "did you mean 'clips'",
-    '{"id": 1}': "at least one question or one caption",
+    '{"id": 1}': "at least one question, caption or span",
     '{"id": 1, "captions": [""]}': "not empty",
     '{"id": 1, "questions": [{"prompt": "a", "output": " "}]}': r"questions\[0\]: 'output' is empty",
     '{"id": 1, "questions": [{"prompt": 3, "output": "a"}]}': "'prompt' must be text",

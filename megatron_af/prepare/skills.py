@@ -1,0 +1,147 @@
+"""Questions that teach skills (AudioSkills, LongAudio), made of what is known of recordings.
+
+    report = make_skills(SkillsConfig(source="strong.jsonl", output="skills.jsonl"))              # of labels alone
+    report = make_skills(SkillsConfig(…, endpoint=…, model=…, written=["contextual_sound"]))      # by a model, too
+
+Every question of the output has its right option at a place that says nothing; the report says how much the text alone
+gives away, skill by skill.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from megatron_af.config import ConfigError
+from megatron_af.config.errors import suggestion
+from megatron_af.data.rows import Manifest, Row, to_json
+from megatron_af.files import write
+from megatron_af.prepare.balance import balanced, fair
+from megatron_af.prepare.generation import GenerationConfig, generate
+from megatron_af.prepare.skill_questions import questions
+from megatron_af.prepare.strong_labels import heard
+from megatron_af.prepare.text_leak import Leak, text_leak
+from megatron_af.prepare.written_skills import LONG, OPEN, SHORT, SelfCheck, WrittenSkill
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillsConfig(GenerationConfig):
+    """Rows about one clip with ``spans`` (strong labels), captions or ``meta.transcript``."""
+
+    endpoint: str = ""
+    """Of a language model, for ``written``."""
+    model: str = ""
+    truth: bool = True
+    """Make the questions that strong labels answer by themselves."""
+    written: tuple[str, ...] = ()
+    """Kinds of questions that the language model writes, one of each about every row: AudioSkills'
+    ``attribute_identification``, ``contextual_sound``, ``contextual_speech``, ``information_extraction`` and
+    ``general_reasoning``; LongAudio's ``captioning``, ``plot``, ``needle``, ``subscene``, ``temporal``, ``general``."""
+    self_check: bool = True
+    """Keep a written question only where the language model, told what is known, chooses its answer."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillsReport:
+    rows: int
+    skills: dict[str, int]
+    """Skill -> questions."""
+    refused: dict[str, int]
+    """Reason -> rows, of each way of making questions."""
+    leak: dict[str, Leak] = field(default_factory=dict)
+    asked: int = 0
+    """Rows times ways of making questions."""
+    thinned: int = 0
+    """Questions left out because their answers were right too often."""
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        lines = [f"{sum(self.skills.values()):,} questions about {self.rows:,} recordings"]
+        for skill, count in self.skills.items():
+            leak = f"; {self.leak[skill]}" if skill in self.leak else ""
+            lines.append(f"  {count:,} {skill}{leak}")
+        few = "too few to say what their text gives away"
+        lines.append(f"  all: {self.leak.get('all', few)}")
+        lines += [f"  {self.thinned:,} left out: their answers were right too often"] if self.thinned else []
+        return lines + [f"  {count:,} refused: {reason}" for reason, count in self.refused.items()]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where more than a tenth was refused."""
+        return 0 if sum(self.refused.values()) <= self.asked / 10 else 1
+
+
+def make_skills(
+    config: SkillsConfig, watch: Callable[[str, int, int], None] = lambda what, done, rows: None
+) -> SkillsReport:
+    """
+    Args:
+        watch: told what is being done, and how many of how many rows are.
+
+    Raises:
+        ConfigError: unknown kinds, or nobody to write them.
+        EndpointError, RowError, FileNotFoundError: as :func:`megatron_af.prepare.generation.generate`.
+    """
+    kinds = [*SHORT, *LONG]
+    problems = [f"written: {kind}{suggestion(kind, kinds)}" for kind in config.written if kind not in kinds]
+    if config.written and not (config.endpoint and config.model):
+        problems.append("written needs endpoint and model: name a server of a language model")
+    if not (config.truth or config.written):
+        problems.append("nothing to make: set truth or name kinds in written")
+    if problems:
+        raise ConfigError("skills cannot be made", problems)
+    rows, refused = list(Manifest(Path(config.source))), Counter[str]()
+    made = _of_labels(rows, config.seed, refused) if config.truth else []
+    for kind in config.written:
+        made += _written(config, kind, refused, watch)
+    made, thinned = fair(made, config.seed)
+    made = balanced(made, config.seed)
+    write(Path(config.output), "".join(to_json(row) + "\n" for row in made))
+    skills = Counter(question.skill for row in made for question in row.questions)
+    return SkillsReport(
+        rows=len({row.clips[0].path for row in made}),
+        skills=dict(sorted(skills.items())),
+        refused=dict(refused.most_common()),
+        leak=text_leak(made),
+        asked=len(rows) * (config.truth + len(config.written)),
+        thinned=thinned,
+    )
+
+
+def _of_labels(rows: list[Row], seed: int, refused: Counter[str]) -> list[Row]:
+    known = [(row, heard(row)) for row in rows]
+    labels = sorted({s.label for _, sounds in known if not isinstance(sounds, str) for s in sounds})
+    made = []
+    for row, sounds in known:
+        if isinstance(sounds, str):
+            refused[_reason(sounds)] += 1
+            continue
+        rng = random.Random(f"{seed} {row.id}")
+        if asked := tuple(questions(sounds, row.clips[0].duration, labels, rng)):
+            made.append(Row(id=row.id, clips=row.clips, questions=asked, task="audio question answering"))
+    return made
+
+
+def _written(
+    config: SkillsConfig, kind: str, refused: Counter[str], watch: Callable[[str, int, int], None]
+) -> list[Row]:
+    at = f"{config.output}.{kind}"
+    plain = {name: getattr(config, name) for name in GenerationConfig.__dataclass_fields__}
+    job = GenerationConfig(**plain | {"output": at})
+    report = generate(WrittenSkill(kind), job, lambda done, rows: watch(kind, done, rows))
+    refused.update(map(_reason, report.refused.values()))
+    if config.self_check and kind not in OPEN:
+        checked = replace(job, source=at, output=f"{at}.checked", temperature=0.0)
+        report = generate(SelfCheck(), checked, lambda done, rows: watch(f"check {kind}", done, rows))
+        refused.update(map(_reason, report.refused.values()))
+        at = checked.output
+    rows = Manifest(Path(at))
+    return [replace(row, id=f"{row.id}-{kind}", spans=(), captions=(), task="audio question answering") for row in rows]
+
+
+def _reason(problem: str) -> str:
+    """A reason without what is the row's own, so that reasons can be counted."""
+    return " ".join("…" if any(c.isdigit() for c in word) or "'" in word else word for word in problem.split())
