@@ -21,6 +21,7 @@ BATCH = 32
 CLAP_PASSES, CLAP_STEPS = 8, (300, 500)
 ANSWER_PASSES, ANSWER_STEPS = 6, (200, 400)
 """Passes over the training rows that a stage makes, within a least and a most number of steps."""
+FEWEST_WORDS = 128
 MOST_WINDOWS = 6
 """Of a clip, at toy size: more costs minutes."""
 
@@ -34,13 +35,19 @@ class Begin:
 
 
 def write_recipe(
-    name: str, root: Path, origins: dict[str, ImportConfig], facts: Statistics, begin: Begin | None = None
+    name: str,
+    root: Path,
+    origins: dict[str, ImportConfig],
+    facts: Statistics,
+    begin: Begin | None = None,
+    words: int = 0,
 ) -> str:
     """
     Args:
         root: ``data.root``: rows, prepared recordings and the tokenizer lie there.
         facts: of the rows that training and its held-out part come from.
         begin: whose encoder hears on, with the windows that it knows; None: a fresh one.
+        words: ids of the tokenizer.
     """
     window = begin.model.front_end.window_seconds if begin else fitting_window(facts.seconds)
     usual = float(np.quantile(facts.seconds, MOST))
@@ -83,7 +90,7 @@ checkpoint: {{keep: 1, every_steps: 100}}
 tracking: {{enabled: false}} # true: follow it in MLflow (docs/mlflow.md)
 model:
 {_hearing(window, begin)}  transform: {{layers: 1}}
-  lm: {{layers: 2, max_positions: {max(256, 2 * text_tokens)}}}
+  lm: {{layers: 2, max_positions: {max(256, 2 * text_tokens)}, vocab: {_rows(words)}}} # {words:,} words are used
 data:
   root: {root}
   tokenizer: ${{data.root}}/tokenizer.json # every word of the rows; tools/make_tokenizer.py adds new ones
@@ -120,6 +127,11 @@ def _hearing(window: float, begin: Begin | None) -> str:
         f"  {part}: {json.dumps(_changed(getattr(sizes, part), getattr(begin.model, part)))} # of {begin.checkpoint}\n"
         for part in ("front_end", "encoder")
     )
+
+
+def _rows(words: int) -> int:
+    """Of the embedding table: room for a tenth more words, so that a few new ones need no other model."""
+    return max(FEWEST_WORDS, 64 * math.ceil(1.1 * words / 64))
 
 
 def _changed(before: Any, now: Any) -> dict[str, Any]:

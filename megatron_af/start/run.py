@@ -50,6 +50,7 @@ FEWEST_ROWS = 20
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
     statistics: Statistics
+    words: int
     classes: Counter[str]
     example: Row
 
@@ -82,7 +83,9 @@ def start(
         if dry_run or not file.exists():
             facts = _look(found, name, work, progress)
             _tell_facts(console, facts)
-            text = write_recipe(name, root, found.origins, facts.statistics, _begin(origin) if origin else None)
+            text = write_recipe(
+                name, root, found.origins, facts.statistics, _begin(origin) if origin else None, facts.words
+            )
             write(work / f"{name}.yaml", text)
         else:
             progress.say(f"settings: {file}, which is there already; delete it to begin anew")
@@ -128,9 +131,12 @@ def _look(found: Found, name: str, root: Path, progress: Progress) -> _Facts:
         problems.append(f"every recording is {min(classes)!r}: there is nothing to tell apart")
     if problems:
         raise ConfigError(f"{root / LINK} is not enough", problems)
-    make_tokenizer(config)
+    made = make_tokenizer(config)
     return _Facts(
-        statistics=measure(rows, config, Tokenizer.load(words), name=key), classes=classes, example=rows[len(rows) // 2]
+        statistics=measure(rows, config, Tokenizer.load(words), name=key),
+        words=made.tokens,
+        classes=classes,
+        example=rows[len(rows) // 2],
     )
 
 

@@ -93,3 +93,11 @@ def test_a_trained_encoder_is_begun_with_as_it_was_trained(tmp_path: Path, capti
     assert ("clap" in config.curriculum) == bool(captions)
     if captions:
         assert config.curriculum["answer"].entry == {"encoder": "clap"}
+
+
+@pytest.mark.parametrize(("words", "rows"), [(36, 128), (116, 128), (117, 192), (5_000, 5504)])
+def test_every_word_has_a_row_and_there_is_room_for_more(tmp_path: Path, words: int, rows: int) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        write_recipe("mine", tmp_path / "data", {"all": LABELS}, facts(), words=words)
+    )
+    assert load_config(tmp_path / "mine.yaml").model.lm.vocab == rows

@@ -18,9 +18,11 @@ import torch
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_af.config import LoRAConfig
-from megatron_af.model import build
+from megatron_af.config.loading import to_yaml
+from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.parallel.global_state import gather_global
 from megatron_af.runs.paths import CheckpointError, Resume, latest, read_resume
 from megatron_af.runs.whole import damage
 from megatron_af.train import checkpoint, checkpoint_files
@@ -393,3 +395,38 @@ def test_missing_checkpoint_names_what_to_change(tmp_path: Path) -> None:
     manifest = {"resume": {"step": 4}, "parts": {}}
     (tmp_path / "checkpoint.json").write_text(json.dumps(manifest))
     assert read_resume(tmp_path)["step"] == 4
+
+
+def grow(rank: int, world_size: int, tied: bool, folder: str) -> dict[str, torch.Tensor]:
+    """Save a model of 90 words, load it into one of 300: the tables of both, of this rank, and what the larger had."""
+    run = tiny.config(tied=tied, tensor=world_size)
+    lm = dataclasses.replace(run.model.lm, vocab=300)
+    more = dataclasses.replace(run, model=dataclasses.replace(run.model, lm=lm))
+    groups = process_groups.initialize(run.parallel, run.seed)
+    small = build(run, tiny.VOCABULARY, current_device())
+    tiny.fill(small)
+    at = Path(folder) / "checkpoints"
+    resume = Resume(stage="stage", step=1, skipped=0, samples=1, world_size=world_size)
+    Checkpoints(at, keep=1).save(small, None, groups, resume, {}, Answer.parts, to_yaml(run))
+    large = build(more, Vocabulary(first_added_id=300, num_added=4), current_device())
+
+    name = "lm.embedding.word_embeddings.weight" if tied else "lm.output_layer.weight"
+
+    def table(model: Any) -> torch.Tensor:
+        return gather_global(model.chunks, model.front).get(name, torch.empty(0))  # of the first rank
+
+    before, newest = table(large), latest(at)
+    assert newest is not None
+    load_parts(large, groups, newest, ["lm"])
+    found = {"small": table(small), "fresh": before, "large": table(large)}
+    process_groups.destroy()
+    return found
+
+
+@pytest.mark.parametrize(("ranks", "tied"), [(1, True), (2, True), (1, False)], ids=["tied", "TP2", "untied"])
+def test_new_words_have_fresh_rows_and_old_ones_theirs(ranks: int, tied: bool, tmp_path: Path) -> None:
+    found = run_distributed(grow, ranks, tied, str(tmp_path))[0]
+    assert found["small"].shape[0] == 90 and found["large"].shape[0] == 300
+    torch.testing.assert_close(found["large"][:90], found["small"], rtol=0, atol=0)
+    torch.testing.assert_close(found["large"][90:], found["fresh"][90:], rtol=0, atol=0)
+    assert found["large"][90:].abs().min(1).values.max() > 0 and found["large"][90:].std() > 0.01
