@@ -52,6 +52,10 @@ class PublicWay:
         for name, weight in weights:
             self.weights[name].copy_(weight)
 
+    def state(self) -> dict[str, object]:
+        """What its checkpoints hold."""
+        return {"model_state_dict": self.weights, "optimizer_state_dict": self._optimizer.state_dict()}
+
     def step(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.trained, self._clip_norm)
         self._optimizer.step()

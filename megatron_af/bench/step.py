@@ -250,7 +250,11 @@ class Learning:
         self._per_window, self._width = config.model.encoder.tokens_per_window, config.model.encoder.feature_dim
         self._dtype = DTYPES[config.precision]
         self.exact = config.precision == "fp32"
-        self._public = PublicWay(config, self.model.named_parameters(), VOCABULARY - 8)
+        self.public = PublicWay(config, self.model.named_parameters(), VOCABULARY - 8)
+
+    @property
+    def optimizer(self) -> Any:
+        return self._learner.optimizer
 
     def computed(self, batch: Mixed, way: str) -> Computed:
         if way == "public":
@@ -266,15 +270,15 @@ class Learning:
         self._wait()
         began = now()
         if way == "public":
-            torch.autograd.backward(self._public.loss(features, ids, _learnt_from(ids)))
-            self._public.step()
+            torch.autograd.backward(self.public.loss(features, ids, _learnt_from(ids)))
+            self.public.step()
         else:
             with _padding(way):
                 self._learner.forward_backward(made)
             self._learner.optimizer.step_checked()
         self._wait()
         took = now() - began
-        self._public.take(self.model.named_parameters())  # the next batch finds the same weights in both
+        self.public.take(self.model.named_parameters())  # the next batch finds the same weights in both
         return took
 
     def operations(self, batch: Mixed) -> float:
@@ -284,10 +288,10 @@ class Learning:
 
     def _computed_publicly(self, batch: Mixed) -> Computed:
         features, ids = self._samples(batch)
-        loss = self._public.loss(features, ids, _learnt_from(ids))
+        loss = self.public.loss(features, ids, _learnt_from(ids))
         torch.autograd.backward(loss)
-        found = {name: w.grad.cpu() for name, w in self._public.weights.items() if w.grad is not None}
-        for weight in self._public.trained:
+        found = {name: w.grad.cpu() for name, w in self.public.weights.items() if w.grad is not None}
+        for weight in self.public.trained:
             weight.grad = None
         return Computed(float(loss.detach()), found)
 

@@ -145,8 +145,9 @@ class DataConfig:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     text_style: Order[Literal["af1", "af2"]] = "af2"
     """Which paper's templates write the text (``megatron_af.data.templates``)."""
-    workers: Nothing[Count] = 1
-    """Threads that read recordings, and that DALI decodes with, per rank."""
+    workers: Nothing[Whole] = 0
+    """Threads that read recordings, and that DALI decodes with, per rank; 0: the machine's cores shared among its
+    ranks."""
     feature_cache: Nothing[str] = ""
     """Folder for encoder features of stages with a frozen encoder; empty: encode every step."""
     max_replaced_fraction: Nothing[Fraction] = 0.01

@@ -12,6 +12,7 @@ W windows, F mel frames, M mel bins.
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -30,6 +31,11 @@ from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.parallel.device import Device
 
 
+def own_cores() -> int:
+    """This rank's share of the cores that this machine's ranks may use."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 class ClipLoader:
     """Audio of clips under one data root, cut to ``max_windows``."""
 
@@ -37,10 +43,8 @@ class ClipLoader:
         self.front_end = config.model.front_end
         self.max_windows = max_windows
         self._root = DataRoot(config.data.root)
-        self._pipeline = MelPipeline(
-            self.front_end, device=device.dali, device_id=device.dali_id, threads=config.data.workers
-        )
-        workers = config.data.workers
+        workers = config.data.workers or own_cores()
+        self._pipeline = MelPipeline(self.front_end, device=device.dali, device_id=device.dali_id, threads=workers)
         self._readers = ThreadPoolExecutor(workers, thread_name_prefix="clips") if workers > 1 else None
         self._remember()
 

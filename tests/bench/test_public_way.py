@@ -18,7 +18,7 @@ def padding(rank: int, world_size: int) -> tuple[float, float, float]:
 
     learning = step.Learning(step.configuration(64), groups.initialize(step.ParallelConfig(), 0))
     features, ids = learning._samples(Mixed((1, 3), (40, 90)))
-    public: Any = learning._public
+    public: Any = learning.public
 
     def loss(clips: Any, texts: Any, learnt: Any) -> float:
         return float(public.loss(clips, texts, learnt).detach())

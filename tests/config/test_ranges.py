@@ -43,7 +43,7 @@ def changed(value: Any, path: list[str], new: Any) -> Any:
         ("model.cross_attention.head_dim", 0, "at least 1"),
         ("model.lm.layers", 0, "at least 1"),
         ("parallel.pipeline", 0, "at least 1"),
-        ("data.workers", 0, "at least 1"),
+        ("data.workers", -1, "at least 0"),
         ("data.max_replaced_fraction", 1.5, "at least 0 and at most 1"),
         ("checkpoint.every_steps", -5, "at least 0"),
         ("seed", -1, "at least 0 and at most 4294967295"),

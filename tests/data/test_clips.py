@@ -12,7 +12,7 @@ import torch
 
 from dali_pipes.waves import AudioError
 from megatron_af.config import DataConfig, FrontEndConfig, ModelConfig
-from megatron_af.data.clips import ClipLoader
+from megatron_af.data.clips import ClipLoader, own_cores
 from megatron_af.data.rows import Clip
 from tests.data.toy import CPU, toy_config, write_tone
 
@@ -38,6 +38,13 @@ def test_windows_and_the_seconds_they_hear(
     clips = loader(tmp_path, overlap=overlap)
     clip = Clip(path="a/0-0.wav", duration=duration)
     assert clips.num_windows(clip) == windows and clips.seconds(clip) == pytest.approx(seconds)
+
+
+def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    for ranks, cores in (("8", 2), ("1", 16), ("32", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert own_cores() == cores
 
 
 def test_prepared_audio_reads_like_the_file_it_was_made_from(tmp_path: Path) -> None:
