@@ -55,15 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     gpu, given = read_gpu(options.gpu), read_lengths(options.lengths) if options.lengths else {}
     names = [options.stage] if options.stage else list(config.curriculum)
-    planned = plan_run(config, names, gpu, options.gpus, given, most=options.layouts)
+    planned, refused = plan_run(config, names, gpu, options.gpus, given, most=options.layouts)
     console = Console(highlight=False)
     console.print(*tables(planned))
-    console.print("\n".join(verdicts(planned)), soft_wrap=True)
+    console.print("\n".join([*refused, *verdicts(planned)]), soft_wrap=True)
     if options.json:
-        write(Path(options.json), json.dumps(record(planned), indent=1) + "\n")
+        write(Path(options.json), json.dumps(record(planned, refused), indent=1) + "\n")
     if options.picture:
         draw(planned, Path(options.picture))
-    return 0 if all(one.plan.fits and not one.problem for one in planned) else NO_USE
+    return 0 if not refused and all(one.plan.fits and not one.problem for one in planned) else NO_USE
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ DRAWN = 2
 MOST_CHUNKS = 4
 ABOUT = 0.03
 """Times that differ by no more than this part are the same to a plan."""
+TEXTS_AT_ONCE = (512, 64)
+"""``model.clap.text_micro_batch`` that are tried."""
 RECOMPUTES = ("none", "selective", "full")
 CACHED = 0.0
 """Part of the windows that are encoded once a feature cache is full."""
@@ -36,12 +38,15 @@ class Changes:
 
     parallel: tuple[tuple[str, object], ...]
     stage: tuple[tuple[str, object], ...] = ()
+    clap: tuple[tuple[str, object], ...] = ()
     cached: bool = False
 
     def of(self, config: Config, name: str) -> Config:
         stage = replace(config.curriculum[name], **dict(self.stage))  # type: ignore[arg-type]
+        clap = replace(config.model.clap, **dict(self.clap))  # type: ignore[arg-type]
         return replace(
             config,
+            model=replace(config.model, clap=clap),
             parallel=replace(config.parallel, **dict(self.parallel)),  # type: ignore[arg-type]
             curriculum={**config.curriculum, name: stage},
             stage=name,
@@ -54,6 +59,8 @@ class Changes:
             f"parallel.{key}={_word(value)}" for key, value in self.parallel if getattr(config.parallel, key) != value
         ]
         found += [f"curriculum.{name}.{key}={value}" for key, value in self.stage if getattr(stage, key) != value]
+        clap = config.model.clap
+        found += [f"model.clap.{key}={_word(value)}" for key, value in self.clap if getattr(clap, key) != value]
         return [*found, *(["data.feature_cache=FOLDER"] if self.cached and not config.data.feature_cache else [])]
 
 
@@ -143,13 +150,15 @@ def best(
     """The fastest of those that :func:`search` tried, planned with all their steps, and, where the encoder is frozen,
     the fastest with a feature cache."""
     fitting = [one for one in tried if one.plan.fits]
-    wanted = [one.changes for one in fitting[: 2 * most]]
+    wanted = [one.changes for one in fitting]
     if wanted and not config.data.feature_cache and fitting[0].plan.case.answers and not _encoder_learns(config, name):
         wanted = [replace(wanted[0], cached=True), *wanted]
     whole: list[Ranked] = []
     for changes in wanted:
+        if len(whole) == most:
+            break
         plan = _try(config, name, gpu, world, lengths, changes, 0)
-        if plan is not None and plan.fits and len(whole) < most:
+        if plan is not None and plan.fits:
             whole.append(Ranked(changes=changes, plan=plan))
     return whole
 
@@ -177,12 +186,17 @@ def _try(
 def layouts(config: Config, name: str, gpu: Gpu, world: int) -> Iterator[Changes]:
     """What is worth trying, before anybody has asked whether it can be."""
     stage, lm = config.curriculum[name], config.model.lm
-    zero = ("distributed_optimizer", world > 1), ("overlap", world > 1)
+    zero = tuple((key, world > 1 or getattr(config.parallel, key)) for key in ("distributed_optimizer", "overlap"))
     micro = sorted({stage.micro_batch_samples, *(2**power for power in range(6))})
     if stage.objective != "answer":  # no decoder: every rank does the same
         whole = ("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual_pipeline", 1)
         for samples in micro:
-            yield Changes(parallel=(*whole, *zero), stage=(("micro_batch_samples", samples),))
+            for texts in (config.model.clap.text_micro_batch, *TEXTS_AT_ONCE):
+                yield Changes(
+                    parallel=(*whole, *zero),
+                    stage=(("micro_batch_samples", samples),),
+                    clap=(("text_micro_batch", texts),),
+                )
         return
     sharded = math.gcd(lm.kv_heads, lm.heads, config.model.cross_attention.heads)
     for tensor in (n for n in divisors(sharded) if n <= gpu.per_node):

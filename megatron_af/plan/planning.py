@@ -1,6 +1,6 @@
 """The plan of a run: every stage as it is configured, and what would be better.
 
-    planned = plan_run(config, ["pretrain", "finetune"], read_gpu("h100"), 64, given={}, most=5)
+    planned, refused = plan_run(config, ["pretrain", "finetune"], read_gpu("h100"), 64, given={}, most=5)
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,16 @@ from megatron_af.plan.report import Planned
 
 def plan_run(
     config: Config, names: Sequence[str], gpu: Gpu, world: int, given: Mapping[str, GivenLengths], *, most: int
-) -> list[Planned]:
+) -> tuple[list[Planned], list[str]]:
     """
+    Returns:
+        The plans, and what is to be said of stages that no layout can share.
+
     Args:
         most: layouts that are told of a stage; with 0 none is sought where the configured one fits.
 
     Raises:
-        ConfigError: no such model can be built, or not laid on so many GPUs.
+        ConfigError: no such model can be built, or no stage can be shared by so many GPUs.
     """
     if problems := list(model_rules(config.model)):
         raise ConfigError(f"{config.name} cannot be planned", problems)
@@ -30,7 +33,15 @@ def plan_run(
             f"precision = {config.precision}: {gpu.name} has rates for {', '.join(gpu.rates)}; add them to its file in "
             "configs/gpus"
         )
-    return [_planned(config, name, gpu, world, given, most) for name in names]
+    planned, refused = [], []
+    for name in names:
+        try:
+            planned.append(_planned(config, name, gpu, world, given, most))
+        except ConfigError as error:
+            refused.append(str(error))
+    if not planned:
+        raise ConfigError("\n".join(refused))
+    return planned, refused
 
 
 def _planned(

@@ -125,7 +125,7 @@ def _whole(planned: Sequence[Planned]) -> Table:
 
 def _layouts(one: Planned) -> Table:
     table = Table(title=f"{one.name}: the fastest that fit", title_justify="left")
-    table.add_column("change", overflow="fold", min_width=36)
+    table.add_column("change", overflow="fold", min_width=30)
     for column in ("s a step", "GiB", "util. %", "bubble %"):
         table.add_column(column, justify="right")
     table.add_column("layers by chunk\n(even split)", overflow="fold")
@@ -157,14 +157,15 @@ def _gib(number: float) -> str:
     return f"{number / GIB:.2f}"
 
 
-def record(planned: Sequence[Planned]) -> dict[str, Any]:
-    """Everything as numbers, bytes and seconds."""
+def record(planned: Sequence[Planned], refused: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything as numbers, bytes and seconds; ``refused``: what is said of stages that no layout can share."""
     first = planned[0].plan.case
     return {
         "config": first.config.name,
         "gpu": first.gpu.name,
         "gpus": first.world,
         "rates": first.gpu.source,
+        "refused": list(refused),
         "stages": {
             one.name: _record(one.plan)
             | {

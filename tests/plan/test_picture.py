@@ -34,7 +34,7 @@ def test_a_stage_never_has_more_under_way_than_the_plan_of_memory_says() -> None
 
 
 def test_bars_fill_the_step_and_are_drawn(tmp_path: Path) -> None:
-    planned = plan_run(tiny.config(pipeline=2), ["stage"], read_gpu("cpu"), 4, {}, most=0)
+    planned, _ = plan_run(tiny.config(pipeline=2), ["stage"], read_gpu("cpu"), 4, {}, most=0)
     found = bars(planned[0].plan)
     assert max(bar.end for bar in found) == pytest.approx(planned[0].plan.time.total)
     assert {bar.stage for bar in found} == {0, 1}
