@@ -38,6 +38,8 @@ class Answered:
     duration: float = 0.0
     answers: tuple[str | None, ...] = ()
     """To each wording, as the model wrote it; None: it was too long to be asked."""
+    probed: tuple[str | None, ...] = ()
+    """To each probe of the benchmark."""
     logprobs: tuple[float, ...] = ()
     """Of each option as the whole answer to the first wording."""
 
@@ -57,7 +59,7 @@ class Said:
 
 _SCHEMA = {
     **dict.fromkeys(("id", "group", "skill", "prompt", "audio"), pa.string()),
-    **dict.fromkeys(("references", "options", "labels", "answers"), pa.list_(pa.string())),
+    **dict.fromkeys(("references", "options", "labels", "answers", "probed"), pa.list_(pa.string())),
     **dict.fromkeys(("start", "duration"), pa.float64()),
     "logprobs": pa.list_(pa.float64()),
 }

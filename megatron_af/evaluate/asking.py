@@ -1,6 +1,6 @@
 """The questions of a benchmark asked in each wording, shared among ranks, and kept as they are answered.
 
-    answered = ask(listener, suite, questions, worded, Kept(path, state))       # a collective
+    answered = ask(listener, suite, questions, asking, Kept(path, state))       # a collective
 """
 
 import json
@@ -25,7 +25,7 @@ TOGETHER = 512
 """Questions between two times that answers are put down."""
 
 type Done = dict[tuple[int, int], tuple[str | None, list[float] | None]]
-"""Wording and question -> the answer, and the log-probabilities of the options."""
+"""Wording or probe, and question -> the answer, and the log-probabilities of the options."""
 
 class Kept:
     """Answers on the disk until their benchmark is measured.
@@ -64,23 +64,28 @@ class Kept:
 def state_of(config: Config, suite: Benchmark, checkpoint: Path, questions: Sequence[Asked], shots: str = "") -> str:
     """What answers follow from, as a digest."""
     asked = [[one.id, one.group, one.question.prompt, list(one.question.options)] for one in questions]
-    asking = [list(suite.wordings), "likelihood" in suite.metrics, config.evaluation.max_answer_tokens, shots]
+    ways = [list(suite.wordings), list(suite.probes), "likelihood" in suite.metrics]
+    asking = [*ways, config.evaluation.max_answer_tokens, shots]
     return digest_value([checkpoint_digest(checkpoint), asking, asked])
 
 
 def ask(
-    listener: Listener, suite: Benchmark, questions: Sequence[Asked], worded: Sequence[Sequence[Row]], kept: Kept
+    listener: Listener,
+    suite: Benchmark,
+    questions: Sequence[Asked],
+    asking: Sequence[tuple[Sequence[Row], Path | None]],
+    kept: Kept,
 ) -> list[Answered]:
     """A collective of the listener's ranks.
 
     Args:
-        worded: for each wording, the rows that ask the questions in it.
+        asking: for each wording and then each probe, the rows that ask the questions, and where their recordings lie.
     """
     done = from_first(kept.read)
-    for place, rows in enumerate(worded):
+    for place, (rows, root) in enumerate(asking):
         waiting = [i for i in range(len(questions)) if (place, i) not in done]
         for some in batched(waiting, TOGETHER):
-            answers = listener([rows[i] for i in some])
+            answers = listener([rows[i] for i in some], root=root)
             scored: Sequence[list[float] | None] = [None] * len(some)
             if place == 0 and "likelihood" in suite.metrics:
                 scored = listener.likelihoods([rows[i] for i in some], [questions[i].question.options for i in some])
@@ -92,7 +97,7 @@ def ask(
 
 
 def _answered(asked: Asked, number: int, suite: Benchmark, done: Done) -> Answered:
-    clip = asked.row.own_clips[-1]
+    clip, wordings = asked.row.own_clips[-1], len(suite.wordings)
     return Answered(
         id=asked.id,
         group=asked.group,
@@ -104,6 +109,7 @@ def _answered(asked: Asked, number: int, suite: Benchmark, done: Done) -> Answer
         audio=clip.path,
         start=clip.start,
         duration=clip.duration,
-        answers=tuple(done[place, number][0] for place in range(len(suite.wordings))),
+        answers=tuple(done[place, number][0] for place in range(wordings)),
+        probed=tuple(done[wordings + place, number][0] for place in range(len(suite.probes))),
         logprobs=tuple(done[0, number][1] or ()),
     )

@@ -20,6 +20,13 @@ from megatron_af.evaluate.intervals import interval
 from megatron_af.evaluate.metrics.base import Scores
 from megatron_af.runs.benchmarks import Benchmark
 
+PROBED = {
+    "exchanged": "about another recording",
+    "silent": "about silence",
+    "shifted": "with the second half first",
+    "options": "with options in other places",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -28,6 +35,8 @@ class Measured:
     scores: Mapping[str, Scores]
     wordings: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Number of a metric for each wording."""
+    probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Probe -> metric's number -> what it was with the probe's answers."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Metric that could not be measured -> why."""
 
@@ -35,6 +44,10 @@ class Measured:
         return Measured(
             scores={**self.scores, **other.scores},
             wordings={**self.wordings, **other.wordings},
+            probes={
+                name: {**self.probes.get(name, {}), **other.probes.get(name, {})}
+                for name in {**self.probes, **other.probes}
+            },
             skipped={**self.skipped, **other.skipped},
         )
 
@@ -72,6 +85,8 @@ def report_of(answered: Sequence[Answered], measured: Measured) -> dict[str, Any
     report |= {"intervals": intervals, "unparseable": unparseable}
     report |= {"skills": dict(sorted(skills.items()))} if skills else {}
     report |= {"wordings": {n: [round(v, 4) for v in some] for n, some in measured.wordings.items()}}
+    if measured.probes:
+        report["probes"] = {probe: {n: round(v, 4) for n, v in some.items()} for probe, some in measured.probes.items()}
     notes = {name: score.notes for name, score in measured.scores.items() if score.notes}
     return report | {"skipped": dict(measured.skipped)} | ({"notes": notes} if notes else {})
 
@@ -111,6 +126,9 @@ def suite_table(report: Mapping[str, Any], title: str = "") -> Table:
     lines = [f"{report.get('n', report.get('rows', 0)):,} questions"]
     lines += [f"{what}: {count:,}" for what, count in {**report.get("left_out", {}), **report.get("odd", {})}.items()]
     lines += [f"too long to be asked: {report['too_long']:,}"] if report.get("too_long") else []
+    for probe, values in report.get("probes", {}).items():
+        changes = ", ".join(f"{name} {value:.4g} ({value - report[name]:+.4g})" for name, value in values.items())
+        lines.append(f"{PROBED[probe]}: {changes}")
     lines += [f"{name} skipped: {why}" for name, why in report.get("skipped", {}).items()]
     for other in report.get("published", []):
         distance = f", here {other['distance']:+.4g}" if "distance" in other else ""

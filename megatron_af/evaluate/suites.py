@@ -24,11 +24,12 @@ from megatron_af.data.rows import Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.answered import Answered, Said, write_answered
 from megatron_af.evaluate.asking import Kept, ask, state_of
-from megatron_af.evaluate.benchmarks import Questions, read_questions
+from megatron_af.evaluate.benchmarks import Asked, Questions, read_questions
 from megatron_af.evaluate.clap import evaluate_clap
 from megatron_af.evaluate.cleaning import cleaned
 from megatron_af.evaluate.hearing import AskedLine
 from megatron_af.evaluate.metrics.base import Means, Metric, Scores
+from megatron_af.evaluate.probes import moved, probed
 from megatron_af.evaluate.suite_report import Measured, report_of, suite_table, with_published
 from megatron_af.files import write
 from megatron_af.inference.embedder import ClapEmbedder
@@ -127,19 +128,17 @@ def _ask_and_measure(
     if not suites:
         return {}
     first = dist.get_rank() == 0
-    total = sum(len(found[suite.name].questions) * len(suite.benchmark.wordings) for suite in suites)
+    ways = {suite.name: len(suite.benchmark.wordings) + len(suite.benchmark.probes) for suite in suites}
+    total = sum(len(found[suite.name].questions) * ways[suite.name] for suite in suites)
     line = AskedLine(progress, total, dist.get_world_size())
     # Before there is a listener: what finds examples has process groups of its own.
-    worded = {}
-    for suite in suites:
-        asked = found[suite.name].questions
-        worded[suite.name] = [shown([one.worded(words) for one in asked]) for words in suite.benchmark.wordings]
+    asking = {suite.name: _ways_of_asking(config, suite, found[suite.name].questions, shown) for suite in suites}
     listener, answered, keeping = Listener(config, suites[0].checkpoint, watch=line), {}, {}
     for suite in suites:
         questions = found[suite.name].questions
         state = state_of(config, suite.benchmark, suite.checkpoint, questions, shots)
         kept = keeping[suite.name] = Kept(suite.file("partial.jsonl"), state)
-        answered[suite.name] = ask(listener, suite.benchmark, questions, worded[suite.name], kept)
+        answered[suite.name] = ask(listener, suite.benchmark, questions, asking[suite.name], kept)
     listener.close()
     line.end()
     embedder = _text_tower(config) if any(_is_shared(suite.benchmark) for suite in suites) else None
@@ -165,9 +164,24 @@ def _ask_and_measure(
     return reports
 
 
+def _ways_of_asking(
+    config: Config, suite: _Suite, questions: Sequence[Asked], shown: Shown
+) -> list[tuple[Sequence[Row], Path | None]]:
+    """Each wording, and each probe in the first one; a collective."""
+    benchmark, root, rate = suite.benchmark, DataRoot(config.data.root), config.model.front_end.sample_rate
+    worded = [(shown([one.worded(words) for one in questions]), None) for words in benchmark.wordings]
+
+    def make(probe: str) -> tuple[list[Row], Path | None]:
+        made = suite.file(f"{probe}").absolute()
+        return probed(probe, questions, benchmark.wordings[0], root, made, rate)
+
+    return [*worded, *(from_first(partial(make, probe)) for probe in benchmark.probes if questions)]
+
+
 def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: Means, *, shared: bool) -> Measured:
     """The metrics of a benchmark that every rank measures together (``shared``), or the others."""
     scores, wordings, skipped = dict[str, Scores](), dict[str, list[float]](), dict[str, str]()
+    probes = dict[str, dict[str, float]]()
     for name in benchmark.metrics if answered else ():
         metric: Metric = component(name, METRICS, METRIC)(means)
         if metric.collective != shared:
@@ -184,7 +198,18 @@ def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: M
         if metric.of_wordings and len(benchmark.wordings) > 1:
             others = [metric.score(said(benchmark, answered, place)) for place in range(1, len(benchmark.wordings))]
             wordings |= {number: [s.value, *(other[number].value for other in others)] for number, s in own.items()}
-    return Measured(scores=scores, wordings=wordings, skipped=skipped)
+        for place, probe in enumerate(benchmark.probes if metric.of_wordings else ()):
+            found = metric.score(said_of_probe(benchmark, answered, place))
+            probes.setdefault(probe, {}).update({number: score.value for number, score in found.items()})
+    return Measured(scores=scores, wordings=wordings, probes=probes, skipped=skipped)
+
+
+def said_of_probe(benchmark: Benchmark, answered: Sequence[Answered], place: int) -> list[Said]:
+    """Answers to a probe as metrics see them."""
+    other = [replace(one, answers=(one.probed[place],)) for one in answered]
+    if benchmark.probes[place] == "options":
+        other = [replace(one, options=moved(one.options)) for one in other]
+    return said(benchmark, other, 0)
 
 
 def said(benchmark: Benchmark, answered: Sequence[Answered], wording: int) -> list[Said]:

@@ -41,6 +41,8 @@ METRICS = {
     "judge": "megatron_af.evaluate.metrics.judge:Judged",
 }
 METRIC = "megatron_af.evaluate.metrics.base:Metric"
+PROBES = ("exchanged", "silent", "shifted", "options")
+"""What may be changed of the questions to see whether answers follow (``megatron_af.evaluate.probes``)."""
 PLACES = ("question", "options", "labels")
 """What a wording may hold, in braces."""
 
@@ -80,6 +82,9 @@ class Benchmark:
     written out as digits (in references as well)."""
     metrics: tuple[str, ...] = ()
     """Names, or ``module:Class`` of one's own (``megatron_af/evaluate/metrics/base.py``)."""
+    probes: tuple[Literal["exchanged", "silent", "shifted", "options"], ...] = ()
+    """Asked again in the first wording: about another recording, silence, or the recording with its second half first,
+    or with the options in other places."""
     published: tuple[Published, ...] = ()
 
     def problems(self, name: str) -> Iterator[str]:

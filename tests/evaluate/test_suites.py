@@ -27,6 +27,7 @@ source:
   columns: {audio: file, prompt: question, output: answer, options: choices, skill: skill}
 wordings: ["{question} {options}", "w1 {question}", "{question}"]
 metrics: [exact, match, letter, likelihood, nearest, cider, judge]
+probes: [exchanged, silent, shifted, options]
 published: [{model: paper, metric: likelihood, value: 50.0, source: "arXiv 2503.03983"}]
 """
 
@@ -80,7 +81,10 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     assert len(report["wordings"]["exact"]) == 3 and "likelihood" not in report["wordings"]
     assert set(report["skills"]) == {"a", "b"} and "distance" in report["published"][0]
     answered = read_answered(folder / "suite-toy.parquet")
-    assert [len(one.answers) for one in answered] == [3] * 7
+    assert [len(one.answers) for one in answered] == [3] * 7 and [len(one.probed) for one in answered] == [4] * 7
+    assert report["probes"].keys() == {"exchanged", "silent", "shifted", "options"}
+    assert report["probes"]["silent"].keys() >= {"exact", "match", "letter"}
+    assert (folder / "suite-toy.silent/silence-2.wav").is_file()
     assert [len(one.logprobs) for one in answered] == [0] + [3] * 6 and report["unparseable"]["likelihood"] == 1
     assert {one.audio for one in answered} == {"0.wav", "1.wav", "2.wav"}
     assert read_scores(folder / "suite-toy.parquet").keys() >= {"exact", "likelihood"}
@@ -133,13 +137,16 @@ def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:
     benchmark = load_benchmark(str(tmp_path / "toy.yaml"))
     said_back = ("2.\nso", None, "")
     one = Answered(
-        id="1", group="1", skill="", prompt="?", references=("Two",), options=("Two", "one."), answers=said_back
-    )
+        id="1", group="1", skill="", prompt="?", references=("Two",), options=("Two", "one."),
+        answers=said_back, probed=("two", "rain", "", "(A)"),
+    )  # fmt: skip
     (seen,) = said(benchmark, [one], 0)
     assert (seen.heard, seen.references, seen.options) == ("2", ("2",), ("2", "1"))
     assert said(benchmark, [one], 1)[0].heard == ""
     measured = measure_answers(benchmark, [one], Means(), shared=False)
     assert measured.scores["exact"].value == 100.0 and measured.wordings["exact"] == [100.0, 0.0, 0.0]
     assert measured.scores["likelihood"].each == [None]
+    assert [measured.probes[probe]["exact"] for probe in benchmark.probes] == [100.0, 0.0, 0.0, 0.0]
+    assert measured.probes["options"]["letter"] == 0.0, "(A) is the other option there"
     assert measure_answers(benchmark, [one], Means(), shared=True).skipped.keys() == {"nearest"}
     assert measure_answers(benchmark, [], Means(), shared=False).scores == {}

@@ -1,0 +1,60 @@
+"""Each probe changes what it says and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dali_pipes.waves import read_wave
+from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.benchmarks import Asked
+from megatron_af.evaluate.probes import moved, probed
+
+RATE = 16_000
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[Asked]:
+    (tmp_path / "in").mkdir()
+    found = []
+    for i, answer in enumerate(("rain", "wind", "rain")):
+        wave_T = np.linspace(0.1 * i, 0.5, 2 * RATE, dtype=np.float32)
+        soundfile.write(tmp_path / f"in/{i}.wav", wave_T, RATE, subtype="FLOAT")
+        question = Question(prompt="what?", output=answer, options=("rain", "wind", "bells"))
+        clip = Clip(path=f"in/{i}.wav", start=0.5, duration=1.0)
+        found.append(Asked(id=str(i), row=Row(id=str(i), clips=(clip,), questions=(question,)), references=(answer,)))
+    return found
+
+
+def ask(probe: str, asked: list[Asked], folder: Path) -> tuple[list[Row], Path | None]:
+    return probed(probe, asked, "{question} {options}", DataRoot(str(folder)), folder / "made", RATE)
+
+
+def test_silence_is_as_long_and_nothing_else(asked: list[Asked], tmp_path: Path) -> None:
+    rows, root = ask("silent", asked, tmp_path)
+    assert root == tmp_path / "made" and len({row.clips[0].path for row in rows}) == 1
+    wave_T, rate = soundfile.read(root / rows[0].clips[0].path)
+    assert rate == RATE and len(wave_T) == RATE and not wave_T.any()
+    assert rows[0].questions[0].prompt == "what? (A) rain (B) wind (C) bells"
+
+
+def test_a_shifted_recording_has_its_second_half_first(asked: list[Asked], tmp_path: Path) -> None:
+    rows, root = ask("shifted", asked, tmp_path)
+    assert root is not None and len({row.clips[0].path for row in rows}) == 3
+    before_T = read_wave(tmp_path / "in/1.wav", start=0.5, duration=1.0, sample_rate=RATE)
+    after_T, _ = soundfile.read(root / rows[1].clips[0].path, dtype="float32")
+    np.testing.assert_array_equal(after_T, np.concatenate([before_T[RATE // 2 :], before_T[: RATE // 2]]))
+    stamp = (root / rows[1].clips[0].path).stat().st_mtime_ns
+    assert ask("shifted", asked, tmp_path)[0] == rows and (root / rows[1].clips[0].path).stat().st_mtime_ns == stamp
+
+
+def test_options_move_and_audio_is_exchanged(asked: list[Asked], tmp_path: Path) -> None:
+    assert moved(("a", "b", "c")) == ("c", "a", "b") and moved(()) == ()
+    rows, root = ask("options", asked, tmp_path)
+    assert root is None and rows[0].clips == asked[0].row.clips
+    assert rows[0].questions[0].prompt == "what? (A) bells (B) rain (C) wind"
+    exchanged, root = ask("exchanged", asked, tmp_path)
+    assert root is None and exchanged[1].clips[0].path in ("in/0.wav", "in/2.wav")
+    assert exchanged[0].clips[0].path == "in/1.wav" and exchanged[0].questions[0].output == "rain"
