@@ -1,5 +1,6 @@
 """The shipped curricula load, can run, and say what the papers and their public configurations say."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,15 @@ def test_af2_follows_the_paper(af2: Config) -> None:
     for stage in (pretrain, finetune, long):
         assert (stage.optimizer.weight_decay, stage.optimizer.clip_norm, stage.passes) == (0.1, 1.0, 1.0)
     assert pretrain.entry["encoder"] == "clap" and finetune.entry == {"all": "pretrain"}
-    assert len(pretrain.blend) == 16 and sum(pretrain.blend.values()) == 32
+    assert len(pretrain.blend) == 19 and sum(pretrain.blend.values()) == pytest.approx(38.2)
+    assert len(finetune.blend) == 29 and sum(finetune.blend.values()) == pytest.approx(50.026)
+
+
+def test_every_line_of_af2s_blends_says_where_it_is_from() -> None:
+    text = (CONFIGS / "curriculum/af2.yaml").read_text()
+    lines = [line for line in text.splitlines() if re.fullmatch(r"      [\w-]*[A-Z][\w-]*: [\d.]+( #.*)?", line)]
+    assert len(lines) == 48
+    assert [line for line in lines if not re.search(r"# (paper|config|ours)", line)] == []
 
 
 def test_af2_long_stages_take_fewer_samples_of_one_budget(af2: Config) -> None:
