@@ -53,11 +53,10 @@ def page(title: str, parts: Sequence[str], style: str = "", script: str = "") ->
 
 
 def sound(wave_T: NDArray[np.float32], rate: int, form: Literal["FLAC", "MP3"] = "FLAC") -> str:
-    """A player of samples in -1 to 1; MP3 is a fifth of the size of FLAC, which loses nothing."""
+    """A player of samples in -1 to 1 (louder ones are cut); MP3 is a fifth of the size of FLAC, which loses nothing."""
     if form == "MP3" and rate not in MP3_RATES:
         raise ValueError(f"MP3 holds {', '.join(map(str, MP3_RATES))} samples a second, got {rate}")
     file = io.BytesIO()
-    wave_T = np.clip(wave_T, -1.0, 1.0)
     if form == "FLAC":
         soundfile.write(file, wave_T, rate, format=form, subtype="PCM_16")
     else:

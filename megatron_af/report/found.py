@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from megatron_af.config import Config, StageConfig
+from megatron_af.evaluate.intervals import interval
 from megatron_af.foreign import read_json
 from megatron_af.inference.looks import Look, read_looks
 from megatron_af.pipeline.records import RunFolder, StepRecord
@@ -27,9 +26,6 @@ from megatron_af.serve.places import find
 from megatron_af.tracking.pictures import History
 from megatron_af.tracking.runs import stage_spool
 from megatron_af.tracking.spool import read_spool
-
-DRAWS = 1_000
-"""Of the bootstrap behind an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +44,8 @@ class StageFound:
     """Data set -> what ``hearing.json`` says of it."""
     clap: dict[str, dict[str, Any]]
     """Data set -> what ``clap-SET.json`` says of it."""
+    suites: dict[str, dict[str, Any]]
+    """Benchmark -> what ``suite-NAME.json`` says of it."""
     answers: dict[str, list[dict[str, Any]]]
     """Data set -> lines of ``answers.jsonl``."""
     looks: dict[str, list[Look]]
@@ -91,6 +89,7 @@ def _read_stage(config: Config, name: str) -> StageFound:
         result=read_result(folder),
         scores=read_json(folder / HEARING) if (folder / HEARING).is_file() else {},
         clap={file.stem.removeprefix("clap-"): read_json(file) for file in sorted(folder.glob("clap-*.json"))},
+        suites={file.stem.removeprefix("suite-"): read_json(file) for file in sorted(folder.glob("suite-*.json"))},
         answers=dict(answers),
         looks={
             file.stem.removeprefix("attention-"): read_looks(file) for file in sorted(pictures.glob("attention-*.json"))
@@ -107,16 +106,12 @@ def _history(config: Config, name: str, record: StageRecord | None) -> History:
     return history
 
 
-def intervals(answers: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(answers: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """Skill -> 95% bootstrap interval of its accuracy in percent; samples of one ``group`` are drawn together."""
-    by_skill: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    by_skill: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for told in answers:
-        by_skill[told["skill"]][told["group"]].append(told["right"])
-    rng, found = np.random.default_rng(seed), {}
-    for skill, groups in sorted(by_skill.items()):
-        right = np.array([sum(of) for of in groups.values()], float)
-        count = np.array([len(of) for of in groups.values()], float)
-        draws = rng.integers(len(right), size=(DRAWS, len(right)))
-        low, high = np.percentile(100 * right[draws].sum(1) / count[draws].sum(1), [2.5, 97.5])
-        found[skill] = (float(low), float(high))
-    return found
+        by_skill[told["skill"]].append(told)
+    return {
+        skill: interval([100.0 * told["right"] for told in found], [told["group"] for told in found])
+        for skill, found in sorted(by_skill.items())
+    }

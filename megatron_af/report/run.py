@@ -77,6 +77,7 @@ def _sections(run: RunFound, sounds: Sounds) -> Iterator[str]:
         for name, scores in stage.scores.items():
             yield f"<h2>Answers of {escape(stage.name)} on {escape(name)}</h2>"
             yield from _scores(stage, name, scores)
+    yield from _benchmarks(run)
     yield from _zero_shot(run)
     for stage in run.stages:
         rows = _rows_of(run.config, stage)
@@ -167,6 +168,25 @@ def _scores(stage: StageFound, name: str, scores: dict[str, Any]) -> Iterator[st
         )
         heads = "".join(f"<th>{head}</th>" for head in ("class", "recall", "precision", "questions", "taken for"))
         yield f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
+
+
+def _benchmarks(run: RunFound) -> Iterator[str]:
+    measured = [(stage.name, name, told) for stage in run.stages for name, told in stage.suites.items()]
+    if not measured:
+        return
+    yield "<h2>Benchmarks</h2>"
+    heads = "".join(f"<th>{head}</th>" for head in ("metric", "here", "95% interval", "published"))
+    for stage, name, told in measured:
+        rows = []
+        for metric, value in told.items():
+            if not isinstance(value, float):
+                continue
+            between = " to ".join(f"{bound:.1f}" for bound in told.get("intervals", {}).get(metric, ()))
+            known = [p for p in told.get("published", ()) if p["metric"] == metric]
+            others = ", ".join(f"{p['model']} {p['value']:g}" for p in known)
+            rows.append(f"<tr><td>{escape(metric)}<td>{value:.1f}<td>{between}<td>{escape(others)}")
+        yield f"<h3>{escape(stage)} on {escape(name)}, {told.get('n', 0):,} questions</h3>"
+        yield f'<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
 
 def _zero_shot(run: RunFound) -> Iterator[str]:

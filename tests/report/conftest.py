@@ -56,6 +56,9 @@ def run(tmp_path: Path) -> Config:
     (folder / "answers.jsonl").write_text("\n".join(answer_lines("test", asked)) + "\n")
     (folder / "hearing.json").write_text(json.dumps({"test": summarise(asked) | {"classes": by_class(asked)}}))
     (folder / "clap-test.json").write_text(json.dumps({"rows": 12, "zero_shot": {"accuracy": 61.25}}))
+    published = [{"model": "<AF2>", "metric": "exact", "value": 83.9, "source": "x", "distance": -12.7}]
+    suite = {"n": 2000, "too_long": 0, "exact": 71.25, "intervals": {"exact": [69.1, 73.0]}, "published": published}
+    (folder / "suite-esc50.json").write_text(json.dumps(suite))
     seconds_L = np.tile(np.arange(4) * 0.25, 2)
     look = Look(
         prompt="what is it?\nOPTIONS:\n - a.", tokens=("a", "<end>"), seconds=1.0, row="test-0",

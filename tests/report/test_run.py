@@ -24,14 +24,16 @@ def test_everything_of_a_run_is_on_the_page_and_nothing_outside_it(run: Config) 
     assert file == folder / "report.html"
     heads = re.findall(r"<h2>([^<]+)</h2>", text)
     assert heads == [
-        "Learning", "Gates", "Answers of long on test", "Sound and words in one space", "Where answers look: test",
-        "Listen: test", "What sounds alike: train", "Where the time goes",
+        "Learning", "Gates", "Answers of long on test", "Benchmarks", "Sound and words in one space",
+        "Where answers look: test", "Listen: test", "What sounds alike: train", "Where the time goes",
     ]  # fmt: skip
     assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import|https?://""", text), "the page asks a network"
     assert "&lt;odd&gt; &amp; run" in text and "<odd>" not in text
     assert "&lt;/script&gt;&lt;b&gt;" in text and text.count("</script>") == 1
     assert text.count("<polyline") == 2 * (2 + 2) and "align: tanh of the cross-attention gates" in text
     assert "zero shot: accuracy<td>61.2%" in text
+    assert "long on esc50, 2,000 questions" in text
+    assert "<td>exact<td>71.2<td>69.1 to 73.0<td>&lt;AF2&gt; 83.9" in text
     assert "3 min 00 s" in text and "12.5% of the machine's peak (MFU)".replace("12.5%", "12.5 %") in text
     assert text.count("<audio") == 1 + 12 + 4 * 5
 

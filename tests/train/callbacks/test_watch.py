@@ -122,6 +122,7 @@ def test_patience_goes_on_over_a_restart_and_can_be_raised() -> None:
     assert not stopped.enough
     resumed, best = looked_at(watch, [2.5, 1.0], stopped.state)
     assert resumed.enough and best == [], "the third look in a row, and 2.5 is no better than 2"
+    assert not looked_at(watch, [2.0, 3.0, 1.0, 3.0, 3.0])[0].enough, "looks are counted from the best one"
     again, _ = looked_at(watch, [1.0], resumed.state)
     assert again.enough and again.step == 0, "it has ended already"
     longer, best = looked_at(replace(watch, patience=5), [1.0], resumed.state)
