@@ -6,7 +6,7 @@ The audio side is plain torch and knows nothing of parallelism; the decoder is m
 F mel frames, M mel bins, L tokens of a window, B clips, T packed tokens, D audio width, N added rows, H hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -178,8 +178,14 @@ class AudioFlamingo:
         added_rows_NH.copy_((total_H[:-1] / total_H[-1]).expand_as(added_rows_NH))
 
 
-def build(config: Config, vocabulary: Vocabulary, device: Device) -> AudioFlamingo:
-    """Build this rank's share of the model with fresh weights. Process groups must exist."""
+def build(
+    config: Config, vocabulary: Vocabulary, device: Device, *, drawn: Callable[[str], bool] = lambda name: True
+) -> AudioFlamingo:
+    """Build this rank's share of the model with fresh weights. Process groups must exist.
+
+    Args:
+        drawn: whether a weight of the decoder gets a first value, by its canonical name; the others must be loaded.
+    """
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     lm_config = transformer_config(config, device)
     num_chunks = config.parallel.virtual_pipeline
@@ -195,6 +201,7 @@ def build(config: Config, vocabulary: Vocabulary, device: Device) -> AudioFlamin
                 pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
                 post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
                 vp_stage=vp_stage,
+                drawn=drawn,
             ).to(device.torch)
         )
     # Every rank draws the same weights for its copy of the audio side, whatever it drew for its decoder share.

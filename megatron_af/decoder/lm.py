@@ -49,6 +49,7 @@ class AudioLM(GPTModel):
         pre_process: this stage embeds the tokens.
         post_process: this stage computes logits and losses.
         vp_stage: which chunk of an interleaved schedule, None without one.
+        drawn: whether the weight of a canonical name gets a first value; by default all do.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class AudioLM(GPTModel):
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None = None,
+        drawn: Callable[[str], bool] = lambda name: True,
     ) -> None:
         lm, family = config.model.lm, family_of(config.model.lm)
         tensor_group = parallel_state.get_tensor_model_parallel_group()
@@ -93,7 +95,7 @@ class AudioLM(GPTModel):
         self.lora = config.lora
         if self.lora:
             add_adapters(self, self.lora)
-        initialize(self, family, config.seed)
+        initialize(self, family, config.seed, drawn)
 
     def skip_identity_blocks(self) -> int:
         """Leave out gated blocks that are frozen with closed gates, as in a stage that trains the language model

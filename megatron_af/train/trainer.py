@@ -69,7 +69,9 @@ class Trainer:
             Agreement(config.checkpoint.agree_every_steps, config.checkpoint.every_steps),
             SaveEvery(config.checkpoint.every_steps),
         ]
-        self.model = self.objective.build(config, tokenizer, self.device)
+        entries = self._entries(resume_from)
+        fresh = set(self.objective.parts_of(self.stage)) - set(entries)
+        self.model = self.objective.build(config, tokenizer, self.device, fresh)
         counts = select(self.model.named_parameters(), self.stage)
         on_every_rank = {part_of(name) for name, _ in self.model.front.named_parameters()}
         self.counts = global_counts(counts, self.groups.model, self.objective.parts_of(self.stage), on_every_rank)
@@ -77,7 +79,7 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous, self._announce
         )
-        self._sources = self._load_weights(resume_from)
+        self._sources = self._load_weights(resume_from, entries)
         self.learner: Learner = self.objective.start(config, self.stage, self.model, self.groups, self.device)
         self._schedule = build_schedule(self.stage.optimizer, self.stage.steps, self.learner.optimizer)
         self.step = 0
@@ -219,8 +221,18 @@ class Trainer:
             if state := remembered.get(type(callback).__name__):
                 callback.load_state_dict(state)
 
-    def _load_weights(self, resume_from: Path | None) -> dict[str, Path]:
-        """Fill the model from the newest checkpoint, or from the stage's entry.
+    def _entries(self, resume_from: Path | None) -> dict[str, Path]:
+        """Part of the model -> the checkpoint that fills it: the newest one, or what the stage's entry names."""
+        parts = self.objective.parts_of(self.stage)
+        if resume_from is not None:
+            return dict.fromkeys(parts, resume_from)
+        origins = {part: origin for part in parts if (origin := self.stage.origin_of(part)) is not None}
+        entries = {part: resolve_entry(self.config, origin) for part, origin in origins.items()}
+        taken = self.objective.taken(self.stage)
+        return {part: entry for part, entry in entries.items() if part in taken or holds(entry, part)}
+
+    def _load_weights(self, resume_from: Path | None, entries: dict[str, Path]) -> dict[str, Path]:
+        """Fill the model's parts from their checkpoints.
 
         Returns:
             Frozen parts and the checkpoints that hold them: these are not written again.
@@ -232,12 +244,8 @@ class Trainer:
             return {part: held_by[part] for part in frozen if held_by[part] != resume_from.resolve()}
         held_by = {}
         for part in parts:
-            origin = self.stage.origin_of(part)
-            if origin is None:
-                continue
-            checkpoint = resolve_entry(self.config, origin)
-            if part in self.objective.taken(self.stage) or holds(checkpoint, part):
-                held_by |= load_parts(self.model, self.groups, checkpoint, [part])
+            if part in entries:
+                held_by |= load_parts(self.model, self.groups, entries[part], [part])
         self.objective.fill(self.model, [part for part in parts if part not in held_by], self.groups)
         # Frozen parts with fresh weights are in no other checkpoint: they go into this stage's.
         return {part: held_by[part] for part in frozen if part in held_by}

@@ -13,6 +13,7 @@ import torch
 from megatron.core.dist_checkpointing import load_tensors_metadata
 
 from megatron_af.config import CheckpointConfig, Config, ConfigError, StageConfig
+from megatron_af.decoder import initialization
 from megatron_af.inference.listener import Listener
 from megatron_af.runs.paths import latest, read_resume
 from megatron_af.runs.pointers import source_of
@@ -20,6 +21,7 @@ from megatron_af.train.callbacks import Callback, Record
 from megatron_af.train.callbacks.skipped_steps import MAX_SKIPPED_IN_A_ROW
 from megatron_af.train.optimizer import NonFiniteGradient
 from megatron_af.train.stage_result import StageResult
+from megatron_af.train.trainable import part_of
 from megatron_af.train.trainer import Trainer
 from tests import tiny
 from tests.data.toy import toy_config, toy_rows
@@ -80,6 +82,21 @@ def train(rank: int, world_size: int, config: Config, stop_after: int = 0) -> Wa
     return watch
 
 
+def drawn(rank: int, world_size: int, config: Config) -> set[str]:
+    """Parts of the decoder that got first values when the run was set up."""
+    names: set[str] = set()
+    draw = initialization.fresh
+
+    def noted(placement: Any, *arguments: Any) -> Any:
+        names.add(part_of(placement.name))
+        return draw(placement, *arguments)
+
+    initialization.fresh = noted
+    with Trainer(config, []):
+        pass
+    return names
+
+
 def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(config: Config) -> None:
     through = run_distributed(train, 2, replace(config, name="through"))[0]
     cut = replace(config, name="cut", checkpoint=CheckpointConfig(every_steps=2, asynchronous=True))
@@ -99,6 +116,9 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(config: Config) ->
     # what callbacks remember goes on over the restart, too
     assert [record["step"] for record in remembered["StageResult"]["last"]] == list(range(1, STEPS + 1))
     assert remembered["SkippedSteps"] == {"in_a_row": 0}
+    # what a checkpoint fills is not drawn first
+    assert run_distributed(drawn, 2, cut) == [set(), set()]
+    assert run_distributed(drawn, 2, replace(config, name="new")) == [{"lm", "xattn"}] * 2
 
 
 def answers(rank: int, world_size: int, config: Config) -> list[str | None]:

@@ -6,7 +6,7 @@ backward pass is in ``answer_learner.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from megatron_af.config import Config, ConfigError, StageConfig
@@ -131,11 +131,12 @@ class Answer(Objective):
 
         return AnswerTexts(config, stage, tokenizer)
 
-    def build(self, config: Config, tokenizer: Tokenizer, device: Device) -> AudioFlamingo:
+    def build(self, config: Config, tokenizer: Tokenizer, device: Device, fresh: Container[str]) -> AudioFlamingo:
         from megatron_af.model import Vocabulary, build
+        from megatron_af.train.trainable import part_of
 
         vocabulary = Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added)
-        return build(config, vocabulary, device)
+        return build(config, vocabulary, device, drawn=lambda name: part_of(name) in fresh)
 
     def fill(self, model: AudioFlamingo, fresh: Sequence[str], groups: Groups) -> None:
         if "rows" in fresh:

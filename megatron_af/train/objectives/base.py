@@ -3,7 +3,7 @@
     class Mine(Objective): ...                      # curriculum.STAGE.objective: "my_package.mine:Mine"
 
     objective = objective_of(stage)
-    model = objective.build(config, tokenizer, device)
+    model = objective.build(config, tokenizer, device, fresh)
     learner = objective.start(config, stage, model, groups, device)
     numbers = learner.forward_backward(batch)       # gradients; learner.optimizer makes the step
 
@@ -14,7 +14,7 @@ where they build something.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from megatron_af.config import Config, StageConfig
@@ -57,8 +57,12 @@ class Objective(ObjectiveSpec):
     """One kind of stage: its model, its side of the data, and how it learns."""
 
     @abstractmethod
-    def build(self, config: Config, tokenizer: Tokenizer, device: Device) -> AudioFlamingo:
-        """This rank's share of its model, with fresh weights."""
+    def build(self, config: Config, tokenizer: Tokenizer, device: Device, fresh: Container[str]) -> AudioFlamingo:
+        """This rank's share of its model, with fresh weights.
+
+        Args:
+            fresh: the parts that no checkpoint is about to fill; others may hold anything.
+        """
 
     def fill(self, model: AudioFlamingo, fresh: Sequence[str], groups: Groups) -> None:
         """Give parts that no checkpoint filled what fresh weights cannot know; a collective."""

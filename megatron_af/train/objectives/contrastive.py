@@ -6,7 +6,7 @@ pass is in ``contrastive_learner.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING
 
 from megatron_af.config import LOWEST_TEMPERATURE, Config, StageConfig
@@ -74,7 +74,7 @@ class Contrastive(Objective):
         settings = stage.contrastive
         return CaptionTexts(one_positive=settings.loss == "clip" or settings.positives == "one")
 
-    def build(self, config: Config, tokenizer: Tokenizer, device: Device) -> AudioFlamingo:
+    def build(self, config: Config, tokenizer: Tokenizer, device: Device, fresh: Container[str]) -> AudioFlamingo:
         from megatron_af.train.objectives.contrastive_learner import build_clap
 
         return build_clap(config, tokenizer, device)

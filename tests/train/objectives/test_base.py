@@ -125,7 +125,7 @@ class Loudness(Objective):
     def texts(self, config: Config, stage: StageConfig, tokenizer: Any) -> LevelTexts:
         return LevelTexts()
 
-    def build(self, config: Config, tokenizer: Any, device: Device) -> Any:
+    def build(self, config: Config, tokenizer: Any, device: Device, fresh: Any) -> Any:
         from megatron_af.model import AudioFlamingo
 
         torch.manual_seed(config.seed)
@@ -154,7 +154,7 @@ def main() -> None:
     groups = process_groups.initialize(config.parallel, config.seed)
     stage = config.curriculum[config.stage]
     objective = objective_of(stage)
-    model: Any = objective.build(config, None, current_device())  # type: ignore[arg-type]
+    model: Any = objective.build(config, None, current_device(), ())  # type: ignore[arg-type]
     checkpoint = latest(config.stage_folder(config.stage) / "checkpoints")
     assert checkpoint is not None
     load_parts(model, groups, checkpoint, objective.parts)
