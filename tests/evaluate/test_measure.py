@@ -57,7 +57,14 @@ def test_one_command_measures_with_and_without_examples(tmp_path: Path) -> None:
     folder = tmp_path / "runs/tiny/stage"
     alone = (folder / "hearing.json").read_text(), (folder / "answers.jsonl").read_text()
     two = [sys.executable, "-m", "megatron_af.pipeline.torchrun", "--standalone", "--nproc_per_node", "2"]
-    shots = [*two, str(tool.ROOT / run[0]), *run[1:3], "--shots", "2,4", "--from", "train", *run[3:]]
+    said = [{"file": f"test/{i}.wav", "question": "w5 w7", "answer": f"w{i}"} for i in range(2)]
+    (tmp_path / "toy.json").write_text(json.dumps(said))
+    columns = "{audio: file, prompt: question, output: answer}"
+    (tmp_path / "toy.yaml").write_text(
+        f"title: toy\nsource: {{format: json, path: toy.json, columns: {columns}}}\nmetrics: [exact]\n"
+    )
+    suite = f"curriculum.stage.suites=[{tmp_path / 'toy.yaml'}]"
+    shots = [*two, str(tool.ROOT / run[0]), *run[1:3], "--shots", "2,4", "--from", "train", *run[3:], suite]
     done = subprocess.run(shots, env=tool.environment(), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "4 shots" in done.stdout and "examples from train" in done.stdout
@@ -65,6 +72,11 @@ def test_one_command_measures_with_and_without_examples(tmp_path: Path) -> None:
     for number in (2, 4):
         found = json.loads((folder / f"few_shot/{number}_from_train/hearing.json").read_text())["test"]["overall"]
         assert (found["n"], found["too_long"], found["cut_short"]) == (2, 0, 0)
+        behind = json.loads((folder / f"few_shot/{number}_from_train/toy/suite-toy.json").read_text())
+        assert behind["n"] == 2 and behind["too_long"] == 0
+    beside = tmp_path / "beside"
+    tool_run(*run[:3], "--suite", str(tmp_path / "toy.yaml"), "--output", str(beside), *run[3:])
+    assert json.loads((beside / "toy/suite-toy.json").read_text())["n"] == 2 and not list(beside.glob("test*"))
 
     more = [*run[:3], "--shots", "6", "--from", "train", *run[3:]]
     refused = subprocess.run(
