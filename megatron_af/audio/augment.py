@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 STRIPES = 2
-TIME_WIDTH = 64
-"""Frames."""
+TIME_SHARE = 64 / 1001
+"""Of a window: 64 frames of HTS-AT's 10 s, and as much less of a shorter one, of which 64 would leave little."""
 FREQUENCY_WIDTH = 8
 """Mel bins."""
 
@@ -21,7 +21,7 @@ class SpecAugment(nn.Module):
         if not self.training:
             return mel_WFM
         W, F, M = mel_WFM.shape
-        kept_WF = _kept(W, F, TIME_WIDTH, mel_WFM.device)
+        kept_WF = _kept(W, F, max(1, round(TIME_SHARE * F)), mel_WFM.device)
         kept_WM = _kept(W, M, FREQUENCY_WIDTH, mel_WFM.device)
         return mel_WFM * kept_WF[:, :, None] * kept_WM[:, None, :]
 

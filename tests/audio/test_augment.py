@@ -8,7 +8,7 @@ from megatron_af.audio.augment import SpecAugment, draw_mix_up, mix
 def test_spec_augment_blanks_whole_stripes_of_bounded_width():
     torch.manual_seed(0)
     augment = SpecAugment()
-    out = augment(torch.ones(200, 300, 64))
+    out = augment(torch.ones(200, 1001, 64))
     blank_frames = (out == 0).all(2).sum(1)
     blank_bins = (out == 0).all(1).sum(1)
     assert ((out == 0) == ((out == 0).all(2, keepdim=True) | (out == 0).all(1, keepdim=True))).all()
@@ -19,6 +19,13 @@ def test_spec_augment_blanks_whole_stripes_of_bounded_width():
     assert len(blank_frames.unique()) > 20  # each window its own
     assert torch.equal(augment.eval()(torch.ones(2, 9, 8)), torch.ones(2, 9, 8))
     assert augment.train()(torch.ones(0, 9, 8)).shape == (0, 9, 8)
+
+
+def test_a_short_window_loses_no_larger_part_of_its_time():
+    """64 frames of 1001 are as many of 10 s as 6 are of one second, which 64 would leave little of."""
+    torch.manual_seed(0)
+    blank_frames = (SpecAugment()(torch.ones(400, 101, 64)) == 0).all(2).sum(1)
+    assert blank_frames.float().mean() > 0 and blank_frames.max() <= 2 * 5
 
 
 def test_mix_up_adds_powers_and_keeps_the_larger_share():
