@@ -3,7 +3,7 @@
     python -m tests.faults.kills --moments 100 --seed 0            # make faults MOMENTS=100
 
 Real training on two processes, with a checkpoint every second step, written asynchronously. At each moment one process
-is ended by SIGKILL: a rank, the launcher, a helper of a rank (the writer of a checkpoint, the queue it reports to), or
+is ended by SIGKILL: a rank, the launcher, a helper of a rank (the writer of its checkpoints), or
 all at once. Then:
 
 - nothing of the run lives on for more than ``GONE_SECONDS``;
