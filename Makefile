@@ -3,6 +3,7 @@
 # make test        every test that needs no GPU
 # make test-fast   those of them that start no process
 # make test-slow   the others: several ranks, training runs, whole tools
+# make test-harnesses  the same questions through lmms-eval and EvalScope, in .venv-harnesses
 # make faults      a run that is killed at MOMENTS=100 moments, drawn from SEED=0, against the one that is not
 # make docs        the documentation as a site, in site/; a link that leads nowhere fails
 # make lint        ruff
@@ -20,7 +21,7 @@ RUN = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-long test test-fast test-slow faults docs lint types
+.PHONY: help demo demo-long test test-fast test-slow test-harnesses faults docs lint types
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -39,6 +40,9 @@ test-fast: .venv/ready
 
 test-slow: .venv/ready
 	$(RUN) -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+test-harnesses: .venv-harnesses/ready
+	.venv-harnesses/bin/python -m pytest tests/serve/test_lmms.py $(ARGS)
 
 MOMENTS ?= 100
 SEED ?= 0
@@ -69,4 +73,12 @@ types: .venv/ready
 	echo "Setting up .venv with $$("$$found" --version): 6.9 GB on disk, some minutes the first time."; \
 	[ "$$found" = .venv/bin/python ] || "$$found" -m venv --clear .venv
 	$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c requirements.lock -e '.[kubeflow,dev]'
+	@touch $@
+
+# Takes what .venv has, and holds beside it what the harnesses want, in versions of their own.
+.venv-harnesses/ready: .venv/ready harnesses.lock
+	$(RUN) -m venv --clear .venv-harnesses
+	$(RUN) -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > \
+		"$$(.venv-harnesses/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
+	.venv-harnesses/bin/python -m pip install --disable-pip-version-check --no-deps -r harnesses.lock
 	@touch $@
