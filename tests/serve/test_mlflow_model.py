@@ -4,6 +4,7 @@ import base64
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,3 +190,16 @@ def test_every_form_of_audio_gets_the_same_answer_and_a_batch_the_answers_of_its
 def test_a_release_that_changed_is_not_served(release: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="DigestMismatch"):
         run_distributed(serve, 1, str(release), [], "sha256:0000", str(tmp_path), [], timeout=120)
+
+
+def test_the_weights_are_held_as_it_is_loaded_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from megatron_af.serve.mlflow_model import AudioFlamingoModel
+
+    held: list[dict[str, Any]] = []
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda address: address)
+    monkeypatch.setattr("megatron_af.runs.digests.verify_digest", lambda *given: None)
+    monkeypatch.setattr("megatron_af.serve.loaded_model.LoadedModel", lambda place, **how: held.append(how))
+    registered = {"release": str(tmp_path), "digest": "sha256:0", "audio_folder": ""}
+    for config in (registered, registered | {"precision": ""}, registered | {"precision": "int8"}):
+        AudioFlamingoModel().load_context(SimpleNamespace(model_config=config))  # type: ignore[arg-type]
+    assert [how["precision"] for how in held] == ["", "", "int8"]
