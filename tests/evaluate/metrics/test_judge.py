@@ -10,7 +10,7 @@ import pytest
 from megatron_af.config import JudgeConfig
 from megatron_af.evaluate.answered import Said
 from megatron_af.evaluate.metrics.base import Means
-from megatron_af.evaluate.metrics.judge import Judged
+from megatron_af.evaluate.metrics.judge import ASPECTS, Judged
 from megatron_af.prepare.generation import EndpointError
 from tests.prepare.endpoint import Answer, Server
 
@@ -80,6 +80,7 @@ def test_unusable_judgements_are_counted_and_in_no_mean(
     scores = judge(answer)[1].score(SAID)
     assert scores["judge"].notes["refused"] == 1 and scores["judge"].each[2] is None
     assert scores["judge"].value == pytest.approx(70.0) and scores["judge_detail"].value == 4.0
+    assert [scores[f"judge_{aspect}"].each[2] for aspect in ASPECTS] == [None] * 3
 
 
 def test_a_judge_that_talks_is_asked_again_and_one_that_only_talks_judges_nothing(
