@@ -32,11 +32,12 @@ class Amounts:
     text: float = 0
     """Text positions."""
     text_scores: float = 0
-    """Pairs of positions of one row. A causal or a packed row counts whole, as is customary."""
+    """Pairs of positions that attention looks at together: of a row, or of a packed row's segments. Causal ones count
+    whole, as is customary."""
     keys: float = 0
     """Audio tokens that the micro-batches hear; a clip that two rows hear counts twice."""
     audio_scores: float = 0
-    """Pairs of a text position and an audio token of one row."""
+    """Pairs of a text position and an audio token that it hears, or of its row where all are heard."""
     supervised: float = 0
     """Positions with a label."""
 
