@@ -59,6 +59,8 @@ def test_one_question(folder: Path) -> None:
     assert whole == run(folder, *ask, "max_new_tokens=5", "--stream") and len(whole.split()) == 5
     scores = run(folder, *ask, "--option", "w1", "--option", "w2 w3").splitlines()
     assert [line.split()[1:] for line in scores] == [["w1"], ["w2", "w3"]] and float(scores[0].split()[0]) < 0
+    rounded = run(folder, *ask, "--precision", "bf16", "--option", "w1", "--option", "w2 w3").splitlines()
+    assert rounded != scores, "weights of half the bits are likely to differ in the third decimal"
     # The same words in a conversation, which keeps what it read.
     said = run(folder, "chat.py", "runs/demo", "dog.wav", "max_new_tokens=5", typed="w3 w17\n/show\n/reset\nw3 w17\n")
     lines = said.splitlines()
