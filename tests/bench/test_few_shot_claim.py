@@ -8,7 +8,17 @@ import pytest
 from rich.console import Console
 
 from megatron_af.bench import few_shot_claim as module
-from megatron_af.bench.few_shot_claim import PROMPT, SHOTS, UNSEEN, VARIANTS, claim_rows, held_out, run_claim, summarise
+from megatron_af.bench.few_shot_claim import (
+    PROMPT,
+    SHOTS,
+    UNSEEN,
+    VARIANTS,
+    claim_rows,
+    held_out,
+    run_claim,
+    summarise,
+    told_rows,
+)
 from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.data.rows import Clip, Manifest, Row
 from megatron_af.progress import silent
@@ -31,8 +41,21 @@ def test_rows_ask_what_a_sound_is_and_are_of_their_kinds_alone() -> None:
     rows = [scene(n, kind) for n, kind in enumerate(("bell", "dog", "bell", "rain"))]
     (dog,) = claim_rows(rows, frozenset({"dog"}))
     assert [(q.prompt, q.output) for q in dog.questions] == [(PROMPT, "dog")]
-    assert dog.captions == ("loud dog",) and not dog.negatives, "no caption tells of a kind that is held out"
+    assert dog.captions == ("dog",) and not dog.negatives, "no caption tells of a kind that is held out"
     assert [row.id for row in claim_rows(rows, frozenset({"bell", "rain"}))] == ["0", "2", "3"]
+
+
+def test_conversations_ask_again_for_what_they_said() -> None:
+    vocabulary = ["bell", "dog", "rain", "wind", "alpha", "bravo", "charlie", "delta", "echo"]
+    rows = told_rows(vocabulary, 60, seed=3)
+    assert rows == told_rows(vocabulary, 60, seed=3) != told_rows(vocabulary, 60, seed=4)
+    assert len({row.id for row in rows}) == 60
+    for row in rows:
+        assert row.template == "dialogue" and not row.clips and 3 <= len(row.questions) <= 9
+        called = {q.prompt: q.output for q in row.questions}
+        assert all(called[q.prompt] == q.output for q in row.questions) and len(set(called.values())) == len(called)
+        assert not set(called) & set(called.values())
+    assert {q.output for row in rows for q in row.questions} == set(vocabulary), "any word can be an answer"
 
 
 def test_each_seed_holds_out_others() -> None:
@@ -45,8 +68,12 @@ def test_the_variants_differ_in_what_they_read_alone() -> None:
     config = load_config(CONFIG, ["data.tokenizer=x"])
     assert check(config, config.launch.processes_per_node) == []
     one, other = (config.curriculum[variant] for variant in VARIANTS)
-    assert set(one.blend) - set(other.blend) == {"seen_knn_4", "seen_knn_8"}
+    assert set(one.blend) - set(other.blend) == {"named_2", "named_5", "named_8"}
     assert replace(one, blend=other.blend) == other
+    kinds = {"bass", "bells", "choir", "cymbal", "flute", "footsteps", "guitar", "kick", "organ", "piano"}
+    for name in set(one.blend) - set(other.blend):
+        made = config.data.datasets[name].neighbours
+        assert made and made.of == "seen" and len(made.names) == 26 and not kinds & set(made.names)
     assert max(SHOTS) == 8 and config.retrieval.datasets == ("shown",)
 
 
@@ -91,10 +118,11 @@ def test_the_whole_comparison_runs_and_is_not_made_again(tmp_path: Path, monkeyp
     root = Path(f"{tmp_path / 'data'}_0")
     kinds: dict[str, set[Any]] = {
         name: {row.questions[-1].output for row in Manifest(root / f"{name}.jsonl")}
-        for name in ("seen", "seen_knn_4", "seen_knn_8", "shown", "asked")
+        for name in ("seen", "named_2", "named_5", "named_8", "shown", "asked")
     }
     assert kinds["shown"] == kinds["asked"] == set(unseen)
-    assert not kinds["seen"] & set(unseen) and kinds["seen_knn_4"] <= kinds["seen"] >= kinds["seen_knn_8"]
+    assert not kinds["seen"] & set(unseen)
+    assert all(kinds[name] and not kinds[name] & (kinds["seen"] | set(unseen)) for name in kinds if "named" in name)
     assert set(result["variants"]) == set(VARIANTS)
     assert all(list(by_shots) == [str(shots) for shots in SHOTS] for by_shots in result["variants"].values())
     assert run_claim(CONFIG, overrides, progress=silent(), seeds=1) == result
