@@ -28,12 +28,13 @@ from megatron_af.decoder.attention import spec_provider
 from megatron_af.decoder.cache import DecoderCache
 from megatron_af.decoder.cross_attention import AudioDecoderLayer
 from megatron_af.decoder.family import family_of
-from megatron_af.decoder.initialization import initialize
+from megatron_af.decoder.initialization import fresh, initialize
 from megatron_af.decoder.layer_spec import decoder_spec
 from megatron_af.decoder.lora import add_adapters
 from megatron_af.decoder.positions import LearntPositions, segment_positions
 from megatron_af.decoder.stretches import Sight
 from megatron_af.parallel.device import current_device
+from megatron_af.parallel.global_state import TABLES, placements
 from megatron_af.parallel.transfer import there
 
 # It announces that new features go to HybridModel, at every construction.
@@ -95,7 +96,16 @@ class AudioLM(GPTModel):
         self.lora = config.lora
         if self.lora:
             add_adapters(self, self.lora)
+        self._family, self._seed = family, config.seed
         initialize(self, family, config.seed, drawn)
+
+    def draw_words(self, first: int) -> None:
+        """Give the words from id ``first`` on the rows of a fresh model."""
+        for placement, parameter in placements(self):
+            if placement.name in TABLES:
+                own_VH = placement.take(fresh(placement, self._family, self._seed))
+                begin = self.table.local(first)
+                parameter.detach()[begin : len(own_VH)] = own_VH[begin:].to(parameter)
 
     def skip_identity_blocks(self) -> int:
         """Leave out gated blocks that are frozen with closed gates, as in a stage that trains the language model

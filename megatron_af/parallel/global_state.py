@@ -17,7 +17,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
-EMBEDDING = "lm.embedding.word_embeddings.weight"
+EMBEDDING, HEAD = "lm.embedding.word_embeddings.weight", "lm.output_layer.weight"
+TABLES = (EMBEDDING, HEAD)
+"""Parameters with a row for each word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def placements(chunk: nn.Module) -> Iterator[tuple[Placement, nn.Parameter]]:
         dim: int = parameter.partition_dim
         local_length = shape[dim]
         shape[dim] *= size
-        if name in (EMBEDDING, "lm.output_layer.weight"):
+        if name in TABLES:
             shape[dim] = lm.table.vocab
         yield (
             Placement(

@@ -45,7 +45,7 @@ from megatron_af.files import put_in_place, write
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
-from megatron_af.parallel.global_state import EMBEDDING, whole_tensors
+from megatron_af.parallel.global_state import TABLES, whole_tensors
 from megatron_af.release.model_card import model_card
 from megatron_af.runs.objectives import spec_of
 from megatron_af.serve.places import find
@@ -65,7 +65,6 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
     "qwen2": (AudioFlamingoConfig, AudioFlamingoForConditionalGeneration),
     "opt": (AudioFlamingo1Config, AudioFlamingo1ForConditionalGeneration),
 }
-HEAD = "lm.output_layer.weight"
 GATED_BLOCK = {
     "gate_attn": "attention_gate",
     "gate_ffn": "ffn_gate",
@@ -164,7 +163,7 @@ def decoder_tensors(chunks: Sequence[Any], added_rows_NH: Tensor, config: Config
         if ".xattn." in name:
             yield from _gated_block(name, whole, config)
             continue
-        if name in (EMBEDDING, HEAD):
+        if name in TABLES:
             rows = whole.new_zeros(table.num_tokens, whole.shape[1])
             rows[: len(whole)] = whole
             rows[table.first_added_id : table.first_added_id + table.num_added] = added_rows_NH

@@ -66,8 +66,6 @@ from megatron_af.train.described_tensors import only_tensors
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
 from megatron_af.train.trainable import part_of
 
-TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
-"""Parameters with a row for each word."""
 KEPT = ".kept-"
 """Behind the name of a checkpoint that others point at, when another one of its step took its place."""
 
@@ -351,7 +349,6 @@ def _updates(resume: Resume) -> int:
 
 def _load_from(model: AudioFlamingo, groups: Groups, source: Path, parts: set[str]) -> None:
     state, _ = _model_state(model, groups, lambda name: part_of(name) in parts)
-    new_words = _new_words(model, source)
     loaded = _load(state, source)  # into the parameters themselves, where shapes allow
     modules: dict[str, nn.Module] = {f"model{i}": chunk for i, chunk in enumerate(model.chunks)}
     modules["front"] = model.front
@@ -360,25 +357,18 @@ def _load_from(model: AudioFlamingo, groups: Groups, source: Path, parts: set[st
             own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
             for name, tensor in loaded.get(key, {}).items():
                 own[_local_name(name)].copy_(tensor)
-        for rows, fresh in new_words:
-            rows.copy_(fresh)
+    if "lm" in parts:
+        _draw_new_words(model, source)
 
 
-def _new_words(model: AudioFlamingo, checkpoint: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of this rank's tables for words that the model has and a checkpoint has not, with what they hold now.
-
-    What the checkpoint has in their place is padding; they stay fresh.
-    """
-    settings, found = checkpoint / SETTINGS, []
-    vocab = load_config(settings).model.lm.vocab if model.chunks and settings.is_file() else None
-    for chunk in model.chunks:
-        if vocab is None or vocab >= chunk.table.vocab:
-            continue
-        for name, parameter in chunk.named_parameters():
-            if name in TABLES:
-                rows = parameter.detach()[chunk.table.local(vocab) :]
-                found.append((rows, rows.clone()))
-    return found
+def _draw_new_words(model: AudioFlamingo, checkpoint: Path) -> None:
+    """Where the model has words that a checkpoint has not: it has padding in their place."""
+    settings = checkpoint / SETTINGS
+    if model.chunks and settings.is_file():
+        vocab = load_config(settings).model.lm.vocab
+        for chunk in model.chunks:
+            if vocab < chunk.table.vocab:
+                chunk.draw_words(vocab)
 
 
 def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:

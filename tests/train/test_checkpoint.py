@@ -398,7 +398,7 @@ def test_missing_checkpoint_names_what_to_change(tmp_path: Path) -> None:
 
 
 def grow(rank: int, world_size: int, tied: bool, folder: str) -> dict[str, torch.Tensor]:
-    """Save a model of 90 words, load it into one of 300: the tables of both, of this rank, and what the larger had."""
+    """Save a model of 90 words, load it into one of 300: the tables of both, of this rank, and a fresh one."""
     run = tiny.config(tied=tied, tensor=world_size)
     lm = dataclasses.replace(run.model.lm, vocab=300)
     more = dataclasses.replace(run, model=dataclasses.replace(run.model, lm=lm))
@@ -408,14 +408,15 @@ def grow(rank: int, world_size: int, tied: bool, folder: str) -> dict[str, torch
     at = Path(folder) / "checkpoints"
     resume = Resume(stage="stage", step=1, skipped=0, samples=1, world_size=world_size)
     Checkpoints(at, keep=1).save(small, None, groups, resume, {}, Answer.parts, to_yaml(run))
-    large = build(more, Vocabulary(first_added_id=300, num_added=4), current_device())
+    words = Vocabulary(first_added_id=300, num_added=4)
+    large = build(more, words, current_device(), drawn=lambda name: False)  # as training builds what it loads
 
     name = "lm.embedding.word_embeddings.weight" if tied else "lm.output_layer.weight"
 
     def table(model: Any) -> torch.Tensor:
         return gather_global(model.chunks, model.front).get(name, torch.empty(0))  # of the first rank
 
-    before, newest = table(large), latest(at)
+    before, newest = table(build(more, words, current_device())), latest(at)
     assert newest is not None
     load_parts(large, groups, newest, ["lm"])
     found = {"small": table(small), "fresh": before, "large": table(large)}
