@@ -287,7 +287,8 @@ class LoadedModel:
             try:
                 (logprobs,) = listener.scores(rows, [options], root=root)
             except UnknownWords as error:
-                raise BadRequest(f"options: {error}") from None
+                unknown = ", ".join(map(repr, error.words))
+                raise BadRequest(f"options: the model's tokenizer has no {unknown}; ask in words it has") from None
         return dict(zip(options, logprobs or [], strict=True))
 
     @contextmanager
