@@ -12,29 +12,39 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megatron_af.audio.encoder import encoder_of
 from megatron_af.config import ModelConfig
 from megatron_af.decoder.cross_attention import AudioCrossAttention
+from megatron_af.decoder.stretches import Stretches
 
 Floats = NDArray[np.float64]
 
 
 def attention_weights(
-    module: AudioCrossAttention, x_SBH: Tensor, audio_LBD: Tensor, mask_B1SL: Tensor | None
+    module: AudioCrossAttention, x_SBH: Tensor, audio_LBD: Tensor, stretches: Stretches | None
 ) -> Tensor:
-    """What the fused kernel multiplies the values by, [B, N, S, L], null keys of the mask included."""
+    """What the fused kernel multiplies the values by, [B, N, S, L]; 0 where a position sees nothing."""
     query_SBNK = module.linear_q(x_SBH)[0].unflatten(-1, (-1, module.head_dim))
     key_LBNK = module.linear_kv(audio_LBD)[0].unflatten(-1, (-1, 2 * module.head_dim))[..., : module.head_dim]
-    if mask_B1SL is not None:
-        key_LBNK = F.pad(key_LBNK, (0, 0, 0, 0, 0, 0, 0, mask_B1SL.shape[-1] - audio_LBD.shape[0]))
     scores_BNSL = torch.einsum("sbnk,lbnk->bnsl", query_SBNK, key_LBNK).float() * module.head_dim**-0.5
-    if mask_B1SL is not None:
-        scores_BNSL = scores_BNSL + mask_B1SL.float()
-    return scores_BNSL.softmax(-1)
+    if stretches is None:
+        return scores_BNSL.softmax(-1)
+    hidden_B1SL = ~_visible(stretches, len(x_SBH), *audio_LBD.shape[:2])[:, None].to(scores_BNSL.device)
+    return scores_BNSL.masked_fill(hidden_B1SL, float("-inf")).softmax(-1).nan_to_num(0.0)
+
+
+def _visible(stretches: Stretches, positions: int, keys: int, rows: int) -> Tensor:
+    """Which keys of its row a position sees, bool [B, S, L]: as a mask, which only pictures need."""
+    visible_TK = torch.zeros(rows * positions, rows * keys, dtype=torch.bool)
+    index_K = torch.arange(rows * keys) if stretches.index_K is None else stretches.index_K.cpu()
+    position = key = 0
+    for count, seen in zip(stretches.queries, stretches.keys, strict=True):
+        visible_TK[position : position + count, index_K[key : key + seen]] = True
+        position, key = position + count, key + seen
+    return visible_TK.view(rows, positions, rows, keys).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 @contextmanager
@@ -43,8 +53,7 @@ def recorded(decoder: nn.Module) -> Iterator[list[Tensor]]:
     layers: list[Tensor] = []
 
     def record(module: AudioCrossAttention, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weights_BNSL = attention_weights(module, *inputs)
-        layers.append(weights_BNSL[..., : inputs[1].shape[0]].mean(1).cpu())
+        layers.append(attention_weights(module, *inputs).mean(1).cpu())
 
     hooks = [m.register_forward_hook(record) for m in decoder.modules() if isinstance(m, AudioCrossAttention)]
     try:
