@@ -94,8 +94,10 @@ def attention_by_stretch(
             window_size=(-1, 0) if causal else (-1, -1),
             enable_gqa=query_TND.shape[1] != key_KND.shape[1],
         )
-    else:
+    elif any(count and seen for count, seen in zip(stretches.queries, stretches.keys, strict=True)):
         attended_TND = torch.cat(list(_each(query_TND, key_KND, value_KND, stretches, causal)))
+    else:  # nobody sees anything; yet a reduction waits for a gradient of every weight, so it must have one, of 0
+        attended_TND = 0 * query_TND + 0 * (key_KND.sum() + value_KND.sum())
     attended_SBH: Tensor = attended_TND.view(batch, length, -1).transpose(0, 1).contiguous()
     return attended_SBH
 

@@ -16,7 +16,7 @@ from megatron_af.decoder.attention import (
     fused_attention,
     spec_provider,
 )
-from megatron_af.decoder.stretches import Sight
+from megatron_af.decoder.stretches import Sight, Stretches
 from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.parallel.device import Device
 from tests.decoder.test_stretches import audio_visible, text_visible
@@ -82,6 +82,19 @@ def test_stretches_are_attended_to_as_under_a_mask(of: str, kv_heads: int, seed:
         torch.autograd.grad(found, inputs, up), torch.autograd.grad(expected, inputs, up), strict=True
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [0, 7])
+def test_where_nobody_sees_anything_every_weight_has_a_gradient_of_zero(keys: int) -> None:
+    """A reduction that goes along with the backward pass waits for all of them."""
+    query_SBND = torch.randn(5, 2, 4, 8, requires_grad=True)
+    key_LBND, value_LBND = (torch.randn(keys, 2, 2, 8, requires_grad=True) for _ in range(2))
+    stretches = Stretches.of([(10, 0), (0, 2 * keys)])
+    attended_SBH = attention_by_stretch(query_SBND, key_LBND, value_LBND, stretches, causal=False)
+    assert attended_SBH.shape == (5, 2, 32) and not attended_SBH.any()
+    attended_SBH.sum().backward()
+    for tensor in (query_SBND, key_LBND, value_LBND):
+        assert tensor.grad is not None and not tensor.grad.any()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("RMSNorm", nn.RMSNorm), ("LayerNorm", nn.LayerNorm)])
