@@ -80,6 +80,9 @@ class CheckpointWriter(AsyncCaller):
         self.process.wait()
         os.close(self._shared)
 
+    def __del__(self) -> None:
+        """Nothing: the process ends with this one. megatron-core's own raises, which is printed at every exit."""
+
     def _copied(self, buckets: Sequence[Bucket]) -> list[Bucket]:
         """The buckets with places in shared memory instead of tensors; waits for the copies."""
         places, end = [], 0
