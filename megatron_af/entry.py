@@ -75,16 +75,26 @@ def cancellable() -> Iterator[None]:
         _asked = Cancelled(number)
         raise _asked
 
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised in a callback, such as an import's: then ask once more, outside of it."""
+        if not isinstance(lost.exc_value, Cancelled):
+            hook(lost)
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, cancel)
+        threading.Timer(0.01, os.kill, (own, lost.exc_value.exit_code - 128)).start()
+
     # Only the main thread may set handlers; inside another `cancellable` they are set.
     if _heeding or threading.current_thread() is not threading.main_thread():
         yield
         return
     _heeding, _asked = True, None
     before = {number: signal.signal(number, cancel) for number in (signal.SIGTERM, signal.SIGINT)}
+    hook, sys.unraisablehook = sys.unraisablehook, again
     try:
         yield
     finally:
-        _heeding = False
+        _heeding, sys.unraisablehook = False, hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

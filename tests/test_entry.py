@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,23 @@ def test_other_processes_of_a_node_let_the_first_one_tell(monkeypatch: pytest.Mo
     assert command(raising(ConfigError("no")))() == 2 and waited == []
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert command(raising(ConfigError("no")))() == 2 and waited == [60]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_python_drops_is_heard_again(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is raised in a callback, such as that of an import's lock, is printed and forgotten otherwise."""
+
+    class Thing:
+        pass
+
+    thing, hook = Thing(), sys.unraisablehook
+    dropped = weakref.ref(thing, lambda _: signal.raise_signal(number))
+    with pytest.raises(Cancelled, match=number.name), cancellable():
+        del thing
+        assert dropped() is None
+        time.sleep(10)
+        raise AssertionError("nobody was cancelled")
+    assert capfd.readouterr().err == "" and sys.unraisablehook is hook
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
