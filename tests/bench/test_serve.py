@@ -84,6 +84,7 @@ def test_requests_have_every_form_and_the_table_every_figure() -> None:
     assert table.row_count == 11 and "1: x" in list(table.columns[1].cells)
 
 
+@pytest.mark.slow
 def test_an_option_of_another_subject_is_refused() -> None:
     done = subprocess.run([*BENCH, "step", "--clients", "3"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--clients: step does not take it" in done.stderr

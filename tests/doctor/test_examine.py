@@ -192,6 +192,7 @@ def test_mlflow_is_asked(server: tuple[str, list[int]], tmp_path: Path, monkeypa
     assert "mlflow.db" in examine.tracking(replace(config, tracking=TrackingConfig())).told
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **named: Any) -> Any:
         assert "tools/measure_network.py" in command[-1] and command[-2] == "2"
