@@ -11,12 +11,12 @@ that fits its encoder and data stays as it is.
 import json
 import tempfile
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from megatron_af.data.rows import Row, to_json
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.inference.embedder import ClapEmbedder
+from megatron_af.parallel.collectives import from_first
 from megatron_af.prepare.mining import deciles
 from megatron_af.progress import Progress, silent
 from megatron_af.retrieval.catalogue import read_catalogue
@@ -60,7 +61,7 @@ class Builder:
         self._folder, self._held = Path(config.output) / config.name / "retrieval", ExitStack()
 
     def __enter__(self) -> Self:
-        self._on_first(self._hold)
+        from_first(self._hold)
         return self
 
     def __exit__(
@@ -72,13 +73,13 @@ class Builder:
 
     def index(self, dataset: str) -> NeighbourIndex | None:
         """Bring the index of a data set up to date; on rank 0 it is returned."""
-        if self._on_first(lambda: not why_stale(self._config, dataset)):
+        if from_first(lambda: not why_stale(self._config, dataset)):
             if not self._first:
                 return None
             index = NeighbourIndex.open(self._config, dataset)
             self._progress.say(f"{dataset}: the index is up to date, {len(index):,} clips")
             return index
-        self._embed(dataset, self._on_first(lambda: self._missing(dataset)))
+        self._embed(dataset, from_first(lambda: self._missing(dataset)))
         if not self._first:
             return None
         catalogue, store = self._catalogue, self._store
@@ -143,17 +144,3 @@ class Builder:
             self._embedder = ClapEmbedder(replace(self._config, stage=self._config.retrieval.stage))
         vector_NJ: NDArray[np.float32] = self._embedder.audio(rows).numpy()
         return vector_NJ
-
-    def _on_first[Result](self, compute: Callable[[], Result]) -> Result:
-        """What rank 0 computes, or raises, on every rank."""
-        outcome: list[Any] = [None, None]
-        if self._first:
-            try:
-                outcome[0] = compute()
-            except Exception as error:
-                outcome[1] = error
-        dist.broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: Result = outcome[0]
-        return result
