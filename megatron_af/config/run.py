@@ -205,6 +205,9 @@ class Config:
     layers: Rounding[Literal["", "te", "torch"]] = ""
     """Linears and norms of the decoder: ``te``, Transformer Engine's with its fused kernels, or ``torch``, those that a
     CPU has. Empty: Transformer Engine's where there is a GPU and it imports."""
+    compile: Rounding[bool] = False
+    """Train the decoder's layers as ``torch.compile`` makes them: what lies between two matrix products becomes one
+    kernel. The first step waits for the compiler, texts of other lengths do not."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)

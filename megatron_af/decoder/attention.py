@@ -61,6 +61,7 @@ def fused_attention(
     return output_BNSD.permute(2, 0, 1, 3).flatten(2)
 
 
+@torch.compiler.disable  # every batch has stretches of its own, and what was compiled for others is of no use
 def attention_by_stretch(
     query_SBND: Tensor, key_LBND: Tensor, value_LBND: Tensor, stretches: Stretches, *, causal: bool
 ) -> Tensor:

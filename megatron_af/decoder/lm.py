@@ -113,6 +113,12 @@ class AudioLM(GPTModel):
         layers = (layer for layer in self.decoder.layers if isinstance(layer, AudioDecoderLayer))
         return sum(layer.xattn.skip_if_identity() for layer in layers)
 
+    def compile_layers(self) -> None:
+        """From now on run each layer as ``torch.compile`` makes it: once for all layers of a kind and all lengths.
+        Attention stays outside, and answers are decoded without (:meth:`extend`)."""
+        for layer in self.decoder.layers:
+            layer.compile(dynamic=True)
+
     def forward(
         self, rows: TextRows, audio: AudioKeys, added_rows_NH: Tensor, *, sight: Sight | None = None
     ) -> Tensor:
@@ -157,7 +163,7 @@ class AudioLM(GPTModel):
         if self.position_embedding_type == "rope":
             rotary_SB1D = self.rotary_pos_emb(cache.room)[text.place_BS.t(), 0]
         place_BS = text.place_BS.masked_fill((rows.segment_BS < 0).to(device), 0)  # padding may lie beyond the table
-        with _rows_at_places_of_their_own(self.config):
+        with _rows_at_places_of_their_own(self.config), torch.compiler.set_stance("force_eager"):
             hidden_SBH = self.decoder(
                 hidden_states=self._embed(rows.ids_BS, place_BS, added_rows_NH) if self.pre_process else None,
                 attention_mask=text,

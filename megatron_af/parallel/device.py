@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import sys
 import types
 from dataclasses import dataclass
@@ -172,6 +173,18 @@ def transformer_engine_problem() -> str:
         sys.modules["transformer_engine"] = None  # type: ignore[assignment]
         return f"is installed and cannot be imported ({type(error).__name__}: {error})"
     return ""
+
+
+COMPILERS = ("g++", "clang++")
+
+
+def compiler_problem() -> str:
+    """Why ``compile`` cannot be had here, and the fix; empty where it can. Kernels of both devices start from C++."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(COMPILERS)
+    if any(map(shutil.which, wanted)):
+        return ""
+    names = " or ".join(wanted)
+    return f"compile = true: torch.compile needs {names} on the path; install one, or set compile to false"
 
 
 class _NoStream:

@@ -108,6 +108,10 @@ def _layers(config: Config) -> Iterator[str]:
         from megatron_af.parallel.device import current_device
 
         yield from filter(None, [current_device().layers_problem(config.layers)])
+    if config.compile:
+        from megatron_af.parallel.device import compiler_problem
+
+        yield from filter(None, [compiler_problem()])
 
 
 def _of_stages(out_of_range: dict[str, str], stage: str) -> Iterator[str]:

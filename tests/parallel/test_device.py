@@ -38,6 +38,16 @@ def test_layers_are_those_that_there_are(asked, problem, monkeypatch):
             assert device.layers(asked) == ("te" if asked == "te" or not (asked or missing) else "torch")
 
 
+@pytest.mark.parametrize(("there", "told"), [(["clang++"], ""), ([], "torch.compile needs g++ or clang++ on the path")])
+def test_a_compiler_is_looked_for(there, told, monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in there:
+        (tmp_path / name).touch(mode=0o755)
+    problem = device_module.compiler_problem()
+    assert told in problem and bool(told) == bool(problem)
+
+
 @pytest.mark.slow
 def test_a_broken_transformer_engine_is_as_good_as_none(tmp_path):
     """megatron-core alone would not import."""

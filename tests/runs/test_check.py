@@ -193,6 +193,16 @@ def test_layers_that_this_machine_cannot_compute_are_refused(tmp_path: Path) -> 
         ]
 
 
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError) as caught:
+        validate(replace(runnable(), compile=True), 1)
+    assert (
+        "compile = true: torch.compile needs no-such-compiler on the path; install one, or set compile to false"
+        in caught.value.problems
+    )
+
+
 def checkpoint(folder: Path, **parts: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "checkpoint.json").write_text(json.dumps({"resume": {"step": 1}, "parts": parts}))

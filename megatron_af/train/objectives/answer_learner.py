@@ -51,6 +51,9 @@ class AnswerLearner:
         """Weights must be loaded and ``requires_grad`` be final: gradient buffers are made here."""
         self._groups, self._device = groups, device
         skipped = sum([chunk.skip_identity_blocks() for chunk in model.chunks])
+        if config.compile:
+            for chunk in model.chunks:
+                chunk.compile_layers()
         self._tally = answer_tally(config.model, stage, blocks=not skipped)
         self._tokens_per_window = config.model.encoder.tokens_per_window
         self._datasets = sorted(stage.blend)

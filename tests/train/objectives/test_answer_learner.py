@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from megatron_af.config import LoRAConfig
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
-from megatron_af.parallel.device import current_device
+from megatron_af.parallel.device import compiler_problem, current_device
 from megatron_af.parallel.global_state import gather_global
 from megatron_af.train.objectives import answer_learner
 from megatron_af.train.objectives.answer_learner import AnswerLearner
@@ -66,8 +66,11 @@ def train(
     rank: int, world_size: int, variant: dict[str, Any], layout: dict[str, Any], small_buckets: bool = False
 ) -> dict[str, Any]:
     variant = dict(variant)
-    precision = variant.pop("precision", "fp32")
-    config = dataclasses.replace(tiny.config(**variant, **layout), precision=precision)
+    precision, compiled = variant.pop("precision", "fp32"), variant.pop("compiled", "")
+    config = dataclasses.replace(tiny.config(**variant, **layout), precision=precision, compile=bool(compiled))
+    if compiled:
+        layer_compile = torch.nn.Module.compile
+        torch.nn.Module.compile = lambda self, **k: layer_compile(self, backend=compiled, **k)
     if small_buckets:
         ddp_config = answer_learner._ddp_config
         answer_learner._ddp_config = lambda *a, **k: dataclasses.replace(ddp_config(*a, **k), bucket_size=BUCKET)
@@ -78,7 +81,7 @@ def train(
     select(model.named_parameters(), stage)
     objective = AnswerLearner(config, stage, model, groups, torch.device("cpu"))
     schedule = build_schedule(stage.optimizer, stage.steps, objective.optimizer)
-    result: dict[str, Any] = {"losses": [], "norms": []}
+    result: dict[str, Any] = {"losses": [], "norms": [], "graphs": []}
     for step in range(STEPS):
         batch = tiny.step_batch(
             step,
@@ -101,6 +104,7 @@ def train(
         schedule.step(1)
         result["losses"].append(record["loss"])
         result["norms"].append(objective.optimizer.step_checked())
+        result["graphs"].append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     objective.sync_parameters()
     result["weights"] = gather_global(model.chunks, model.front, "data")
     process_groups.destroy()
@@ -186,6 +190,22 @@ def test_the_layout_of_the_3b_model_in_bf16(reference: Any) -> None:
     for part, names in parts.items():
         one, other = (torch.cat([run["gradients"][name].flatten() for name in names]) for run in (got, expected))
         assert F.cosine_similarity(one, other, dim=0) > 0.99, part
+
+
+def test_layers_that_are_compiled_compute_the_same(reference: Any, record_property: Any) -> None:
+    """Traced and differentiated as torch.compile does it, without its C++; that is the next test's."""
+    variant = {**VARIANTS["everything trains"], "compiled": "aot_eager"}
+    parallel = {"tensor": 2, "sequence": True, "recompute": "full"}
+    got = run_distributed(train, 2, variant, parallel, timeout=300)[0]
+    check_equal("TP2+SP+full recompute", "compiled", got, reference("everything trains"), record_property)
+    assert 0 < got["graphs"][0] == got["graphs"][-1], "other lengths were compiled anew"
+
+
+@pytest.mark.skipif(bool(compiler_problem()), reason="needs a C++ compiler")
+def test_the_compilers_own_kernels_compute_the_same(reference: Any, record_property: Any) -> None:
+    got = run_distributed(train, 1, {**VARIANTS["everything trains"], "compiled": "inductor"}, {}, timeout=600)[0]
+    check_equal("one process", "compiled", got, reference("everything trains"), record_property)
+    assert 0 < got["graphs"][0] == got["graphs"][-1], "other lengths were compiled anew"
 
 
 def check_equal(layout: str, variant: str, got: dict[str, Any], expected: dict[str, Any], record_property: Any) -> None:
