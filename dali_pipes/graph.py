@@ -21,6 +21,7 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
 from dali_pipes.sound import FLOOR_DB, INT16_MAX, SILENCE, Flac, Pcm, Sound
+from dali_pipes.views import views
 from megatron_af.config import FrontEndConfig
 
 
@@ -40,11 +41,10 @@ class DaliMel:
 
     def run(self, clips: Sequence[Sound], num_windows: Sequence[int]) -> torch.Tensor:
         if self._stream is None:
-            return torch.cat([torch.utils.dlpack.from_dlpack(mel) for mel in self._outputs(clips, num_windows)])
+            return self._joined(self._outputs(clips, num_windows))
         caller = torch.cuda.current_stream(self._stream.device)
         with torch.cuda.stream(self._stream):
-            outputs = self._outputs(clips, num_windows)
-            mel_WFM = torch.cat([torch.utils.dlpack.from_dlpack(mel) for mel in outputs])
+            mel_WFM = self._joined(self._outputs(clips, num_windows))
             copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             copied.record()
         copied.synchronize()  # from here on DALI may use its buffers again, and every stream may read the copy
@@ -54,8 +54,15 @@ class DaliMel:
     def close(self) -> None:
         self._pipelines.clear()
 
+    def _joined(self, outputs: Sequence[Any]) -> torch.Tensor:
+        """A copy of DALI's tensors, one after another; of whole clips, their views."""
+        mels = [torch.utils.dlpack.from_dlpack(mel) for mel in outputs]
+        if self._front_end.long_clips == "views":
+            return torch.stack([views(mel_FM, self._front_end.window_frames) for mel_FM in mels])
+        return torch.cat(mels)
+
     def _outputs(self, clips: Sequence[Sound], num_windows: Sequence[int]) -> list[Any]:
-        """DALI's tensors [W, F, M] of the clips, in order; each owns its memory."""
+        """DALI's tensors of the clips, in order: windows [W, F, M], or the whole [F, M]; each owns its memory."""
         found: dict[int, Any] = {}
         for kind in (Pcm, Flac):
             chosen = [i for i, clip in enumerate(clips) if isinstance(clip, kind)]
@@ -104,7 +111,8 @@ def build(
         else:
             data = fn.external_source(name="clip", dtype=types.UINT8, ndim=1)
             wave, _ = fn.decoders.audio(data, dtype=types.FLOAT, downmix=True)
-        return window_mels(wave.gpu() if device == "gpu" else wave, windows, front_end)
+        wave = wave.gpu() if device == "gpu" else wave
+        return (whole_mel if front_end.long_clips == "views" else window_mels)(wave, windows, front_end)
 
     pipe = graph()
     pipe.build()
@@ -118,8 +126,7 @@ def window_mels(wave_T: DataNode, windows: DataNode, front_end: FrontEndConfig) 
     parts = -(-cut // stride)  # strides that a window reaches over
     spaced = -(-(cut + 2 * half) // hop) * hop  # a window with its edges, on the grid of frames
     covered = (windows - 1) * stride + cut
-    wave_T = _resized(_repeated(wave_T, front_end), covered)
-    wave_T = pcm16(peak_normalised(wave_T) if front_end.level == "peak" else math.clamp(wave_T, -1.0, 1.0))
+    wave_T = _levelled(_resized(_repeated(wave_T, front_end), covered), front_end)
     strides = fn.reshape(_resized(wave_T, (windows - 1 + parts) * stride), shape=[-1, stride], layout="HW")
     shifted = [fn.slice(strides, start=i, shape=windows, axes=[0]) for i in range(parts)]
     window_WT = shifted[0] if parts == 1 else fn.cat(*shifted, axis=1)
@@ -133,6 +140,23 @@ def window_mels(wave_T: DataNode, windows: DataNode, front_end: FrontEndConfig) 
     mel_FM = fn.slice(mel_db(signal_T, front_end), start=0, shape=windows * (spaced // hop), axes=[0])
     mel_WFM = fn.reshape(mel_FM, shape=[-1, spaced // hop, front_end.mel_bins], layout="")
     return fn.slice(mel_WFM, start=0, shape=frames, axes=[1])
+
+
+def whole_mel(wave_T: DataNode, windows: DataNode, front_end: FrontEndConfig) -> DataNode:
+    """[T] -> dB mel [F, M] of the whole clip, at least a window and at most what ``windows`` cover."""
+    cut, half = front_end.window_samples, front_end.fft_size // 2
+    wave_T = _repeated(wave_T, front_end)
+    length = math.max(wave_T.shape(dtype=types.INT32)[0], cut)
+    covered = math.min(length, (windows - 1) * front_end.stride_samples + cut)
+    wave_1T = fn.reshape(_levelled(_resized(wave_T, covered), front_end), shape=[1, -1], layout="HW")
+    left = _reversed(fn.slice(wave_1T, start=1, end=half + 1, axes=[1]))
+    right = _reversed(fn.slice(wave_1T, start=covered - 1 - half, shape=half, axes=[1]))
+    return mel_db(fn.reshape(fn.cat(left, wave_1T, right, axis=1), shape=[-1], layout=""), front_end)
+
+
+def _levelled(wave_T: DataNode, front_end: FrontEndConfig) -> DataNode:
+    """Scaled to the clip's peak or as recorded (``level``), in 16 bits."""
+    return pcm16(peak_normalised(wave_T) if front_end.level == "peak" else math.clamp(wave_T, -1.0, 1.0))
 
 
 def _repeated(wave_T: DataNode, front_end: FrontEndConfig) -> DataNode:

@@ -31,7 +31,7 @@ class Mels(Protocol):
     """One way of making mel."""
 
     def run(self, clips: Sequence[Sound], num_windows: Sequence[int]) -> torch.Tensor:
-        """Mel windows of at least one clip, in order: float32 [sum(num_windows), F, M].
+        """Mel windows of at least one clip, in order: float32 [sum(num_windows), F, M], or views [clips, V, F, M].
 
         Raises:
             RuntimeError: a `Flac` cannot be decoded.
@@ -80,6 +80,7 @@ class MelPipeline:
     def run(self, clips: Sequence[Sound], num_windows: Sequence[int]) -> torch.Tensor:
         """Mel windows of all clips, in order: float32 [sum(num_windows), F, M] on the pipeline's device.
 
+        By ``long_clips: views`` it is [clips, V, F, M] of as much as the windows would cover (``dali_pipes/views.py``).
         A clip shorter than its windows is padded with zeros (than one window: as ``short_clips`` says), a longer one
         is cut. The caller's current stream may use the result at once.
 
@@ -90,7 +91,7 @@ class MelPipeline:
             self._mels.run([clips[i] for i in part], [num_windows[i] for i in part]) for part in _parts(num_windows)
         ]
         if not parts:
-            return torch.empty(0, self.front_end.window_frames, self.front_end.mel_bins)
+            return torch.empty(0, *self.front_end.input_shape)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dali_pipes.flac import flac_samples
 from dali_pipes.sound import FLOOR_DB, INT16_MAX, SILENCE, Pcm, Sound
+from dali_pipes.views import views
 from megatron_af.config import FrontEndConfig
 
 
@@ -23,8 +24,11 @@ class TorchMel:
         self.front_end, self._device = front_end, device
 
     def run(self, clips: Sequence[Sound], num_windows: Sequence[int]) -> Tensor:
-        windows = [self._windows(self._wave(clip), count) for clip, count in zip(clips, num_windows, strict=True)]
-        return self._mel(torch.cat(windows))
+        cut = [self._cut(self._wave(clip), count) for clip, count in zip(clips, num_windows, strict=True)]
+        if self.front_end.long_clips == "views":
+            return torch.stack([views(self._mel(wave_T[None])[0], self.front_end.window_frames) for wave_T in cut])
+        window, stride = self.front_end.window_samples, self.front_end.stride_samples
+        return self._mel(torch.cat([wave_T.unfold(0, window, stride) for wave_T in cut]))
 
     def close(self) -> None:
         """Nothing is held between two calls."""
@@ -42,17 +46,20 @@ class TorchMel:
             raise RuntimeError(str(error)) from error
         return torch.from_numpy(wave_T).to(self._device)
 
-    def _windows(self, wave_T: Tensor, count: int) -> Tensor:
-        """[W, T], scaled to the clip's peak (``level``) and rounded to 16 bits towards zero."""
+    def _cut(self, wave_T: Tensor, count: int) -> Tensor:
+        """What ``count`` windows cover, scaled to the clip's peak (``level``) and rounded to 16 bits towards zero; of
+        a clip in views no more than there is, but a window."""
         cut, stride = self.front_end.window_samples, self.front_end.stride_samples
         covered = (count - 1) * stride + cut
         wave_T = self._repeated(wave_T)[:covered]
+        if self.front_end.long_clips == "views":
+            covered = max(len(wave_T), cut)
         wave_T = F.pad(wave_T, (0, covered - len(wave_T)))
         peak = wave_T.abs().max().clamp(min=SILENCE)
         scaled_T = wave_T / peak if self.front_end.level == "peak" else wave_T.clamp(-1, 1)
         # The factor makes up for the rounding of the division: whole steps must not fall to the step below.
         steps_T = (scaled_T.abs() * (INT16_MAX * (1 + 2**-22))).floor() * (1 / INT16_MAX)
-        return (scaled_T.sign() * steps_T).unfold(0, cut, stride)
+        return scaled_T.sign() * steps_T
 
     def _repeated(self, wave_T: Tensor) -> Tensor:
         """A clip shorter than a window, as often as ``short_clips`` says."""
@@ -66,7 +73,7 @@ class TorchMel:
         size, hop = self.front_end.fft_size, self.front_end.hop_samples
         hann = torch.hann_window(size, device=wave_WT.device)
         spectrum = torch.stft(wave_WT, size, hop, window=hann, center=True, pad_mode="reflect", return_complex=True)
-        power_WFB = spectrum.abs().square().transpose(1, 2)[:, : self.front_end.window_frames]
+        power_WFB = spectrum.abs().square().transpose(1, 2)
         filters_BM = mel_filters(self.front_end).to(wave_WT.device)
         return 10 * torch.log10((power_WFB @ filters_BM).clamp(min=10 ** (FLOOR_DB / 10)))
 

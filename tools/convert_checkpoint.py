@@ -13,8 +13,8 @@ the encoder. Every layout reads it, whatever layout wrote it; a stage names it i
 
     entry: {lm: checkpoints/qwen2.5-3b/step_00000000, rows: checkpoints/qwen2.5-3b/step_00000000}
 
-Of a file of ClapCap (clapcap_weights_2023.pth, what Audio Flamingo 1 hears through), LAION-CLAP or AF-CLAP it holds the
-encoder:
+Of a file of ClapCap (clapcap_weights_2023.pth, what Audio Flamingo 1 hears through), LAION-CLAP or AF-CLAP, or of a
+Hugging Face folder of LAION-CLAP, it holds the encoder:
 
     python tools/convert_checkpoint.py --config configs/af1.yaml \
         --from clapcap_weights_2023.pth --to checkpoints/clapcap

@@ -61,7 +61,8 @@ class AudioEncoder(ABC):
         """The network, with fresh weights drawn from torch's generator.
 
         dB mel windows (W, F, M) in float32 go in, features (W, tokens_per_window, feature_dim) in the type of its
-        weights come out. A parameter that nothing computes with has a true attribute ``unused``.
+        weights come out. By ``front_end.long_clips = views`` a window is a clip in views, (W, V, F, M), the last three
+        NaN where it is no longer than a window. A parameter that nothing computes with has a true attribute ``unused``.
 
         Args:
             pretraining: it trains contrastively; statistics that later stand still are learnt.

@@ -40,17 +40,31 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(dim)
         if config.fusion:
             self.mel_conv2d = nn.Conv2d(1, dim, (patch, 3 * patch), stride=(patch, 3 * patch))
-            self.fusion_model = _FusionWeights(dim)
+            self.fusion_model = FeatureFusion(dim)
 
-    def forward(self, image: Tensor) -> Tensor:
-        normed: Tensor = self.norm(self.proj(image).permute(0, 2, 3, 1))
+    def forward(self, image: Tensor, parts: Tensor | None = None, longer_W: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            parts: images (W, V, 1, 256, 256) of windows out of a longer clip, of which ``image`` is the whole.
+            longer_W: which clips are longer; the others' parts are not heard.
+        """
+        x_WDRR = self.proj(image)
+        if parts is not None and longer_W is not None:
+            W, V = parts.shape[:2]
+            # Patches of three times the length: the parts, side by side, are as many columns as the whole, or fewer.
+            beside = self.mel_conv2d(parts.flatten(0, 1))
+            beside = beside.view(W, V, *beside.shape[1:]).permute(0, 2, 3, 1, 4).flatten(3)
+            beside = F.pad(beside, (0, x_WDRR.shape[3] - beside.shape[3]))
+            x_WDRR = torch.where(longer_W[:, None, None, None], self.fusion_model(x_WDRR, beside), x_WDRR)
+        normed: Tensor = self.norm(x_WDRR.permute(0, 2, 3, 1))
         return normed
 
 
-class _FusionWeights(nn.Module):
-    """Weights of LAION-CLAP's attentional feature fusion, which only clips above one window would use.
+class FeatureFusion(nn.Module):
+    """LAION-CLAP's attentional feature fusion (Dai et al. 2021): how much of the whole clip, how much of its parts.
 
-    Audio Flamingo feeds windows of at most 10 s, so they are carried through conversions and never run.
+    Its norms keep the published statistics, whatever ``train()`` says. Where clips are heard in windows it is carried
+    through conversions and never runs.
     """
 
     def __init__(self, dim: int) -> None:
@@ -68,6 +82,14 @@ class _FusionWeights(nn.Module):
 
         self.local_att = nn.Sequential(*squeeze())
         self.global_att = nn.Sequential(nn.AdaptiveAvgPool2d(1), *squeeze())
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def forward(self, whole: Tensor, parts: Tensor) -> Tensor:
+        both = whole + parts
+        share = torch.sigmoid(self.local_att(both) + self.global_att(both))
+        return 2 * whole * share + 2 * parts * (1 - share)
 
 
 class _Carried(nn.Module):
@@ -217,6 +239,9 @@ class SwinLayer(nn.Module):
 class HTSAT(nn.Module):
     """Log-mel windows (W, F, M) in dB -> token features (W, L, D) after the last norm; by ``vector`` (W, 1, D).
 
+    By ``long_clips: views`` a clip is one window in four views, (W, V, F, M), the last three of them NaN where it is no
+    longer than that (``dali_pipes/views.py``).
+
     Tokens of a window are ordered as the released encoder orders them: index = 32 f + t with f in {0, 1}
     the half of the folded frequency axis and t in 0..31 the time step of 312.5 ms (64 tokens of a 10 s
     window).
@@ -241,7 +266,7 @@ class HTSAT(nn.Module):
     def __init__(self, front_end: FrontEndConfig, config: EncoderConfig) -> None:
         super().__init__()
         width = HTSATEncoder(config).width
-        self.recompute = config.recompute
+        self.recompute, self.views = config.recompute, front_end.long_clips == "views"
         self.folds = IMAGE_SIDE // front_end.mel_bins
         self.bn0 = MelNorm(front_end.mel_bins)
         self.spec_augment = SpecAugment() if config.spec_augment else nn.Identity()
@@ -274,7 +299,7 @@ class HTSAT(nn.Module):
             self.logmel_extractor = _Carried(frequencies, front_end.mel_bins, name="melW")
         self.apply(_init_linear)
         for name, parameter in self.named_parameters():
-            unused = name.startswith(self.UNUSED)
+            unused = name.startswith(self.UNUSED) and not (self.views and name.startswith("patch_embed."))
             setattr(parameter, "unused", unused)  # noqa: B010 (torch's type has no such attribute)
             parameter.requires_grad_(not unused)
 
@@ -283,8 +308,7 @@ class HTSAT(nn.Module):
 
     def forward(self, mel_WFM: Tensor) -> Tensor:
         self.train(self.training)  # parts may have been frozen since the last call
-        image = self.fold(self.spec_augment(self.bn0(mel_WFM)))
-        x_WRRD = self.patch_embed(image.to(self.norm.weight.dtype))
+        x_WRRD = self._patches_of_views(mel_WFM) if self.views else self.patch_embed(self._image(mel_WFM))
         if self.absolute_pos_embed is not None:
             x_WRRD = x_WRRD + self.absolute_pos_embed
         for layer in self.layers:
@@ -296,6 +320,17 @@ class HTSAT(nn.Module):
         if self.projection is not None:
             features = self.projection(features.mean(1, keepdim=True))
         return features
+
+    def _patches_of_views(self, mel_WVFM: Tensor) -> Tensor:
+        W, V = mel_WVFM.shape[:2]
+        alone_WVFM = mel_WVFM.isnan()
+        image = self._image(torch.where(alone_WVFM, mel_WVFM[:, :1], mel_WVFM).flatten(0, 1))
+        image = image.view(W, V, *image.shape[1:])
+        patches: Tensor = self.patch_embed(image[:, 0], image[:, 1:], ~alone_WVFM[:, 1, 0, 0])
+        return patches
+
+    def _image(self, mel_WFM: Tensor) -> Tensor:
+        return self.fold(self.spec_augment(self.bn0(mel_WFM))).to(self.norm.weight.dtype)
 
     def fold(self, mel_WFM: Tensor) -> Tensor:
         """Stretch the frames to 256 x folds and lay the quarters below each other: (W, 1, 256, 256)."""

@@ -80,6 +80,11 @@ class HTSATEncoder(AudioEncoder):
                 f"model.encoder.embed_dim = {encoder.embed_dim}: feature fusion needs 4; raise it or set fusion to "
                 "false"
             )
+        if front_end.long_clips == "views" and not encoder.fusion:
+            yield (
+                "model.front_end.long_clips = views: views are joined by the fusion weights, and model.encoder.fusion "
+                "is false; set it to true, or long_clips to windows"
+            )
         if IMAGE_SIDE % encoder.patch_size:
             yield from divides("model.encoder.patch_size", encoder.patch_size, "the side of HTS-AT's image", IMAGE_SIDE)
         elif encoder.depths:

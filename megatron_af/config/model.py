@@ -10,6 +10,8 @@ from megatron_af.config.errors import divides
 from megatron_af.config.ranges import BelowOne, Count, NotNegative, Positive, Whole
 
 FAMILIES = {"opt": "megatron_af.decoder.opt:OPT", "qwen2": "megatron_af.decoder.qwen2:Qwen2"}
+VIEWS = 4
+"""Of a clip by ``long_clips: views``: the whole of it, and a window out of each third."""
 ENCODERS = {"htsat": "megatron_af.audio.htsat_encoder:HTSATEncoder"}
 
 
@@ -25,6 +27,10 @@ class FrontEndConfig:
     short_clips: Weights[Literal["pad", "repeat", "repeat_whole"]] = "pad"
     """What fills the window of a clip that is shorter: zeros (Audio Flamingo 1 and 2), the clip again and again (the
     wrappers of Microsoft's CLAP and ClapCap), or the clip as often as it goes in whole, then zeros (LAION-CLAP)."""
+    long_clips: Weights[Literal["windows", "views"]] = "windows"
+    """What a longer clip becomes: windows, or four views of a window's size that the encoder makes one vector of, the
+    whole clip shrunk and a window out of each third (LAION-CLAP's fused encoder). No stage trains through views; they
+    are what ``retrieval.encoder`` hears."""
     level: Weights[Literal["peak", "recorded"]] = "peak"
     """``peak``: each clip is scaled to its loudest sample, as the reference does; ``recorded``: as it is, so that what
     comes later changes nothing."""
@@ -52,7 +58,17 @@ class FrontEndConfig:
         """Mel frames of one window (1001 for AF-CLAP: centred frames on both ends)."""
         return self.window_samples // self.hop_samples + 1
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what the encoder takes at a time: (frames, bins), or that of each view."""
+        window = (self.window_frames, self.mel_bins)
+        return (VIEWS, *window) if self.long_clips == "views" else window
+
     def num_windows(self, num_samples: int, max_windows: int) -> int:
+        """What the encoder takes of ``num_samples``: a clip in views is taken at once."""
+        return 1 if self.long_clips == "views" else self.covering(num_samples, max_windows)
+
+    def covering(self, num_samples: int, max_windows: int) -> int:
         """Windows that cover ``num_samples``, at least 1 and at most ``max_windows``."""
         beyond_first = max(0, num_samples - self.window_samples)
         return min(max_windows, 1 + -(-beyond_first // self.stride_samples))

@@ -69,11 +69,15 @@ class ClipLoader:
         """Windows of a clip, from its promised duration: every rank knows it without decoding."""
         return self.front_end.num_windows(round(clip.duration * self.front_end.sample_rate), self.max_windows)
 
+    def _covering(self, clip: Clip) -> int:
+        """Windows that would cover what is heard of it, whether it is cut into windows or seen in views."""
+        return self.front_end.covering(round(clip.duration * self.front_end.sample_rate), self.max_windows)
+
     def seconds(self, clip: Clip) -> float:
-        """Seconds of the clip that its windows hear."""
+        """Seconds of the clip that its windows or views hear."""
         front_end = self.front_end
         step = front_end.window_seconds - front_end.overlap_seconds
-        return min(clip.duration, front_end.window_seconds + (self.num_windows(clip) - 1) * step)
+        return min(clip.duration, front_end.window_seconds + (self._covering(clip) - 1) * step)
 
     def check(self, clip: Clip) -> None:
         """Cheap test that every rank makes of files that were not prepared; nothing is decoded.
@@ -93,12 +97,12 @@ class ClipLoader:
         return self._digest_of_file(clip.path, clip.offset, clip.length, changed)
 
     def load(self, clips: Sequence[Clip]) -> tuple[Tensor, dict[int, str]]:
-        """Mel windows of the clips, one after another [W, F, M], and what was wrong with which clip.
+        """Mel windows of the clips, one after another [W, F, M] (or their views), and what was wrong with which clip.
 
         A clip that cannot be decoded is silence of the promised length: the text of its sample stands on other
         ranks already, so it can no longer be exchanged for another one.
         """
-        windows = [self.num_windows(clip) for clip in clips]
+        windows = [self._covering(clip) for clip in clips]
         sounds, bad = self._sounds(clips, native=True)
         try:
             return self._pipeline.run(sounds, windows), bad
@@ -129,7 +133,7 @@ class ClipLoader:
 
     def _sound(self, clip: Clip, native: bool) -> Pcm | Flac:
         front_end = self.front_end
-        samples = front_end.window_samples + (self.num_windows(clip) - 1) * front_end.stride_samples
+        samples = front_end.window_samples + (self._covering(clip) - 1) * front_end.stride_samples
         source = self._source(clip)
         prepared = native and clip.digest and not clip.start
         if prepared and isinstance(source, bytes) and flac_format(source) == (front_end.sample_rate, 1):

@@ -21,6 +21,7 @@ from torch import Tensor
 from megatron_af.config import Config
 from megatron_af.config.loading import load_config, to_yaml
 from megatron_af.convert.adapter import peft_tensors, write_adapter
+from megatron_af.convert.clap_folder import ClapFolder
 from megatron_af.convert.encoders import EncoderFile
 from megatron_af.convert.keys import KeyReport, pickled_weights
 from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language, write_language
@@ -44,7 +45,7 @@ from megatron_af.runs.pointers import holds
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints, load_parts
 
-LANGUAGE, ENCODER = ("lm", "rows"), ("encoder",)  # of a language model, of ClapCap
+LANGUAGE, ENCODER = ("lm", "rows"), ("encoder",)  # of a language model, of ClapCap or LAION-CLAP
 WHOLE = ("encoder", "transform", "rows", "xattn", "lm")  # of a released AF2
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 
@@ -89,7 +90,12 @@ def convert(
         released = ReleasedFile(source, weights)
     elif not out and (source / "metadata.json").is_file():
         released = ReleasedFolder(source)
-    encoder = EncoderFile(weights, str(source)) if weights and not released else None
+    encoder: EncoderFile | ClapFolder | None = None
+    if weights and not released:
+        encoder = EncoderFile(weights, str(source))
+    elif not out and not released and ClapFolder.holds(source):
+        encoder = ClapFolder(source)
+        encoder.check(config.model)
     folder = None if encoder or released or out else LanguageFolder(source, config.model.lm.family)
     if folder:
         folder.check(config.model.lm)

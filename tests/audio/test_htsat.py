@@ -46,6 +46,23 @@ def test_every_parameter_but_the_carried_ones_gets_a_gradient():
     }  # fmt: skip
 
 
+def test_views_use_the_fusion_weights_and_never_learn_their_statistics():
+    config = EncoderConfig(embed_dim=8, depths=(2, 2), heads=(1, 2), patch_size=16, drop_path=0.0)
+    torch.manual_seed(0)
+    encoder = HTSAT(FrontEndConfig(long_clips="views"), config).train()
+    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    clips = mel(8).unflatten(0, (2, 4))
+    clips[1, 1:] = torch.nan  # no longer than a window
+    features = encoder(clips)
+    features.square().sum().backward()
+    assert features.shape == (2, 64, 16) and features.isfinite().all()
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is None) == parameter.unused, name
+        assert parameter.unused == (not name.startswith(("bn0", "patch_embed", "layers", "norm"))), name
+    assert all(torch.equal(buffer, before[name]) for name, buffer in encoder.named_buffers())
+    torch.testing.assert_close(encoder(clips[1:])[0], features[1])
+
+
 def test_windows_do_not_see_each_other():
     encoder = build().eval()
     windows = mel(3)

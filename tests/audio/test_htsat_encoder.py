@@ -33,6 +33,7 @@ def test_its_sizes(config: EncoderConfig, tokens: int, dim: int, steps: int) -> 
         (replace(DEMO, patch_size=64), FrontEndConfig(), "leaves a grid of 2 rows for the 4 folds"),
         (replace(DEMO, window_size=3), FrontEndConfig(), "model.encoder.window_size = 3 does not divide the 16 rows"),
         (DEMO, FrontEndConfig(mel_bins=80), "model.front_end.mel_bins = 80"),
+        (replace(DEMO, fusion=False), FrontEndConfig(long_clips="views"), "encoder.fusion is false; set it to true"),
         (DEMO, FrontEndConfig(window_seconds=11.0), "makes 1101 mel frames; HTS-AT takes 1024"),
     ],
 )

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from megatron_af.config import Config, DataConfig, EncoderConfig, LoRAConfig, StageConfig, TransformConfig
 from megatron_af.config.loading import to_yaml
+from megatron_af.convert.clap_folder import ClapFolder
 from megatron_af.convert.language import LanguageFolder, load_language
 from megatron_af.convert.released import ReleasedFolder, released_tensors
 from megatron_af.decoder.lm import AudioLM
+from megatron_af.foreign import ForeignError
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -25,6 +27,7 @@ from megatron_af.train.checkpoint import Checkpoints, load_parts
 from megatron_af.train.conversion import WHOLE, Occupied, convert
 from tests.convert.test_language import write_folder
 from tests.convert.test_released import FIXTURE, folder
+from tests.convert.toy_clap import write_clap
 from tests.decoder.test_opt import write_opt_folder
 from tests.decoder.toy import full_audio, open_gates, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed
@@ -284,3 +287,29 @@ def test_audio_flamingo_1s_file_becomes_a_checkpoint_of_all_but_the_encoder(tmp_
     tensors = run_distributed(read_af1, 1, tmp_path / "tokenizer.json", written)[0]
     for name, tensor in weights.items():
         assert torch.equal(tensors[name], tensor), name
+
+
+def convert_clap(rank: int, world_size: int, clap: Path, language: Path, target: Path) -> tuple[str, list[str]]:
+    config, model = toy_run(language), ClapFolder(clap).model
+    told: list[str] = []
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, front_end=model.front_end, encoder=model.encoder)
+    )
+    heard_otherwise = dataclasses.replace(model.front_end, long_clips="windows")
+    with pytest.raises(ForeignError, match=r"long_clips = windows: .* set it to views"):
+        convert(dataclasses.replace(config, model=dataclasses.replace(config.model, front_end=heard_otherwise)),
+                clap, target)  # fmt: skip
+    return str(convert(config, clap, target, tell=told.append)), told
+
+
+@pytest.mark.slow
+def test_laion_claps_folder_becomes_a_checkpoint_of_the_encoder(tmp_path):
+    theirs = write_clap(tmp_path / "clap")
+    language = write_folder(tmp_path / "qwen2", tied=True)
+    write_tokenizer(language / "tokenizer.json")
+    ((written, told),) = run_distributed(convert_clap, 1, tmp_path / "clap", language, tmp_path / "out")
+    assert json.loads((Path(written) / MANIFEST).read_text())["parts"].keys() == {"encoder"}
+    (line,) = told
+    used = int(line.split(": ", 1)[1].split(" tensors used")[0])
+    ignored = int(line.split("aliases; ")[1].split(" ignored")[0])
+    assert used + ignored == len(theirs.state_dict()) and "feature fusion" not in line
