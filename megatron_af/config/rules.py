@@ -156,7 +156,12 @@ def retrieval_rules(config: Config, embedding: Sequence[str]) -> Iterator[str]:
     made_of = {f"data.datasets.{key}.neighbours.of": d.neighbours.of for key, d in datasets.items() if d.neighbours}
     indexed = {"retrieval.datasets": config.retrieval.datasets, **{key: (of,) for key, of in made_of.items()}}
     held_out = {benchmark: stage for stage, s in config.curriculum.items() for benchmark in s.evaluation}
-    if (name or made_of) and name not in embedding:
+    if name and config.retrieval.encoder:
+        yield (
+            f"retrieval.stage = '{name}' and retrieval.encoder = '{config.retrieval.encoder}': only one can say what "
+            "sounds alike; leave one empty"
+        )
+    elif (name or made_of) and not config.retrieval.encoder and name not in embedding:
         yield f"retrieval.stage = '{name}': no contrastive stage of curriculum{suggestion(name, embedding)}"
     for key, names in indexed.items():
         for dataset in names:
@@ -179,6 +184,11 @@ def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
     prefix, stage = f"curriculum.{name}", config.curriculum[name]
     yield from batch_rules(config, name, world_size)
     front = config.model.front_end
+    if front.long_clips == "views":
+        yield (
+            f"{prefix}: stages hear windows, and model.front_end.long_clips = views; set it to windows (views are how "
+            "retrieval.encoder hears)"
+        )
     seconds = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
     if seconds > LONGEST_CLIP_SECONDS:
         yield (

@@ -116,7 +116,10 @@ class RetrievalConfig:
     """Which rows sound alike (``megatron_af.retrieval``)."""
 
     stage: Files[str] = ""
-    """Contrastive stage whose audio embedding decides; empty: nothing is indexed."""
+    """Contrastive stage whose audio embedding decides. Neither it nor ``encoder``: nothing is indexed."""
+    encoder: Files[str] = ""
+    """In place of a stage: folder of a LAION-CLAP as Hugging Face lays it out (``laion/clap-htsat-fused``), which says
+    itself how it hears."""
     datasets: Files[tuple[str, ...]] = ()
     """Training splits to index for examples in prompts; those that ``neighbours`` name are indexed anyway."""
     index: Files[Literal["auto", "flat", "ivf", "ivf_pq", "hnsw"]] = "auto"
@@ -126,6 +129,11 @@ class RetrievalConfig:
     """Part of the 8 nearest that a search finds which does not compare all."""
     shard_clips: Files[Count] = 4_000_000
     """Clips whose index is built in memory at a time; more make several shards, which searches read from the disk."""
+
+    @property
+    def indexes(self) -> bool:
+        """Whether anything says which rows sound alike."""
+        return bool(self.stage or self.encoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,14 +234,15 @@ class Config:
     log_every_steps: Nothing[Count] = 10
 
     def all_steps(self) -> dict[str, StepConfig]:
-        """``steps`` and, where something is indexed, ``retrieval``: after the stage whose embedding decides, before
-        the stages that learn from neighbours."""
-        if not self.retrieval.stage or RETRIEVAL_STEP in self.steps:
+        """``steps`` and, where something is indexed, ``retrieval``: after the stage whose embedding decides, or after
+        preparation where a published encoder does, and before the stages that learn from neighbours."""
+        if not self.retrieval.indexes or RETRIEVAL_STEP in self.steps:
             return self.steps
+        waits_for = self.retrieval.stage or ("prepare" if "prepare" in self.steps else "")
         made = {name for name, dataset in self.data.datasets.items() if dataset.neighbours}
         step = StepConfig(
             run=("tools/build_retrieval.py", "interleave", "--config", "{config}"),
-            after=(self.retrieval.stage,),
+            after=(waits_for,) if waits_for else (),
             before=tuple(name for name, stage in self.curriculum.items() if made & stage.blend.keys()),
             distributed=True,
         )

@@ -19,6 +19,7 @@ from megatron_af.config.errors import suggestion
 from megatron_af.data.rows import Row
 from megatron_af.data.templates import RowText, TooLong
 from megatron_af.evaluate.hearing import questions_of
+from megatron_af.foreign import ForeignError
 from megatron_af.retrieval.index import why_stale
 from megatron_af.retrieval.interleave import behind
 
@@ -42,12 +43,15 @@ def few_shot_problems(config: Config, source: str, shots: Sequence[int]) -> Iter
         yield f"--shots {max(shots)} needs --from DATASET to take examples from: name {indexed}"
     elif source not in config.data.datasets:
         yield f"--from {source}: not in data.datasets{suggestion(source, list(config.data.datasets))}"
-    elif not config.retrieval.stage:
-        yield "retrieval.stage is empty: name the contrastive stage whose embedding says what sounds alike"
+    elif not config.retrieval.indexes:
+        yield (
+            "retrieval.stage is empty: name the contrastive stage whose embedding says what sounds alike, or a folder "
+            "in retrieval.encoder"
+        )
     else:
         try:
             stale = why_stale(config, source)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ForeignError) as error:
             stale = str(error)
         if stale:
             yield f"--from {source}: {stale}; run tools/build_retrieval.py index"

@@ -1,6 +1,7 @@
-"""A contrastive stage's towers, for anything that compares audio with text.
+"""Towers of a CLAP, for anything that compares audio with text or with audio.
 
     embedder = ClapEmbedder(config)               # newest checkpoint of config.stage; a process group exists
+    embedder = PublishedEmbedder(config, ClapFolder(Path("models/clap-htsat-fused")))         # hears audio alone
     audio_NJ = embedder.audio(rows)               # one unit vector per row, its first clip
     text_TJ = embedder.texts(["a dog barks"])     # similarity is their scalar product
 
@@ -15,10 +16,13 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_af.audio.clap import ClapModel
+from megatron_af.audio.clap import ClapModel, clip_means
+from megatron_af.audio.encoder import encoder_of
 from megatron_af.config import Config, ConfigError, ParallelConfig
+from megatron_af.convert.clap_folder import ClapFolder
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
 from megatron_af.data.stream import hear
@@ -33,8 +37,61 @@ from megatron_af.train.objectives.contrastive_learner import build_clap
 BATCH_ROWS, BATCH_TEXTS = 16, 64
 
 
-class ClapEmbedder:
+class AudioEmbedder:
+    """Embeds audio.
+
+    Args:
+        embed: unit vectors audio_CJ of clips, from their mel and the windows of each.
+        joint_dim: length of a vector.
     """
+
+    def __init__(
+        self, embed: Callable[[Tensor, Sequence[int]], Tensor], joint_dim: int, loader: ClipLoader
+    ) -> None:
+        self._embed, self._joint_dim, self._loader = embed, joint_dim, loader
+
+    @torch.no_grad()
+    def audio(self, rows: Sequence[Row], *, root: Path | None = None) -> Tensor:
+        """audio_NJ on the host, float32.
+
+        Args:
+            root: where the rows' clips lie; default: below ``data.root``.
+
+        Raises:
+            AudioError: a clip cannot be decoded.
+        """
+        loader = self._loader if root is None else self._loader.below(root)
+
+        def embed(mine: Sequence[Row]) -> list[Tensor]:
+            found: list[Tensor] = []
+            for some in batched(mine, BATCH_ROWS):
+                audio, heard = hear(loader, [replace(row, clips=row.clips[:1]) for row in some])
+                assert audio.mel_WFM is not None, "every row to embed has a clip"
+                audio_CJ = self._embed(audio.mel_WFM, audio.clip_windows).cpu()
+                found += audio_CJ[[clip for (clip,) in heard]]
+            return found
+
+        return self._shared(rows, embed)
+
+    def _shared[Item](self, items: Sequence[Item], embed: Callable[[Sequence[Item]], list[Tensor]]) -> Tensor:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        own = embed(items[rank::world])
+        shares: list[list[Tensor]] = [[] for _ in range(world)]
+        dist.all_gather_object(shares, own)
+        vectors = torch.empty(len(items), self._joint_dim)
+        for start, share in enumerate(shares):
+            if share:
+                vectors[start::world] = torch.stack(share)
+        return vectors
+
+    def close(self) -> None:
+        """Ends its threads."""
+        self._loader.close()
+
+
+class ClapEmbedder(AudioEmbedder):
+    """A contrastive stage's towers.
+
     Args:
         checkpoint: of ``config.stage``; None: its newest one.
 
@@ -56,30 +113,8 @@ class ClapEmbedder:
         model = build_clap(self.config, self._tokenizer, self.device)
         load_parts(model, groups, checkpoint, objective.parts)
         self.model = cast(ClapModel, model.front).eval()
-        self._loader = ClipLoader(self.config, max_windows=self.stage.max_windows, device=self.device)
-
-    @torch.no_grad()
-    def audio(self, rows: Sequence[Row], *, root: Path | None = None) -> Tensor:
-        """audio_NJ on the host, float32.
-
-        Args:
-            root: where the rows' clips lie; default: below ``data.root``.
-
-        Raises:
-            AudioError: a clip cannot be decoded.
-        """
-        loader = self._loader if root is None else self._loader.below(root)
-
-        def embed(mine: Sequence[Row]) -> list[Tensor]:
-            found: list[Tensor] = []
-            for some in batched(mine, BATCH_ROWS):
-                audio, heard = hear(loader, [replace(row, clips=row.clips[:1]) for row in some])
-                assert audio.mel_WFM is not None, "every row to embed has a clip"
-                audio_CJ = self.model.embed_audio(audio.mel_WFM, audio.clip_windows).cpu()
-                found += audio_CJ[[clip for (clip,) in heard]]
-            return found
-
-        return self._shared(rows, embed)
+        loader = ClipLoader(self.config, max_windows=self.stage.max_windows, device=self.device)
+        super().__init__(self.model.embed_audio, self.model.joint_dim, loader)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -94,18 +129,27 @@ class ClapEmbedder:
 
         return self._shared(texts, embed)
 
-    def _shared[Item](self, items: Sequence[Item], embed: Callable[[Sequence[Item]], list[Tensor]]) -> Tensor:
-        rank, world = dist.get_rank(), dist.get_world_size()
-        own = embed(items[rank::world])
-        shares: list[list[Tensor]] = [[] for _ in range(world)]
-        dist.all_gather_object(shares, own)
-        vectors = torch.empty(len(items), self.model.joint_dim)
-        for start, share in enumerate(shares):
-            if share:
-                vectors[start::world] = torch.stack(share)
-        return vectors
-
     def close(self) -> None:
         """Ends its threads and leaves the process groups."""
-        self._loader.close()
+        super().close()
         process_groups.destroy()
+
+
+class PublishedEmbedder(AudioEmbedder):
+    """The audio tower of a published CLAP, which hears as its folder says, whatever ``config.model`` does."""
+
+    MAX_WINDOWS = 30
+    """What is heard of a recording, as of the longest ones in training: 5 minutes of windows of 10 s."""
+
+    def __init__(self, config: Config, folder: ClapFolder) -> None:
+        model, device = folder.model, current_device()
+        with torch.device("cpu"):
+            encoder = encoder_of(model.encoder).build(model.front_end)
+        folder.load(encoder)
+        encoder.to(device.torch).eval()
+
+        def embed(mel_WFM: Tensor, windows: Sequence[int]) -> Tensor:
+            return F.normalize(clip_means(encoder(mel_WFM), windows), dim=-1)
+
+        loader = ClipLoader(replace(config, model=model), max_windows=self.MAX_WINDOWS, device=device)
+        super().__init__(embed, model.clap.joint_dim, loader)

@@ -13,7 +13,6 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,12 +25,13 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.data.rows import Row, to_json
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
-from megatron_af.inference.embedder import ClapEmbedder
+from megatron_af.inference.embedder import AudioEmbedder
 from megatron_af.parallel.collectives import from_first
 from megatron_af.prepare.mining import deciles
 from megatron_af.progress import Progress, silent
 from megatron_af.retrieval.catalogue import read_catalogue
-from megatron_af.retrieval.index import NeighbourIndex, encoder_digest, index_folder, index_inputs, why_stale
+from megatron_af.retrieval.encoder import embedder_of, encoder_digest, joint_dim
+from megatron_af.retrieval.index import NeighbourIndex, index_folder, index_inputs, why_stale
 from megatron_af.retrieval.interleave import interleaved_rows
 from megatron_af.retrieval.vectors import VectorStore
 from megatron_af.runs.lock import StageLock
@@ -47,17 +47,18 @@ class Builder:
 
     Raises:
         ConfigError: nothing is to be indexed, or a data set cannot be.
-        FileNotFoundError: a manifest or the checkpoint of ``retrieval.stage`` is not there.
+        FileNotFoundError: a manifest, the checkpoint of ``retrieval.stage`` or ``retrieval.encoder`` is not there.
         StageBusy: on entering, while another process builds indexes of this run.
     """
 
     def __init__(self, config: Config, progress: Progress) -> None:
-        if not config.retrieval.stage:
-            raise ConfigError("nothing to embed with", ["retrieval.stage is not set: name a contrastive stage"])
+        if not config.retrieval.indexes:
+            problem = "neither retrieval.stage nor retrieval.encoder is set: name a contrastive stage, or a folder"
+            raise ConfigError("nothing to embed with", [problem])
         self._config, self._root = config, DataRoot(config.data.root)
         self._first = dist.get_rank() == 0
         self._progress = progress if self._first else silent()
-        self._embedder: ClapEmbedder | None = None
+        self._embedder: AudioEmbedder | None = None
         self._folder, self._held = Path(config.output) / config.name / "retrieval", ExitStack()
 
     def __enter__(self) -> Self:
@@ -124,7 +125,7 @@ class Builder:
 
     def _missing(self, dataset: str) -> list[tuple[int, str]]:
         """Row number and key of each piece that was never embedded."""
-        self._store = VectorStore(self._folder, encoder_digest(self._config), self._config.model.clap.joint_dim)
+        self._store = VectorStore(self._folder, encoder_digest(self._config), joint_dim(self._config))
         self._catalogue = catalogue = read_catalogue(self._config, dataset)
         _, first_N = np.unique(catalogue.piece_N, return_index=True)
         pairs = zip(catalogue.row_N[first_N].tolist(), catalogue.key_P, strict=True)
@@ -141,6 +142,6 @@ class Builder:
 
     def _embed_rows(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         if self._embedder is None:
-            self._embedder = ClapEmbedder(replace(self._config, stage=self._config.retrieval.stage))
+            self._embedder = embedder_of(self._config)
         vector_NJ: NDArray[np.float32] = self._embedder.audio(rows).numpy()
         return vector_NJ

@@ -20,17 +20,13 @@ from megatron_af.config import Config, RetrievalConfig
 from megatron_af.files import put_in_place, settled, write
 from megatron_af.foreign import read_json
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
+from megatron_af.retrieval.encoder import encoder_digest
 from megatron_af.retrieval.vector_index import VectorIndex, Vectors
 from megatron_af.runs.digests import digest_value
 from megatron_af.runs.identity import dataset_digest
-from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import resolve_entry
-from megatron_af.runs.pointers import checkpoint_digest, source_of
 
 SPARE = 51
 """Neighbours asked for beyond those wanted: pieces of one recording often lie together (AF1: 51)."""
-FORMAT = 1
-"""Part of every digest of embeddings; raised when their making changes."""
 
 
 class StaleIndex(RuntimeError):
@@ -162,20 +158,10 @@ def why_stale(config: Config, dataset: str) -> str:
     return f"the index of {dataset} was built before {', '.join(changed)} changed" if changed else ""
 
 
-def encoder_digest(config: Config) -> str:
-    """Digest of all that an embedding follows from, besides the sound."""
-    stage = config.retrieval.stage
-    checkpoint = resolve_entry(dataclasses.replace(config, stage=stage), stage)
-    weights = [checkpoint_digest(source_of(checkpoint, part)) for part in spec_of(config.curriculum[stage]).parts]
-    model = config.model
-    settings = [model.front_end, model.encoder, model.clap, config.curriculum[stage].max_windows, config.precision]
-    return digest_value([FORMAT, weights, settings])
-
-
 def index_inputs(config: Config, dataset: str) -> dict[str, str]:
     """What an index follows from: the encoder, how it is searched, the rows with their recordings, what is held out.
 
-    Raises ``FileNotFoundError``.
+    Raises ``FileNotFoundError``, and ``ForeignError`` where ``retrieval.encoder`` is none.
     """
     how = [config.retrieval.index, config.retrieval.recall, config.retrieval.shard_clips]
     inputs = {

@@ -12,7 +12,6 @@ import hashlib
 import io
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from megatron_af.config import Config
 from megatron_af.data.rows import Clip, Row
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
-from megatron_af.inference.embedder import ClapEmbedder
+from megatron_af.inference.embedder import AudioEmbedder
 from megatron_af.inference.requests import Opens, RequestRows, own_files
+from megatron_af.retrieval.encoder import embedder_of
 from megatron_af.retrieval.index import NeighbourIndex
 from megatron_af.retrieval.interleave import Neighbour, behind, draw_rows
 
@@ -48,7 +48,7 @@ class Retriever:
         self._config, self._root = config, DataRoot(config.data.root)
         self._index = NeighbourIndex.open(config, dataset)
         self._rows = open_rows(self._root, config.data.datasets[dataset].manifest)
-        self._embedder: ClapEmbedder | None = None
+        self._embedder: AudioEmbedder | None = None
 
     def nearest(
         self, audio: Sequence[Audio] | Sequence[Row] | NDArray[np.float32], count: int, *, skill: str = ""
@@ -83,7 +83,7 @@ class Retriever:
     def embed(self, rows: Sequence[Row], root: Path | None = None) -> NDArray[np.float32]:
         """vector_NJ of the rows' clips below ``root`` (``data.root``); a collective."""
         if self._embedder is None:
-            self._embedder = ClapEmbedder(replace(self._config, stage=self._config.retrieval.stage))
+            self._embedder = embedder_of(self._config)
         vector_NJ: NDArray[np.float32] = self._embedder.audio(rows, root=root).numpy()
         return vector_NJ
 

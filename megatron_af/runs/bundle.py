@@ -3,6 +3,7 @@
     release = make_release(config, "long")      # runs/demo/releases/3f2a91c04d7e
       config.yaml  digest.txt  tokenizer/  text_tower/  long/checkpoints/{latest,step_…}  sources/…
       retrieval/…  clap/checkpoints/…          where training rows were indexed: to find examples for prompts
+      retrieval/…  retrieval_encoder/          the same, by a published encoder
 
 A stage's folder belongs to training, which moves it away when its inputs change; the model in production must not
 move with it. What came from the hub is copied in as well: a release answers on a machine without network and caches.
@@ -25,7 +26,8 @@ from megatron_af.runs.paths import LATEST, MANIFEST, outcome, read_manifest
 from megatron_af.runs.pointers import SOURCES, checkpoint_digest, source_of
 from megatron_af.text.tokenizer import fetch
 
-CONFIG, TOKENIZER, TEXT_TOWER, INDEXES = "config.yaml", "tokenizer", "text_tower", "retrieval"
+CONFIG, TOKENIZER, TEXT_TOWER = "config.yaml", "tokenizer", "text_tower"
+INDEXES, RETRIEVAL_ENCODER = "retrieval", "retrieval_encoder"
 
 
 def make_release(config: Config, stage: str, expected_digest: str = "") -> Path:
@@ -52,7 +54,13 @@ def make_release(config: Config, stage: str, expected_digest: str = "") -> Path:
     _add_checkpoint(checkpoint.resolve(), digests, partial, stage)
     for folder in indexes:
         _link_tree(folder, partial / INDEXES / folder.name)
-    hears = outcome(config, config.retrieval.stage) if indexes else None
+    if indexes and config.retrieval.encoder:
+        # Imported only now: it needs torch, and most releases need no such folder.
+        from megatron_af.convert.clap_folder import ClapFolder
+
+        clap = ClapFolder(Path(config.retrieval.encoder))
+        _link_tree(clap.folder, partial / RETRIEVAL_ENCODER, only=clap.files)
+    hears = outcome(config, config.retrieval.stage) if indexes and config.retrieval.stage else None
     if hears is not None and config.retrieval.stage != stage:
         _add_checkpoint(hears.resolve(), _verified(hears.resolve()), partial, config.retrieval.stage)
     stages = {stage, config.retrieval.stage} & config.curriculum.keys() if indexes else {stage}
@@ -102,7 +110,7 @@ def _cached(name: str) -> Path:
 
 def _indexes(config: Config) -> list[Path]:
     """Folders of the neighbour indexes that were built (``retrieval/index.py``)."""
-    if not config.retrieval.stage:
+    if not config.retrieval.indexes:
         return []
     return sorted(file.parent for file in (Path(config.output) / config.name / INDEXES).glob("*/index.json"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_af.config import Config
 from megatron_af.config.loading import load_config
 from megatron_af.inference.requests import BadRequest
-from megatron_af.runs.bundle import CONFIG, TEXT_TOWER, TOKENIZER
+from megatron_af.runs.bundle import CONFIG, RETRIEVAL_ENCODER, TEXT_TOWER, TOKENIZER
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, SETTINGS, latest, outcome, read_resume
 
@@ -84,6 +84,8 @@ def _of_release(release: Path) -> tuple[Config, Path]:
     if tower.exists():
         model = replace(model, clap=replace(model.clap, text_tower=str(tower)))
     config = replace(_here(config), output=str(release.parent), name=release.name, data=data, model=model)
+    if (encoder := release / RETRIEVAL_ENCODER).exists():
+        config = replace(config, retrieval=replace(config.retrieval, encoder=str(encoder)))
     checkpoint = latest(config.stage_folder(config.stage) / "checkpoints")
     if checkpoint is None:
         raise FileNotFoundError(f"expected a release, got {release}, which has no checkpoint of {config.stage}")

@@ -157,3 +157,11 @@ def test_usual_names_pass_and_the_registrys_rules_are_asked() -> None:
         assert problem == f"registry.model = '{model}': MLflow's registry takes no {refused} in a name; leave it out"
     long = replace(config, tracking=TrackingConfig(experiment="e" * 501))
     assert list(name_rules(long)) == ["tracking.experiment: MLflow takes 500 characters at most; shorten it"]
+
+
+def test_no_stage_hears_views():
+    config = tiny.config()
+    views = replace(config.model.front_end, long_clips="views")
+    problems = check(replace(config, model=replace(config.model, front_end=views)), 1)
+    assert any("model.front_end.long_clips = views; set it to windows" in problem for problem in problems)
+    assert not any("long_clips" in problem for problem in check(config, 1))

@@ -11,7 +11,7 @@ from megatron_af.config import Config, RetrievalConfig
 from megatron_af.data.rows import Manifest, Row
 from megatron_af.data.templates import RowText, TooLong
 from megatron_af.evaluate.few_shot import cut_short, few_shot_problems, few_shot_sets, few_shot_table
-from megatron_af.retrieval import retriever as module
+from megatron_af.retrieval import encoder as module
 from megatron_af.retrieval.catalogue import read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, index_folder, index_inputs
 from tests.retrieval.toy import StubEmbedder, hear, retrieval_config, write_checkpoint
@@ -80,6 +80,8 @@ def test_flags_that_cannot_be_met_name_the_fix(config: Config) -> None:
     assert "test has no index in" in problem("test", 4) and problem("test", 4).endswith("build_retrieval.py index")
     write_checkpoint(config, "b")
     assert "the index of train was built before encoder changed" in problem("train", 4)
+    nowhere = RetrievalConfig(encoder="models/nowhere")
+    assert "models/nowhere: expected a Hugging Face folder" in problem("train", 4, retrieval=nowhere)
     shutil.rmtree(config.stage_folder("clap"))
     assert "has no checkpoint" in problem("train", 4)
 

@@ -109,6 +109,8 @@ def test_neighbours_are_found_before_the_stages_that_learn_from_them() -> None:
     assert "retrieval" not in steps["align"].after and "retrieval" not in by_name(CONFIG)
     more = dataclasses.replace(config, retrieval=RetrievalConfig(stage="clap", datasets=("train",)))
     assert by_name(more)["retrieval"].reads != retrieval.reads
+    published = by_name(dataclasses.replace(config, retrieval=RetrievalConfig(encoder="models/clap")))
+    assert published["retrieval"].after == ("prepare",) and published["tune"].after == ("prepare", "align", "retrieval")
     own = StepConfig(run=("mine.py",), after=("clap",), before=("align",))
     assert by_name(dataclasses.replace(config, steps={**config.steps, "retrieval": own}))["retrieval"].run == (
         "mine.py",

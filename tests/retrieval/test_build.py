@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron_af.config import Config, ConfigError, NeighboursConfig
 from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Manifest
-from megatron_af.retrieval import build
+from megatron_af.retrieval import encoder
 from megatron_af.retrieval.build import Builder
 from megatron_af.retrieval.retriever import Retriever
 from megatron_af.runs.check import check
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 def _with_stub(rank: int, world_size: int, config: Config, steps: Callable[[Config], object]) -> object:
-    build.ClapEmbedder = StubEmbedder  # type: ignore[attr-defined, assignment]  # in this forked process alone
+    encoder.ClapEmbedder = StubEmbedder  # type: ignore[misc, assignment]  # in this forked process alone
     return steps(config)
 
 
@@ -114,7 +114,7 @@ def _mistakes(config: Config) -> list[str]:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     (found,) = run_distributed(_with_stub, 1, retrieval_config(tmp_path), _mistakes)
     assert "neighbours.examples = 40: train has 18 recordings; lower it" in found[0]
-    assert "retrieval.stage is not set" in found[1]
+    assert "neither retrieval.stage nor retrieval.encoder is set" in found[1]
 
 
 def test_the_configuration_is_checked(tmp_path: Path) -> None:
@@ -144,6 +144,13 @@ def test_the_configuration_is_checked(tmp_path: Path) -> None:
         "data.datasets.c.manifest = prepared/c: neighbours are written as JSONL; end it so",
         "data.datasets.d.neighbours.names: a row of 2 examples can have 3 different answers; got 2 different names",
     ]
+    both = replace(config, retrieval=replace(config.retrieval, encoder="models/clap"))
+    assert [p for p in check(both, 1) if "retrieval" in p] == [
+        "retrieval.stage = 'clap' and retrieval.encoder = 'models/clap': only one can say what sounds alike; leave one "
+        "empty"
+    ]
+    alone = replace(config, retrieval=replace(config.retrieval, stage="", encoder="models/clap"))
+    assert not [p for p in check(alone, 1) if "retrieval" in p]
     assert sorted(problem for problem in problems if "neighbours" in problem or "retrieval" in problem) == sorted(
         expected
     )

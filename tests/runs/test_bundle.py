@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, DataConfig, StageConfig
+from megatron_af.config import Config, DataConfig, RetrievalConfig, StageConfig
 from megatron_af.config.loading import load_config
+from megatron_af.retrieval.encoder import encoder_digest
 from megatron_af.runs.bundle import CONFIG, make_release
 from megatron_af.runs.digests import DigestMismatch, digest_tree, verify_digest
 from megatron_af.runs.paths import LATEST, MANIFEST, latest
 from megatron_af.runs.pointers import checkpoint_digest, source_of, verify
 from megatron_af.serve.places import find
+from tests.convert.toy_clap import write_clap
 from tests.hub import hub_cache
 
 
@@ -138,3 +140,18 @@ def test_what_came_from_the_hub_goes_along(config: Config, tmp_path: Path, monke
 def test_no_tokenizer_is_not_the_working_folder(config: Config) -> None:
     release = make_release(replace(config, data=replace(config.data, tokenizer="")), "long")
     assert not (release / "tokenizer").exists()
+
+
+def test_the_encoder_that_indexed_goes_along(config: Config, tmp_path: Path) -> None:
+    write_clap(tmp_path / "clap")
+    (tmp_path / "clap/pytorch_model.bin").write_text("the weights once more")
+    index = Path(config.output) / "demo/retrieval/train"
+    index.mkdir(parents=True)
+    (index / "index.json").write_text("{}")
+    indexed = replace(config, retrieval=RetrievalConfig(encoder=str(tmp_path / "clap")))
+    release = make_release(indexed, "long")
+    shutil.rmtree(tmp_path / "clap")
+    released, _ = find(release)
+    assert encoder_digest(released) and Path(released.retrieval.encoder).parent == release
+    assert not (release / "retrieval_encoder/pytorch_model.bin").exists()
+    verify_digest(release)
