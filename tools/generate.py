@@ -9,7 +9,8 @@ The model is the folder of a run, a stage, a checkpoint or a release, or models:
 a line, with prompt, audio, history, examples, options and decoding (docs/answers.md). Ranks share the requests; with
 --tensor and --pipeline they share the model. A run that was ended is gone on with by the same command. How answers are
 decoded stands behind it as key=value: max_new_tokens, temperature, top_k, top_p, repetition_penalty, beams,
-length_penalty, stop, seed, logprobs.
+length_penalty, stop, seed, logprobs, unsure, least_confidence. With unsure="none of these" that is said where the
+model is not sure of an answer (docs/answers.md), and how sure it is stands behind it.
 """
 
 import argparse
@@ -82,7 +83,9 @@ def main() -> int:
                 _print(piece, first)
             _print("\n", first)
         else:
-            _print(model.answer(arguments.audio, arguments.prompt, **few_shot, **decoding) + "\n", first)
+            (answer,) = model.complete([{"audio": arguments.audio, "prompt": arguments.prompt}], **few_shot, **decoding)
+            sure = f" [{answer.confidence:.0%}]" if decoding["unsure"] else ""
+            _print(f"{answer.text}{sure}\n", first)
     dist.destroy_process_group()
     return 0
 

@@ -212,10 +212,14 @@ def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
 
 def evaluation_rules(config: Config, name: str) -> Iterator[str]:
     """The data sets that a stage is measured on."""
-    for dataset in config.curriculum[name].evaluation:
+    stage = config.curriculum[name]
+    named = [("evaluation", dataset) for dataset in stage.evaluation]
+    for key, dataset in [*named, *([("calibrate", stage.calibrate)] if stage.calibrate else [])]:
         if dataset not in config.data.datasets:
             hint = suggestion(dataset, list(config.data.datasets))
-            yield f"curriculum.{name}.evaluation: '{dataset}' is not in data.datasets{hint}"
+            yield f"curriculum.{name}.{key}: '{dataset}' is not in data.datasets{hint}"
+    if stage.calibrate and not stage.evaluation:
+        yield f"curriculum.{name}.calibrate: needs {name}.evaluation, which is measured with it; name data sets there"
 
 
 def batch_rules(config: Config, name: str, world_size: int) -> Iterator[str]:

@@ -161,6 +161,10 @@ class StageConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
     evaluation: Answers[tuple[str, ...]] = ()
     """Data sets of ``data.datasets`` that the stage's last checkpoint is measured on."""
+    calibrate: Answers[str] = ""
+    """Data set of ``data.datasets``, such as a development split, that tells how sure an answer must be: measuring the
+    stage finds the confidence that 95% of the right answers there have, below which ``unsure`` is told in place of an
+    answer (docs/answers.md). Its questions name their options. Empty: nobody finds out."""
     suites: Answers[tuple[str, ...]] = ()
     """Benchmarks that it is measured on: names of ``configs/benchmarks``, or paths of YAML files."""
     exit_gate: dict[str, BoundsConfig] = field(default_factory=dict)

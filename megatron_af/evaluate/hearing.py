@@ -1,6 +1,6 @@
 """Does a model hear? Accuracy with a question's own audio against audio exchanged between samples.
 
-    asked = ask_all(answer, rows)                  # answer: rows -> the answer to each one's last question
+    asked = ask_all(answer, rows)                  # answer: rows -> an Answer to each one's last question
     print(table(summarise(asked)))
 
 Each question is asked twice: about its own recording, and about another one whose right answer to the same question is
@@ -9,6 +9,8 @@ answer otherwise; the difference is what was heard. Where no recording fits, any
 counts such questions. The third number is what always giving the skill's commonest answer would get.
 
 A question that is too long to be asked is answered by nothing, which is wrong; the summary counts these, too.
+
+Where questions name all allowed answers, the summary says besides how far their confidence can be trusted.
 """
 
 import json
@@ -25,7 +27,9 @@ from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import exchange, plain_answer
 from megatron_af.evaluate.intervals import interval
+from megatron_af.inference.writing import Answer
 from megatron_af.progress import Progress
+from megatron_af.runs.calibration import Calibration, calibration_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class Asked:
     """Answer with another recording's audio."""
     partner: bool = True
     """Whether that recording was asked the same and has another answer."""
+    confidence: float = 0.0
+    """Probability of the answer with the question's own audio (``inference/writing.py``)."""
     too_long: bool = False
     """It could not be asked."""
     options: tuple[str, ...] = ()
@@ -75,7 +81,7 @@ def evaluation_rows(config: Config, dataset: str) -> list[Row]:
     return list(open_rows(DataRoot(config.data.root), config.data.datasets[dataset].manifest))
 
 
-def ask_all(answer: Callable[[Sequence[Row]], Sequence[str | None]], rows: Sequence[Row]) -> list[Asked]:
+def ask_all(answer: Callable[[Sequence[Row]], Sequence[Answer | None]], rows: Sequence[Row]) -> list[Asked]:
     """Every question of the rows, with their own and with exchanged audio.
 
     Args:
@@ -101,10 +107,11 @@ def ask_all(answer: Callable[[Sequence[Row]], Sequence[str | None]], rows: Seque
             skill=row.questions[-1].skill,
             prompt=row.questions[-1].prompt,
             wanted=row.questions[-1].output,
-            heard=heard[i] or "",
-            exchanged=exchanged[i] or "",
+            heard=own.text if (own := heard[i]) else "",
+            exchanged=other.text if (other := exchanged[i]) else "",
             partner=swapped[i].partner,
-            too_long=heard[i] is None,
+            confidence=round(own.confidence, 4) if own else 0.0,
+            too_long=own is None,
             options=row.questions[-1].options,
             turn=len(row.questions) if row.template == "dialogue" else 0,
         )
@@ -112,11 +119,13 @@ def ask_all(answer: Callable[[Sequence[Row]], Sequence[str | None]], rows: Seque
     ]
 
 
-def answer_lines(dataset: str, asked: Sequence[Asked]) -> list[str]:
+def answer_lines(dataset: str, asked: Sequence[Asked], calibration: Calibration | None = None) -> list[str]:
     """A line of ``answers.jsonl`` for every question of a data set (``runs/results.py``)."""
     lines = []
     for number, question in enumerate(asked):
         sample = {"id": f"{dataset}/{number}", "group": f"{dataset}/{question.row}", "right": int(question.right)}
+        if calibration is not None and question.options:
+            sample["unsure"] = int(question.confidence < calibration.least_confidence)
         told = {name: value for name, value in asdict(question).items() if name != "options"}  # the prompt says them
         lines.append(json.dumps({"set": dataset, **sample, **told}))
     return lines
@@ -149,9 +158,10 @@ class AskedLine:
             self._progress.update("asked", self._total, self._total)
 
 
-def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
+def summarise(asked: Sequence[Asked], seed: int = 0, calibration: Calibration | None = None) -> dict[str, Any]:
     """``{"skills": {name: {audio, exchanged, majority, n}}, "overall": {… and more}}``, in percent; where there are
     conversations, ``"turns": {"1": …}`` besides. A turn is asked behind the right answers to those before it.
+    ``"confidence"`` (:func:`confidence`) is there where questions have options.
 
     More are ``gap`` and ``interval``, the 95% bootstrap interval of the gap by resampling rows; and numbers of
     questions: ``too_long`` to be asked, and ``no_partner``, which had to take any other recording's audio.
@@ -175,6 +185,7 @@ def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
     return {
         "skills": {skill: _rounded(score) for skill, score in scores.items()},
         **({"turns": turns} if turns else {}),
+        **({"confidence": sure} if (sure := confidence(asked, calibration)) else {}),
         "overall": _rounded(overall)
         | {"gap": round(overall.gap, 1), "interval": [round(low, 1), round(high, 1)]}
         | {
@@ -182,6 +193,21 @@ def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
             "no_partner": sum(not question.partner for question in asked),
         },
     }
+
+
+def confidence(asked: Sequence[Asked], calibration: Calibration | None = None) -> dict[str, float]:
+    """Of the questions with options, in percent: ``error``, the expected calibration error; of a calibrated stage also
+    ``answered``, those that it is sure enough of, and ``right``, how many of these are."""
+    closed = [question for question in asked if question.options]
+    if not closed:
+        return {}
+    found = {"error": calibration_error([q.confidence for q in closed], [q.right for q in closed])}
+    if calibration is not None:
+        sure = [question for question in closed if question.confidence >= calibration.least_confidence]
+        found["answered"] = 100 * len(sure) / len(closed)
+        if sure:
+            found["right"] = 100 * sum(question.right for question in sure) / len(sure)
+    return {name: round(value, 1) for name, value in found.items()}
 
 
 def _score(asked: Sequence[Asked]) -> Score:
@@ -216,7 +242,12 @@ def table(summary: dict[str, Any], title: str = "") -> Table:
         grid.add_column(name, justify="right")
     overall = summary["overall"]
     counts = {"too long": overall["too_long"], "no recording with another answer": overall["no_partner"]}
-    grid.caption = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
+    told = [f"{what}: {count}" for what, count in counts.items() if count]
+    if sure := summary.get("confidence", {}):
+        told.append(f"confidence is off by {sure['error']:.1f} points")
+    if "right" in sure:
+        told.append(f"sure of {sure['answered']:.1f}%, of which {sure['right']:.1f}% are right")
+    grid.caption = ", ".join(told)
     turns = [(f"turn {turn}", score) for turn, score in summary.get("turns", {}).items()]
     lines = [*summary["skills"].items(), *turns, ("all", overall)]
     for name, s in lines:

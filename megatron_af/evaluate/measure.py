@@ -13,6 +13,9 @@ lies there of the same weights, rows and settings is not asked again, so a measu
     measure_contrastive(config, sets, checkpoint)
 
 does all this for a stage of a CLAP.
+
+Where ``curriculum.STAGE.calibrate`` names a data set, it is asked first, and ``calibration.json`` says how sure an
+answer must be (``runs/calibration.py``).
 """
 
 import json
@@ -28,13 +31,25 @@ from megatron_af.config import Config
 from megatron_af.evaluate.clap import evaluate_clap
 from megatron_af.evaluate.clap import table as clap_table
 from megatron_af.evaluate.classes import by_class, class_tables
+from megatron_af.evaluate.exchange import plain_answer
 from megatron_af.evaluate.few_shot import Sets, cut_short, few_shot_table
-from megatron_af.evaluate.hearing import Asked, AskedLine, answer_lines, ask_all, questions_of, summarise, table
+from megatron_af.evaluate.hearing import (
+    Asked,
+    AskedLine,
+    answer_lines,
+    ask_all,
+    evaluation_rows,
+    questions_of,
+    summarise,
+    table,
+)
 from megatron_af.files import write
 from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.looks import draw, fixed_samples, write_looks
 from megatron_af.progress import Progress, silent
+from megatron_af.runs.calibration import KEPT, Calibration, calibrate
+from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.results import are_of, bind_results
 
@@ -54,12 +69,17 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
     with Progress(Console(width=110)) if first else silent() as progress:
         line = AskedLine(progress, 2 * questions, dist.get_world_size())
         listener = Listener(config, watch=line)
+        dataset, calibration = config.curriculum[config.stage].calibrate, listener.calibration
+        if dataset and 0 in plan:
+            calibration = _calibrated(listener, dataset, resolve_entry(config, config.stage))
+            if first:
+                progress.say(_told(config, calibration))
         for shots, shown in plan.items():
             found[shots], lines = {}, list[str]()
             for name, rows in shown.items():
-                asked = ask_all(listener, rows)
-                found[shots][name] = summary = _summary(asked)
-                lines += answer_lines(name, asked)
+                asked = ask_all(listener.told, rows)
+                found[shots][name] = summary = _summary(asked, calibration)
+                lines += answer_lines(name, asked, calibration)
                 if shots:
                     summary["overall"]["cut_short"] = cut_short(listener.prompt, rows)
                 if first:
@@ -77,7 +97,8 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
         if first and any(plan):
             progress.console.print(few_shot_table(found, source))
     if first and 0 in found:
-        bind_results(config, [folder / "hearing.json", folder / "answers.jsonl"])
+        files = [folder / "hearing.json", folder / "answers.jsonl"]
+        bind_results(config, [*files, *([calibration.write(folder)] if calibration else [])])
     listener.close()
 
 
@@ -101,12 +122,12 @@ def measure_elsewhere(config: Config, sets: Sets, checkpoint: Path, output: Path
         line = AskedLine(progress, 2 * questions, dist.get_world_size())
         listener = Listener(config, checkpoint, watch=line)
         for name in asking[0]:
-            asked = ask_all(listener, sets[name])
+            asked = ask_all(listener.told, sets[name])
             if first:
-                summary, folder = _summary(asked), output / name
+                summary, folder = _summary(asked, listener.calibration), output / name
                 _show(progress, config, summary, name)
                 write(folder / "hearing.json", json.dumps({name: summary}, indent=1))
-                write(folder / "answers.jsonl", "\n".join(answer_lines(name, asked)) + "\n")
+                write(folder / "answers.jsonl", "\n".join(answer_lines(name, asked, listener.calibration)) + "\n")
                 files = [folder / "hearing.json", folder / "answers.jsonl"]
                 bind_results(_asking(config, name), files, checkpoint)
         line.end()
@@ -146,9 +167,27 @@ def _asking(config: Config, name: str) -> Config:
     return replace(config, curriculum={**config.curriculum, config.stage: stage})
 
 
-def _summary(asked: Sequence[Asked]) -> dict[str, Any]:
+def _calibrated(listener: Listener, dataset: str, checkpoint: Path) -> Calibration | None:
+    """How sure the answers to a data set's questions with options are, the right and the wrong ones; a collective."""
+    asked = [row for row in questions_of(evaluation_rows(listener.config, dataset)) if row.questions[-1].options]
+    told = [(row.questions[-1].output, said) for row, said in zip(asked, listener.told(asked), strict=True) if said]
+    right = [plain_answer(said.text) == plain_answer(wanted) for wanted, said in told]
+    return calibrate(dataset, checkpoint_digest(checkpoint), [said.confidence for _, said in told], right)
+
+
+def _told(config: Config, calibration: Calibration | None) -> str:
+    key = f"curriculum.{config.stage}.calibrate"
+    if calibration is None:
+        return f"{key}: no question with options was answered right there, so nothing says how sure to be"
+    return (
+        f"{key}: of {calibration.n:,} questions of {calibration.dataset}, {calibration.right:.1f}% are answered right; "
+        f"{KEPT:.0%} of these with a confidence of at least {calibration.least_confidence:.3f}"
+    )
+
+
+def _summary(asked: Sequence[Asked], calibration: Calibration | None) -> dict[str, Any]:
     classes = by_class(asked)
-    return summarise(asked) | ({"classes": classes} if classes else {})
+    return summarise(asked, calibration=calibration) | ({"classes": classes} if classes else {})
 
 
 def _show(progress: Progress, config: Config, summary: dict[str, Any], what: str) -> None:

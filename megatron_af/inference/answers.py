@@ -91,7 +91,7 @@ class Answering:
         """One more token of each row; those that have ended leave."""
         assert self._reading is not None and self._logits_BV is not None, "somebody has joined"
         chosen = choose(self._logits_BV, self._writings, self._tokenizer)
-        tokens = [token for token, _ in chosen]
+        tokens = [token for token, _, _ in chosen]
         on = [b for b, (writing, choice) in enumerate(zip(self._writings, chosen, strict=True)) if writing.add(*choice)]
         if len(on) < len(self._writings):
             self._writings = [self._writings[b] for b in on]
@@ -117,8 +117,10 @@ def read_once(reading: Reading, prompts: Sequence[Sequence[int]]) -> Tensor:
     return logits_BV[torch.tensor(again, device=logits_BV.device)]
 
 
-def choose(logits_BV: Tensor, writings: Sequence[Writing], tokenizer: Tokenizer) -> list[tuple[int, TokenScore | None]]:
-    """The next token of each row, and its score where that is asked for."""
+def choose(
+    logits_BV: Tensor, writings: Sequence[Writing], tokenizer: Tokenizer
+) -> list[tuple[int, TokenScore | None, float]]:
+    """The next token of each row, its score where that is asked for, and its log-probability."""
     logits_BV = without_never(logits_BV, tokenizer)
     likeliest: list[int] = logits_BV.argmax(-1).tolist()
     chosen: list[tuple[int, TokenScore | None]] = []
@@ -129,7 +131,9 @@ def choose(logits_BV: Tensor, writings: Sequence[Writing], tokenizer: Tokenizer)
             token = drawn(changed_V, decoding, writing.generator) if decoding.temperature else int(changed_V.argmax())
         score = None if decoding.logprobs is None else _score(logits_V, token, decoding.logprobs, tokenizer)
         chosen.append((token, score))
-    return chosen
+    token_B1 = torch.tensor([[token] for token, _ in chosen], device=logits_BV.device)
+    logprob_B = logits_BV.float().gather(1, token_B1)[:, 0] - logits_BV.float().logsumexp(1)
+    return [(*choice, logprob) for choice, logprob in zip(chosen, logprob_B.tolist(), strict=True)]
 
 
 def _score(logits_V: Tensor, token: int, top: int, tokenizer: Tokenizer) -> TokenScore:

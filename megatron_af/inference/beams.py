@@ -62,9 +62,10 @@ def search(
         reading.select([beam for _, beam, _ in more])
         logits_KV = reading.read([[token] for _, _, token in more])
     cut = decoding.max_new_tokens**decoding.length_penalty
-    _, written = max([*done, *((score / cut, ids) for score, ids in beams)])
+    score, written = max([*done, *((score / cut, ids) for score, ids in beams)])
     writing = Writing(tokenizer, decoding, prompt, tell)
+    each = score * len(written) ** decoding.length_penalty / len(written)  # their sum is what counts
     for token in written:
-        if not writing.add(token):
+        if not writing.add(token, logprob=each):
             break
     return writing.answer

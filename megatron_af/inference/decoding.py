@@ -3,6 +3,7 @@
     Decoding(max_new_tokens=64)                                             # greedy
     Decoding(temperature=0.7, top_p=0.9, seed=3, stop=("\\n",), logprobs=5)
     Decoding(beams=4)
+    Decoding(unsure="none of these")                                        # where the model is not sure enough
 
 The order of what changes the logits is that of transformers' generate: repetition penalty, temperature, top k, top p.
 Shapes: B rows, V vocabulary.
@@ -40,6 +41,12 @@ class Decoding:
     seed: int = 0
     logprobs: int | None = None
     """Tell each token's log-probability, and those of so many of the likeliest ones."""
+    unsure: str = ""
+    """Said in place of an answer that is less likely than ``least_confidence``; it is then told in one piece, at its
+    end. Empty: every answer is told."""
+    least_confidence: float | None = None
+    """Probability of the whole answer, from 0 to 1; None: what the model's own development rows ask for
+    (``curriculum.STAGE.calibrate``)."""
 
     def problems(self) -> Iterator[str]:
         """What cannot be decoded so: name, what was expected, what was got."""
@@ -57,6 +64,13 @@ class Decoding:
             yield f"repetition_penalty: expected a number above 0, got {self.repetition_penalty!r}"
         if self.logprobs is not None and (not _is_whole(self.logprobs) or not 0 <= self.logprobs <= MOST_LOGPROBS):
             yield f"logprobs: expected a whole number from 0 to {MOST_LOGPROBS}, got {self.logprobs!r}"
+        if not isinstance(self.unsure, str):
+            yield f"unsure: expected a text to say in place of an answer, got {self.unsure!r}"
+        if self.least_confidence is not None:
+            if not _is_number(self.least_confidence) or not 0 <= self.least_confidence <= 1:
+                yield f"least_confidence: expected a number from 0 to 1, got {self.least_confidence!r}"
+            if not self.unsure:
+                yield "least_confidence: expected unsure beside it, which says what is told in place of an answer"
         if any(not isinstance(text, str) or not text for text in self.stop):
             yield f"stop: expected texts that are not empty, got {list(self.stop)!r}"
         if _is_whole(self.seed) and self.seed >= 2**63:

@@ -36,12 +36,15 @@ from megatron_af.inference.attention import recorded, token_seconds
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.looks import Look
 from megatron_af.inference.reading import Reading, audio_keys, heard_audio
+from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.writing import Answer, Tell, Writing
 from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.runs.calibration import read_calibration
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
+from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import load_parts
 
@@ -88,6 +91,7 @@ class Listener:
         vocabulary = Vocabulary(first_added_id=self.tokenizer.first_added_id, num_added=self.tokenizer.num_added)
         self.model = build(self.config, vocabulary, device)
         load_parts(self.model, self.groups, checkpoint, spec_of(self.stage).parts_of(self.stage))
+        self.calibration = read_calibration(config.stage_folder(config.stage), checkpoint_digest(checkpoint))
         self._front.eval()  # an encoder drops branches of its own while it learns
         for chunk in self.model.chunks:
             only_answer(chunk)
@@ -114,14 +118,36 @@ class Listener:
         Raises:
             AudioError: a clip cannot be decoded.
         """
-        own: dict[int, str | None] = {}
+        told = self.told(rows, root=root, decoding=decoding)
+        return [None if answer is None else answer.text for answer in told]
+
+    def told(
+        self, rows: Sequence[Row], *, root: Path | None = None, decoding: Decoding | None = None
+    ) -> list[Answer | None]:
+        """The same, each with its confidence. A collective."""
+        own: dict[int, Answer | None] = {}
         for places in self._shared(rows):
             answers = self.answers(
                 [rows[place] for place in places], [decoding or self.decoding] * len(places), root=root
             )
-            own |= {p: None if answer is None else answer.text for p, answer in zip(places, answers, strict=True)}
+            own |= dict(zip(places, answers, strict=True))
             self.watch(len(places))
         return self._all(own, len(rows))
+
+    def settled(self, decoding: Decoding) -> Decoding:
+        """With the confidence that this model's development rows ask for, where it is wanted and not given.
+
+        Raises:
+            BadRequest: nobody calibrated it.
+        """
+        if not decoding.unsure or decoding.least_confidence is not None:
+            return decoding
+        if self.calibration is None:
+            raise BadRequest(
+                "unsure: nobody has found out how sure this model must be; give least_confidence, or name a "
+                f"development split as curriculum.{self.config.stage}.calibrate and measure it (tools/evaluate.py)"
+            )
+        return replace(decoding, least_confidence=self.calibration.least_confidence)
 
     def answers(
         self,
@@ -140,7 +166,7 @@ class Listener:
             written = write(
                 self.reading(list(prompts.values()), root),
                 [text.segments[-1] for text in prompts.values()],
-                [decodings[place] for place in prompts],
+                [self.settled(decodings[place]) for place in prompts],
                 self.tokenizer,
                 tell=tells,
             )
@@ -166,7 +192,7 @@ class Listener:
         prompts = [text.segments[-1] for text in texts]
         tells = tell or [None] * len(rows)
         writings = [
-            Writing(self.tokenizer, decoding, prompt, told)
+            Writing(self.tokenizer, self.settled(decoding), prompt, told)
             for prompt, decoding, told in zip(prompts, decodings, tells, strict=True)
         ]
         together.join(self.reading(texts, root), prompts, writings)

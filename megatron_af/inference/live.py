@@ -112,7 +112,7 @@ class Live:
         if self._counts():
             reading = self._with(reading, self._keys(self._last(), self._kept.copy()))
         assert reading is not None
-        (answer,) = write(reading, [ids], [decoding], listener.tokenizer, tell=[tell])
+        (answer,) = write(reading, [ids], [listener.settled(decoding)], listener.tokenizer, tell=[tell])
         return answer
 
     def _counts(self) -> bool:

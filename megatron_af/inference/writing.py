@@ -7,6 +7,7 @@
 A token may end in the middle of a letter, a stop text may begin in one token and end in another.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -41,6 +42,10 @@ class Answer:
     prompt_tokens: int
     scores: tuple[TokenScore, ...] = ()
     """Of each token, where ``Decoding.logprobs`` asks for them."""
+    confidence: float = 1.0
+    """Probability of all its tokens and its end, as the model finds them before ``temperature`` and penalties."""
+    withheld: str = ""
+    """What it would have been, where ``Decoding.unsure`` is told in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +75,15 @@ class Writing:
         self._scores: list[TokenScore] = []
         self._finish: Literal["stop", "length", "gone"] = "length"
         self._text, self._told, self._told_scores = "", 0, 0
+        self._logprob, self._withheld = 0.0, ""
 
     @property
     def seen(self) -> list[int]:
         return [*self._prompt, *self.ids]
 
-    def add(self, token: int, score: TokenScore | None = None) -> bool:
-        """One more token; whether the answer goes on."""
+    def add(self, token: int, score: TokenScore | None = None, logprob: float = 0.0) -> bool:
+        """One more token and its log-probability; whether the answer goes on."""
+        self._logprob += logprob
         if token in (self._tokenizer.end_of_chunk_id, self._tokenizer.eos_id):
             return self._end("stop")
         self.ids.append(token)
@@ -88,7 +95,7 @@ class Writing:
             if begin >= 0:
                 self._text = self._text[:begin]
                 return self._end("stop", read=False)
-            if not self._say(self._text[: self._settled()]):
+            if not self.decoding.unsure and not self._say(self._text[: self._settled()]):
                 return self._end("gone")
         if len(self.ids) == self.decoding.max_new_tokens:
             return self._end("length")
@@ -102,6 +109,8 @@ class Writing:
             finish=self._finish,
             prompt_tokens=len(self._prompt),
             scores=tuple(self._scores),
+            confidence=math.exp(self._logprob),
+            withheld=self._withheld,
         )
 
     def _settled(self) -> int:
@@ -114,6 +123,8 @@ class Writing:
         if read:
             self._text = self._tokenizer.decode(self.ids)
         self._text, self._finish = self._text.strip(), finish
+        if self.decoding.unsure and math.exp(self._logprob) < (self.decoding.least_confidence or 0.0):
+            self._text, self._withheld = self.decoding.unsure, self._text
         if finish != "gone":
             self._say(self._text)
         if self._tell is not None:

@@ -45,6 +45,8 @@ class Statistics:
     templates: Counter[str] = field(default_factory=Counter)
     text_only: int = 0
     captions: int = 0
+    options: int = 0
+    """Questions that name all allowed answers."""
     too_long: Counter[str] = field(default_factory=Counter)
     """Stage that reads the data set -> questions that fit into none of its text rows: it leaves them out."""
     shortened: Counter[str] = field(default_factory=Counter)
@@ -82,6 +84,7 @@ def measure(rows: Sequence[Row], config: Config, tokenizer: Tokenizer, *, name: 
         for question in row.questions:
             found.answers[question.output.strip().lower()] += 1
             found.skills[question.skill or "-"] += 1
+            found.options += bool(question.options)
         try:
             segments = render(row, tokenizer, UNCUT, style=style).segments if row.questions else ()
         except UnknownWords as error:

@@ -268,9 +268,12 @@ def sampled(of_row: dict[str, list[dict[str, Any]]]) -> list[str]:
 def _question(told: dict[str, Any]) -> str:
     kind, mark = ("ok", "right") if told["right"] else ("no", "wrong")
     wanted = "" if told["right"] else f', wanted <b>{escape(told["wanted"])}</b>'
+    sure = f' {told["confidence"]:.0%}' if "confidence" in told else ""
+    unsure = ", not sure enough" if told.get("unsure") else ""
     return (
         f'<div class="qa {kind}">{escape(_short(told["prompt"]))} <b class="{mark}">{escape(told["heard"]) or "…"}</b>'
-        f'{wanted} <span class="faint">with another recording: {escape(told["exchanged"]) or "…"}</span></div>'
+        f'<span class="faint">{sure}{unsure}</span>{wanted} '
+        f'<span class="faint">with another recording: {escape(told["exchanged"]) or "…"}</span></div>'
     )
 
 

@@ -2,6 +2,7 @@
 
     release = make_release(config, "long")      # runs/demo/releases/3f2a91c04d7e
       config.yaml  digest.txt  tokenizer/  text_tower/  long/checkpoints/{latest,step_…}  sources/…
+      long/calibration.json                  where it is known how sure an answer must be
       retrieval/…  clap/checkpoints/…          where training rows were indexed: to find examples for prompts
       retrieval/…  retrieval_encoder/          the same, by a published encoder
 
@@ -14,12 +15,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from megatron_af.config import Config
 from megatron_af.config.loading import to_yaml
 from megatron_af.files import put_in_place, write
+from megatron_af.runs.calibration import read_calibration
 from megatron_af.runs.digests import DIGEST_FILE, digest_file, digest_value, record_digest, verify_digest
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import LATEST, MANIFEST, outcome, read_manifest
@@ -46,12 +48,18 @@ def make_release(config: Config, stage: str, expected_digest: str = "") -> Path:
     identity = digests[checkpoint.resolve()]
     if indexes:
         identity = digest_value([identity, *(digest_file(folder / "index.json") for folder in indexes)])
+    calibration = read_calibration(config.stage_folder(stage), digests[checkpoint.resolve()])
+    if calibration is not None:
+        identity = digest_value([identity, asdict(calibration)])
     release = Path(config.output).absolute() / config.name / "releases" / identity[7:19]
     if (release / DIGEST_FILE).is_file():
         verify_digest(release)
         return release
     partial = release.with_name(f"{release.name}.{os.getpid()}.partial")
     _add_checkpoint(checkpoint.resolve(), digests, partial, stage)
+    if calibration is not None:
+        released = checkpoint_digest(partial / stage / "checkpoints" / checkpoint.resolve().name)
+        replace(calibration, weights=released).write(partial / stage)
     for folder in indexes:
         _link_tree(folder, partial / INDEXES / folder.name)
     if indexes and config.retrieval.encoder:

@@ -152,6 +152,8 @@ def _objective(config: Config, name: str) -> Iterator[str]:
         yield f"{prefix}.lora: the objective {stage.objective} trains no language model; take lora out"
     if stage.watch.best == "sure" and "watched/sure" not in objective.step_metrics:
         yield f"{prefix}.watch.best = sure: the objective {stage.objective} says no answers; take loss"
+    if stage.calibrate and "watched/sure" not in objective.step_metrics:
+        yield f"{prefix}.calibrate: the objective {stage.objective} says no answers; take calibrate out"
     yield from objective.problems(config, name)
     yield from _measured(config, name)
 

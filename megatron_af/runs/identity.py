@@ -62,10 +62,12 @@ def stage_inputs(config: Config, stage: str) -> dict[str, str]:
 
 def evaluation_inputs(config: Config, stage: str) -> str:
     """What a stage is measured on and how, in words and as a digest; raises what :func:`dataset_index` raises."""
-    names = config.curriculum[stage].evaluation
+    settings = config.curriculum[stage]
+    names, calibrate = settings.evaluation, settings.calibrate
     rows = {name: dataset_digest(config, name) for name in names}
-    suites = {name: _suite_digest(config, name) for name in config.curriculum[stage].suites}
+    suites = {name: _suite_digest(config, name) for name in settings.suites}
     asked = [rows, values(config.evaluation, Effect.ANSWERS), *([suites] if suites else [])]
+    asked += [{"calibrate": dataset_digest(config, calibrate)}] if calibrate else []
     return f"{', '.join([*names, *map(name_of, suites)])} ({digest_value(asked)})"
 
 

@@ -91,7 +91,7 @@ def missing_at_the_head(config: Config) -> Iterator[str]:
 def missing_for_evaluation(config: Config, checkpoint: Path | None = None) -> Iterator[str]:
     """The sets it is measured on, and the checkpoint: its own, or the one that is named."""
     stage = config.curriculum[config.stage]
-    yield from _data(config, stage.evaluation)
+    yield from _data(config, [*stage.evaluation, *filter(None, [stage.calibrate])])
     yield from _texts(config)
     folder = config.stage_folder(config.stage) / "checkpoints"
     if checkpoint is not None:

@@ -9,7 +9,8 @@ metric ``test/overall/audio``; ``clap-test.json`` and ``suite-esc50.json`` the s
 ``{"id": "test/17", "group": "test/scene-7", "right": 1, …}``; every number in it is a score, and samples of one group
 (questions about one scene) are no independent ones.
 
-``suite-esc50.parquet`` has the questions of a benchmark, with what each answer was worth.
+``suite-esc50.parquet`` has the questions of a benchmark, with what each answer was worth. ``calibration.json`` says how
+sure an answer must be (``calibration.py``).
 
 ``measured.json`` says which weights these files are about, on which rows and settings, by which code, and holds the
 files' digests: numbers of one checkpoint are never taken for those of another.
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 from megatron_af.config import Config, StageConfig
 from megatron_af.files import write
 from megatron_af.runs.benchmarks import name_of
+from megatron_af.runs.calibration import CALIBRATION
 from megatron_af.runs.code import code_version
 from megatron_af.runs.digests import digest_file
 from megatron_af.runs.identity import evaluation_inputs
@@ -107,7 +109,7 @@ class Results:
 
 def result_files(folder: Path) -> list[Path]:
     """The files that :meth:`Results.load` reads, of those that are there."""
-    names = (HEARING, CLAP, SUITE, SAMPLES, SUITE_SAMPLES, MEASURED)
+    names = (HEARING, CLAP, SUITE, SAMPLES, SUITE_SAMPLES, CALIBRATION, MEASURED)
     return [file for name in names for file in sorted(folder.glob(name))]
 
 

@@ -5,7 +5,7 @@
 A line of the file is a request of ``inference/requests.py``, with an ``id`` if one likes, and with ``options`` where
 the likelihood of given answers is wanted, too. A line of the output stands for each, in the same order::
 
-    {"id": "17", "prompt": "what is it?", "answer": "a dog", "finish": "stop", "tokens": 2, "asked": "sha256:…"}
+    {"id": "17", "prompt": "what is it?", "answer": "a dog", "finish": "stop", "tokens": 2, "confidence": 0.9, …}
     {"id": "18", "prompt": "…", "answer": "yes", "scores": {"yes": -0.2, "no": -1.9}, "likeliest": "yes", …}
     {"id": "19", "error": "request 19: audio: expected a recording, got what cannot be decoded: …", "asked": …}
 
@@ -122,6 +122,7 @@ def _answered(
 
 def _result(model: LoadedModel, request: dict[str, Any], answer: Answer) -> dict[str, Any]:
     result: dict[str, Any] = {"answer": answer.text, "finish": answer.finish, "tokens": len(answer.tokens)}
+    result["confidence"] = round(answer.confidence, 4)
     if answer.scores:
         result["logprobs"] = [[score.text, score.logprob] for score in answer.scores]
     if request.get("options"):

@@ -27,9 +27,9 @@ from megatron_af.serve.settings import ServingConfig
 
 READ = (
     "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "repetition_penalty",
-    "seed", "stop", "logprobs", "top_logprobs", "n", "stream", "stream_options",
+    "seed", "stop", "logprobs", "top_logprobs", "n", "stream", "stream_options", "unsure", "least_confidence",
 )  # fmt: skip
-"""OpenAI's, and two that other servers of open models know as well."""
+"""OpenAI's, two that other servers of open models know as well, and two of ours (``Decoding``)."""
 WITHOUT_EFFECT = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 NEUTRAL: dict[str, Sequence[Any]] = {
     "frequency_penalty": (None, 0),
@@ -106,7 +106,7 @@ def _decodings(body: Mapping[str, Any], settings: ServingConfig) -> tuple[Decodi
     stop = body.get("stop")
     if isinstance(stop, list) and len(stop) > MOST_STOPS:
         raise Refused(400, f"stop: expected at most {MOST_STOPS} texts, got {len(stop)}", field="stop")
-    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "unsure", "least_confidence")
     given = {name: body[name] for name in names if body.get(name) is not None}
     given["seed"] = given.get("seed", secrets.randbits(32))
     try:
@@ -228,6 +228,7 @@ def completion(ask: Ask, answers: Sequence[Answer], prompt_tokens: int) -> dict[
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
             "logprobs": _logprobs(ask, answer.scores),
             "finish_reason": answer.finish,
+            "confidence": answer.confidence,
         }
         for index, answer in enumerate(answers)
     ]
@@ -250,7 +251,9 @@ class Pieces:
         if isinstance(event, Piece):
             return self._body(index, {"content": event.text}, scores=event.scores)
         self.answers[index] = event
-        return self._body(index, {}, reason=event.finish)
+        body = self._body(index, {}, reason=event.finish)
+        body["choices"][0]["confidence"] = event.confidence
+        return body
 
     @property
     def ended(self) -> bool:

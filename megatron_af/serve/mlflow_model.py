@@ -45,6 +45,7 @@ SIGNATURE = ModelSignature(
             ParamSpec("top_k", DataType.integer, 0),
             ParamSpec("beams", DataType.integer, 1),
             ParamSpec("seed", DataType.long, 0),
+            ParamSpec("unsure", DataType.string, ""),
             ParamSpec("few_shot", DataType.integer, 0),
             ParamSpec("few_shot_from", DataType.string, ""),
         ]

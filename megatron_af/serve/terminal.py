@@ -94,7 +94,7 @@ class Terminal:
         _piece(event, self._say)
 
     def _answered(self, answer: Answer) -> None:
-        self._say(" …\n" if answer.finish == "length" else "\n")
+        self._say(_end(answer, self._decoding))
         if self._session.left_out:
             self._say(f"[the conversation had become too long: its oldest {self._session.left_out} left out]\n")
 
@@ -152,7 +152,7 @@ class Ear:
             with self._lock:
                 say(f"[{self._live.seconds:.1f} s] ")
                 answer = self._live.ask(question, decoding, lambda event: _piece(event, say))
-            say(" …\n" if answer.finish == "length" else "\n")
+            say(_end(answer, decoding))
         except (BadRequest, AudioError, TooLong) as error:
             say(f"[{error}]\n")
         return True
@@ -184,6 +184,12 @@ class Ear:
         with self._source.open("rb") as pipe:
             while data := pipe.read(rate):  # half a second of 16 bits
                 yield np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / np.float32(32768)
+
+
+def _end(answer: Answer, decoding: Decoding) -> str:
+    """What stands behind an answer; how sure it is, where somebody asks (``unsure``)."""
+    sure = f" [{answer.confidence:.0%}]" if decoding.unsure else ""
+    return f"{' …' if answer.finish == 'length' else ''}{sure}\n"
 
 
 def _piece(event: Piece | Answer, say: Callable[[str], None]) -> None:

@@ -73,6 +73,8 @@ def write_recipe(
     optimizer: {{learning_rate: 1.0e-3, weight_decay: 0.2, beta2: 0.98, schedule: cosine, warmup_steps: 30}}
     evaluation: [test]
 """
+    why = 'how sure an answer must be: asked with unsure="none of these", it says that in place of others'
+    sure = f"    calibrate: development # {why}\n" if facts.options else ""
     entry = "    entry: {encoder: clap}\n" if described else heard_before
     trained = '    frozen: ["encoder.*"] # its features are made once and kept\n' if described else ""
     return f"""\
@@ -114,7 +116,7 @@ data:
       schedule: cosine
       warmup_steps: 30
     evaluation: [test]
-"""
+{sure}"""
 
 
 def _hearing(window: float, begin: Begin | None) -> str:

@@ -182,6 +182,14 @@ def _tell_facts(console: Console, facts: _Facts) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _how_sure(confidence: dict[str, float]) -> str:
+    right = f", and {confidence['right']:.1f}% of these are right" if "right" in confidence else ""
+    return (
+        f'asked with unsure="none of these", it answers {confidence["answered"]:.1f}% of these questions{right}; what '
+        "is less sure than 95% of its right answers to development recordings is told to be none"
+    )
+
+
 def _tell_times(console: Console, config: Config, facts: Statistics) -> None:
     pace = Pace.measure(config)
     total = 0.0
@@ -204,6 +212,8 @@ def _tell_results(console: Console, config: Config, file: Path, seconds: float) 
                 scores = read_json(hearing)[name]
                 console.print(table(scores, f"{stage}: held-out recordings of {name}"))
                 console.print(*class_tables(scores.get("classes", {})))
+                if "answered" in scores.get("confidence", {}):
+                    console.print(_how_sure(scores["confidence"]), highlight=False, markup=False, soft_wrap=True)
             if (clap := folder / f"clap-{name}.json").is_file():
                 zero_shot = read_json(clap).get("zero_shot", {})
                 if zero_shot:

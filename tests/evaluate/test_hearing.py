@@ -1,6 +1,7 @@
 """Exchanged audio is another sample's, and the summary's numbers are those counted by hand."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from megatron_af.data.rows import Clip, Question, Row, to_json
 from megatron_af.data.shards import record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate import hearing
-from megatron_af.evaluate.hearing import Asked, ask_all, evaluation_rows, summarise, table
+from megatron_af.evaluate.hearing import Asked, answer_lines, ask_all, evaluation_rows, summarise, table
+from megatron_af.inference.writing import Answer
+from megatron_af.runs.calibration import Calibration
 from tests.examples import run_example
 
 
@@ -24,14 +27,23 @@ def row(number: int, *prompts: str) -> Row:
     )
 
 
+def said(text: Callable[[Row], str | None]) -> Callable[[Sequence[Row]], list[Answer | None]]:
+    """Answers everything so; None: too long."""
+
+    def answer(row: Row) -> Answer | None:
+        told = text(row)
+        return None if told is None else Answer(text=told, tokens=(), finish="stop", prompt_tokens=0, confidence=0.75)
+
+    return lambda rows: [answer(row) for row in rows]
+
+
 ROWS = [row(0, "first?", "last?"), row(1, "first?"), row(2, "first?", "alone?"), row(3, "last?")]
 
 
 def test_every_question_is_asked_about_both_clips() -> None:
-    def answer(rows: Sequence[Row]) -> list[str]:
-        return [f"{r.questions[-1].prompt} {r.clips[0].path.removesuffix('.flac')}" for r in rows]
-
-    asked = ask_all(answer, ROWS)
+    asked = ask_all(
+        said(lambda r: f"{r.questions[-1].prompt} {r.clips[0].path.removesuffix('.flac')}"), ROWS
+    )
     assert [(a.row, a.prompt) for a in asked] == [(r.id, q.prompt) for r in ROWS for q in r.questions]
     assert all(a.heard == a.wanted and a.exchanged != a.wanted for a in asked)
     summary = summarise(asked)
@@ -40,23 +52,22 @@ def test_every_question_is_asked_about_both_clips() -> None:
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    names = run_example(hearing, rows=ROWS, answer=lambda rows: [r.questions[-1].output for r in rows])
+    names = run_example(hearing, rows=ROWS, answer=said(lambda r: r.questions[-1].output))
     assert len(names["asked"]) == 6 and "Table" in capsys.readouterr().out
 
 
 def test_questions_without_a_partner_are_counted() -> None:
     rows = [replace(row(n, "what?"), questions=(Question(prompt="what?", output="rain"),)) for n in range(3)]
-    asked = ask_all(lambda rows: ["rain"] * len(rows), [*rows, row(3, "what?")])
+    asked = ask_all(said(lambda r: "rain"), [*rows, row(3, "what?")])
     assert all(question.partner for question in asked)
     assert summarise(asked)["overall"]["no_partner"] == 0
-    asked = ask_all(lambda rows: ["rain"] * len(rows), rows)
+    asked = ask_all(said(lambda r: "rain"), rows)
     assert not any(question.partner for question in asked)
     assert summarise(asked)["overall"]["no_partner"] == 3
 
 
 def test_a_question_that_is_too_long_is_wrong_and_counted() -> None:
-    asked = ask_all(lambda rows: [None if r.questions[-1].prompt == "last?" else r.questions[-1].output for r in rows],
-                    ROWS)  # fmt: skip
+    asked = ask_all(said(lambda r: None if r.questions[-1].prompt == "last?" else r.questions[-1].output), ROWS)
     overall = summarise(asked)["overall"]
     assert (overall["too_long"], overall["no_partner"], overall["n"], overall["audio"]) == (2, 1, 6, 66.7)
     console = Console(width=100, record=True, file=None)
@@ -68,7 +79,7 @@ def test_a_question_that_is_too_long_is_wrong_and_counted() -> None:
 def test_a_conversation_is_measured_by_turn() -> None:
     turns = tuple(Question(prompt=f"{n}?", output=f"answer {n}") for n in range(3))
     rows = [replace(row(n), questions=turns[: 2 + n], template="dialogue") for n in range(2)]
-    asked = ask_all(lambda rows: [r.questions[-1].output if len(r.questions) < 3 else "" for r in rows], rows)
+    asked = ask_all(said(lambda r: r.questions[-1].output if len(r.questions) < 3 else ""), rows)
     assert [question.turn for question in asked] == [1, 2, 1, 2, 3]
     turns_of = summarise(asked)["turns"]
     assert {turn: (score["audio"], score["n"]) for turn, score in turns_of.items()} == {
@@ -78,7 +89,7 @@ def test_a_conversation_is_measured_by_turn() -> None:
     with console.capture() as captured:
         console.print(table(summarise(asked)))
     assert "turn 3" in captured.get()
-    assert "turns" not in summarise(ask_all(lambda rows: ["x"] * len(rows), ROWS)), "questions alone are no turns"
+    assert "turns" not in summarise(ask_all(said(lambda r: "x"), ROWS)), "questions alone are no turns"
 
 
 @pytest.mark.parametrize("manifest", ["a.jsonl", "prepared/a"])
@@ -120,3 +131,26 @@ def test_numbers_by_hand() -> None:
     with console.capture() as captured:
         console.print(table(summary, "demo"))
     assert "+50.0" in captured.get() and "order" in captured.get()
+
+
+def test_how_far_confidence_can_be_trusted() -> None:
+    def one(confidence: float, heard: str, options: tuple[str, ...] = ("a", "b")) -> Asked:
+        return Asked(row="r", skill="s", prompt="", wanted="a", heard=heard, exchanged="b", confidence=confidence,
+                     options=options)  # fmt: skip
+
+    asked = [one(0.95, "a"), one(0.95, "a"), one(0.95, "b"), one(0.35, "b"), one(0.01, "a", options=())]
+    found = summarise(asked)["confidence"]
+    # Of ten bins two hold answers: 3 with 0.95 and 2/3 right, 1 with 0.35 and none.
+    assert found == {"error": round(100 * (abs(3 * 0.95 - 2) + 0.35) / 4, 1)}
+    calibration = Calibration(dataset="d", weights="w", n=4, right=50.0, least_confidence=0.9, error=0.0)
+    summary = summarise(asked, calibration=calibration)
+    assert summary["confidence"] == found | {"answered": 75.0, "right": 66.7}
+    console = Console(width=120, record=True, file=None)
+    with console.capture() as captured:
+        console.print(table(summary))
+    assert "sure of 75.0%, of which 66.7% are right" in " ".join(captured.get().split())
+    lines = [json.loads(line) for line in answer_lines("test", asked, calibration)]
+    assert [line.get("unsure") for line in lines] == [0, 0, 0, 1, None]
+    assert [line["confidence"] for line in lines] == [0.95, 0.95, 0.95, 0.35, 0.01]
+    assert "confidence" not in summarise(asked[-1:]), "no options, no class"
+    assert ask_all(said(lambda r: "rain"), ROWS)[0].confidence == 0.75

@@ -1,5 +1,6 @@
 """Decoding in a batch, with caches, gives every prompt what it gets alone, decoded the slow way."""
 
+import math
 from typing import Any
 
 import pytest
@@ -136,6 +137,9 @@ def against_slow(rank: int, world_size: int) -> Any:
         logprob_SV = slow_logits(model, tokens, number, answer.tokens).double().log_softmax(-1)
         told.append([token.logprob for token in answer.scores])
         wanted.append([float(logprob_SV[s, token]) for s, token in enumerate(answer.tokens)])
+        ids = [*answer.tokens, *([tokens.end_of_chunk_id] if answer.finish == "stop" else [])]
+        told[-1].append(math.log(answer.confidence))
+        wanted[-1].append(sum(float(logprob_SV[s, token]) for s, token in enumerate(ids)))
         for s, token in enumerate(answer.scores):
             assert token.token == answer.tokens[s]
             best = logprob_SV[s].topk(decoding.logprobs or 0)

@@ -1,5 +1,6 @@
 """Beam search finds the likeliest answer where it keeps every beginning, and never a less likely one than greedy's."""
 
+import math
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ def widths(rank: int, world_size: int) -> Any:
             logprob_SV = slow_logits(model, tokens, number, answer.tokens).double().log_softmax(-1)
             ids = [*answer.tokens, *([] if len(answer.tokens) == 4 else [25])]
             totals.append(sum(float(logprob_SV[s, token]) for s, token in enumerate(ids)))
+            assert math.log(answer.confidence) == pytest.approx(totals[-1], abs=1e-5)
         found.append(totals)
     return found
 

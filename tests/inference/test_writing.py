@@ -1,5 +1,6 @@
 """What is told piece by piece is the answer, and nothing of it is ever taken back."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -92,3 +93,17 @@ def test_each_score_is_told_once() -> None:
     for token in TOKENIZER.encode("a€b"):
         writing.add(token, TokenScore(token=token, text="", logprob=-token))
     assert tuple(scores) == writing.answer.scores and len(scores) == 5
+
+
+@pytest.mark.parametrize(("least", "says"), [(0.49, "ab"), (0.51, "none")])
+def test_what_is_not_sure_enough_is_told_to_be_none(least: float, says: str) -> None:
+    told: list[str] = []
+    decoding = Decoding(unsure="none", least_confidence=least)
+    writing = Writing(TOKENIZER, decoding, [], lambda event: told.append(event.text))
+    for token, probability in zip([*TOKENIZER.encode("ab"), TOKENIZER.end_of_chunk_id], (0.8, 0.7, 0.9), strict=True):
+        writing.add(token, logprob=math.log(probability))
+    answer = writing.answer
+    assert answer.confidence == pytest.approx(0.8 * 0.7 * 0.9), "of the whole answer, its end included"
+    assert (answer.text, answer.withheld) == (says, "" if says == "ab" else "ab")
+    assert told == [says, says], "nothing is told before it is known, and then the answer"
+    assert [TOKENIZER.decode([token]) for token in answer.tokens] == ["a", "b"]

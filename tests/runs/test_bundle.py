@@ -11,6 +11,7 @@ from megatron_af.config import Config, DataConfig, RetrievalConfig, StageConfig
 from megatron_af.config.loading import load_config
 from megatron_af.retrieval.encoder import encoder_digest
 from megatron_af.runs.bundle import CONFIG, make_release
+from megatron_af.runs.calibration import calibrate, read_calibration
 from megatron_af.runs.digests import DigestMismatch, digest_tree, verify_digest
 from megatron_af.runs.paths import LATEST, MANIFEST, latest
 from megatron_af.runs.pointers import checkpoint_digest, source_of, verify
@@ -71,6 +72,23 @@ def test_it_stands_on_its_own(config: Config, tmp_path: Path) -> None:
     assert (moved / "tokenizer/tokenizer.json").read_text() == "{}"
     for manifest in moved.rglob(MANIFEST):  # by whoever loads the weights
         verify(manifest.parent)
+
+
+def test_how_sure_it_must_be_goes_along_and_is_part_of_what_is_released(config: Config) -> None:
+    plain, folder = make_release(config, "long"), config.stage_folder("long")
+    for least in (0.5, 0.7):
+        checkpoint = latest(folder / "checkpoints")
+        assert checkpoint is not None
+        found = calibrate("development", checkpoint_digest(checkpoint), [least], [True])
+        assert found is not None
+        found.write(folder)
+        release = make_release(config, "long")
+        released, at = find(release)
+        assert release != plain
+        carried = read_calibration(released.stage_folder("long"), checkpoint_digest(at))
+        assert carried == replace(found, weights=checkpoint_digest(at))
+    replace(found, weights="sha256:others").write(folder)
+    assert make_release(config, "long") == plain, "that of other weights is none"
 
 
 def test_a_released_checkpoint_is_the_original_to_the_last_byte(config: Config) -> None:

@@ -14,6 +14,7 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
 from megatron_af.evaluate.classes import by_class
 from megatron_af.evaluate.hearing import Asked, summarise
+from megatron_af.runs.calibration import Calibration
 from megatron_af.runs.digests import recorded_digest
 from megatron_af.runs.results import BadResults, Results, bind_results, metric_patterns, result_files, tables
 from megatron_af.train.callbacks.meter import Meter
@@ -81,7 +82,8 @@ def test_exit_gates_know_what_is_measured() -> None:
         "zero_shot": zero_shot(tensors, tensors, torch.arange(3)),
     }
     rates = measured(Meter.WARMUP_STEPS + 1)
-    heard = summarise(asked) | {"classes": by_class(asked)}
+    sure = Calibration(dataset="d", weights="w", n=1, right=100.0, least_confidence=0.0, error=0.0)
+    heard = summarise(asked, calibration=sure) | {"classes": by_class(asked)}
     logged = ("step", "loss", "grad_norm", "learning_rate", "loss/a", "loss/b[c]", "watched/loss")
     steps = dict.fromkeys((*rates, *logged), 1.0)
     for objective, summary, more in (

@@ -57,6 +57,7 @@ def test_settings_and_their_defaults() -> None:
     assert ask.decodings != other.decodings, "drawn anew each time where no seed is given"
     more = {"max_completion_tokens": 7, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
     how = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.5, "seed": 3, "stop": "."}
+    how |= {"unsure": "none of these", "least_confidence": 0.5}
     neutral = {"tools": [], "frequency_penalty": 0, "user": "ada"}
     ask = read([user("x")], **more, **how, **neutral, logprobs=True, top_logprobs=4)
     assert (ask.stream, ask.usage_at_end) == (True, True)
@@ -93,6 +94,9 @@ def test_settings_and_their_defaults() -> None:
         ([user("x")], {"top_p": 0}, "top_p: expected a number above 0, at most 1, got 0"),
         ([user("x")], {"seed": 1.5}, "seed: expected a whole number from 0 on, got 1.5"),
         ([user("x")], {"stop": [""]}, "stop: expected texts that are not empty, got ['']"),
+        ([user("x")], {"unsure": 3}, "unsure: expected a text to say in place of an answer, got 3"),
+        ([user("x")], {"least_confidence": 0.5}, "least_confidence: expected unsure beside it"),
+        ([user("x")], {"unsure": "?", "least_confidence": 2}, "least_confidence: expected a number from 0 to 1, got 2"),
         ([user("x")], {"stop": 3}, "stop: expected a text or a list of texts, got 3"),
         ([user("x")], {"stop": ["a", "b", "c", "d", "e"]}, "stop: expected at most 4 texts, got 5"),
         ([user("x")], {"top_logprobs": 3}, "top_logprobs: expected logprobs = true beside it"),
@@ -126,7 +130,7 @@ def test_whole_and_in_pieces_an_answer_is_the_same() -> None:
     scores = tuple(TokenScore(token=n, text=text, logprob=-1.0, top=(("b", -0.5),)) for n, text in enumerate("ab"))
     answers = [
         Answer(text="a b", tokens=(0, 1), finish="stop", prompt_tokens=5, scores=scores),
-        Answer(text="a", tokens=(0,), finish="length", prompt_tokens=5, scores=scores[:1]),
+        Answer(text="a", tokens=(0,), finish="length", prompt_tokens=5, scores=scores[:1], confidence=0.25),
     ]
     whole = completion(ask, answers, 5)
     assert [choice["message"]["content"] for choice in whole["choices"]] == ["a b", "a"]
@@ -148,6 +152,7 @@ def test_whole_and_in_pieces_an_answer_is_the_same() -> None:
         assert own[0]["delta"]["role"] == "assistant"
         assert "".join(part["delta"].get("content", "") for part in own) == choice["message"]["content"]
         assert [part["finish_reason"] for part in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+        assert own[-1]["confidence"] == choice["confidence"] == (1.0, 0.25)[index]
         told = [token for part in own if part["logprobs"] for token in part["logprobs"]["content"]]
         assert told == choice["logprobs"]["content"]
     assert bodies[-1]["choices"] == [] and bodies[-1]["usage"] == whole["usage"]

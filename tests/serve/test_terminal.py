@@ -85,6 +85,9 @@ def test_lines(terminal: Terminal, talk: Talk, said: list[str]) -> None:
     asked = [("what is it?", 0.0), ("more", 0.0), ("again 11", 0.7), ("again 12", 0.7), ("new", 0.0), ("again 11", 0.7)]
     assert talk.did == [("load", "dog.wav"), *asked, "reset"]
     said.clear()
+    Terminal(talk, said.append, Decoding(unsure="none")).line("is it?")  # type: ignore[arg-type]
+    assert "".join(said) == "is it? [100%]\n"
+    said.clear()
     terminal.line("/help"), terminal.line("/sow")
     assert said == [HELP, "[/sow: not a command; /help shows them]\n"]
     assert not terminal.line("/quit")

@@ -33,6 +33,7 @@ class Answer(Objective):
         *(f"{questions}/{score}" for questions in ("overall", "skills/*", "turns/*") for score in SCORES),
         "classes/*/recall/*",
         *("overall/gap", "overall/too_long", "overall/no_partner"),
+        *("confidence/error", "confidence/answered", "confidence/right"),
     )
 
     def parts_of(self, stage: StageConfig) -> tuple[str, ...]:
