@@ -12,22 +12,21 @@ Shapes: S text positions, B rows, L audio tokens, D audio width, V vocabulary.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.table import Table
 from torch import Tensor
 
+from megatron_af.bench.step import clock, world
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.parallel.device import current_device
-from megatron_af.parallel.world import join_world
 from megatron_af.progress import Progress
 
 MODELS = {"demo": "demo.yaml", "0.5B": "af2_0.5b.yaml"}
@@ -52,9 +51,9 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     cost, long = {}, {}
-    with _world():
+    with world():
         for name, file in MODELS.items():
-            decoding = _Decoding(_config(file))
+            decoding = Decoding(_config(file))
             cost[name] = _of_model(decoding, name, progress)
             long[name] = _long_answer(decoding)
     return {"cost": cost, "long": long, "ratios": ratios(cost, long), "prompt_tokens": PROMPT, "new_tokens": NEW}
@@ -97,21 +96,7 @@ def _config(file: str) -> Config:
     return replace(config, parallel=ParallelConfig())
 
 
-@contextmanager
-def _world() -> Iterator[None]:
-    join_world()
-    # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.parallel import groups
-
-    groups.initialize(ParallelConfig(), 0)
-    try:
-        yield
-    finally:
-        groups.destroy()
-        dist.destroy_process_group()
-
-
-def _of_model(decoding: "_Decoding", name: str, progress: Progress) -> dict[str, Any]:
+def _of_model(decoding: "Decoding", name: str, progress: Progress) -> dict[str, Any]:
     cost: dict[str, Any] = {}
     for done, (batch, windows) in enumerate((batch, windows) for batch in BATCHES for windows in WINDOWS):
         progress.update(f"decode {name}", done, len(BATCHES) * len(WINDOWS), f"{batch} rows, {windows} windows")
@@ -126,7 +111,7 @@ def _of_model(decoding: "_Decoding", name: str, progress: Progress) -> dict[str,
     return cost
 
 
-def _long_answer(decoding: "_Decoding") -> dict[str, float]:
+def _long_answer(decoding: "Decoding") -> dict[str, float]:
     seconds, tokens, logits_BV = decoding.cached(1, WINDOWS[0], LONG)
     again, other_BV = decoding.rerun(WINDOWS[0], tokens)
     _same(logits_BV, other_BV)
@@ -143,7 +128,7 @@ def _same(logits_BV: Tensor, other_BV: Tensor) -> None:
         )
 
 
-class _Decoding:
+class Decoding:
     """A decoder with random weights and open gates, and processor seconds of each token that it makes."""
 
     def __init__(self, config: Config) -> None:
@@ -169,8 +154,18 @@ class _Decoding:
             if "gate_" in name:
                 torch.nn.init.constant_(parameter, 0.5)
         only_answer(self._lm)
-        self._added = torch.randn(4, config.model.lm.hidden) * 0.02
-        self._public = PublicCode.of(self._lm, self._added, config, added)
+        self._device = current_device()
+        self._added = torch.randn(4, config.model.lm.hidden).to(self._device.torch) * 0.02
+        self._of_public = partial(PublicCode.of, self._lm, self._added, config, added)
+
+    @cached_property
+    def _public(self) -> Any:
+        return self._of_public()
+
+    @property
+    def weight_bytes(self) -> int:
+        """That every token reads."""
+        return sum(weight.nbytes for weight in self._lm.parameters())
 
     @torch.inference_mode()
     def cached(self, batch: int, windows: int, new: int) -> Timed:
@@ -179,13 +174,14 @@ class _Decoding:
         cache = DecoderCache(HeardAudio.of(self._keys(batch, windows), range(batch)))
         last_B = torch.full((batch,), PROMPT - 1)
         logits_BV = self._lm.extend(self._rows(self._prompt(batch)), self._added, cache, position_B=last_B)
-        seconds, tokens = [], []
+        seconds, tokens, now = [], [], clock(self._device.torch)
         for _ in range(new):
-            tokens.append(logits_BV[:, : self._vocabulary].argmax(-1, keepdim=True))
+            tokens.append(logits_BV[:, : self._vocabulary].argmax(-1, keepdim=True).cpu())
             newest = self._rows(tokens[-1])
-            began = time.process_time()
+            began = now()
             logits_BV = self._lm.extend(newest, self._added, cache, position_B=torch.zeros_like(last_B))
-            seconds.append(time.process_time() - began)
+            logits_BV[0, 0].item()  # waits for the device
+            seconds.append(now() - began)
         return seconds, tokens, logits_BV
 
     @torch.inference_mode()
@@ -235,6 +231,6 @@ class _Decoding:
         tokens = windows * self._per_window
         generator = torch.Generator().manual_seed(0)
         return AudioKeys(
-            tokens_LBD=torch.randn(tokens, batch, self._width, generator=generator),
+            tokens_LBD=torch.randn(tokens, batch, self._width, generator=generator).to(self._device.torch),
             audio_of_BL=torch.zeros(batch, tokens, dtype=torch.int32),
         )

@@ -6,7 +6,8 @@ Needs torch, megatron-core and omegaconf; DALI, Transformer Engine and the rest 
 Sections in their order, each kept as soon as it ends: ``environment``; ``parity``, the loss and every gradient of a
 packed batch in float32 with torch's layers and in bf16 with those of the machine, against a process that sees no GPU;
 ``kernels``, whether any attention falls back to materialised scores; ``step``, milliseconds of the mixed stream by way
-(``bench/step.py``). What the time did not allow is named in ``not_run``.
+(``bench/step.py``); of each released size ``cached`` and ``live``, steps of its stages, and ``decoding``
+(``bench/released.py``); ``checkpoint`` (``bench/checkpoint.py``). What the time did not allow is named in ``not_run``.
 """
 
 import os
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from megatron_af.bench import step
-from megatron_af.bench.step import Computed, Learning, Mixed, configuration, matmul_rate, world
+from megatron_af.bench import checkpoint, released, step
+from megatron_af.bench.step import Computed, Learning, Mixed, configuration, copy_rate, matmul_rate, world
 from megatron_af.config import Config, ConfigError
 from megatron_af.parallel.device import Device, current_device, transformer_engine_problem
 from megatron_af.progress import Progress
@@ -60,6 +62,13 @@ def measure(
         "kernels": kernels,
         "step": lambda: step.measure(folder, progress),
     }
+    for size, file in released.SIZES.items():
+        sections |= {
+            f"{size} cached": partial(_stepped, file, released.CACHED, result),
+            f"{size} decoding": partial(_decoded, file),
+            f"{size} live": partial(_stepped, file, released.LIVE, result),
+        }
+    sections["checkpoint"] = lambda: checkpoint.measure(folder / "checkpoint", progress)
     for number, (name, section) in enumerate(sections.items(), 1):
         if time.perf_counter() - began > seconds:
             result["not_run"].append(name)
@@ -78,7 +87,27 @@ def tables(result: dict[str, Any]) -> list[Table]:
             facts.add_row(f"{section}: {name}", f"{value:.3g}" if isinstance(value, float) else str(value))
     for name in result["not_run"]:
         facts.add_row(name, "not run: no time was left")
-    return [facts, *(step.tables(result["step"]) if "step" in result else [])]
+    stepped, decoded = (
+        {name: rows for name, rows in result.items() if name.endswith(kinds)}
+        for kinds in ((" cached", " live"), " decoding")
+    )
+    return [
+        facts,
+        *(step.tables(result["step"]) if "step" in result else []),
+        *(released.tables(stepped, decoded) if stepped or decoded else []),
+        *(checkpoint.tables(result["checkpoint"]) if "checkpoint" in result else []),
+    ]
+
+
+def _stepped(file: str, stage: str, result: dict[str, Any]) -> list[dict[str, Any]]:
+    rate = 1e12 * result["environment"]["matmul_teraflops"]
+    with world() as groups:
+        return released.steps(released.configuration(file, stage), groups, rate)
+
+
+def _decoded(file: str) -> list[dict[str, Any]]:
+    with world():
+        return released.decoding(file, copy_rate(current_device().torch))
 
 
 def environment(device: Device) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class PublicWay:
         lm, w = self._model.lm, self.weights
         rows_NH, first = w["added_rows"], self._first_added
         own_VH = w["lm.embedding.word_embeddings.weight"]
-        table_VH = torch.cat([own_VH[:first], rows_NH, own_VH[first + len(rows_NH) :]])
+        table_VH = torch.cat([own_VH[:first], rows_NH, own_VH[first + len(rows_NH) : lm.vocab]])
         x_BSH = F.embedding(ids_BS, table_VH)
         length = ids_BS.shape[1]
         position_S = torch.arange(length)
@@ -130,7 +130,7 @@ class PublicWay:
                 x_BSH = self._gated_block(f"{at}.xattn", x_BSH, audio_BLD, valid_BL)
             x_BSH = self._layer(at, x_BSH, seen_BSS, cos, sin)
         x_BSH = F.rms_norm(x_BSH, (lm.hidden,), w["lm.decoder.final_layernorm.weight"], lm.norm_eps)
-        return F.linear(x_BSH, table_VH if lm.tied else w["lm.output_layer.weight"])
+        return F.linear(x_BSH, table_VH if lm.tied else w["lm.output_layer.weight"][: lm.vocab])
 
     def _gated_block(self, at: str, x_BSH: Tensor, audio_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         config, w = self._model.cross_attention, self.weights

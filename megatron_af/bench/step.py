@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,7 +48,7 @@ from megatron_af.progress import Progress
 WIDTHS = (512, 2048)
 """Of the audio tokens."""
 UNIFORM_WIDTH, UNIFORM_WINDOWS, UNIFORM_TOKENS = 2048, (3, 12, 30), 120
-STEPS, BATCH, PACKED_TOKENS = 5, 8, 512
+STEPS, BATCH = 5, 8
 WAYS = ("public", "longest", "groups", "packed")
 ONE_SAMPLE = ("public", "packed")
 """Ways that differ where a batch is one sample."""
@@ -55,7 +56,7 @@ LOSS, GRADIENT = 1e-5, 1e-4
 ROUNDED_LOSS, ROUNDED_GRADIENT = 2e-2, 1e-1
 """Relative differences up to which two ways compute the same, in float32 and in bf16."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-VOCABULARY = 4_096
+VOCABULARY, ADDED = 4_096, 8
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,18 @@ def matmul_rate(device: torch.device, size: int, dtype: torch.dtype, repeats: in
     return 2 * size**3 * repeats / (now() - began)
 
 
+def copy_rate(device: torch.device, elements: int = 2**28, repeats: int = 20) -> float:
+    """Bytes a second that an operation on single elements reads and writes."""
+    one = torch.ones(elements, device=device, dtype=torch.bfloat16)
+    now = clock(device)
+    (one * 2.0)[0].item()
+    began = now()
+    for _ in range(repeats):
+        other = one * 2.0
+    other[0].item()
+    return 2 * one.nbytes * repeats / (now() - began)
+
+
 def clock(device: torch.device) -> Callable[[], float]:
     """Other programs share a CPU, and a GPU computes while the processor waits."""
     return time.process_time if device.type == "cpu" else time.perf_counter
@@ -192,6 +205,7 @@ def configuration(width: int, precision: str = "fp32") -> Config:
         trainable=("transform.*", "added_rows", "lm.*"),
         blend={"mixed": 1.0},
         max_windows=30,
+        pack_tokens=512,
         optimizer=OptimizerConfig(learning_rate=1e-4),
     )
     return Config(
@@ -232,25 +246,51 @@ def check_same(one: Computed, other: Computed, loss: float = LOSS, gradient: flo
 
 
 class Learning:
-    """The answer objective on batches of random features and texts."""
+    """The answer objective on batches of random features (or mel) and texts."""
 
-    def __init__(self, config: Config, groups: Any) -> None:
+    def __init__(self, config: Config, groups: Any, *, in_place: bool = False) -> None:
+        """
+        Args:
+            in_place: draw the decoder's first values where its weights lie, others on each kind of device; on the host
+                a released size takes half a minute.
+        """
         from megatron_af.model import Vocabulary, build
         from megatron_af.train.objectives.answer_learner import AnswerLearner
         from megatron_af.train.trainable import select
 
         self._device = current_device()
-        self.model = build(config, Vocabulary(first_added_id=VOCABULARY - 8, num_added=4), self._device)
-        stage = config.curriculum[config.stage]
-        for name, parameter in self.model.named_parameters():
-            if "gate_" in name:
-                parameter.data.fill_(0.5)  # else nothing that is heard would have a gradient
+        self._config, self._stage = config, config.curriculum[config.stage]
+        self._first_added = config.model.lm.vocab - ADDED
+        vocabulary = Vocabulary(first_added_id=self._first_added, num_added=4)
+        self.model = build(config, vocabulary, self._device, drawn=lambda name: not in_place)
+        self._draw(in_place)
+        stage = self._stage
         select(self.model.named_parameters(), stage)
         self._learner = AnswerLearner(config, stage, self.model, groups, self._device.torch)
         self._per_window, self._width = config.model.encoder.tokens_per_window, config.model.encoder.feature_dim
         self._dtype = DTYPES[config.precision]
         self.exact = config.precision == "fp32"
-        self.public = PublicWay(config, self.model.named_parameters(), VOCABULARY - 8)
+
+    @torch.no_grad()
+    def _draw(self, in_place: bool) -> None:
+        generator = torch.Generator(self._device.torch).manual_seed(0)
+        for name, parameter in self.model.named_parameters():
+            if "gate_" in name:
+                parameter.fill_(0.5)  # else nothing that is heard would have a gradient
+            elif in_place and name.startswith("lm."):
+                if parameter.dim() > 1:
+                    parameter.normal_(0.0, 0.02, generator=generator)
+                else:
+                    parameter.fill_(float(name.endswith("weight")))
+
+    @cached_property
+    def public(self) -> PublicWay:
+        """The public code's way, with a copy of the weights."""
+        return PublicWay(self._config, self.model.named_parameters(), self._first_added)
+
+    def compile_layers(self) -> None:
+        for chunk in self.model.chunks:
+            chunk.compile_layers()
 
     @property
     def optimizer(self) -> Any:
@@ -263,6 +303,11 @@ class Learning:
             record = self._learner.forward_backward(self.batch(batch, way))
         named = [(name, getattr(p, "main_grad", None)) for name, p in self.model.named_parameters()]
         return Computed(record["loss"], {name: grad.clone().cpu() for name, grad in named if grad is not None})
+
+    def loss(self, batch: Mixed, way: str) -> float:
+        if way == "public":
+            return float(self.public.loss(*(samples := self._samples(batch)), _learnt_from(samples[1])).detach())
+        return float(self._learner.forward_backward(self.batch(batch, way))["loss"])
 
     def seconds(self, batch: Mixed, way: str) -> float:
         made, now = self.batch(batch, way), clock(self._device.torch)
@@ -278,13 +323,14 @@ class Learning:
             self._learner.optimizer.step_checked()
         self._wait()
         took = now() - began
-        self.public.take(self.model.named_parameters())  # the next batch finds the same weights in both
+        if "public" in vars(self):
+            self.public.take(self.model.named_parameters())  # the next batch finds the same weights in both
         return took
 
-    def operations(self, batch: Mixed) -> float:
-        """That the samples of a batch need by themselves."""
+    def operations(self, batch: Mixed, way: str = "packed") -> float:
+        """That the samples of a batch need by themselves; ``live``: their encoder as well."""
         alone = [Mixed((windows,), (tokens,)) for windows, tokens in zip(batch.windows, batch.tokens, strict=True)]
-        return sum(self._learner.flops(self.batch(sample, "packed")) for sample in alone)
+        return sum(self._learner.flops(self.batch(sample, "live" if way == "live" else "packed")) for sample in alone)
 
     def _computed_publicly(self, batch: Mixed) -> Computed:
         features, ids = self._samples(batch)
@@ -302,27 +348,37 @@ class Learning:
             torch.randn(windows, self._per_window, self._width, generator=generator).to(self._dtype)
             for windows in mixed.windows
         )
-        return features, [torch.randint(VOCABULARY - 8, (n,), generator=generator) for n in mixed.tokens]
+        return features, [torch.randint(self._first_added, (n,), generator=generator) for n in mixed.tokens]
+
+    def _mel(self, windows: int) -> Tensor:
+        front = self._config.model.front_end
+        generator = torch.Generator().manual_seed(windows)
+        mel_WFM = torch.randn(windows, front.window_frames, front.mel_bins, generator=generator) * 10 - 40
+        return mel_WFM.to(self._device.torch)
 
     def _wait(self) -> None:
         if self._device.is_gpu:
             torch.cuda.synchronize()
 
     def batch(self, mixed: Mixed, way: str) -> Any:
+        """
+        Args:
+            way: also ``live``: packed, and its mel goes through the encoder.
+        """
         from megatron_af.audio.features import KnownFeatures
         from megatron_af.data.batch import StepAudio, StepBatch, TextBatch
         from megatron_af.data.packing import pack
 
         features, ids = self._samples(mixed)
         rows = [[sample] for sample in range(len(ids))]
-        if way == "packed":
-            rows = pack(list(zip(mixed.tokens, mixed.windows, strict=True)), PACKED_TOKENS)
+        if way in ("packed", "live"):
+            rows = pack(list(zip(mixed.tokens, mixed.windows, strict=True)), self._stage.pack_tokens)
         text = _rows(rows, ids)
         audio = StepAudio(
             clip_windows=mixed.windows,
             owners=(tuple(range(len(ids))),),
-            mel_WFM=None,
-            known=KnownFeatures(keys=("",) * len(ids), found=features),
+            mel_WFM=self._mel(sum(mixed.windows)) if way == "live" else None,
+            known=None if way == "live" else KnownFeatures(keys=("",) * len(ids), found=features),
             seconds=10.0 * sum(mixed.windows),
         )
         return StepBatch(

@@ -33,7 +33,7 @@ def test_ratios_by_hand() -> None:
 def measured(rank: int, world_size: int, spoil: str) -> Any:
     groups.initialize(ParallelConfig(), 0)
     generate.WINDOWS, generate.BATCHES, generate.NEW, generate.LONG, generate.PLACES = (1, 2), (1, 2), 3, 6, 3
-    decoding = generate._Decoding(tiny.config(tied=False))
+    decoding = generate.Decoding(tiny.config(tied=False))
     if spoil == "keys":  # the public code would hear something else
         decoding._public.model.layers[1].audio_attention.k_proj.weight.data *= 2
     if spoil == "text":  # and whoever reads again something else

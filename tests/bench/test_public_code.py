@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_af.bench.generate import _Decoding
+from megatron_af.bench.generate import Decoding
 from megatron_af.bench.public_code import PublicCode
 from megatron_af.config import ParallelConfig
 from megatron_af.data.batch import AudioKeys
@@ -17,7 +17,7 @@ from tests.distributed import run_distributed
 
 def both(rank: int, world_size: int, tied: bool, interval: int) -> Any:
     groups.initialize(ParallelConfig(), 0)
-    decoding = _Decoding(tiny.config(tied=tied, interval=interval))
+    decoding = Decoding(tiny.config(tied=tied, interval=interval))
     keys: AudioKeys = decoding._keys(1, 2)
     public: PublicCode = decoding._public
     calls = []
