@@ -4,7 +4,8 @@
 # make test-fast   those of them that start no process
 # make test-slow   the others: several ranks, training runs, whole tools
 # make test-harnesses  the same questions through lmms-eval and EvalScope, in .venv-harnesses
-# make faults      a run that is killed at MOMENTS=100 moments, drawn from SEED=0, against the one that is not
+# make faults      a run that is killed at MOMENTS=100 moments, drawn from SEED=0, against the one that is not;
+#                  and the faults that a proof must catch
 # make docs        the documentation as a site, in site/; a link that leads nowhere fails
 # make lint        ruff
 # make types       mypy, strict
@@ -47,6 +48,7 @@ test-harnesses: .venv-harnesses/ready
 MOMENTS ?= 100
 SEED ?= 0
 faults: .venv/ready
+	$(RUN) -m tests.prove.planted
 	$(RUN) -m tests.faults.kills --moments $(MOMENTS) --seed $(SEED) $(ARGS)
 
 docs: .venv/ready

@@ -47,6 +47,7 @@ ORDER = (
     "megatron_af.start",
     "megatron_af.demo",
     "megatron_af.bench",
+    "megatron_af.prove",
     "megatron_af.doctor",
     "af_pipelines",
     "tools",
@@ -126,6 +127,7 @@ def test_each_library_is_known_in_its_place_only(library: str, allowed: tuple[st
 WRITES = re.compile(r"\.write_(text|bytes)\(|open\([^()]*[\"']w|np\.savez?\(|json\.dump\(")
 WRITERS = {
     "megatron_af.inference.requests": "in a temporary folder of its own",
+    "megatron_af.parallel.ranks": "in a temporary folder of its own",
     "megatron_af.train.checkpoint_files": "in a partial folder that appears whole",
     "megatron_af.files": "the one writer",
     "megatron_af.data.storage": "fills the draft it was given",

@@ -5,7 +5,6 @@ their number, so that any process count builds the same model and the same globa
 """
 
 import dataclasses
-import zlib
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from megatron_af.config import (
 from megatron_af.data.batch import IGNORED, StepAudio, StepBatch, TextBatch, TextRows, assign_clips
 from megatron_af.model import AudioFlamingo, Vocabulary
 from megatron_af.parallel.global_state import load_global
+from megatron_af.prove.live_weights import live
 
 VOCABULARY = Vocabulary(first_added_id=90, num_added=4)
 AUDIO_ID = 90
@@ -84,19 +84,8 @@ def with_optimizer(config: Config, **changes: Any) -> Config:
     return dataclasses.replace(config, curriculum={"stage": stage})
 
 
-def seeded(name: str, shape: torch.Size) -> torch.Tensor:
-    """Weight of a parameter, by its canonical name."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    noise = torch.randn(shape, generator=generator)
-    if "gate_" in name:
-        return 0.5 + 0.1 * noise
-    if len(shape) > 1:
-        return noise / (noise[0].numel() ** 0.5)
-    return (1 + 0.1 * noise) if "norm" in name and name.endswith("weight") else 0.05 * noise
-
-
 def fill(model: AudioFlamingo) -> None:
-    load_global(model.chunks, model.front, seeded)
+    load_global(model.chunks, model.front, live)
 
 
 def mel_of(clip: int, frames: int = 1001) -> torch.Tensor:

@@ -30,6 +30,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, Par
 from torch import nn
 
 from megatron_af.config import OptimizerConfig, ParallelConfig
+from megatron_af.parallel.collectives import all_gather
 from megatron_af.parallel.groups import Groups
 from megatron_af.train.zero1_state import MOMENTS, held, parts_of, whole_states
 
@@ -124,6 +125,16 @@ class AudioFlamingoOptimizer(ChainedOptimizer):
                     for name, tensor in kept.items():
                         tensor.copy_(tensors[name])
             _set_steps(optimizer, num_steps)
+
+    def gather_gradients(self) -> None:
+        """Make gradients whole where ZeRO-1 left each rank the sum of its own share; a collective."""
+        for optimizer in self.chained_optimizers:
+            if isinstance(optimizer, DistributedOptimizer):
+                for buffer in optimizer.buffers:
+                    group = buffer.data_parallel_group
+                    for bucket in buffer.buckets:
+                        own = bucket.grad_data.chunk(group.size())[group.rank()].clone()
+                        all_gather(bucket.grad_data, own, group)
 
     def _members(self) -> Iterator[MegatronOptimizer]:
         return (o for o in self.chained_optimizers if _holds_parameters(o))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_af.config import LoRAConfig
@@ -16,6 +15,7 @@ from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import compiler_problem, current_device
 from megatron_af.parallel.global_state import gather_global
+from megatron_af.prove.live_weights import live
 from megatron_af.train.objectives import answer_learner
 from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.optimizer import build_schedule
@@ -99,7 +99,7 @@ def train(
         if step == 0:
             result["first"] = record
             if layout.get("distributed_optimizer"):
-                _gather_gradient_shards(objective)
+                objective.optimizer.gather_gradients()
             result["gradients"] = gather_global(model.chunks, model.front, "main_grad")
         schedule.step(1)
         result["losses"].append(record["loss"])
@@ -109,16 +109,6 @@ def train(
     result["weights"] = gather_global(model.chunks, model.front, "data")
     process_groups.destroy()
     return result
-
-
-def _gather_gradient_shards(objective: AnswerLearner) -> None:
-    """Under ZeRO-1 a rank has only its shard of the summed gradients; make the buffers whole."""
-    for module in (*objective._chunks, objective._front):
-        for buffer in module.buffers:
-            for bucket in buffer.buckets:
-                size = buffer.data_parallel_group.size()
-                shard = bucket.grad_data.chunk(size)[buffer.data_parallel_group.rank()].clone()
-                dist.all_gather_into_tensor(bucket.grad_data, shard, group=buffer.data_parallel_group)
 
 
 @pytest.fixture(scope="module")
@@ -240,5 +230,5 @@ def test_frozen_parameters_have_no_gradient_and_do_not_move(variant: str, refere
     assert frozen and not set(frozen) & set(result["gradients"])
     for name in frozen:
         weight = result["weights"][name]
-        start = tiny.seeded(name, weight.shape)
+        start = live(name, weight.shape)
         assert torch.equal(weight, start), name
