@@ -7,7 +7,7 @@ begins later than the picture, and broadcast streams begin anywhere. T samples, 
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -39,6 +39,8 @@ _GUESSED = (
     "tty",
 )
 """FFmpeg's formats that any bytes may look like."""
+_BEHIND = 4096
+"""Bytes behind an MP3 that its tags may take."""
 _MARGIN = 0.2
 """Seconds decoded ahead of the start: codecs with overlapping frames need a run-up."""
 
@@ -61,7 +63,7 @@ def decode(
     try:
         with _opened(source) as container:
             stream = _audio_stream(container, source)
-            frames = container.decode(stream)
+            frames = _frames(container, stream)
             first = next(frames, None)
             rate = stream.codec_context.sample_rate
             if first is None:
@@ -69,7 +71,7 @@ def decode(
             origin = _time(first, stream)
             if seek and start > _MARGIN:
                 container.seek(round((origin + start - _MARGIN) / stream.time_base), stream=stream)
-                frames = container.decode(stream)
+                frames = _frames(container, stream)
             else:
                 frames = chain([first], frames)
             return _cut(frames, stream, rate, origin + start, duration), rate
@@ -134,7 +136,10 @@ def is_chained(source: Path | bytes) -> bool:
 
 
 def has_mp3_header(source: Path | bytes) -> bool:
-    """Whether an MP3 states its length in a Xing, Info or VBRI frame; otherwise every program guesses it."""
+    """Whether an MP3 states its length in a Xing, Info or VBRI frame, and ends where that says.
+
+    Otherwise every program guesses it: without one, or of several MP3s one behind another.
+    """
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head = file.read(10)
         tag = 0
@@ -142,7 +147,14 @@ def has_mp3_header(source: Path | bytes) -> bool:
             tag = 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
         file.seek(tag)
         frame = file.read(4096)
-    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+        length = file.seek(0, io.SEEK_END)
+    mark = next((found for name in (b"Xing", b"Info") if (found := frame.find(name)) >= 0), -1)
+    if mark < 0:
+        return b"VBRI" in frame
+    fields = int.from_bytes(frame[mark + 4 : mark + 8], "big")
+    if fields & 2 and (size := int.from_bytes(frame[mark + 8 + 4 * (fields & 1) :][:4], "big")):
+        return length <= tag + size + _BEHIND
+    return True
 
 
 def _opened(source: Path | bytes) -> InputContainer:
@@ -155,6 +167,19 @@ def _audio_stream(container: InputContainer, source: Path | bytes) -> AudioStrea
     if codec is None or not codec.sample_rate:  # of a format that it knows by name only, FFmpeg has no codec
         raise ContainerError(f"it {described(head_of(source)) or 'holds no audio'}")
     return container.streams.audio[0]
+
+
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+    """Decoded frames; of an MP3 without what is none, such as the tag of another MP3 behind it."""
+    if container.format.name != "mp3":
+        yield from container.decode(stream)
+        return
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            continue
+        yield from (frame for frame in frames if isinstance(frame, av.AudioFrame))
 
 
 def _cut(

@@ -3,9 +3,9 @@
     correction = wav_correction(Path("field.wav"))      # None: the header is right, or the file is no WAV
     correction.opened(Path("field.wav"))                # the same file, with the right size in its header
 
-A recorder that lost power, a program that wrote into a pipe, and many converters leave 0, 2^32 - 1 or a size that is
-off by some bytes. A file that was cut is another matter: there the size of the whole RIFF, which stands at the
-beginning, is beyond the end as well.
+A recorder that lost power (also one that writes RF64), a program that wrote into a pipe, and many converters leave 0,
+2^32 - 1 or a size that is off by some bytes. A file that was cut is another matter: there the size of the whole RIFF,
+which stands at the beginning, is beyond the end as well.
 """
 
 import io
@@ -48,6 +48,23 @@ class WavCorrection:
         return io.BufferedReader(_Overlaid(source, self))
 
 
+def second_recording(source: Path | bytes) -> bool:
+    """Whether a WAV, an AIFF or an AU file goes on with another one: ``cat a.wav b.wav``; programs read the first.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        head = file.read(12)
+        if len(head) < 12 or head[:4] not in (b"RIFF", b"RIFX", b"FORM", b".snd"):
+            return False
+        first, second = struct.unpack("<II" if head[:4] == b"RIFF" else ">II", head[4:])
+        end = first + second if head[:4] == b".snd" else 8 + first + (first & 1)
+        file.seek(end)
+        behind = file.read(12)
+    return behind[:4] == head[:4] and (head[:4] == b".snd" or behind[8:] == head[8:])
+
+
 def wav_correction(source: Path | bytes) -> WavCorrection | None:
     """What is wrong with the size that a WAV's header states; None where nothing is that can be mended.
 
@@ -56,12 +73,12 @@ def wav_correction(source: Path | bytes) -> WavCorrection | None:
     """
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head = file.read(12)
-        if head[:4] not in (b"RIFF", b"RIFX") or head[8:12] != b"WAVE":
+        if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:12] != b"WAVE":
             return None
-        order = "<" if head[:4] == b"RIFF" else ">"
+        order = ">" if head[:4] == b"RIFX" else "<"
         length = file.seek(0, io.SEEK_END)
         riff_end = 8 + int(struct.unpack(f"{order}I", head[4:8])[0])
-        block, rate, position = 1, 0, 12
+        block, rate, position, large = 1, 0, 12, 0
         while True:
             file.seek(position)
             chunk = file.read(8)
@@ -70,18 +87,25 @@ def wav_correction(source: Path | bytes) -> WavCorrection | None:
             size = int(struct.unpack(f"{order}I", chunk[4:])[0])
             if chunk[:4] == b"data":
                 break
+            if chunk[:4] == b"ds64":
+                large = position + 16  # where RF64 has the size of its audio, of 8 bytes
             if chunk[:4] == b"fmt ":
                 form = file.read(16)
                 if len(form) == 16:
-                    rate, block = struct.unpack(f"{order}I", form[8:12])[0], struct.unpack(f"{order}H", form[12:14])[0]
+                    rate, block = struct.unpack(f"{order}I", form[4:8])[0], struct.unpack(f"{order}H", form[12:14])[0]
             position += 8 + size + (size & 1)
-        begin, there = position + 8, length - position - 8
+        begin, there, place = position + 8, length - position - 8, position + 4
+        if head[:4] == b"RF64" and large:
+            file.seek(large)
+            size, place = int(struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]), large
+            if size:  # of what is stated, others know what to do
+                return None
         true = _true_size(file, order, begin, size, there, riff_end, length, rate * max(1, block))
     if true is None:
         return None
     true = min(true - true % max(1, block), _LARGEST)
     note = f"its header states {size:,} bytes of audio; the {true:,} that are there were read"
-    return WavCorrection(position + 4, struct.pack(f"{order}I", true), note)
+    return WavCorrection(place, struct.pack(f"{order}I", true), note)
 
 
 def _true_size(

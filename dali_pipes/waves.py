@@ -7,6 +7,8 @@ resampler has no anti-alias filter. T samples.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,16 @@ import soxr
 from numpy.typing import NDArray
 
 from dali_pipes import containers
-from dali_pipes.wav_sizes import NOT_STATED, BytesOfFile, wav_correction
+from dali_pipes.quiet import quiet
+from dali_pipes.wav_sizes import NOT_STATED, SLACK_SECONDS, BytesOfFile, second_recording, wav_correction
+from megatron_af.foreign import no_file
 
 SHORTFALL_SECONDS, SHORTFALL_FRACTION = 0.05, 0.05
 """A clip may be this much shorter than its manifest says (both together); more means a truncated file."""
 _DATA_BYTES = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """In libsndfile's notes on WAV, AIFF and AU: bytes of audio by the header, and in the file."""
+RATES = (1_000, 1_000_000)
+"""Hz that a recording of sound may have. A broken header states others, and 1 Hz makes hours of a second."""
 CANCELLED = 1e-3
 """Channels whose average has less than this of their power cancel each other: opposite phase, not stereo."""
 
@@ -84,6 +90,7 @@ def is_recording(source: Path | bytes) -> bool:
     Raises:
         AudioError: it cannot be opened at all.
     """
+    _check_file(source)
     try:
         with _open(source) as file:
             return bool(file.format != "MP3")
@@ -126,8 +133,10 @@ def _cancels(wave_TC: NDArray[np.float32], wave_T: NDArray[np.float32]) -> bool:
 
 def _lengths(source: Path | bytes) -> tuple[float, float]:
     """Seconds that the header promises, and seconds that the file is large enough for."""
+    _check_file(source)
     try:
         with _open(source) as file:
+            _check_rate(file.samplerate)
             if _states_length(file, source):
                 return _promised_frames(file) / file.samplerate, file.frames / file.samplerate
     except (soundfile.LibsndfileError, OSError):
@@ -141,8 +150,10 @@ def _lengths(source: Path | bytes) -> tuple[float, float]:
 
 def _decode(source: Path | bytes, start: float, duration: float) -> tuple[NDArray[np.float32], int]:
     reason, seekable = "unreadable", True
+    _check_file(source)
     try:
         with _open(source) as file:
+            _check_rate(file.samplerate)
             if seekable := _states_length(file, source):
                 reason = "truncated"  # what libsndfile opens but cannot read
                 return _read(file, start, duration), file.samplerate
@@ -150,7 +161,9 @@ def _decode(source: Path | bytes, start: float, duration: float) -> tuple[NDArra
         pass
     try:
         _check_start(start, containers.seconds(source, count=_is_chained(source)) or start + duration)
-        return containers.decode(source, start=start, duration=duration, seek=seekable)
+        wave_TC, rate = containers.decode(source, start=start, duration=duration, seek=seekable)
+        _check_rate(rate)
+        return wave_TC, rate
     except containers.ContainerError as error:
         raise AudioError(f"cannot be decoded: {error}", reason) from error
 
@@ -163,9 +176,8 @@ def _read(file: soundfile.SoundFile, start: float, duration: float) -> NDArray[n
         file.seek(min(begin, file.frames))
     wave_TC: NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
     lost = min(wanted, promised - begin) - len(wave_TC)
-    if (
-        lost > 0 and file.subtype != "MPEG_LAYER_III"
-    ):  # MP3's headers count in frames of 26 ms and are often off by some
+    # MP3's headers count in frames of 26 ms and are often off by some
+    if lost > SLACK_SECONDS * rate and file.subtype != "MPEG_LAYER_III":
         raise AudioError(f"truncated: {lost / rate:.2f} s of what its header promises are missing", "truncated")
     return wave_TC
 
@@ -196,10 +208,24 @@ def _is_chained(source: Path | bytes) -> bool:
         return False
 
 
-def _open(source: Path | bytes) -> soundfile.SoundFile:
-    if (correction := wav_correction(source)) is not None:
-        return soundfile.SoundFile(correction.opened(source))
-    return soundfile.SoundFile(BytesOfFile(source) if isinstance(source, bytes) else source)
+@contextmanager
+def _open(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
+    if second_recording(source):
+        raise AudioError("is several recordings one behind another: join them, or keep one", "several")
+    correction = wav_correction(source)
+    bare = BytesOfFile(source) if isinstance(source, bytes) else source
+    with quiet(), soundfile.SoundFile(correction.opened(source) if correction else bare) as file:
+        yield file
+
+
+def _check_file(source: Path | bytes) -> None:
+    if isinstance(source, Path) and (kind := no_file(source)):
+        raise AudioError(f"cannot be opened: it is {kind}, no file")
+
+
+def _check_rate(rate: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"has {rate:,} samples a second by its header; sound has {RATES[0]:,} to {RATES[1]:,}", "rate")
 
 
 def _check_start(start: float, seconds: float) -> None:

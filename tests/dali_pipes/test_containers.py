@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dali_pipes.containers import ContainerError, decode, has_mp3_header, seconds
+from dali_pipes.waves import read_mono, recording_seconds
 
 RATE = 48_000
 
@@ -82,3 +83,12 @@ def test_everything_that_is_no_sound_is_one_kind_of_error(tmp_path: Path) -> Non
             decode(tmp_path / name, start=0.0, duration=1.0)
         with pytest.raises(ContainerError, match=problem):
             seconds(tmp_path / name)
+
+
+def test_mp3s_one_behind_another_are_read_to_the_end(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp3", "libmp3lame", 2.0)
+    once = (tmp_path / "a.mp3").read_bytes()
+    assert has_mp3_header(once) and not has_mp3_header(once + once)
+    assert abs(recording_seconds(once) - 2.0) < 0.1 and abs(recording_seconds(once + once) - 4.0) < 0.2
+    wave_T, rate = read_mono(once + once, start=0.0, duration=4.0)
+    assert abs(len(wave_T) / rate - 4.0) < 0.1

@@ -1,12 +1,13 @@
 """WAV headers with wrong sizes are read as far as the file goes; right ones are left alone."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from dali_pipes.waves import check_header, header_note, read_mono, recording_seconds
+from dali_pipes.waves import AudioError, check_header, header_note, read_mono, recording_seconds
 from tests.dali_pipes.test_waves import RATE, tone
 
 
@@ -57,3 +58,36 @@ def test_right_headers_are_left_alone(tmp_path: Path) -> None:
     empty = pcm_wav(tmp_path / "b.wav", tone(0.0))
     empty.write_bytes(empty.read_bytes() + b"LIST\x04\0\0\0abcd")
     assert header_note(empty) == "" and recording_seconds(empty) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU"])
+def test_recordings_one_behind_another_are_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.snd"
+    soundfile.write(path, tone(1.0), RATE, format=kind, subtype="PCM_16")
+    once = path.read_bytes()
+    assert recording_seconds(once) == 1.0
+    path.write_bytes(once + once)
+    for read in (recording_seconds, lambda source: read_mono(source, start=0.0, duration=1.0)):
+        with pytest.raises(AudioError, match="several recordings one behind another"):
+            read(path)
+
+
+def test_a_recorder_of_rf64_that_lost_power(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(1.0), RATE, format="RF64", subtype="PCM_16")
+    expected = read_mono(path, start=0.0, duration=1.0)[0]
+    assert header_note(path) == ""
+    content = bytearray(path.read_bytes())
+    content[20:44] = bytes(24)  # the sizes in its ds64
+    path.write_bytes(content)
+    assert recording_seconds(path) == 1.0 and "states 0 bytes" in header_note(path)
+    assert np.array_equal(read_mono(path, start=0.0, duration=1.0)[0], expected)
+
+
+def test_more_than_some_samples_missing_is_a_cut(tmp_path: Path) -> None:
+    wave = np.stack([tone(2.0)] * 2, axis=1)
+    whole = pcm_wav(tmp_path / "a.wav", wave).read_bytes()
+    for lost, cut in ((0.005, False), (0.03, True)):
+        (tmp_path / "a.wav").write_bytes(whole[: -4 * round(lost * RATE)])
+        with pytest.raises(AudioError, match="truncated") if cut else contextlib.nullcontext():
+            read_mono(tmp_path / "a.wav", start=0.0, duration=2.0)

@@ -282,3 +282,21 @@ def test_any_broken_byte_of_a_header_is_told_of_and_nothing_else_is_printed(
                 is_recording(broken)
                 read_mono(broken, start=0.0, duration=min(recording_seconds(broken), 0.02))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
+def test_a_rate_that_no_sound_has_is_refused(tmp_path: Path, rate: int) -> None:
+    """Of one sample a second, a second of sound would make hours."""
+    soundfile.write(tmp_path / "a.wav", tone(1.0), RATE, subtype="PCM_16")
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    for read in (recording_seconds, lambda source: read_mono(source, start=0.0, duration=1.0)):
+        with pytest.raises(AudioError, match=f"has {rate:,} samples a second by its header"):
+            read(bytes(content))
+
+
+def test_a_sample_too_many_in_a_header_is_no_cut(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.au", tone(1.0), RATE, format="AU", subtype="PCM_16")
+    content = bytearray((tmp_path / "a.au").read_bytes())
+    content[8:12] = (2 * RATE + 2).to_bytes(4, "big")
+    assert len(read_mono(bytes(content), start=0.0, duration=1.0)[0]) == RATE
