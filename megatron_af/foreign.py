@@ -8,10 +8,16 @@ page, a clone without Git LFS left pointers.
 
 import codecs
 import json
+import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-_LITTER = ("__MACOSX", ".DS_Store", ".Spotlight-V100", ".Trashes", "Thumbs.db", "desktop.ini", "@eaDir")
+_LITTER = frozenset((
+    "__MACOSX", ".DS_Store", ".AppleDouble", ".Spotlight-V100", ".Trashes", ".fseventsd", ".TemporaryItems",  # macOS
+    "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information",  # Windows
+    "@eaDir", "#recycle", "lost+found", ".Trash-1000", ".snapshot",  # disks and network storage
+    ".git", ".cache", ".ipynb_checkpoints", "__pycache__",  # clones, downloads, notebooks
+))  # fmt: skip
 HEAD_BYTES = 512
 """How much of a file `described` looks at."""
 _MARKS = {
@@ -21,6 +27,23 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_OTHER = {
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"\x89HDF\r\n\x1a\n": "HDF5",
+    b"\x93NUMPY": "a NumPy array",
+    b"%PDF-": "a PDF",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a document of an old office program",
+}
+"""Files of rows and words that are no text."""
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -47,6 +70,11 @@ def described(head: bytes) -> str:
         return f"is a web page ({shown(text)}): the download failed"
     if head.startswith(b"\x00\x05\x16\x07"):
         return "is what macOS keeps beside a file (AppleDouble), not the file"
+    for magic, name in _OTHER.items():
+        if head.startswith(magic):
+            return f"is {name}: write what it holds as CSV, JSON or JSON Lines"
+    if head.startswith(b"PK") and b"[Content_Types].xml" in head:
+        return "is a document of an office program (a spreadsheet?): save it as CSV"
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
             return f"is compressed ({name}): unpack it"
@@ -64,10 +92,21 @@ def shown(data: bytes) -> str:
     return f"'{''.join(c if c.isprintable() else '.' for c in text)}{'...' if len(line) > 40 else ''}'"
 
 
+def no_file(path: Path) -> str:
+    """What a path is instead of a file, which nobody may open: reading a pipe waits for ever; empty where it is one."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return _KINDS.get(stat.S_IFMT(mode), "")
+
+
 def head_of(source: Path | bytes) -> bytes:
     """The first bytes of a file, none where it cannot be read."""
     if isinstance(source, bytes):
         return source[:HEAD_BYTES]
+    if no_file(source):
+        return b""
     try:
         with source.open("rb") as file:
             return file.read(HEAD_BYTES)

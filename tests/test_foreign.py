@@ -1,11 +1,24 @@
 """What is said about a file that is not what it should be."""
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from megatron_af.foreign import ForeignError, described, is_litter, parse_json, read_json, read_record, shown
+from megatron_af.foreign import (
+    ForeignError,
+    decoded,
+    described,
+    head_of,
+    is_litter,
+    no_file,
+    parse_json,
+    read_json,
+    read_record,
+    shown,
+)
 
 
 def test_what_a_file_is() -> None:
@@ -70,3 +83,26 @@ def test_a_record_that_is_broken_is_named(tmp_path: Path, content: bytes, words:
     with pytest.raises(ForeignError) as error:
         read_record(Record, file)
     assert words in str(error.value)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"x")
+    assert no_file(tmp_path / "pipe") == "a pipe" and no_file(tmp_path) == "a folder"
+    assert no_file(Path("/dev/null")) == "a device"
+    assert no_file(tmp_path / "file") == no_file(tmp_path / "gone") == no_file(tmp_path / ("x" * 999)) == ""
+    assert head_of(tmp_path / "pipe") == b""
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"PAR1\x15\x04\xff", "is Parquet: write what it holds as CSV, JSON or JSON Lines"),
+        (b"SQLite format 3\x00\x10", "is an SQLite database"),
+        (b"PK\x03\x04\x14\x00[Content_Types].xml", "save it as CSV"),
+    ],
+)
+def test_rows_that_are_no_text_are_called_by_their_name(head: bytes, words: str) -> None:
+    assert words in described(head)
+    with pytest.raises(ForeignError, match=f"t.csv {re.escape(described(head))}"):
+        decoded(head, "t.csv")

@@ -51,6 +51,12 @@ def _recordings_in(folder: Path) -> tuple[list[str], list[PassedOver]]:
     for label in sorted(folder.iterdir()):
         if is_litter(label.name):
             continue
+        if label.name.startswith("."):
+            passed.append(PassedOver(label.name, "is hidden: its name begins with a dot"))
+            continue
+        if label.is_symlink() and folder.resolve().is_relative_to(label.resolve()):
+            passed.append(PassedOver(label.name, "is a link to a folder around it"))
+            continue
         if not label.is_dir():
             passed.append(PassedOver(label.name, "stands in no label's folder"))
             continue

@@ -6,6 +6,7 @@ clip = recordings.clip("rain.wav")
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -87,6 +88,8 @@ class Recordings:
 
     def _hint(self, path: str) -> str:
         folder, _, name = path.rpartition("/")
+        if (local := self.root.local(path)) is not None and os.path.islink(local):  # noqa: PTH114  # of any name
+            return ": it is a link that leads nowhere"
         if "\\" in name:
             return ": folders are separated by / and not by a backslash"
         names = self._names(folder)

@@ -64,4 +64,4 @@ def file_names(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
 
 def _names(folder: Path) -> list[str]:
     found = [Path(place).relative_to(folder) / name for place, _, names in os.walk(folder) for name in names]
-    return sorted(str(path.as_posix()) for path in found if not is_litter(path.name))
+    return sorted(name for path in found if not is_litter(name := path.as_posix()))

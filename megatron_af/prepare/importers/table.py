@@ -8,6 +8,7 @@ its own line, not the rest of the table.
 """
 
 import csv
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from megatron_af.prepare.importers.columns import audio_name, check_columns, row
 from megatron_af.prepare.importers.layout import Maker, Recordings
 
 DELIMITERS = (",", ";", "\t", "|")
+_SEPARATOR = re.compile("sep=.", re.IGNORECASE)
+"""What Excel writes before the names of the columns; they show the same."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class _Dialect:
 def table(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     where = f"{root}/{origin.path}"
     lines = decoded(root.read(origin.path), where).split("\n")
+    if _SEPARATOR.fullmatch(lines[0]):
+        lines[0] = ""
     asked = wanted(origin)
     tab = origin.path.endswith((".tsv", ".tab"))
     if origin.names:
@@ -136,7 +141,11 @@ def _split(
                     yield begin + 1, fields
         except csv.Error:  # it read to the end, or to where the mark is closed in the middle of a text
             at += 1
-            yield at, _unclosed(at)
+            yield at, _unclosed(at) if len(lines[start]) < csv.field_size_limit() else _too_long(at)
+
+
+def _too_long(line: int) -> RowError:
+    return RowError(f"line {line}: its text has more than {csv.field_size_limit():,} characters")
 
 
 def _unclosed(line: int) -> RowError:

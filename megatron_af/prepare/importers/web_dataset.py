@@ -13,7 +13,7 @@ from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.config import ImportConfig
 from megatron_af.data.rows import Clip, Row, RowError, parse_row
 from megatron_af.data.storage import DataRoot
-from megatron_af.foreign import ForeignError, described, head_of, is_litter, parse_json
+from megatron_af.foreign import ForeignError, described, head_of, is_litter, no_file, parse_json
 from megatron_af.prepare.importers.layout import Maker, PassedOver, checked, failing, is_audio, object_of, said
 from megatron_af.prepare.importers.made_rows import captioned
 
@@ -46,13 +46,17 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
     passed: list[PassedOver] = []
     broken = ""
     try:
+        if no_file(shard):
+            raise tarfile.ReadError
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 _add(samples, passed, tar, member, path)
             if tar.offset > shard.stat().st_size:
                 broken = "ends inside a member"
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError):
-        broken = described(head_of(shard)) or ("is cut or damaged" if samples else "is no tar")
+        kind = no_file(shard)
+        known = f"is {kind}, no file" if kind else described(head_of(shard))
+        broken = known or ("is cut or damaged" if samples else "is no tar")
 
     def make(key: str, sample: _Sample) -> Row:
         if sample.problem:

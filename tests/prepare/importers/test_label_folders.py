@@ -49,3 +49,34 @@ def test_folders_that_are_splits_are_no_labels(tmp_path: Path) -> None:
         write_tone(tmp_path / f"f/{split}/dog/a.wav", 1.0, 0)
     with pytest.raises(ForeignError, match=r"are splits .test, train., not labels.*origin.path=f/test"):
         run(tmp_path, ImportConfig(format="labels", path="f"))
+
+
+def test_what_is_no_file_is_named_and_nothing_waits_for_a_pipe(tmp_path: Path) -> None:
+    write_tone(tmp_path / "f/dog/a.wav", 1.0, 0)
+    for name in ("pipe.wav", "pipe.xyz"):
+        os.mkfifo(tmp_path / "f/dog" / name)
+    (tmp_path / "f/dog/zero.wav").symlink_to("/dev/zero")
+    (tmp_path / "f/dog/broken.wav").symlink_to("nowhere.wav")
+    (tmp_path / "f/dog/folder.wav").mkdir()
+    rows, report = run(tmp_path, ImportConfig(format="labels", path="f"))
+    said = problems(tmp_path, report)
+    assert [row.id for row in rows] == ["dog/a.wav"]
+    assert sorted(line.partition(" ")[2] for line in said if "pipe.xyz" not in line and line.startswith("f/")) == [
+        "cannot be opened: it is a device, no file",
+        "cannot be opened: it is a pipe, no file",
+        "does not exist: it is a link that leads nowhere",
+    ]
+    assert report.passed_over == 1 and len(said) == 4 and "it is a pipe" in said[-1]
+
+
+def test_what_programs_leave_is_no_label_and_what_is_hidden_is_named(tmp_path: Path) -> None:
+    for label in ("dog", ".git", ".cache", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", ".mine"):
+        write_tone(tmp_path / "f" / label / "a.wav", 1.0, 0)
+    (tmp_path / "f/again").symlink_to(tmp_path / "f")
+    rows, report = run(tmp_path, ImportConfig(format="labels", path="f"))
+    assert [row.id for row in rows] == ["dog/a.wav"] and rows[0].questions[0].options == ("dog",)
+    listed = [json.loads(line) for line in (tmp_path / report.report).read_text().splitlines()]
+    assert {entry["file"]: entry["problem"] for entry in listed} == {
+        ".mine": "is hidden: its name begins with a dot",
+        "again": "is a link to a folder around it",
+    }

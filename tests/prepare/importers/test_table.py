@@ -208,3 +208,12 @@ def test_audioset_s_header_is_a_comment(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_one_missing_recording(tmp_path: Path) -> None:
     got, said = captions(tmp_path, "file,caption\na.wav,rain\n" + "long " * 80 + ".wav,rain\na.wav,wind\n")
     assert got == ["rain", "wind"] and len(said) == 1 and "does not exist" in said[0]
+
+
+def test_excel_s_first_line_is_none(tmp_path: Path) -> None:
+    assert captions(tmp_path, "sep=;\nfile;caption\na.wav;rain, far\n") == (["rain, far"], [])
+
+
+def test_a_text_without_end_is_named(tmp_path: Path) -> None:
+    good, said = captions(tmp_path, f'file,caption\na.wav,"{"x" * 140_000}"\na.wav,ok\n')
+    assert good == ["ok"] and said == ["line 2: its text has more than 131,072 characters"]

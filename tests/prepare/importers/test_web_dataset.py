@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -111,3 +112,12 @@ def test_a_tar_leads_nowhere_else(tmp_path: Path) -> None:
     rows, report = run(tmp_path, replace(ORIGIN, path="s.tar"))
     written = "".join(p.read_text(errors="replace") for p in tmp_path.glob("a*.jsonl"))
     assert not rows and report.passed_over == 6 and "canary" not in written
+
+
+def test_shards_that_are_no_files_are_out_and_named(tmp_path: Path) -> None:
+    shard(tmp_path / "w/0.tar", GOOD)
+    os.mkfifo(tmp_path / "w/1.tar")
+    (tmp_path / "w/2.tar").mkdir()
+    rows, report = run(tmp_path, ImportConfig(format="webdataset", path="w/*.tar"))
+    assert len(rows) == 3
+    assert problems(tmp_path, report) == ["w/1.tar is a pipe, no file", "w/2.tar is a folder, no file"]
