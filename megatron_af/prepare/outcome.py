@@ -13,7 +13,7 @@ from megatron_af.progress import Progress
 
 def import_rows(config: Config, names: list[str], progress: Progress) -> int:
     """Data sets with an origin, then those that are parts of others. Returns the exit status: 1 when more rows are left
-    out than ``data.prepare.max_bad_fraction``."""
+    out than ``data.prepare.max_bad_fraction``, or when there is none."""
     status = 0
     parts = [name for name in names if config.data.datasets[name].part]
     for name in names:
@@ -23,8 +23,11 @@ def import_rows(config: Config, names: list[str], progress: Progress) -> int:
         total = report.rows + sum(report.left_out.values())
         other = f"{report.passed_over:,} other files passed over"
         progress.say(f"{name}: {report.rows:,} of {total:,} rows imported, {other}")
-        bad = 1.0 if not total else report.bad_fraction
-        status |= _left_out(progress, config, name, report.left_out, report.report, bad, report.passed_over)
+        status |= _left_out(
+            progress, config, name, report.left_out, report.report, report.bad_fraction, report.passed_over
+        )
+        if not total:
+            status = _no_rows(progress, name)
     for name in parts:
         kept, rows = write_part(config, name)
         progress.say(f"{name}: {kept:,} of {rows:,} rows, by recording")
@@ -32,7 +35,7 @@ def import_rows(config: Config, names: list[str], progress: Progress) -> int:
 
 
 def prepare_recordings(config: Config, names: list[str], progress: Progress) -> int:
-    """Returns the exit status: 1 when more rows are bad than ``data.prepare.max_bad_fraction``."""
+    """Returns the exit status: 1 when more rows are bad than ``data.prepare.max_bad_fraction``, or there are none."""
     status = 0
     for name in names:
         summary = prepare(config, name, progress)
@@ -41,7 +44,14 @@ def prepare_recordings(config: Config, names: list[str], progress: Progress) -> 
             f", {summary.rows - summary.kept:,} left out, {summary.notes:,} notes"
         )
         status |= _left_out(progress, config, name, summary.reasons, summary.report, summary.bad_fraction)
+        if not summary.rows:
+            status = _no_rows(progress, name)
     return status
+
+
+def _no_rows(progress: Progress, name: str) -> int:
+    progress.say(f"{name}: failed, it has no rows")
+    return 1
 
 
 def _left_out(

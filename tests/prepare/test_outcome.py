@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig, PrepareConfig
-from megatron_af.prepare.outcome import import_rows
+from megatron_af.prepare.outcome import import_rows, prepare_recordings
 from tests.data.toy import write_tone
 from tests.told import Told
 
@@ -41,3 +41,5 @@ def test_nothing_at_all_is_a_failure(tmp_path: Path) -> None:
     c = replace(c, data=replace(c.data, datasets={"a": dataset}))
     assert import_rows(c, ["a"], told := Told()) == 1
     assert told.lines[0] == "a: 0 of 0 rows imported, 1 other files passed over"
+    assert told.lines[-1] == "a: failed, it has no rows"
+    assert prepare_recordings(c, ["a"], told := Told()) == 1 and told.lines[-1] == "a: failed, it has no rows"

@@ -31,6 +31,7 @@ def test_conversations(tmp_path: Path) -> None:
     assert report.left_out == {"bad row": 1} and "alternate" in (tmp_path / report.report).read_text()
 
 
+NO_MARK = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "rain"}]
 ASKED = [{"from": "human", "value": "<sound>\nwhat?"}, {"from": "gpt", "value": "rain"}]
 
 
@@ -74,6 +75,15 @@ def test_the_field_s_ways_of_writing_them_are_read(tmp_path: Path, lines: bool) 
         ({"sound": "a.wav", "conversations": [ASKED]}, "expected a turn"),
         ({"sound": "a.wav", "conversations": "x"}, "must be a list"),
         ({"sound": "a.wav"}, "expected 'conversations', 'messages' or 'query'"),
+        ({"file": {"path": "a.wav"}, "conversations": NO_MARK}, "key 'file' holds a recording"),
+        ({"media": [{"url": "a.wav"}], "conversations": NO_MARK}, "key 'media' holds a recording"),
+        ({"audio_path": "clips/a", "conversations": NO_MARK}, "key 'audio_path' holds a recording"),
+        ({"sound": "a.wav", "start": 2, "end": 1, "conversations": ASKED}, "ends at 1 s, before it begins at 2 s"),
+        *(
+            ({"sound": "a.wav", "conversations": [{"from": "human", "value": f"{mark}what?"}, ASKED[1]]}, mark)
+            for mark in ("<AUDIO>", "<audio_1>", "<|audio_1|>", "<SpeechHere>", "<wav>")
+        ),
+        ({"sound": "a.wav", "conversations": [ASKED[0], {"from": "gpt", "value": "<sound>rain"}]}, "in an answer"),
         ({"sound": "a.wav", "conversations": [ASKED[0], {"from": "gpt", "value": None}]}, "'value' must be text"),
         (None, "got null"),
         ([{"sound": "a.wav"}], "expected an object"),
@@ -94,3 +104,37 @@ def test_a_broken_line_costs_itself_and_a_broken_list_is_refused(tmp_path: Path)
     (tmp_path / "t.json").write_text(f"[{good},\n{good[:-9]}")
     with pytest.raises(ForeignError, match=r"t.json is not JSON: .* in line 2"):
         run(tmp_path, ImportConfig(format="conversations", path="t.json", audio="w"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sounds", "expected"),
+    [
+        ("<sound>\nwhat?", 1, "what?"),
+        ("what? <sound>", 1, "what?"),
+        ("first: <sound>\nsecond: <sound>\nwhich?", 2, "first: \nsecond: \nwhich?"),
+        ("is <sound-1> louder than <sound-2>?", 2, "is sound 1 louder than sound 2?"),
+        ("<sound-1> or <sound-2>?", 2, "sound 1 or sound 2?"),
+        ("<sound> or <sound>?", 2, "sound 1 or sound 2?"),
+        ("In <sound>, who speaks?", 1, "In the sound, who speaks?"),
+    ],
+)
+def test_a_mark_inside_a_sentence_becomes_words(tmp_path: Path, asked: str, sounds: int, expected: str) -> None:
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": "rain"}]
+    (row,), said = imported(tmp_path, [{"sound": ["a.wav"] * sounds, "conversations": turns}])
+    assert row.questions[0].prompt == expected and not said
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"start": 1, "end": 2.5}, (1.0, 1.5)),
+        ({"audio_start": 1}, (1.0, 2.0)),
+        ({"start_time": "1", "duration": 0.5}, (1.0, 0.5)),
+        ({"end": 2}, (0.0, 2.0)),
+    ],
+)
+def test_a_row_may_be_about_a_part_of_its_recording(
+    tmp_path: Path, keys: dict[str, object], expected: tuple[float, float]
+) -> None:
+    (row,), _ = imported(tmp_path, [{"sound": "a.wav", "conversations": ASKED, **keys}])
+    assert (row.clips[0].start, row.clips[0].duration) == expected
