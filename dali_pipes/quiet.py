@@ -14,7 +14,7 @@ from contextlib import contextmanager
 _libc = ctypes.CDLL(None)
 _libc.fopen.restype = ctypes.c_void_p
 _stderr = ctypes.c_void_p.in_dll(_libc, "stderr")
-_nowhere = _libc.fopen(b"/dev/null", b"w")
+_nowhere = _libc.fopen(b"/dev/null", b"a")
 _lock = threading.Lock()
 _inside: list[int | None] = []
 """C's stream before, once for each caller that is inside."""
