@@ -5,12 +5,12 @@
     python tools/prepare_data.py stats   --config FILE [--dataset NAME] [--html FILE] [key=value ...]
     python tools/prepare_data.py inspect --config FILE --dataset NAME [--samples N] [--html FILE] [key=value ...]
     python tools/prepare_data.py lint    --config FILE [key=value ...]
+    python tools/prepare_data.py padding --config FILE [key=value ...]
 
 ``import`` reads ``data.datasets.NAME.origin`` (somebody's manifest, table, label folder, tars) and writes its rows to
 ``source``; data sets that are a ``part`` of another take theirs from there. ``prepare`` checks, resamples and packs the
 recordings of ``source`` into ``manifest`` and goes on where an interrupted run stopped. Without ``--dataset`` both do
-all data sets that have the keys. ``lint`` warns of data sets in stages where their ``merits`` do not want them, and of
-rows that say otherwise. docs/data.md says more.
+all data sets that have the keys. ``lint`` warns where ``merits`` do not want a data set, ``padding`` counts padding.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> 
 @command
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["import", "prepare", "stats", "inspect", "lint"])
+    parser.add_argument("command", choices=["import", "prepare", "stats", "inspect", "lint", "padding"])
     parser.add_argument("--config", required=True)
     parser.add_argument("--dataset", default="", help="a name in data.datasets; default: all that apply")
     parser.add_argument("--samples", type=int, default=4, help="rows that inspect shows")
@@ -65,6 +65,11 @@ def main(arguments: list[str]) -> int:
         from megatron_af.prepare.stage_fit import lint
 
         print(*lint(config), sep="\n")
+        return 0
+    if options.command == "padding":
+        from megatron_af.prepare.padding import padding_tables
+
+        Console().print(*padding_tables(config))
         return 0
     sets = config.data.datasets
     if options.dataset and options.dataset not in sets:

@@ -150,6 +150,10 @@ class StageConfig:
     """Text rows of a micro-batch: samples, or packed rows under ``pack_tokens``."""
     pack_tokens: Rounding[Whole] = 0
     """Fill text rows with several samples up to this many tokens; 0: one sample per row."""
+    length_buckets: Order[tuple[Count, ...]] = ()
+    """Longest row of each length bucket, in audio windows of all its clips, ascending; longer rows form one more. A
+    global batch then holds rows of one bucket, as far as an epoch's rows allow (``megatron_af.data.buckets``). Empty:
+    lengths mix, which packed rows do not mind."""
     questions_per_sample: Order[Count] = 1
     """Question-answer pairs drawn from a row; they share its clips and are packed into one text row."""
     steps: Length[Count] = 100
@@ -193,6 +197,8 @@ class StageConfig:
         for dataset, weight in self.blend.items():
             if weight <= 0:
                 yield f"{key}.blend.{dataset} = {weight}: must be above 0; remove it to leave the data set out"
+        if list(self.length_buckets) != sorted(set(self.length_buckets)):
+            yield f"{key}.length_buckets = {list(self.length_buckets)}: must ascend, each longer than the one before"
         longest = self.questions_per_sample * self.max_text_tokens
         if 0 < self.pack_tokens < longest:
             yield (

@@ -9,18 +9,21 @@ reported as a line of JSON, and the run stops when there are too many.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import StepText
+from megatron_af.data.buckets import BucketedSampler
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row, RowError
 from megatron_af.data.sampler import BlendSampler, Draw
-from megatron_af.data.shards import open_rows
+from megatron_af.data.shards import open_rows, row_durations
 from megatron_af.data.storage import DataRoot
 
 ATTEMPTS = 8
@@ -78,6 +81,32 @@ class Texts[Said, Text: StepText](Protocol):
         """Everything it can take from a row, for people to read."""
 
 
+def rows_of(config: Config, stage: StageConfig) -> dict[str, Sequence[Row]]:
+    """Rows of each data set of the blend. Raises ``ValueError`` for unknown ones, ``FileNotFoundError`` for missing."""
+    root = DataRoot(config.data.root)
+    unknown = [name for name in stage.blend if name not in config.data.datasets]
+    if unknown:
+        raise ValueError(f"stage.blend names {', '.join(unknown)}; add to data.datasets, or correct the name")
+    return {name: open_rows(root, config.data.datasets[name].manifest) for name in sorted(stage.blend)}
+
+
+def sampler_of(config: Config, stage: StageConfig, rows: Mapping[str, Sequence[Row]]) -> BlendSampler:
+    """The order of ``config.stage``'s samples, the same wherever it is made."""
+    seed = f"{config.seed}/{config.stage}"
+    if not stage.length_buckets:
+        return BlendSampler({name: len(found) for name, found in rows.items()}, stage.blend, seed)
+    front_end = config.model.front_end
+
+    def windows(seconds: float) -> int:
+        return front_end.num_windows(round(seconds * front_end.sample_rate), stage.max_windows)
+
+    lengths = {
+        name: np.fromiter((sum(map(windows, clips)) for clips in row_durations(found)), np.int32, len(found))
+        for name, found in rows.items()
+    }
+    return BucketedSampler(lengths, stage.blend, seed, ends=stage.length_buckets, batch=stage.global_batch_samples)
+
+
 class SampleSource[Said]:
     """Samples of a stage by step and slot; the same on every rank.
 
@@ -96,14 +125,8 @@ class SampleSource[Said]:
         *,
         speaks: bool = True,
     ) -> None:
-        root = DataRoot(config.data.root)
-        unknown = [name for name in stage.blend if name not in config.data.datasets]
-        if unknown:
-            raise ValueError(f"stage.blend names {', '.join(unknown)}; add to data.datasets, or correct the name")
-        self._rows = {name: open_rows(root, config.data.datasets[name].manifest) for name in sorted(stage.blend)}
-        self._sampler = BlendSampler(
-            {name: len(rows) for name, rows in self._rows.items()}, stage.blend, f"{config.seed}/{config.stage}"
-        )
+        self._rows = rows_of(config, stage)
+        self._sampler = sampler_of(config, stage, self._rows)
         self._stage, self._texts, self._loader = stage, texts, loader
         self._report, self._speaks = report, speaks
         self._allowed = config.data.max_replaced_fraction

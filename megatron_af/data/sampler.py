@@ -12,7 +12,7 @@ for any number of rows. Nothing depends on the number of ranks, so a resume is a
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -57,18 +57,16 @@ class BlendSampler:
         self.names = sorted(weights)
         self.seed = seed
         self._sizes = [sizes[name] for name in self.names]
-        shares = [n * Fraction(str(weights[name])) for n, name in zip(self._sizes, self.names, strict=True)]
-        self._shares = [share.as_integer_ratio() for share in shares]
-        self._samples_per_epoch = sum(shares)
-        if self._samples_per_epoch < 1:
-            raise ValueError(f"stage.blend gives {float(self._samples_per_epoch)} samples an epoch; raise the weights")
+        self._epochs = Epochs(self._sizes, [weights[name] for name in self.names])
+        if self._epochs.samples < 1:
+            raise ValueError(f"stage.blend gives {float(self._epochs.samples)} samples an epoch; raise the weights")
 
     def draw(self, index: int) -> Draw:
         """The sample at place ``index`` (from 0) of the stream."""
-        epoch = self._epoch_of(index)
-        begins, ends = self._bounds(epoch)
+        epoch = self._epochs.of(index)
+        begins, ends = self._epochs.bounds(epoch)
         totals = list(accumulate((end - begin for begin, end in zip(begins, ends, strict=True)), initial=0))
-        place = permute(index - self._end(epoch), totals[-1], self._key("epoch", epoch))
+        place = permute(index - self._epochs.end(epoch), totals[-1], self._key("epoch", epoch))
         which = bisect_right(totals, place) - 1
         count = begins[which] + place - totals[which]
         dataset_pass, position = divmod(count, self._sizes[which])
@@ -85,26 +83,38 @@ class BlendSampler:
 
     def epoch_samples(self, epoch: int) -> int:
         """Samples of one epoch; the same for all epochs but for rounding."""
-        return self._end(epoch + 1) - self._end(epoch)
+        return self._epochs.end(epoch + 1) - self._epochs.end(epoch)
 
-    def _bounds(self, epoch: int) -> tuple[list[int], list[int]]:
-        begins = [epoch * share // unit for share, unit in self._shares]
-        return begins, [(epoch + 1) * share // unit for share, unit in self._shares]
-
-    def _end(self, epoch: int) -> int:
-        """Samples in all epochs before ``epoch``."""
-        return sum(epoch * share // unit for share, unit in self._shares)
-
-    def _epoch_of(self, index: int) -> int:
-        epoch = index // self._samples_per_epoch
-        while self._end(epoch + 1) <= index:  # rounding down per data set puts the true epoch a few later
-            epoch += 1
-        return epoch
-
-    @lru_cache(maxsize=64)  # noqa: B019 - one sampler lives as long as the run
+    @lru_cache(maxsize=1024)  # noqa: B019 - one sampler lives as long as the run
     def _key(self, purpose: str, number: int) -> int:
         text = f"{self.seed}/{purpose}/{number}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+class Epochs:
+    """How many rows of each source every epoch takes, counted through all its passes."""
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float]) -> None:
+        shares = [size * Fraction(str(weight)) for size, weight in zip(sizes, weights, strict=True)]
+        self.samples = sum(shares, Fraction(0))
+        """Of an epoch, before rounding."""
+        self._shares = [share.as_integer_ratio() for share in shares]
+
+    def bounds(self, epoch: int) -> tuple[list[int], list[int]]:
+        """Of each source, the first row of an epoch and that behind its last one."""
+        begins = [epoch * share // unit for share, unit in self._shares]
+        return begins, [(epoch + 1) * share // unit for share, unit in self._shares]
+
+    def end(self, epoch: int) -> int:
+        """Samples in all epochs before ``epoch``."""
+        return sum(epoch * share // unit for share, unit in self._shares)
+
+    def of(self, index: int) -> int:
+        """The epoch in which place ``index`` of the stream lies."""
+        epoch = int(index // self.samples)
+        while self.end(epoch + 1) <= index:  # rounding down per source puts the true epoch a few later
+            epoch += 1
+        return epoch
 
 
 def permute(index: int, size: int, key: int) -> int:

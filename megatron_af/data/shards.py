@@ -11,15 +11,17 @@ opens at once however long it is, and takes no memory for the rows that are not 
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Self, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from megatron_af.data.rows import Clip, Manifest, Question, Row, Span
+from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span
 from megatron_af.data.storage import DataRoot
 
 INDEX = "index.arrow"
@@ -148,10 +150,29 @@ def longest_clips(root: DataRoot, manifest: str) -> int:
     rows = open_rows(root, manifest)
     if not isinstance(rows, PreparedRows):
         return max((len(row.clips) for row in rows), default=0)
+    return max((pc.max(pc.list_value_length(clips)).as_py() or 0 for clips in _clips(rows)), default=0)
+
+
+def row_durations(rows: Sequence[Row]) -> Iterator[NDArray[np.float64]]:
+    """Seconds of each row's clips, row by row; one pass over the data set. A row that cannot be read has none."""
+    if isinstance(rows, PreparedRows):
+        for clips in _clips(rows):
+            seconds = clips.flatten().field("duration").to_numpy(zero_copy_only=False)
+            yield from np.split(seconds, np.cumsum(pc.list_value_length(clips).to_numpy(zero_copy_only=False))[:-1])
+        return
+    for place in range(len(rows)):
+        try:
+            yield np.array([clip.duration for clip in rows[place].clips])
+        except RowError:  # told where it is drawn
+            yield np.zeros(0)
+
+
+def _clips(rows: PreparedRows) -> Iterator[pa.ListArray]:
+    """The column of clips alone, by record batch."""
     only_clips = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index("clips")])
     reader = pa.ipc.open_file(pa.OSFile(str(rows.path)), options=only_clips)
-    batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-    return max((pc.max(pc.list_value_length(batch.column(0))).as_py() or 0 for batch in batches), default=0)
+    for number in range(reader.num_record_batches):
+        yield reader.get_batch(number).column(0)
 
 
 def write_index(path: Path, batches: Iterable[pa.RecordBatch]) -> int:

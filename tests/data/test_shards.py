@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from megatron_af.data.rows import Clip, Question, Row, Span
-from megatron_af.data.shards import BATCH_ROWS, PreparedRows, open_rows, record_batch, write_index
+from megatron_af.data.rows import Clip, Manifest, Question, Row, Span, to_json
+from megatron_af.data.shards import BATCH_ROWS, PreparedRows, open_rows, record_batch, row_durations, write_index
 from megatron_af.data.storage import DataRoot
 
 
@@ -78,3 +78,16 @@ def test_missing_data_sets_say_what_to_do(tmp_path: Path) -> None:
         open_rows(DataRoot(str(tmp_path)), "prepared/x")
     with pytest.raises(FileNotFoundError, match=r"data\.datasets"):
         open_rows(DataRoot(str(tmp_path)), "x.jsonl")
+
+
+def test_durations_are_read_alike_from_an_index_and_a_manifest(tmp_path: Path) -> None:
+    seconds = [(2.5,), (), (1.0, 30.0)] * 100
+    rows = [
+        Row(id=str(i), clips=tuple(Clip(path="x.wav", duration=s) for s in found), captions=("x",))
+        for i, found in enumerate(seconds)
+    ]
+    write_index(tmp_path / "index.arrow", [record_batch(rows, [0] * len(rows))])
+    (tmp_path / "rows.jsonl").write_text("".join(f"{to_json(row)}\n" for row in rows) + "{}\n")
+    prepared = [tuple(found) for found in row_durations(PreparedRows(tmp_path / "index.arrow"))]
+    manifest = [tuple(found) for found in row_durations(Manifest(tmp_path / "rows.jsonl"))]
+    assert prepared == seconds and manifest == [*seconds, ()]  # a bad row keeps its place

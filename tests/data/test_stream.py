@@ -337,3 +337,26 @@ def test_questions_that_are_too_long_are_left_out_and_counted_by_data_set(tmp_pa
     batches = [s.batch(step) for step in range(3)]
     s.close()
     assert [batch.text.too_long.get(0, 0) for batch in batches] == [b.sample_ids.count("part") for b in batches]
+
+
+def test_length_buckets_hold_on_any_ranks_and_after_a_resume(tmp_path: Path) -> None:
+    """Batches of one length where there are enough rows of it; text and clips as one rank would make them."""
+    stage = StageConfig(global_batch_samples=4, micro_batch_samples=1, length_buckets=(1, 2))
+    config = toy_config(tmp_path, stage, sizes=(24, 16))
+    one = open_stream(config)
+    batches = [one.batch(step) for step in range(11)]
+    one.close()
+
+    def bucket(batch: StepBatch[TextBatch], place: int) -> int:
+        windows = sum(batch.audio.clip_windows[clip] for clip in batch.text.rows[place].clips[0])
+        return sum(windows > end for end in (1, 2))
+
+    mixed = sum(len({bucket(batch, place) for place in range(4)}) > 1 for batch in batches)
+    assert mixed <= 5 and len({bucket(batch, 0) for batch in batches}) > 1
+    for step in (7, 3):
+        shares = []
+        for rank in range(2):
+            half = open_stream(config, dp=(rank, 2), start=step)
+            shares.append(half.batch(step).sample_ids)
+            half.close()
+        assert (*shares[0], *shares[1]) == batches[step].sample_ids

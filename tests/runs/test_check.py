@@ -118,6 +118,8 @@ def test_models_that_cannot_be_built_are_refused(section: str, changes: dict[str
             {"pack_tokens": 127, "max_text_tokens": 64, "questions_per_sample": 2},
             "curriculum.stage.pack_tokens = 127: the longest sample has 128 tokens",
         ),
+        ({"length_buckets": (3, 3)}, "curriculum.stage.length_buckets = [3, 3]: must ascend"),
+        ({"length_buckets": (3, 1)}, "curriculum.stage.length_buckets = [3, 1]: must ascend"),
         ({"batch_tokens": 1_000, "max_windows": 30}, "curriculum.stage.batch_tokens = 1000: the longest sample has"),
         ({"trainable": ("encodr.*",)}, "pattern 'encodr.*' matches no parameter; did you mean encoder.*?"),
         ({"frozen": ("lm.decoder.layers.0.cross.*",)}, "curriculum.stage.frozen: pattern 'lm.decoder.layers.0.cross"),

@@ -32,7 +32,7 @@ class Watch(Callback):
 
     def on_start(self, trainer: "Trainer") -> None:
         watch = trainer.stage.watch
-        stage = replace(trainer.stage, blend={watch.dataset: 1.0})
+        stage = replace(trainer.stage, blend={watch.dataset: 1.0}, length_buckets=())
         stream = Stream(
             self._config,
             stage,
