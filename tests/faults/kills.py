@@ -17,6 +17,7 @@ all at once. Then:
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -175,8 +176,15 @@ def samples(records: list[dict[str, Any]]) -> dict[int, list[str]]:
     return seen
 
 
-def run(folder: Path, moments: int, seed: int, elsewhere_every: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Kill at ``moments`` moments; returns figures.
+def run(
+    folder: Path,
+    moments: int,
+    seed: int,
+    elsewhere_every: int,
+    tell: Callable[[str], None],
+    minutes: float = math.inf,
+) -> dict[str, Any]:
+    """Kill at ``moments`` moments, or at as many as fit into ``minutes``; returns figures.
 
     Raises:
         Broken: a promise was not kept.
@@ -187,7 +195,10 @@ def run(folder: Path, moments: int, seed: int, elsewhere_every: int, tell: Calla
     victims: Counter[str] = Counter()
     ended, writing, retrained = [], 0, 0
     copies: list[tuple[str, int]] = []
+    until = time.monotonic() + 60 * minutes
     for moment in range(moments):
+        if time.monotonic() > until:
+            break
         victim = VICTIMS[moment % len(VICTIMS)] if moments < 2 * len(VICTIMS) else rng.choice(VICTIMS)
         before = latest(checkpoints)
         expected = read_resume(before)["step"] + 1 if before else 1
@@ -233,7 +244,7 @@ def run(folder: Path, moments: int, seed: int, elsewhere_every: int, tell: Calla
             if step > saved:
                 _same(step, records, through[step], 1e-6)
     return {
-        "moments": moments, "seed": seed, "victims": dict(victims), "steps": last, "trained again": retrained,
+        "moments": len(ended), "seed": seed, "victims": dict(victims), "steps": last, "trained again": retrained,
         "inside a checkpoint's writing": writing, "slowest to be gone (s)": round(max(ended), 1),
         "resumed in another layout": len(copies),
     }  # fmt: skip
@@ -283,11 +294,14 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--elsewhere-every", type=int, default=4, help="moments between two resumes in another layout")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no further moment begins")
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="megatron-af-faults-") as folder:
         tell = partial(print, flush=True)
-        figures = run(Path(folder), options.moments, options.seed, options.elsewhere_every, tell)
+        figures = run(
+            Path(folder), options.moments, options.seed, options.elsewhere_every, tell, minutes=options.minutes
+        )
     print(json.dumps({**figures, "minutes": round((time.monotonic() - began) / 60, 1)}, indent=1))
 
 
