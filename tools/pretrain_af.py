@@ -7,10 +7,10 @@ SIGINT and SIGUSR1 end it after the step under way, with a checkpoint; torchrun 
 ``--shutdown-timeout``, or is ``python -m megatron_af.pipeline.torchrun``.
 
 Exit codes of each process: 0 done, 1 another try may succeed, 2 the configuration cannot run, or not from the
-checkpoint that is there, 3 stopped by a signal, 42 gradients that are not finite step after step: the next try would
-meet them again, 128 + n ended by signal n before its first step. Plain torchrun makes 1 of them all; ``python -m
-megatron_af.pipeline.torchrun`` hands them on, with 128 + the signal's number where the launcher itself was asked to
-stop.
+checkpoint that is there, 3 stopped by a signal, 42 gradients that are not finite step after step, or a loss that spikes
+again and again: the next try would meet them again, 128 + n ended by signal n before its first step. Plain torchrun
+makes 1 of them all; ``python -m megatron_af.pipeline.torchrun`` hands them on, with 128 + the signal's number where the
+launcher itself was asked to stop.
 """
 
 import argparse
@@ -74,20 +74,21 @@ def train(config: Config, world_size: int) -> str:
     require_fit(plan)
     join_world()
     from megatron_af.tracking.callback import MLflowTracking
-    from megatron_af.train.callbacks import EndHangs, LogLine, StopOnSignal, TrainerStatus
+    from megatron_af.train.callbacks import Callback, EndHangs, LogLine, StopOnSignal, TrainerStatus
+    from megatron_af.train.callbacks.spikes import LossSpike
     from megatron_af.train.optimizer import NonFiniteGradient
     from megatron_af.train.stage_result import StageResult
-    from megatron_af.train.trainer import Trainer
+    from megatron_af.train.trainer import train_stage
 
-    followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]
-    planned = [] if plan is None else [BesidePlan(plan)]  # before those who keep its numbers
-    ending = [StopOnSignal(), EndHangs(config.launch.hang_seconds)]
+    def callbacks() -> list[Callback]:
+        planned = [] if plan is None else [BesidePlan(plan)]  # before those who keep its numbers
+        followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]
+        return [*planned, *followers, stop, EndHangs(config.launch.hang_seconds)]
+
+    stop = StopOnSignal()  # one, so that it hears what comes between two starts
     try:
-        with Trainer(config, [*planned, *followers, *ending]) as trainer:
-            reason = trainer.train()
-            if reason == "stopped" and trainer.rank == 0:
-                print(f"stopped after step {trainer.step}; the same command goes on from there", flush=True)
-    except NonFiniteGradient as error:  # on all processes alike
+        reason = train_stage(config, callbacks)
+    except (NonFiniteGradient, LossSpike) as error:  # on all processes alike
         print(error, file=sys.stderr, flush=True)
         return "hopeless"
     dist.destroy_process_group()

@@ -50,6 +50,7 @@ from megatron_af.config.stage import (
     ContrastiveConfig,
     LoRAConfig,
     OptimizerConfig,
+    SpikesConfig,
     StageConfig,
     WatchConfig,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "RetrievalConfig",
     "SceneSet",
     "ScenesConfig",
+    "SpikesConfig",
     "StageConfig",
     "StepConfig",
     "TrackingConfig",

@@ -122,6 +122,20 @@ class WatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpikesConfig:
+    """A loss that leaves its course: go back to the checkpoint before it, and leave out what was seen since
+    (``train/callbacks/spikes.py``; PaLM, Chowdhery et al. 2022, section 5.1)."""
+
+    deviations: Weights[NotNegative] = 0.0
+    """How far above the running median a loss is a spike, in robust standard deviations (1.4826 times the median
+    distance from it) of the last 128 steps; 0: spikes are not acted on."""
+    steps: Weights[Count] = 3
+    """In a row, before the run goes back."""
+    times: Weights[Whole] = 2
+    """How often a stage goes back; the next spike ends the run, and no restart helps."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One part of a curriculum: what trains, on what, for how long."""
 
@@ -162,6 +176,7 @@ class StageConfig:
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """Of stages with ``objective: contrastive``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    spikes: SpikesConfig = field(default_factory=SpikesConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     evaluation: Answers[tuple[str, ...]] = ()
     """Data sets of ``data.datasets`` that the stage's last checkpoint is measured on."""

@@ -45,7 +45,9 @@ class Resume(TypedDict):
     step: int
     """Steps done."""
     skipped: int
-    """Of these, how many changed no weight because their gradient was not finite."""
+    """Of these, how many changed no weight: their gradient was not finite, or they were left out."""
+    left_out: NotRequired[list[tuple[int, int]]]
+    """First and last step of each stretch that a spike of the loss had left out (``curriculum.STAGE.spikes``)."""
     samples: int
     """Samples seen: no resume may change how many make a step (``identity.py``)."""
     world_size: int

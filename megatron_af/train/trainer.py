@@ -2,16 +2,18 @@
 
     with Trainer(config, callbacks) as trainer:
         trainer.train()
+    reason = train_stage(config, make_callbacks)        # the same, and back to a checkpoint where the loss spikes
 
 Used by ``tools/pretrain_af.py`` and ``tools/pretrain_clap.py``. The default process group must exist and the
 configuration must have been validated. What is minimised is up to the stage's objective (``objectives/``), and whatever
 else happens in a step to callbacks (``callbacks/``).
 """
 
+import gc
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +37,7 @@ from megatron_af.train.callbacks.agreement import Agreement
 from megatron_af.train.callbacks.meter import Meter
 from megatron_af.train.callbacks.saving import ReturnMemory, SaveEvery
 from megatron_af.train.callbacks.skipped_steps import SkippedSteps
+from megatron_af.train.callbacks.spikes import GoBack, Spikes, Stretches
 from megatron_af.train.callbacks.watch import Watch
 from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
 from megatron_af.train.objectives.base import Learner, objective_of
@@ -45,8 +48,14 @@ from megatron_af.train.trainable import global_counts, part_of, select
 class Trainer:
     """One stage of a curriculum, from its entry weights (or its newest checkpoint) to its last step."""
 
-    def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
-        """Raises ``ConfigError`` when the newest checkpoint is of a run with other settings (``runs/identity.py``)."""
+    def __init__(self, config: Config, callbacks: Sequence[Callback] = (), left_out: Stretches = ()) -> None:
+        """
+        Args:
+            left_out: steps (from 1) that are passed over, besides those that the newest checkpoint knows of.
+
+        Raises:
+            ConfigError: the newest checkpoint is of a run with other settings (``runs/identity.py``).
+        """
         self.config = config
         self.stage: StageConfig = config.curriculum[config.stage]
         self.device = current_device()
@@ -61,6 +70,7 @@ class Trainer:
         tokenizer = Tokenizer.load(config.data.tokenizer)
         self.callbacks = [
             SkippedSteps(),
+            *([Spikes(self.stage.spikes)] if self.stage.spikes.deviations else []),
             Meter(),
             *self.objective.callbacks(config, tokenizer),
             *([Watch(config, tokenizer)] if self.stage.watch.dataset else []),
@@ -84,7 +94,10 @@ class Trainer:
         self._schedule = build_schedule(self.stage.optimizer, self.stage.steps, self.learner.optimizer)
         self.step = 0
         self.skipped = 0
-        """Steps whose gradient was not finite: they changed no weight."""
+        """Steps that changed no weight: their gradient was not finite, or they were left out."""
+        self.left_out = left_out
+        self.suspicious = False
+        """The loss has left its course: no checkpoint is written meanwhile (on all ranks alike)."""
         if resume_from is not None:
             self._resume(resume_from)
         self.best_step = -1
@@ -112,7 +125,10 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self.checkpoints.abort()
+            if isinstance(error, GoBack):  # on all ranks alike, so what is under way can be completed
+                self.checkpoints.close()
+            else:
+                self.checkpoints.abort()
             for callback in self.callbacks:
                 callback.on_end(self, "failed")
         self._stream.close()
@@ -131,17 +147,23 @@ class Trainer:
 
         Raises:
             NonFiniteGradient: on all ranks, after too many steps in a row without a finite gradient.
+            GoBack: on all ranks; :func:`train_stage` does.
+            LossSpike: on all ranks, where that was done too often.
         """
         for callback in self.callbacks:
             callback.on_start(self)
         stopped = False
         while self.step < self.stage.steps and not stopped and not self.enough:
+            if any(first <= self.step + 1 <= last for first, last in self.left_out):
+                self._leave_out()
+                continue
             batch = self._next_batch()
             record = self._train_step(batch)
             for callback in self.callbacks:
                 callback.on_step(self, record)
             stopped = self._asked_to_stop()
-        self.save()
+        if not (stopped and self.suspicious):
+            self.save()
         self.checkpoints.close()
         reason = "done" if self.step >= self.stage.steps or self.enough else "stopped"
         for callback in self.callbacks:
@@ -155,6 +177,12 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_batch(self, batch, waited)
         return batch
+
+    def _leave_out(self) -> None:
+        """Pass over a step as if its gradient had not been finite: what comes behind it stays in its place."""
+        self._schedule.step(1)
+        self.step += 1
+        self.skipped += 1
 
     def _train_step(self, batch: StepBatch[Any]) -> Record:
         # Random numbers (drop-path, SpecAugment, dropout) depend on nothing but this, so a resumed run draws the same.
@@ -181,6 +209,11 @@ class Trainer:
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         return bool(asked.item())
 
+    @property
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint, which may still be being written; 0 where there is none."""
+        return max(0, self._saved_step)
+
     def save(self) -> None:
         """Write a checkpoint of the present step, unless there is one; a collective."""
         if self._saved_step == self.step:
@@ -188,18 +221,21 @@ class Trainer:
         self._saved_step = self.step
         self.learner.sync_parameters()
         remembered = {type(callback).__name__: callback.state_dict() for callback in self.callbacks}
+        resume = Resume(
+            stage=self.config.stage,
+            step=self.step,
+            skipped=self.skipped,
+            samples=self.step * self.stage.global_batch_samples,
+            world_size=self.world_size,
+            callbacks={name: state for name, state in remembered.items() if state},
+        )
+        if self.left_out:
+            resume["left_out"] = list(self.left_out)
         self.checkpoints.save(
             self.model,
             self.learner.optimizer,
             self.groups,
-            Resume(
-                stage=self.config.stage,
-                step=self.step,
-                skipped=self.skipped,
-                samples=self.step * self.stage.global_batch_samples,
-                world_size=self.world_size,
-                callbacks={name: state for name, state in remembered.items() if state},
-            ),
+            resume,
             self._sources,
             self._parts,
             to_yaml(self.config),
@@ -215,6 +251,7 @@ class Trainer:
         load_optimizer(self.model, self.learner.optimizer, self.groups, checkpoint, self._sources)
         resume = read_resume(checkpoint)
         self.step, self.skipped = resume["step"], resume["skipped"]
+        self.left_out = self.left_out or tuple((first, last) for first, last in resume.get("left_out", []))
         self._schedule.num_steps = self.step
         remembered = resume.get("callbacks", {})
         for callback in self.callbacks:
@@ -249,6 +286,30 @@ class Trainer:
         self.objective.fill(self.model, [part for part in parts if part not in held_by], self.groups)
         # Frozen parts with fresh weights are in no other checkpoint: they go into this stage's.
         return {part: held_by[part] for part in frozen if part in held_by}
+
+
+def train_stage(config: Config, callbacks: Callable[[], Sequence[Callback]]) -> str:
+    """Train a stage to its end, going back to its newest checkpoint as often as a spike of the loss asks for it.
+
+    Going back is starting again, in the same process, with some steps to leave out: nothing of what was is kept.
+
+    Args:
+        callbacks: makes them, for each start.
+
+    Returns what :meth:`Trainer.train` returns, and raises the same but ``GoBack``.
+    """
+    left_out: Stretches = ()
+    while True:
+        try:
+            return _started(config, callbacks(), left_out)
+        except GoBack as back:
+            left_out = back.left_out
+        gc.collect()  # the model of before, before there is another
+
+
+def _started(config: Config, callbacks: Sequence[Callback], left_out: Stretches) -> str:
+    with Trainer(config, callbacks, left_out) as trainer:
+        return trainer.train()
 
 
 def _step_seed(seed: int, step: int, who: int | str) -> int:

@@ -1,7 +1,8 @@
-"""Steps whose gradient is not finite change no weight; too many in a row end the run."""
+"""Steps whose gradient is not finite change no weight; too many in a row end the run. Where their samples stand."""
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 MAX_SKIPPED_IN_A_ROW = 5
 """A few bad samples spoil a step or two; more in a row come from weights or settings that no next step mends."""
 REPORT = "skipped.jsonl"
-"""In a stage's folder: one line for each such step, with the ids of the samples that each rank saw in it."""
+"""In a stage's folder: one line for each step that changed no weight, with the ids of the samples that each rank saw in
+it, its loss, and why."""
 
 
 class SkippedSteps(Callback):
@@ -43,7 +45,7 @@ class SkippedSteps(Callback):
             record["skipped"] = float(trainer.skipped)
         if not skipped:
             return
-        report = self._report(trainer, record["loss"])
+        report = write_down(trainer, "not finite", {trainer.step: (record["loss"], self._samples)})
         what = (
             f"stage {trainer.config.stage}, step {trainer.step}: the gradient is not finite; no weight was changed. "
             f"Loss {record['loss']}; samples of rank {trainer.rank}: {', '.join(self._samples[:8])}; all: {report}"
@@ -56,21 +58,28 @@ class SkippedSteps(Callback):
         if trainer.rank == 0:
             Console(soft_wrap=True).print(f"[bold yellow]skipped[/] {escape(what)}")
 
-    def _report(self, trainer: "Trainer", loss: float) -> Path:
-        """Write down which samples every rank saw; a collective, since all ranks skip alike."""
-        samples: list[Any] = [self._samples]
-        if trainer.world_size > 1:
-            samples = [None] * trainer.world_size
-            dist.all_gather_object(samples, self._samples)
-        report = trainer.folder / REPORT
-        if trainer.rank == 0:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            with report.open("a") as file:
-                file.write(json.dumps({"step": trainer.step, "loss": str(loss), "samples": samples}) + "\n")
-        return report
-
     def state_dict(self) -> dict[str, Any]:
         return {"in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._in_a_row = state["in_a_row"]
+
+
+def write_down(trainer: "Trainer", why: str, steps: Mapping[int, tuple[float, Sequence[str]]]) -> Path:
+    """Append steps to the report; a collective: all ranks call it alike.
+
+    Args:
+        steps: number -> its loss, and the ids of the samples that this rank saw.
+    """
+    everyones: list[Any] = [steps]
+    if trainer.world_size > 1:
+        everyones = [None] * trainer.world_size
+        dist.all_gather_object(everyones, steps)
+    report = trainer.folder / REPORT
+    if trainer.rank == 0:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        with report.open("a") as file:
+            for step, (loss, _) in steps.items():
+                samples = [list(of_rank[step][1]) for of_rank in everyones]
+                file.write(json.dumps({"step": step, "why": why, "loss": str(loss), "samples": samples}) + "\n")
+    return report

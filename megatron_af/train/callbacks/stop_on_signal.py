@@ -16,12 +16,22 @@ class StopOnSignal(Callback):
     No matter how often they come: a terminal and a launcher may both pass the same one on.
     """
 
+    def __init__(self) -> None:
+        self._asked = False
+
     def on_start(self, trainer: "Trainer") -> None:
         own = os.getpid()
 
         def stop(signum: int, frame: Any) -> None:
             if os.getpid() == own:  # and not of a writer that was forked from this process
+                self._asked = True
                 trainer.request_stop()
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, stop)
+        if self._asked:  # while one trainer gave way to another
+            trainer.request_stop()
+
+    def on_end(self, trainer: "Trainer", reason: str) -> None:
+        if reason == "stopped" and trainer.rank == 0:
+            print(f"stopped after step {trainer.step}; the same command goes on from there", flush=True)

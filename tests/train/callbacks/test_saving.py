@@ -15,7 +15,7 @@ def test_a_checkpoint_every_few_steps(every: int, saved: list[int]) -> None:
     callback = SaveEvery(every)
     for step in range(1, 11):
         checkpoints = SimpleNamespace(poll=lambda s=step: polled.append(s))
-        trainer: Any = SimpleNamespace(step=step, best_step=-1, checkpoints=checkpoints)
+        trainer: Any = SimpleNamespace(step=step, best_step=-1, checkpoints=checkpoints, suspicious=False)
         trainer.save = lambda s=step: found.append(s)
         callback.on_step(trainer, {})
     assert found == saved
@@ -26,9 +26,20 @@ def test_a_checkpoint_of_each_step_that_is_the_best() -> None:
     found: list[int] = []
     for step in range(1, 7):
         trainer: Any = SimpleNamespace(step=step, best_step=step - step % 2, save=lambda s=step: found.append(s))
+        trainer.suspicious = False
         trainer.checkpoints = SimpleNamespace(poll=lambda: None)
         SaveEvery(5).on_step(trainer, {})
     assert found == [2, 4, 5, 6]
+
+
+def test_no_checkpoint_while_the_loss_has_left_its_course() -> None:
+    found: list[int] = []
+    for step in range(1, 7):
+        trainer: Any = SimpleNamespace(step=step, best_step=2, save=lambda s=step: found.append(s))
+        trainer.suspicious = step in (2, 3)
+        trainer.checkpoints = SimpleNamespace(poll=lambda: None)
+        SaveEvery(3).on_step(trainer, {})
+    assert found == [6]
 
 
 def test_memory_is_given_back_now_and_then() -> None:

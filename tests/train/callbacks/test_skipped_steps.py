@@ -36,7 +36,9 @@ def test_a_skipped_step_is_told_with_its_samples(capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert "stage tune, step 2: the gradient is not finite" in told and "a-1, [b]" in told
     (line,) = Path("skipped.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"step": 2, "loss": "1.0", "samples": [["a-1", "[b]"]]}
+    assert json.loads(line) == {
+        "step": 2, "why": "not finite", "loss": "1.0", "samples": [["a-1", "[b]"]]
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("restart", [False, True])
