@@ -16,6 +16,7 @@ by a gate.
 import argparse
 import sys
 
+from megatron_af.config import Config
 from megatron_af.config.loading import load_config
 from megatron_af.entry import command
 
@@ -34,22 +35,23 @@ def main() -> int:
     if arguments.command == "rollback" and not arguments.why:
         parser.error("rollback: expected --why, which is kept with the version")
     # Imported only now: --help need not wait for MLflow, whose environment the first of them sets.
-    import megatron_af.release.versions  # noqa: F401
+    from megatron_af.tracking.runs import tracking_uri
+    from megatron_af.tracking.store import in_words
 
     from mlflow.exceptions import MlflowException  # isort: skip
 
+    config = load_config(arguments.config, arguments.overrides)
     try:
-        return carry_out(arguments)
+        return carry_out(config, arguments)
     except MlflowException as error:
-        print(error, file=sys.stderr)
+        print(in_words(error, tracking_uri(config)), file=sys.stderr)
         return 2 if error.error_code == "PERMISSION_DENIED" else 1
 
 
-def carry_out(arguments: argparse.Namespace) -> int:
+def carry_out(config: Config, arguments: argparse.Namespace) -> int:
     from megatron_af.release import commands
     from megatron_af.release.versions import PromotionRefused
 
-    config = load_config(arguments.config, arguments.overrides)
     if arguments.command == "register":
         version = commands.register(config, arguments.stage, arguments.digest)
         print(f"registered version {version} as candidate")

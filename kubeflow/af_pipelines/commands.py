@@ -171,14 +171,18 @@ def roll_out(options: argparse.Namespace) -> int:
 def rollback(options: argparse.Namespace) -> int:
     """make the previous champion the champion again, and serve it"""
     from megatron_af.release.commands import rollback
+    from megatron_af.tracking.runs import tracking_uri
+    from megatron_af.tracking.store import in_words
 
     from mlflow.exceptions import MlflowException  # isort: skip  (after them, since they set its environment)
 
     overrides = [text for text in options.overrides if not text.startswith(CLUSTER_KEY)]
+    config = load_config(options.config, overrides)
     try:
-        good, bad = rollback(load_config(options.config, overrides), options.why)
+        good, bad = rollback(config, options.why)
     except MlflowException as error:
-        raise StepFailed(str(error), give_up=error.error_code == "PERMISSION_DENIED") from error
+        may_not = error.error_code == "PERMISSION_DENIED"
+        raise StepFailed(in_words(error, tracking_uri(config)), give_up=may_not) from error
     print(f"version {good} is the champion again, instead of {bad}", flush=True)
     return roll_out(options) if options.cluster else 0
 

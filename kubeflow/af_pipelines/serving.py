@@ -108,7 +108,7 @@ def roll_out(kube: Kube) -> str:
 def champion(model: str) -> str | None:
     """Version of a registered model that is in production, or None; from the registry of ``$MLFLOW_TRACKING_URI``."""
     from megatron_af.release.aliases import aliases
-    from megatron_af.tracking.store import open_client
+    from megatron_af.tracking.store import in_words, open_client
 
     from mlflow.exceptions import MlflowException  # isort: skip  (after store, which sets its environment)
 
@@ -120,7 +120,7 @@ def champion(model: str) -> str | None:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
-        raise StepFailed(f"the registry at {uri} does not answer: {error.message}") from error
+        raise StepFailed(f"the registry at {uri} does not answer: {in_words(error, uri)}") from error
 
 
 def _server(kube: Kube) -> Server:

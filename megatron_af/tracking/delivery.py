@@ -16,7 +16,7 @@ from megatron_af.tracking.spool import Address, Sent, read_spool, spool_key
 from megatron_af.tracking.store import experiment_id, file_lock, open_client
 
 from mlflow import MlflowClient  # isort: skip  (after store, which sets its environment)
-from mlflow.entities import Metric, Param, RunTag  # isort: skip
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
 
 KEY_TAG = "spool"
@@ -44,6 +44,7 @@ class Delivery:
             self._client = None
         if self._client is None:
             self._client = open_client(address.uri)
+            self._see_that_it_is_there(self._client)
         if not self.sent.run_id:
             self.sent = replace(self.sent, run_id=ensure_run(self._client, self.folder))
         checkpoint = False
@@ -63,6 +64,21 @@ class Delivery:
         self._advance(end)
         if checkpoint:
             self._send_pictures()
+
+    def _see_that_it_is_there(self, client: MlflowClient) -> None:
+        """A run that somebody deleted comes back, for its job goes on; one that is gone for good is made anew."""
+        if not self.sent.run_id:
+            return
+        try:
+            run = client.get_run(self.sent.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.sent = Sent(uri=self.sent.uri)
+            self.sent.save(self.folder)
+            return
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            client.restore_run(self.sent.run_id)
 
     @property
     def client(self) -> MlflowClient:

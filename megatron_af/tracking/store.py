@@ -18,10 +18,11 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it raises, with its traceback
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
 
 from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import LifecycleStage  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 from megatron_af.tracking.runs import SQLITE  # noqa: E402
@@ -43,10 +44,23 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
+def in_words(error: MlflowException, uri: str) -> str:
+    """One sentence for what MLflow raises, without its SQL."""
+    said = str(error).strip()
+    place = uri.removeprefix(SQLITE)
+    if "database is locked" in said:
+        return f"{place} is locked by another process; try again when that has ended"
+    if "file is not a database" in said or "malformed" in said:
+        return f"{place} is no MLflow database, or a damaged one: restore it, or move it away and a new one is made"
+    return said.splitlines()[0] if said else f"{place}: MLflow refuses, and does not say why"
+
+
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """The experiment of that name, made if it is not there."""
+    """The experiment of that name, made if it is not there, and back if somebody deleted it: runs are asked for."""
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
     try:
         return str(client.create_experiment(name, artifact_location=_artifact_location(client.tracking_uri, name)))

@@ -202,3 +202,19 @@ def test_everything_below_a_folder_is_sent(tmp_path: Path, server: MlflowServer)
     assert send_waiting(tmp_path) == 3
     assert len(server.runs) == 3
     assert send_waiting(tmp_path) == 3 and len(server.runs) == 3
+
+
+def test_a_run_that_somebody_deleted_goes_on(tmp_path: Path, store: str) -> None:
+    spool = opened(tmp_path / "s", Address(uri=store, experiment="exp", name="align"))
+    write_steps(spool, 1, 3)
+    Delivery(spool.folder).send_pending()
+    first, client = Sent.load(spool.folder).run_id, open_client(store)
+    client.delete_run(first)
+    write_steps(spool, 4, 5)
+    Delivery(spool.folder).send_pending()
+    assert client.get_run(first).info.lifecycle_stage == "active"
+    assert len(client.get_metric_history(first, "loss")) == 5
+
+    Sent(uri=store, run_id="0" * 32, offset=Sent.load(spool.folder).offset).save(spool.folder)  # as if gone for good
+    Delivery(spool.folder).send_pending()
+    assert Sent.load(spool.folder).run_id == first and not (spool.folder / "refused.jsonl").exists()

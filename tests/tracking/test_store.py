@@ -1,5 +1,6 @@
 """The embedded store: made once however many ask at once, its experiments and their artifacts beside it."""
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from megatron_af.tracking.store import experiment_id, file_lock, open_client
+from megatron_af.tracking.store import experiment_id, file_lock, in_words, open_client
 
 
 def test_a_store_is_made_where_there_is_none(tmp_path: Path) -> None:
@@ -67,3 +68,36 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+def test_a_deleted_experiment_comes_back(store: str) -> None:
+    client = open_client(store)
+    experiment = experiment_id(client, "demo")
+    client.delete_experiment(experiment)
+    assert experiment_id(client, "demo") == experiment
+    client.create_run(experiment)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("(sqlite3.OperationalError) database is locked\n[SQL: SELECT 1]", "/a/mlflow.db is locked by another process"),
+        ("(sqlite3.DatabaseError) file is not a database\n[SQL: SELECT 1]", "/a/mlflow.db is no MLflow database"),
+        ("eve may not\n[SQL: SELECT 1]", "eve may not"),
+    ],
+)
+def test_what_mlflow_raises_is_one_sentence(said: str, words: str) -> None:
+    told = in_words(MlflowException(said), "sqlite:////a/mlflow.db")
+    assert told.startswith(words) and "SQL:" not in told and "\n" not in told
+
+
+@pytest.mark.slow  # the store waits 20 s for the lock
+def test_a_locked_store_is_told_without_a_traceback(store: str, capfd: pytest.CaptureFixture[str]) -> None:
+    client = open_client(store)
+    with sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(MlflowException) as locked:
+            experiment_id(client, "demo")
+        other.execute("ROLLBACK")
+    assert "is locked by another process" in in_words(locked.value, store) and "\n" not in in_words(locked.value, store)
+    assert capfd.readouterr() == ("", "")
