@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron_af.bench.network import measure, pinned_memory_limit
 from megatron_af.entry import command
 from megatron_af.parallel.device import current_device
+from megatron_af.parallel.world import join_world
 
 MIB = 2**20
 
@@ -21,7 +22,7 @@ MIB = 2**20
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     device = current_device()
-    dist.init_process_group(device.backend)
+    join_world()
     first = dist.get_rank() == 0
     if first:
         print(f"{dist.get_world_size()} processes, {device.backend}, pinned memory {pinned_memory_limit()}", flush=True)
