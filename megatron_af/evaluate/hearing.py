@@ -29,7 +29,7 @@ from megatron_af.evaluate.exchange import exchange, plain_answer
 from megatron_af.evaluate.intervals import interval
 from megatron_af.inference.writing import Answer
 from megatron_af.progress import Progress
-from megatron_af.runs.calibration import Calibration, calibration_error
+from megatron_af.runs.calibration import calibration_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class Asked:
     """Whether that recording was asked the same and has another answer."""
     confidence: float = 0.0
     """Probability of the answer with the question's own audio (``inference/writing.py``)."""
+    unsure: bool | None = None
+    """Whether it would have been told to be none (``runs/calibration.py``); None: nobody knows."""
     too_long: bool = False
     """It could not be asked."""
     options: tuple[str, ...] = ()
@@ -81,11 +83,14 @@ def evaluation_rows(config: Config, dataset: str) -> list[Row]:
     return list(open_rows(DataRoot(config.data.root), config.data.datasets[dataset].manifest))
 
 
-def ask_all(answer: Callable[[Sequence[Row]], Sequence[Answer | None]], rows: Sequence[Row]) -> list[Asked]:
+def ask_all(
+    answer: Callable[[Sequence[Row]], Sequence[Answer | None]], rows: Sequence[Row], *, calibrated: bool = False
+) -> list[Asked]:
     """Every question of the rows, with their own and with exchanged audio.
 
     Args:
         answer: to each row's last question; None where that is too long to be asked.
+        calibrated: what it is not sure of it withholds (``Decoding.unsure``).
 
     Raises:
         ValueError: for rows without a clip or a question, and for no rows or a single recording.
@@ -107,10 +112,11 @@ def ask_all(answer: Callable[[Sequence[Row]], Sequence[Answer | None]], rows: Se
             skill=row.questions[-1].skill,
             prompt=row.questions[-1].prompt,
             wanted=row.questions[-1].output,
-            heard=own.text if (own := heard[i]) else "",
-            exchanged=other.text if (other := exchanged[i]) else "",
+            heard=own.said if (own := heard[i]) else "",
+            exchanged=other.said if (other := exchanged[i]) else "",
             partner=swapped[i].partner,
             confidence=round(own.confidence, 4) if own else 0.0,
+            unsure=None if own is None or not calibrated else own.withheld is not None,
             too_long=own is None,
             options=row.questions[-1].options,
             turn=len(row.questions) if row.template == "dialogue" else 0,
@@ -119,13 +125,11 @@ def ask_all(answer: Callable[[Sequence[Row]], Sequence[Answer | None]], rows: Se
     ]
 
 
-def answer_lines(dataset: str, asked: Sequence[Asked], calibration: Calibration | None = None) -> list[str]:
+def answer_lines(dataset: str, asked: Sequence[Asked]) -> list[str]:
     """A line of ``answers.jsonl`` for every question of a data set (``runs/results.py``)."""
     lines = []
     for number, question in enumerate(asked):
         sample = {"id": f"{dataset}/{number}", "group": f"{dataset}/{question.row}", "right": int(question.right)}
-        if calibration is not None and question.options:
-            sample["unsure"] = int(question.confidence < calibration.least_confidence)
         told = {name: value for name, value in asdict(question).items() if name != "options"}  # the prompt says them
         lines.append(json.dumps({"set": dataset, **sample, **told}))
     return lines
@@ -158,7 +162,7 @@ class AskedLine:
             self._progress.update("asked", self._total, self._total)
 
 
-def summarise(asked: Sequence[Asked], seed: int = 0, calibration: Calibration | None = None) -> dict[str, Any]:
+def summarise(asked: Sequence[Asked], seed: int = 0) -> dict[str, Any]:
     """``{"skills": {name: {audio, exchanged, majority, n}}, "overall": {… and more}}``, in percent; where there are
     conversations, ``"turns": {"1": …}`` besides. A turn is asked behind the right answers to those before it.
     ``"confidence"`` (:func:`confidence`) is there where questions have options.
@@ -185,7 +189,7 @@ def summarise(asked: Sequence[Asked], seed: int = 0, calibration: Calibration | 
     return {
         "skills": {skill: _rounded(score) for skill, score in scores.items()},
         **({"turns": turns} if turns else {}),
-        **({"confidence": sure} if (sure := confidence(asked, calibration)) else {}),
+        **({"confidence": sure} if (sure := confidence(asked)) else {}),
         "overall": _rounded(overall)
         | {"gap": round(overall.gap, 1), "interval": [round(low, 1), round(high, 1)]}
         | {
@@ -195,15 +199,15 @@ def summarise(asked: Sequence[Asked], seed: int = 0, calibration: Calibration | 
     }
 
 
-def confidence(asked: Sequence[Asked], calibration: Calibration | None = None) -> dict[str, float]:
+def confidence(asked: Sequence[Asked]) -> dict[str, float]:
     """Of the questions with options, in percent: ``error``, the expected calibration error; of a calibrated stage also
     ``answered``, those that it is sure enough of, and ``right``, how many of these are."""
     closed = [question for question in asked if question.options]
     if not closed:
         return {}
     found = {"error": calibration_error([q.confidence for q in closed], [q.right for q in closed])}
-    if calibration is not None:
-        sure = [question for question in closed if question.confidence >= calibration.least_confidence]
+    if any(question.unsure is not None for question in closed):
+        sure = [question for question in closed if not question.unsure]
         found["answered"] = 100 * len(sure) / len(closed)
         if sure:
             found["right"] = 100 * sum(question.right for question in sure) / len(sure)

@@ -21,13 +21,16 @@ answer must be (``runs/calibration.py``).
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from rich.console import Console
 
 from megatron_af.config import Config
+from megatron_af.data.rows import Row
 from megatron_af.evaluate.clap import evaluate_clap
 from megatron_af.evaluate.clap import table as clap_table
 from megatron_af.evaluate.classes import by_class, class_tables
@@ -69,17 +72,16 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
     with Progress(Console(width=110)) if first else silent() as progress:
         line = AskedLine(progress, 2 * questions, dist.get_world_size())
         listener = Listener(config, watch=line)
-        dataset, calibration = config.curriculum[config.stage].calibrate, listener.calibration
-        if dataset and 0 in plan:
-            calibration = _calibrated(listener, dataset, resolve_entry(config, config.stage))
+        if config.curriculum[config.stage].calibrate and 0 in plan:
+            listener.calibration = _calibrated(listener, resolve_entry(config, config.stage))
             if first:
-                progress.say(_told(config, calibration))
+                progress.say(_told(config, listener.calibration))
         for shots, shown in plan.items():
             found[shots], lines = {}, list[str]()
             for name, rows in shown.items():
-                asked = ask_all(listener.told, rows)
-                found[shots][name] = summary = _summary(asked, calibration)
-                lines += answer_lines(name, asked, calibration)
+                asked = _asked(listener, rows)
+                found[shots][name] = summary = _summary(asked)
+                lines += answer_lines(name, asked)
                 if shots:
                     summary["overall"]["cut_short"] = cut_short(listener.prompt, rows)
                 if first:
@@ -98,7 +100,7 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
             progress.console.print(few_shot_table(found, source))
     if first and 0 in found:
         files = [folder / "hearing.json", folder / "answers.jsonl"]
-        bind_results(config, [*files, *([calibration.write(folder)] if calibration else [])])
+        bind_results(config, [*files, *(listener.calibration.write(folder) if listener.calibration else [])])
     listener.close()
 
 
@@ -122,12 +124,12 @@ def measure_elsewhere(config: Config, sets: Sets, checkpoint: Path, output: Path
         line = AskedLine(progress, 2 * questions, dist.get_world_size())
         listener = Listener(config, checkpoint, watch=line)
         for name in asking[0]:
-            asked = ask_all(listener.told, sets[name])
+            asked = _asked(listener, sets[name])
             if first:
-                summary, folder = _summary(asked, listener.calibration), output / name
+                summary, folder = _summary(asked), output / name
                 _show(progress, config, summary, name)
                 write(folder / "hearing.json", json.dumps({name: summary}, indent=1))
-                write(folder / "answers.jsonl", "\n".join(answer_lines(name, asked, listener.calibration)) + "\n")
+                write(folder / "answers.jsonl", "\n".join(answer_lines(name, asked)) + "\n")
                 files = [folder / "hearing.json", folder / "answers.jsonl"]
                 bind_results(_asking(config, name), files, checkpoint)
         line.end()
@@ -167,27 +169,39 @@ def _asking(config: Config, name: str) -> Config:
     return replace(config, curriculum={**config.curriculum, config.stage: stage})
 
 
-def _calibrated(listener: Listener, dataset: str, checkpoint: Path) -> Calibration | None:
-    """How sure the answers to a data set's questions with options are, the right and the wrong ones; a collective."""
+def _calibrated(listener: Listener, checkpoint: Path) -> Calibration | None:
+    """How sure the answers to the development questions with options are, the right and the wrong ones, and how the
+    recordings sound that they are about; a collective."""
+    dataset = listener.stage.calibrate
     asked = [row for row in questions_of(evaluation_rows(listener.config, dataset)) if row.questions[-1].options]
     told = [(row.questions[-1].output, said) for row, said in zip(asked, listener.told(asked), strict=True) if said]
     right = [plain_answer(said.text) == plain_answer(wanted) for wanted, said in told]
-    return calibrate(dataset, checkpoint_digest(checkpoint), [said.confidence for _, said in told], right)
+    recordings = {row.clips[-1]: row for row in asked}
+    vectors_ND = np.stack([listener.vector(row) for row in recordings.values()]) if recordings else np.zeros((0, 1))
+    confidences = [said.confidence for _, said in told]
+    return calibrate(dataset, checkpoint_digest(checkpoint), confidences, right, vectors_ND.astype(np.float32))
+
+
+def _asked(listener: Listener, rows: Sequence[Row]) -> list[Asked]:
+    """Every question, and where the stage is calibrated also what it is not sure of."""
+    unsure = replace(listener.decoding, unsure="none of these" if listener.calibration else "")
+    return ask_all(partial(listener.told, decoding=unsure), rows, calibrated=listener.calibration is not None)
 
 
 def _told(config: Config, calibration: Calibration | None) -> str:
     key = f"curriculum.{config.stage}.calibrate"
     if calibration is None:
-        return f"{key}: no question with options was answered right there, so nothing says how sure to be"
+        return f"{key}: no question with options is answered right there, so nothing says how sure to be"
     return (
-        f"{key}: of {calibration.n:,} questions of {calibration.dataset}, {calibration.right:.1f}% are answered right; "
-        f"{KEPT:.0%} of these with a confidence of at least {calibration.least_confidence:.3f}"
+        f"{key}: {calibration.right:.1f}% of {calibration.n:,} questions of {calibration.dataset} are answered right; "
+        f"to keep {KEPT:.0%} of these an answer needs a confidence of {calibration.least_confidence:.3f} and its "
+        f"recording a likeness of {calibration.least_likeness:.3f} to one of theirs"
     )
 
 
-def _summary(asked: Sequence[Asked], calibration: Calibration | None) -> dict[str, Any]:
+def _summary(asked: Sequence[Asked]) -> dict[str, Any]:
     classes = by_class(asked)
-    return summarise(asked, calibration=calibration) | ({"classes": classes} if classes else {})
+    return summarise(asked) | ({"classes": classes} if classes else {})
 
 
 def _show(progress: Progress, config: Config, summary: dict[str, Any], what: str) -> None:

@@ -1,9 +1,12 @@
 """Towers of a CLAP, for anything that compares audio with text or with audio.
 
     embedder = ClapEmbedder(config)               # newest checkpoint of config.stage; a process group exists
-    embedder = PublishedEmbedder(config, ClapFolder(Path("models/clap-htsat-fused")))         # hears audio alone
     audio_NJ = embedder.audio(rows)               # one unit vector per row, its first clip
     text_TJ = embedder.texts(["a dog barks"])     # similarity is their scalar product
+
+A published one hears audio alone:
+
+    embedder = PublishedEmbedder(config, ClapFolder(Path("models/clap-htsat-fused")))
 
 Work is shared among the ranks and every rank gets everything. N rows, T texts, J joint dim.
 """

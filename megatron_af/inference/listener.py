@@ -11,15 +11,19 @@ What comes before a row's last question, turns of a dialogue or examples with th
 ``Row.each_question`` makes rows of all questions.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import batched, groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from megatron_af.config import Config, ConfigError, ParallelConfig
 from megatron_af.data.answer_texts import packed_row, text_batch
@@ -134,8 +138,9 @@ class Listener:
             self.watch(len(places))
         return self._all(own, len(rows))
 
-    def settled(self, decoding: Decoding) -> Decoding:
-        """With the confidence that this model's development rows ask for, where it is wanted and not given.
+    def settled(self, decoding: Decoding, row: Row, root: Path | None = None) -> Decoding:
+        """With the confidence that this model's development rows ask for, where it is wanted and not given; about a
+        recording that is like none of theirs no answer is sure enough.
 
         Raises:
             BadRequest: nobody calibrated it.
@@ -147,7 +152,16 @@ class Listener:
                 "unsure: nobody has found out how sure this model must be; give least_confidence, or name a "
                 f"development split as curriculum.{self.config.stage}.calibrate and measure it (tools/evaluate.py)"
             )
-        return replace(decoding, least_confidence=self.calibration.least_confidence)
+        strange = bool(row.clips) and not self.calibration.knows(self.vector(row, root))
+        return replace(decoding, least_confidence=math.inf if strange else self.calibration.least_confidence)
+
+    def vector(self, row: Row, root: Path | None = None) -> NDArray[np.float32]:
+        """What the encoder makes of a row's last clip: the mean over its time, as a unit vector [D]."""
+        with torch.no_grad():
+            features_WLD = self._front.encode(self.mel(replace(row, clips=row.clips[-1:]), root))
+            vector_D = features_WLD.float().flatten(0, -2).mean(0)
+        vector: NDArray[np.float32] = functional.normalize(vector_D, dim=0).cpu().numpy()
+        return vector
 
     def answers(
         self,
@@ -166,7 +180,7 @@ class Listener:
             written = write(
                 self.reading(list(prompts.values()), root),
                 [text.segments[-1] for text in prompts.values()],
-                [self.settled(decodings[place]) for place in prompts],
+                [self.settled(decodings[place], rows[place], root) for place in prompts],
                 self.tokenizer,
                 tell=tells,
             )
@@ -192,8 +206,8 @@ class Listener:
         prompts = [text.segments[-1] for text in texts]
         tells = tell or [None] * len(rows)
         writings = [
-            Writing(self.tokenizer, self.settled(decoding), prompt, told)
-            for prompt, decoding, told in zip(prompts, decodings, tells, strict=True)
+            Writing(self.tokenizer, self.settled(decoding, row, root), prompt, told)
+            for row, prompt, decoding, told in zip(rows, prompts, decodings, tells, strict=True)
         ]
         together.join(self.reading(texts, root), prompts, writings)
 

@@ -13,6 +13,7 @@ Shapes: W windows, L tokens of a window, D audio width.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -112,7 +113,8 @@ class Live:
         if self._counts():
             reading = self._with(reading, self._keys(self._last(), self._kept.copy()))
         assert reading is not None
-        (answer,) = write(reading, [ids], [listener.settled(decoding)], listener.tokenizer, tell=[tell])
+        settled = listener.settled(decoding, replace(row, clips=()))  # there is no whole recording to compare
+        (answer,) = write(reading, [ids], [settled], listener.tokenizer, tell=[tell])
         return answer
 
     def _counts(self) -> bool:

@@ -86,7 +86,7 @@ class Session:
         asked = Question(prompt=prompt, output="")
         row = self._row((*self._turns, asked))
         answer = self._answer(row, decoding, tell)
-        self._turns = (*self._turns[self.left_out :], replace(asked, output=answer.withheld or answer.text))
+        self._turns = (*self._turns[self.left_out :], replace(asked, output=answer.said))
         return answer
 
     def retry(self, decoding: Decoding, tell: Tell | None = None) -> Answer:
@@ -95,7 +95,7 @@ class Session:
             raise BadRequest("nothing was asked yet")
         asked = replace(self._turns[-1], output="")
         answer = self._answer(self._row((*self._turns[:-1], asked)), decoding, tell)
-        self._turns = (*self._turns[self.left_out : -1], replace(asked, output=answer.withheld or answer.text))
+        self._turns = (*self._turns[self.left_out : -1], replace(asked, output=answer.said))
         return answer
 
     def look(self) -> Look:
@@ -120,7 +120,8 @@ class Session:
             known += 1
         self._reading.back_to(ids[:known])
         self.left_out, self.read_anew = text.shortened, len(ids) - known
-        (answer,) = write(self._reading, [ids], [listener.settled(decoding)], listener.tokenizer, tell=[tell])
+        decoding = listener.settled(decoding, row, self._files.root)
+        (answer,) = write(self._reading, [ids], [decoding], listener.tokenizer, tell=[tell])
         (length,) = self._reading.lengths
         self._ids = [*ids, *answer.tokens][:length]
         return answer

@@ -70,7 +70,8 @@ class Taught:
         prompt = self._prompt(self._examples, asked.questions[-1], asked.clips[0])
         reading = self._reading.copy()
         reading.hear(self._listener.keys(asked, root, first=len(self)))
-        (answer,) = write(reading, [prompt], [self._listener.settled(decoding)], self._listener.tokenizer, tell=[tell])
+        decoding = self._listener.settled(decoding, asked, root)
+        (answer,) = write(reading, [prompt], [decoding], self._listener.tokenizer, tell=[tell])
         return answer
 
     def _before(self, examples: Row) -> list[int]:

@@ -44,8 +44,13 @@ class Answer:
     """Of each token, where ``Decoding.logprobs`` asks for them."""
     confidence: float = 1.0
     """Probability of all its tokens and its end, as the model finds them before ``temperature`` and penalties."""
-    withheld: str = ""
+    withheld: str | None = None
     """What it would have been, where ``Decoding.unsure`` is told in its place."""
+
+    @property
+    def said(self) -> str:
+        """What the model wrote, whether it is told or not."""
+        return self.text if self.withheld is None else self.withheld
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,8 @@ class Writing:
         self._scores: list[TokenScore] = []
         self._finish: Literal["stop", "length", "gone"] = "length"
         self._text, self._told, self._told_scores = "", 0, 0
-        self._logprob, self._withheld = 0.0, ""
+        self._logprob = 0.0
+        self._withheld: str | None = None
 
     @property
     def seen(self) -> list[int]:

@@ -2,7 +2,7 @@
 
     release = make_release(config, "long")      # runs/demo/releases/3f2a91c04d7e
       config.yaml  digest.txt  tokenizer/  text_tower/  long/checkpoints/{latest,step_…}  sources/…
-      long/calibration.json                  where it is known how sure an answer must be
+      long/calibration.{json,npy}            where it is known how sure an answer must be
       retrieval/…  clap/checkpoints/…          where training rows were indexed: to find examples for prompts
       retrieval/…  retrieval_encoder/          the same, by a published encoder
 
@@ -15,13 +15,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_af.config import Config
 from megatron_af.config.loading import to_yaml
 from megatron_af.files import put_in_place, write
-from megatron_af.runs.calibration import read_calibration
+from megatron_af.runs.calibration import CALIBRATION, read_calibration
 from megatron_af.runs.digests import DIGEST_FILE, digest_file, digest_value, record_digest, verify_digest
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import LATEST, MANIFEST, outcome, read_manifest
@@ -50,7 +50,7 @@ def make_release(config: Config, stage: str, expected_digest: str = "") -> Path:
         identity = digest_value([identity, *(digest_file(folder / "index.json") for folder in indexes)])
     calibration = read_calibration(config.stage_folder(stage), digests[checkpoint.resolve()])
     if calibration is not None:
-        identity = digest_value([identity, asdict(calibration)])
+        identity = digest_value([identity, digest_file(config.stage_folder(stage) / CALIBRATION)])
     release = Path(config.output).absolute() / config.name / "releases" / identity[7:19]
     if (release / DIGEST_FILE).is_file():
         verify_digest(release)

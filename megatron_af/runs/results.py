@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from megatron_af.config import Config, StageConfig
 from megatron_af.files import write
 from megatron_af.runs.benchmarks import name_of
-from megatron_af.runs.calibration import CALIBRATION
+from megatron_af.runs.calibration import CALIBRATION, VECTORS
 from megatron_af.runs.code import code_version
 from megatron_af.runs.digests import digest_file
 from megatron_af.runs.identity import evaluation_inputs
@@ -109,7 +109,7 @@ class Results:
 
 def result_files(folder: Path) -> list[Path]:
     """The files that :meth:`Results.load` reads, of those that are there."""
-    names = (HEARING, CLAP, SUITE, SAMPLES, SUITE_SAMPLES, CALIBRATION, MEASURED)
+    names = (HEARING, CLAP, SUITE, SAMPLES, SUITE_SAMPLES, CALIBRATION, VECTORS, MEASURED)
     return [file for name in names for file in sorted(folder.glob(name))]
 
 

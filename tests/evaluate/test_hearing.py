@@ -15,7 +15,6 @@ from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate import hearing
 from megatron_af.evaluate.hearing import Asked, answer_lines, ask_all, evaluation_rows, summarise, table
 from megatron_af.inference.writing import Answer
-from megatron_af.runs.calibration import Calibration
 from tests.examples import run_example
 
 
@@ -134,23 +133,33 @@ def test_numbers_by_hand() -> None:
 
 
 def test_how_far_confidence_can_be_trusted() -> None:
-    def one(confidence: float, heard: str, options: tuple[str, ...] = ("a", "b")) -> Asked:
+    def one(confidence: float, heard: str, unsure: bool | None, options: tuple[str, ...] = ("a", "b")) -> Asked:
         return Asked(row="r", skill="s", prompt="", wanted="a", heard=heard, exchanged="b", confidence=confidence,
-                     options=options)  # fmt: skip
+                     options=options, unsure=unsure)  # fmt: skip
 
-    asked = [one(0.95, "a"), one(0.95, "a"), one(0.95, "b"), one(0.35, "b"), one(0.01, "a", options=())]
-    found = summarise(asked)["confidence"]
+    asked = [one(0.95, "a", False), one(0.95, "a", False), one(0.95, "b", False), one(0.35, "b", True)]
     # Of ten bins two hold answers: 3 with 0.95 and 2/3 right, 1 with 0.35 and none.
-    assert found == {"error": round(100 * (abs(3 * 0.95 - 2) + 0.35) / 4, 1)}
-    calibration = Calibration(dataset="d", weights="w", n=4, right=50.0, least_confidence=0.9, error=0.0)
-    summary = summarise(asked, calibration=calibration)
-    assert summary["confidence"] == found | {"answered": 75.0, "right": 66.7}
+    error = round(100 * (abs(3 * 0.95 - 2) + 0.35) / 4, 1)
+    free = one(0.01, "a", True, options=())
+    summary = summarise([*asked, free])
+    assert summary["confidence"] == {"error": error, "answered": 75.0, "right": 66.7}
     console = Console(width=120, record=True, file=None)
     with console.capture() as captured:
         console.print(table(summary))
     assert "sure of 75.0%, of which 66.7% are right" in " ".join(captured.get().split())
-    lines = [json.loads(line) for line in answer_lines("test", asked, calibration)]
-    assert [line.get("unsure") for line in lines] == [0, 0, 0, 1, None]
-    assert [line["confidence"] for line in lines] == [0.95, 0.95, 0.95, 0.35, 0.01]
-    assert "confidence" not in summarise(asked[-1:]), "no options, no class"
-    assert ask_all(said(lambda r: "rain"), ROWS)[0].confidence == 0.75
+    assert summarise([replace(question, unsure=None) for question in asked])["confidence"] == {"error": error}
+    assert "confidence" not in summarise([free]), "no options, no class"
+    lines = [json.loads(line) for line in answer_lines("test", asked)]
+    assert [(line["confidence"], line["unsure"]) for line in lines] == [(0.95, False)] * 3 + [(0.35, True)]
+
+
+def test_what_is_withheld_counts_as_what_was_said() -> None:
+    def answer(rows: Sequence[Row]) -> list[Answer]:
+        told = {"text": "none of these", "withheld": "first? 1", "confidence": 0.12345}
+        return [Answer(**told, tokens=(), finish="stop", prompt_tokens=0) for _ in rows]  # type: ignore[arg-type]
+
+    asked = ask_all(answer, ROWS, calibrated=True)
+    assert {(q.heard, q.exchanged, q.unsure, q.confidence) for q in asked} == {("first? 1", "first? 1", True, 0.1235)}
+    assert [question.right for question in asked].count(True) == 1
+    assert {question.unsure for question in ask_all(said(lambda r: "x"), ROWS, calibrated=True)} == {False}
+    assert {question.unsure for question in ask_all(said(lambda r: "x"), ROWS)} == {None}

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.data.rows import Clip, Question, Row
@@ -17,6 +19,8 @@ from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.reading import Reading
+from megatron_af.inference.requests import BadRequest
+from megatron_af.runs.calibration import calibrate
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
 from tests.examples import run_example
@@ -74,6 +78,39 @@ def test_each_row_gets_one_answer_the_one_that_it_gets_alone(config: Config, ran
         if ranks == 1:
             assert asked == [[1, 1, 1, 2, 0]], "one text row for each question that fits, examples are not answered"
     assert len({a for a in results[0][0] if a is not None}) > 1
+
+
+def asked_about_strange(rank: int, world_size: int, config: Config) -> Any:
+    listener, root = Listener(config), Path(config.data.root)
+    time_T = np.arange(16_000) / 16_000
+    soundfile.write(root / "whistle.wav", 0.3 * np.sin(2 * np.pi * 1_000 * time_T), 16_000)
+    known, strange = Row(id="known", clips=(clip(0),), questions=asks("w3")), Row(
+        id="strange", clips=(Clip(path="whistle.wav", duration=1.0),), questions=asks("w3")
+    )
+    none = Decoding(max_new_tokens=3, unsure="none")
+    given = dataclasses.replace(none, least_confidence=0)
+    with pytest.raises(BadRequest, match="unsure: nobody has found out how sure this model must be"):
+        listener.answers([known], [none])
+    takes = [Clip(path=f"noise/{take}.wav", duration=1.0) for take in range(4)]
+    for take, noise in enumerate(takes):
+        write_tone(root / noise.path, noise.duration, 10 + take)
+    vectors_ND = np.stack([listener.vector(Row(id="d", clips=(noise,))) for noise in [clip(0), *takes]])
+    told = {}
+    for least in (0.0, 1.0):
+        listener.calibration = calibrate("d", "w", [least], [True], vectors_ND)
+        told[least] = listener.answers([known, strange, TEXT], [none] * 3)
+    return told, listener.answers([known, strange], [given] * 2), listener.told([known], decoding=given)
+
+
+def test_what_is_unlikely_or_about_a_strange_sound_is_told_to_be_none(config: Config) -> None:
+    """Noise is known here, a whistle is not; what is asked about nothing heard goes by its confidence alone."""
+    ((told, given, shared),) = run_distributed(asked_about_strange, 1, config)
+    sure, never = told[0.0], told[1.0]
+    assert [answer.text == "none" for answer in sure] == [False, True, False]
+    assert [answer.text for answer in never] == ["none"] * 3 and all(0 < a.confidence < 1 for a in never)
+    assert [answer.said for answer in never] == [answer.said for answer in sure]
+    assert sure[1].said == given[1].text != "none", "who gives a confidence is asked for no likeness"
+    assert [answer.text for answer in shared] == [given[0].text]
 
 
 def handles() -> tuple[int, int]:

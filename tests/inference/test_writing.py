@@ -104,6 +104,6 @@ def test_what_is_not_sure_enough_is_told_to_be_none(least: float, says: str) -> 
         writing.add(token, logprob=math.log(probability))
     answer = writing.answer
     assert answer.confidence == pytest.approx(0.8 * 0.7 * 0.9), "of the whole answer, its end included"
-    assert (answer.text, answer.withheld) == (says, "" if says == "ab" else "ab")
+    assert (answer.text, answer.withheld) == (says, None if says == "ab" else "ab") and answer.said == "ab"
     assert told == [says, says], "nothing is told before it is known, and then the answer"
     assert [TOKENIZER.decode([token]) for token in answer.tokens] == ["a", "b"]

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_af.config import Config, DataConfig, RetrievalConfig, StageConfig
@@ -79,14 +80,14 @@ def test_how_sure_it_must_be_goes_along_and_is_part_of_what_is_released(config: 
     for least in (0.5, 0.7):
         checkpoint = latest(folder / "checkpoints")
         assert checkpoint is not None
-        found = calibrate("development", checkpoint_digest(checkpoint), [least], [True])
+        found = calibrate("development", checkpoint_digest(checkpoint), [least], [True], np.eye(2, dtype=np.float32))
         assert found is not None
         found.write(folder)
         release = make_release(config, "long")
         released, at = find(release)
         assert release != plain
         carried = read_calibration(released.stage_folder("long"), checkpoint_digest(at))
-        assert carried == replace(found, weights=checkpoint_digest(at))
+        assert carried == replace(found, weights=checkpoint_digest(at)) and carried.vectors_ND.shape == (2, 2)
     replace(found, weights="sha256:others").write(folder)
     assert make_release(config, "long") == plain, "that of other weights is none"
 

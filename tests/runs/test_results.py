@@ -14,7 +14,6 @@ from megatron_af.config import Config, StageConfig
 from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
 from megatron_af.evaluate.classes import by_class
 from megatron_af.evaluate.hearing import Asked, summarise
-from megatron_af.runs.calibration import Calibration
 from megatron_af.runs.digests import recorded_digest
 from megatron_af.runs.results import BadResults, Results, bind_results, metric_patterns, result_files, tables
 from megatron_af.train.callbacks.meter import Meter
@@ -70,8 +69,8 @@ FOR_SETS = {f"{kind}/{dataset}" for kind in ("sample_loss", "tokens", "too_long"
 def test_exit_gates_know_what_is_measured() -> None:
     """The names are written down once more, for checks that must not wait for torch."""
     stage = StageConfig(blend={"a": 1.0, "b[c]": 1.0}, evaluation=("test",))
-    said = {"skill": "what", "prompt": "", "wanted": "a", "heard": "a", "exchanged": "b", "options": ("a", "b")}
-    asked = [Asked(row=str(n), turn=n, **said) for n in range(3)]  # type: ignore[arg-type]
+    said = {"skill": "what", "prompt": "", "wanted": "a", "heard": "a", "exchanged": "b", "unsure": False}
+    asked = [Asked(row=str(n), turn=n, options=("a", "b"), **said) for n in range(3)]  # type: ignore[arg-type]
     tensors = torch.eye(3)
     clap = {
         "rows": 3,
@@ -82,8 +81,7 @@ def test_exit_gates_know_what_is_measured() -> None:
         "zero_shot": zero_shot(tensors, tensors, torch.arange(3)),
     }
     rates = measured(Meter.WARMUP_STEPS + 1)
-    sure = Calibration(dataset="d", weights="w", n=1, right=100.0, least_confidence=0.0, error=0.0)
-    heard = summarise(asked, calibration=sure) | {"classes": by_class(asked)}
+    heard = summarise(asked) | {"classes": by_class(asked)}
     logged = ("step", "loss", "grad_norm", "learning_rate", "loss/a", "loss/b[c]", "watched/loss")
     steps = dict.fromkeys((*rates, *logged), 1.0)
     for objective, summary, more in (
