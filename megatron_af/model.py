@@ -20,7 +20,7 @@ from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.joint_rows import joint_keys, padded_rows
 from megatron_af.audio.recompute import WINDOWS_AT_ONCE, recomputed
 from megatron_af.audio.transform import TransformationLayers
-from megatron_af.config import Config
+from megatron_af.config import Config, ConfigError
 from megatron_af.data.batch import AudioKeys
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.transformer_config import transformer_config
@@ -185,7 +185,12 @@ def build(
 
     Args:
         drawn: whether a weight of the decoder gets a first value, by its canonical name; the others must be loaded.
+
+    Raises:
+        ConfigError: the tokenizer has more words than the decoder.
     """
+    if problem := config.model.lm.too_few_rows(vocabulary.first_added_id):
+        raise ConfigError("the model has too few words", [problem])
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     lm_config = transformer_config(config, device)
     num_chunks = config.parallel.virtual_pipeline

@@ -5,7 +5,9 @@ import random
 import pytest
 import torch
 
-from megatron_af.model import PADDING, AudioFront, length_groups
+from megatron_af.config import ConfigError
+from megatron_af.model import PADDING, AudioFront, Vocabulary, build, length_groups
+from megatron_af.parallel.device import current_device
 from tests import tiny
 
 MIXED = (1, 1, 7, 2, 1, 3, 1, 30, 1, 2, 1, 1, 17, 1)
@@ -92,3 +94,8 @@ def test_groups_hold_every_clip_once_within_their_budget() -> None:
 def test_a_rank_without_clips_has_no_tokens() -> None:
     side = front()
     assert side(features(side, ()), ()).shape == (0, side.feature_dim)
+
+
+def test_a_tokenizer_with_more_words_than_rows_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.lm.vocab = 90: data.tokenizer has 91 words"):
+        build(tiny.config(), Vocabulary(first_added_id=91, num_added=4), current_device())

@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> int:
     print(f"{made.file}: {made.tokens:,} tokens, {len(made.new):,} new, of the rows of {', '.join(made.datasets)}")
     if made.new:
         print(f"  {', '.join(made.new[:12])}{', …' if len(made.new) > 12 else ''}")
-    if made.tokens > config.model.lm.vocab:
-        print(f"  model.lm.vocab = {config.model.lm.vocab:,} has fewer rows: set it to {made.tokens:,}")
+    if problem := config.model.lm.too_few_rows(made.words):
+        print(f"  {problem}")
     return 0
 
 

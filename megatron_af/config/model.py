@@ -189,6 +189,13 @@ class LMConfig:
     max_positions: Weights[Count] = 32_768
     """Most tokens of a text; with learnt positions also the places that their table has."""
 
+    def too_few_rows(self, words: int) -> str:
+        """What to say where ``words`` ids, a tokenizer's own without Audio Flamingo's added ones, do not all have a row
+        of the table; empty where they do."""
+        if words <= self.vocab:
+            return ""
+        return f"model.lm.vocab = {self.vocab:,}: data.tokenizer has {words:,} words, a row each; set it to {words:,}"
+
     @property
     def component(self) -> Any:
         """The ``megatron_af.decoder.family.LanguageFamily`` of these sizes; its module is imported only now.

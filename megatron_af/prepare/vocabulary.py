@@ -31,7 +31,9 @@ class Made:
     new: list[str]
     """Words that were not there before, in their order."""
     tokens: int
-    """Ids of the tokenizer, Audio Flamingo's added ones included: what ``model.lm.vocab`` must not fall short of."""
+    """Ids of the tokenizer, Audio Flamingo's added ones included."""
+    words: int
+    """Without these: what ``model.lm.vocab`` must not fall short of."""
     datasets: list[str]
     """Whose rows were read."""
 
@@ -63,7 +65,9 @@ def make_tokenizer(config: Config, start: Path | None = None) -> Made:
         raise ConfigError("no words can be added", [f"{begin}: {why}"]) from why
     if new or begin != file:
         write(file, base.to_str(pretty=True))
-    return Made(file=file, new=new, tokens=len(Tokenizer.load(file)), datasets=list(found))
+    tokenizer = Tokenizer.load(file)
+    words = tokenizer.first_added_id
+    return Made(file=file, new=new, tokens=len(tokenizer), words=words, datasets=list(found))
 
 
 def tokenizer_file(config: Config) -> Path:

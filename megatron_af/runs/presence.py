@@ -6,6 +6,7 @@ problems = list(missing_for_training(config))       # of config.stage, which mus
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_af.config import Config, DatasetConfig
@@ -17,6 +18,7 @@ from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, CheckpointError, latest
 from megatron_af.runs.pointers import source_of
 from megatron_af.runs.whole import readable
+from megatron_af.text.tokenizer import Tokenizer
 
 
 def missing_for_training(
@@ -68,6 +70,8 @@ def missing_at_the_head(config: Config) -> Iterator[str]:
     tokenizer = config.data.tokenizer
     if tokenizer and not is_there(tokenizer) and not _is_below(tokenizer, config.data.root, config.output):
         yield f"data.tokenizer = {tokenizer}: does not exist; name a folder, a tokenizer.json or a hub name"
+    if tokenizer and any("lm" in spec_of(stage).parts_of(stage) for stage in config.curriculum.values()):
+        yield from _without_rows(config)
     try:
         root = DataRoot(config.data.root)
     except (OSError, ValueError, ImportError) as error:
@@ -152,12 +156,22 @@ def _narrower(config: Config) -> Iterator[str]:
 
 def _texts(config: Config) -> Iterator[str]:
     """Tokenizer, and what else the stage's objective reads."""
-    tokenizer = config.data.tokenizer
+    tokenizer, stage = config.data.tokenizer, config.curriculum[config.stage]
     if not tokenizer:
         yield "data.tokenizer is not set: name a folder, a tokenizer.json or a hub name such as Qwen/Qwen2.5-3B"
     elif not is_there(tokenizer):
         yield f"data.tokenizer = {tokenizer}: does not exist; name a folder, a tokenizer.json or a hub name"
-    yield from spec_of(config.curriculum[config.stage]).missing(config, config.stage)
+    elif "lm" in spec_of(stage).parts_of(stage):
+        yield from _without_rows(config)
+    yield from spec_of(stage).missing(config, config.stage)
+
+
+def _without_rows(config: Config) -> Iterator[str]:
+    """Words of a tokenizer on this machine that the language model has no row for; others tell when they are loaded."""
+    if Path(config.data.tokenizer).exists():
+        with suppress(ForeignError, OSError, ValueError):  # whoever loads it says what is wrong with it
+            words = Tokenizer.load(config.data.tokenizer).first_added_id
+            yield from filter(None, [config.model.lm.too_few_rows(words)])
 
 
 def _is_below(path: str, *folders: str) -> bool:

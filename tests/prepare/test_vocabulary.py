@@ -37,6 +37,7 @@ def test_everything_that_a_row_says_can_be_written(tmp_path: Path) -> None:
     made = make_tokenizer(config)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     assert made.datasets == ["a"] and made.tokens == len(tokenizer)
+    assert made.words == made.tokens - len(tokenizer.added) == tokenizer.first_added_id
     assert {"dog", "cat", "snow", "hearing"} <= set(made.new)
     for said in ("what barks?", "a dog", "one cat", "some rain", "wind", "hail", "snow", "this is a sound of rain"):
         assert tokenizer.unknown_words(said) == []

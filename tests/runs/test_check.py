@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 from megatron_af.config import BoundsConfig, Config, ConfigError, DatasetConfig
 from megatron_af.config.loading import to_yaml
 from megatron_af.runs.check import check, validate, validate_evaluation
+from megatron_af.runs.presence import missing_at_the_head, missing_for_evaluation, missing_for_training
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +182,27 @@ def test_missing_files_are_found_and_present_ones_accepted(tmp_path: Path) -> No
     assert len(caught.value.problems) == 1
     (tmp_path / "data" / "b.jsonl").touch()
     validate(config, 1)
+
+
+def test_words_without_a_row_are_refused_wherever_they_are_read(tmp_path: Path) -> None:
+    """Training, measuring and a pipeline's first step say it; AF-CLAP's own text tower is as long as the tokenizer."""
+    words = {"<|endoftext|>": 0, "<unknown>": 1, **{f"w{number}": number for number in range(2, 12)}}
+    file = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unknown>")).save(str(file))
+    config = with_stage(runnable(), blend={"a": 1.0}, evaluation=("a",))
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).touch()
+    config = replace(config, data=replace(config.data, root=str(tmp_path), tokenizer=str(file)))
+
+    def told(rows: int) -> list[bool]:
+        sized = replace(config, model=replace(config.model, lm=replace(config.model.lm, vocab=rows)))
+        contrastive = with_stage(sized, objective="contrastive")
+        found = [*map(list, (missing_for_training(sized), missing_for_evaluation(sized), missing_at_the_head(sized)))]
+        found.append(list(missing_for_training(contrastive)))
+        problem = f"model.lm.vocab = {rows}: data.tokenizer has 12 words, a row each; set it to 12"
+        return [problem in problems for problems in found]
+
+    assert told(11) == [True, True, True, False] and told(12) == [False] * 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there Transformer Engine may be had")
