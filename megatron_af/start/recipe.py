@@ -6,16 +6,17 @@
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_af.config import ImportConfig, ModelConfig
+from megatron_af.config import ImportConfig
 from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.prepare.advice import MOST, fitting_text, fitting_window
 from megatron_af.prepare.statistics import Statistics
+from megatron_af.start.origin import ANSWERING, Begin
 
 BATCH = 32
 CLAP_PASSES, CLAP_STEPS = 8, (300, 500)
@@ -24,14 +25,6 @@ ANSWER_PASSES, ANSWER_STEPS = 6, (200, 400)
 FEWEST_WORDS = 128
 MOST_WINDOWS = 6
 """Of a clip, at toy size: more costs minutes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Begin:
-    """A trained encoder to begin with."""
-
-    checkpoint: Path
-    model: ModelConfig
 
 
 def write_recipe(
@@ -46,7 +39,7 @@ def write_recipe(
     Args:
         root: ``data.root``: rows, prepared recordings and the tokenizer lie there.
         facts: of the rows that training and its held-out part come from.
-        begin: whose encoder hears on, with the windows that it knows; None: a fresh one.
+        begin: whose weights are trained on, in their sizes and windows; None: fresh ones.
         words: ids of the tokenizer.
     """
     window = begin.model.front_end.window_seconds if begin else fitting_window(facts.seconds)
@@ -59,10 +52,10 @@ def write_recipe(
     answering = _steps(ANSWER_PASSES, ANSWER_STEPS, train)
     longest = max(facts.seconds)
     heard = f"{window:g} s" if windows == 1 else f"{windows} windows of {window:g} s"
-    heard_before = f"    entry: {{encoder: {json.dumps(str(begin.checkpoint))}}}\n" if begin else ""
+    contrastive_entry = _entry(begin, "encoder", "clap")
     clap = f"""  clap: # the encoder learns what is said of the recordings: without this, answers hardly teach it
     objective: contrastive
-{heard_before}    trainable: ["*"]
+{contrastive_entry}    trainable: ["*"]
     frozen: ["encoder.bn0.*"]
     blend: {{train: 1}}
     max_windows: {windows} # {heard}; what lies behind is not heard, and the longest recording has {longest:.3g} s
@@ -75,7 +68,7 @@ def write_recipe(
 """
     why = 'how sure an answer must be: asked with unsure="none of these", it says that in place of others'
     sure = f"    calibrate: development # {why}\n" if facts.options else ""
-    entry = "    entry: {encoder: clap}\n" if described else heard_before
+    entry = _entry(begin, *(() if described else ("encoder",)), *ANSWERING, encoder="clap" if described else "")
     trained = '    frozen: ["encoder.*"] # its features are made once and kept\n' if described else ""
     return f"""\
 # Written by tools/start.py of the recordings in {root / "recordings"}; it is yours to change. What it changes is done
@@ -91,9 +84,7 @@ launch: {{processes_per_node: 2}} # one per GPU, or what the cores allow
 checkpoint: {{keep: 1, every_steps: 100}}
 tracking: {{enabled: false}} # true: follow it in MLflow (docs/mlflow.md)
 model:
-{_hearing(window, begin)}  transform: {{layers: 1}}
-  lm: {{layers: 2, max_positions: {max(256, 2 * text_tokens)}, vocab: {_rows(words)}}} # {words:,} words are used
-data:
+{_sizes(window, begin, text_tokens, words)}data:
   root: {root}
   tokenizer: ${{data.root}}/tokenizer.json # every word of the rows; tools/make_tokenizer.py adds new ones
   feature_cache: ${{output}}/${{name}}/features
@@ -119,16 +110,39 @@ data:
 {sure}"""
 
 
-def _hearing(window: float, begin: Begin | None) -> str:
-    """Front end and encoder: what differs from the included sizes."""
+def _sizes(window: float, begin: Begin | None, text_tokens: int, words: int) -> str:
+    """The model's sections: what differs from the included sizes."""
+    lines = []
     if begin is None:
         why = "95% of the recordings are no longer, or it is AF-CLAP's 10 s"
-        return f"  front_end: {{window_seconds: {window:g}}} # {why}\n"
-    sizes = load_config(CONFIGS / "model" / "demo.yaml", ["name=sizes"]).model
-    return "".join(
-        f"  {part}: {json.dumps(_changed(getattr(sizes, part), getattr(begin.model, part)))} # of {begin.checkpoint}\n"
-        for part in ("front_end", "encoder")
-    )
+        lines.append(f"  front_end: {{window_seconds: {window:g}}} # {why}\n")
+    if begin is None or not begin.answers:
+        lines.append("  transform: {layers: 1}\n")
+        sizes = f"{{layers: 2, max_positions: {max(256, 2 * text_tokens)}, vocab: {_rows(words)}}}"
+        lines.append(f"  lm: {sizes} # {words:,} words are used\n")
+    if begin is None:
+        return "".join(lines)
+    included = load_config(CONFIGS / "model" / "demo.yaml", ["name=sizes"]).model
+    sections = ["front_end", "encoder", *(["transform", "cross_attention"] if begin.answers else [])]
+    for part in [*sections, *(["clap"] if "clap" in begin.taken else [])]:
+        changed = _changed(getattr(included, part), getattr(begin.model, part))
+        if changed or part in ("front_end", "encoder"):
+            lines.append(f"  {part}: {json.dumps(changed)} # of {begin.origin}\n")
+    if begin.answers:
+        own = replace(begin.model.lm, vocab=max(begin.model.lm.vocab, _rows(words)))
+        lines.append(f"  lm: {json.dumps(_changed(included.lm, own))} # of {begin.origin}; {words:,} words are used\n")
+    return "".join(lines)
+
+
+def _entry(begin: Begin | None, *parts: str, encoder: str = "") -> str:
+    """The stage's ``entry``, as a line or none.
+
+    Args:
+        encoder: stage that it comes from.
+    """
+    named = {"encoder": encoder} if encoder else {}
+    named |= {part: str(begin.taken[part]) for part in parts if part in begin.taken} if begin else {}
+    return f"    entry: {json.dumps(named)}\n" if named else ""
 
 
 def _rows(words: int) -> int:

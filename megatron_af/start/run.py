@@ -31,16 +31,16 @@ from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.report import clock
 from megatron_af.pipeline.stage_progress import StageProgress
+from megatron_af.prepare.advice import fitting_text
 from megatron_af.prepare.outcome import import_rows, prepare_recordings
 from megatron_af.prepare.statistics import Statistics, measure
 from megatron_af.prepare.vocabulary import make_tokenizer
 from megatron_af.progress import Progress
 from megatron_af.report.run import write_report
-from megatron_af.runs.pointers import holds
-from megatron_af.serve.places import find
 from megatron_af.start.layouts import LINK, Found, understand
+from megatron_af.start.origin import Begin, offered
 from megatron_af.start.pace import Pace
-from megatron_af.start.recipe import Begin, write_recipe
+from megatron_af.start.recipe import write_recipe
 from megatron_af.text.tokenizer import Tokenizer
 
 FEWEST_ROWS = 20
@@ -53,6 +53,7 @@ class _Facts:
     words: int
     classes: Counter[str]
     example: Row
+    begin: Begin | None
 
 
 def start(
@@ -60,7 +61,7 @@ def start(
 ) -> None:
     """
     Args:
-        origin: run, stage, checkpoint or release whose encoder is trained on; None: a fresh one.
+        origin: run, stage, checkpoint or release that is trained on where it fits; None: all weights are fresh.
         overrides: of the written YAML's keys; ``name=`` and ``data.root=`` decide where it is written.
 
     Raises:
@@ -81,11 +82,9 @@ def start(
         found = understand(folder, work)
         _tell(console, folder, found)
         if dry_run or not file.exists():
-            facts = _look(found, name, work, progress)
+            facts = _look(found, name, work, progress, offered(origin) if origin else None)
             _tell_facts(console, facts)
-            text = write_recipe(
-                name, root, found.origins, facts.statistics, _begin(origin) if origin else None, facts.words
-            )
+            text = write_recipe(name, root, found.origins, facts.statistics, facts.begin, facts.words)
             write(work / f"{name}.yaml", text)
         else:
             progress.say(f"settings: {file}, which is there already; delete it to begin anew")
@@ -103,20 +102,13 @@ def start(
         _tell_results(console, config, file, time.monotonic() - began)
 
 
-def _begin(origin: Path) -> Begin:
-    config, checkpoint = find(origin)
-    if not holds(checkpoint, "encoder"):
-        raise ConfigError(f"{origin} cannot be begun with", [f"{checkpoint} holds no encoder; name one that hears"])
-    return Begin(checkpoint=checkpoint, model=config.model)
-
-
 def slug(folder: Path) -> str:
     """A name for the run, of letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:40] or "mine"
 
 
-def _look(found: Found, name: str, root: Path, progress: Progress) -> _Facts:
-    """What the rows hold that training will come from."""
+def _look(found: Found, name: str, root: Path, progress: Progress, begin: Begin | None) -> _Facts:
+    """What the rows hold that training will come from, and what fits them of the weights that are offered."""
     key = "all" if "all" in found.origins else "train"
     sets = {n: DatasetConfig(manifest=f"{n}.jsonl", origin=origin) for n, origin in found.origins.items()}
     words = root / "tokenizer.json"
@@ -131,12 +123,16 @@ def _look(found: Found, name: str, root: Path, progress: Progress) -> _Facts:
         problems.append(f"every recording is {min(classes)!r}: there is nothing to tell apart")
     if problems:
         raise ConfigError(f"{root / LINK} is not enough", problems)
-    made = make_tokenizer(config)
+    made = make_tokenizer(config, begin.tokenizer if begin else None)
+    statistics = measure(rows, config, Tokenizer.load(words), name=key)
+    if begin:
+        begin = begin.with_words(made).with_texts(fitting_text(statistics.tokens))
     return _Facts(
-        statistics=measure(rows, config, Tokenizer.load(words), name=key),
-        words=made.tokens,
+        statistics=statistics,
+        words=made.words,
         classes=classes,
         example=rows[len(rows) // 2],
+        begin=begin,
     )
 
 
@@ -178,6 +174,7 @@ def _tell_facts(console: Console, facts: _Facts) -> None:
     if question:
         asked = " ".join(question.prompt.split())
         lines.append(f"for example {facts.example.id}: {asked} -> {question.output}")
+    lines += facts.begin.told() if facts.begin else []
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

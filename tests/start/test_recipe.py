@@ -1,15 +1,26 @@
 """The written YAML can be read, checks, and has the numbers that its data asks for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, EncoderConfig, FrontEndConfig, ImportConfig, ModelConfig
+from megatron_af.config import (
+    ClapConfig,
+    Config,
+    EncoderConfig,
+    FrontEndConfig,
+    ImportConfig,
+    LMConfig,
+    ModelConfig,
+    TransformConfig,
+)
 from megatron_af.config.loading import load_config
 from megatron_af.prepare.advice import advise
 from megatron_af.prepare.statistics import Statistics
 from megatron_af.runs.check import check
-from megatron_af.start.recipe import Begin, write_recipe
+from megatron_af.start.origin import ANSWERING, Begin
+from megatron_af.start.recipe import write_recipe
 
 LABELS = ImportConfig(format="labels", path="recordings")
 TABLE = ImportConfig(
@@ -82,17 +93,40 @@ def test_a_trained_encoder_is_begun_with_as_it_was_trained(tmp_path: Path, capti
         front_end=FrontEndConfig(window_seconds=2.0),
         encoder=EncoderConfig(embed_dim=32, depths=(1, 1), heads=(2, 2), patch_size=16, classes=0, stft_weights=False),
     )
-    begin = Begin(checkpoint=tmp_path / "a run/clap/checkpoints/step_00000003", model=model)
+    checkpoint = tmp_path / "a run/clap/checkpoints/step_00000003"
+    begin = Begin(origin=tmp_path / "a run", taken={"encoder": checkpoint}, model=model)
     file = tmp_path / "mine.yaml"
     file.write_text(write_recipe("mine", tmp_path / "data", {"all": LABELS}, facts(captions=captions), begin))
     config = load_config(file)
     assert check(config, 2) == []
     assert (config.model.encoder, config.model.front_end) == (model.encoder, model.front_end)
     first = next(iter(config.curriculum.values()))
-    assert first.entry == {"encoder": str(begin.checkpoint)}
+    assert first.entry == {"encoder": str(checkpoint)} and config.model.lm.layers == 2
     assert ("clap" in config.curriculum) == bool(captions)
     if captions:
         assert config.curriculum["answer"].entry == {"encoder": "clap"}
+
+
+@pytest.mark.parametrize("captions", [9000, 0], ids=["through AF-CLAP", "answers alone"])
+@pytest.mark.parametrize(("words", "rows"), [(36, 128), (120, 192)])
+def test_what_answers_is_begun_with_in_its_sizes(tmp_path: Path, captions: int, words: int, rows: int) -> None:
+    """New words stand behind the old ones, in as many rows as there must be."""
+    lm = LMConfig(hidden=64, layers=3, heads=4, kv_heads=2, ffn=96, vocab=100, max_positions=640)
+    clap = ClapConfig(text_tower="", text_hidden=32, text_layers=1, text_heads=2, joint_dim=48)
+    model = ModelConfig(lm=lm, clap=clap, transform=TransformConfig(layers=2, heads=2, ffn=64))
+    taken = dict.fromkeys(("encoder", *ANSWERING), tmp_path / "long") | {"clap": tmp_path / "clap"}
+    begin = Begin(origin=tmp_path / "release", taken=taken, model=model)
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        write_recipe("mine", tmp_path / "data", {"all": LABELS}, facts(captions=captions), begin, words=words)
+    )
+    config = load_config(file)
+    assert config.model == replace(model, lm=replace(lm, vocab=rows))
+    stages, long = config.curriculum, str(tmp_path / "long")
+    entry = dict.fromkeys(ANSWERING, long)
+    assert stages["answer"].entry == entry | {"encoder": "clap" if captions else long}
+    if captions:
+        assert stages["clap"].entry == {"encoder": long, "clap": str(tmp_path / "clap")}
 
 
 @pytest.mark.parametrize(("words", "rows"), [(36, 128), (116, 128), (117, 192), (5_000, 5504)])

@@ -1,6 +1,7 @@
 """The whole way on a folder of tones, with hardly any training: what it learns is nothing; docs say what it reaches."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,16 @@ def test_from_a_folder_to_answers_and_once_only(
 
     folder.rename(tmp_path / "others")
     assert main([str(tmp_path / "others"), "--from", "runs/my-sounds", *SMALL]) == 0
-    begun = json.loads((tmp_path / "runs/others/clap/stage.json").read_text())["inputs"]
-    source = sorted((run / "answer/checkpoints").glob("step_*"))[-1]
-    assert begun["parent/encoder"] == checkpoint_digest(source)
+    source = sorted((run / "answer/checkpoints").glob("step_*"))[-1].relative_to(tmp_path)
+    told = capfd.readouterr().out
+    assert f"runs/my-sounds: begins with encoder, transform, xattn, lm, rows of {tmp_path / source}" in told
+    assert f"begins with clap of {tmp_path / 'runs/my-sounds/clap/checkpoints'}" in told, "there is no new word"
+    digest = checkpoint_digest(source)
+    for stage, parts in (("clap", ["encoder"]), ("answer", ["transform", "xattn", "lm", "rows"])):
+        begun = json.loads((tmp_path / f"runs/others/{stage}/stage.json").read_text())["inputs"]
+        assert [begun[f"parent/{part}"] for part in parts] == [digest] * len(parts)
+    config = load_config("data/others/others.yaml")
+    assert config.model == replace(load_config("data/my-sounds/my-sounds.yaml", SMALL).model, lm=config.model.lm)
 
 
 def test_a_dry_run_shows_settings_and_times_and_writes_nothing(
