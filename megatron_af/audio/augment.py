@@ -1,11 +1,14 @@
 """Augmentations of the HTS-AT recipe on normalised mel windows (W, F, M), in training only.
 
-mel_WFM = SpecAugment()(mel_WFM)
+mel_WFM = SpecAugment(64, 8)(mel_WFM)
+set_augment(model, stage.augment, config.model.front_end)         # before a stage trains
 partner_B, share_B = draw_mix_up(num_clips, alpha=0.5); mel_WFM = mix(mel_WFM, partner_B, share_B)
 """
 
 import torch
 from torch import Tensor, nn
+
+from megatron_af.config import AugmentConfig, FrontEndConfig
 
 STRIPES = 2
 TIME_SHARE = 64 / 1001
@@ -15,15 +18,41 @@ FREQUENCY_WIDTH = 8
 
 
 class SpecAugment(nn.Module):
-    """Blanks stripes of time and of frequency, others for each window (Park et al. 2019, sizes of HTS-AT)."""
+    """Blanks stripes of time and of frequency, others for each window (Park et al. 2019).
+
+    Args:
+        frames, bins: no stripe is as long, or as wide; 0: there is none.
+    """
+
+    def __init__(self, frames: int, bins: int) -> None:
+        super().__init__()
+        self.frames, self.bins = frames, bins
+
+    @classmethod
+    def of(cls, front_end: FrontEndConfig, *, on: bool) -> "SpecAugment":
+        """In HTS-AT's sizes, as the shares of a window that they are there."""
+        return cls(max(1, round(TIME_SHARE * front_end.window_frames)), FREQUENCY_WIDTH) if on else cls(0, 0)
 
     def forward(self, mel_WFM: Tensor) -> Tensor:
         if not self.training:
             return mel_WFM
         W, F, M = mel_WFM.shape
-        kept_WF = _kept(W, F, max(1, round(TIME_SHARE * F)), mel_WFM.device)
-        kept_WM = _kept(W, M, FREQUENCY_WIDTH, mel_WFM.device)
-        return mel_WFM * kept_WF[:, :, None] * kept_WM[:, None, :]
+        if self.frames:
+            mel_WFM = mel_WFM * _kept(W, F, self.frames, mel_WFM.device)[:, :, None]
+        if self.bins:
+            mel_WFM = mel_WFM * _kept(W, M, self.bins, mel_WFM.device)[:, None, :]
+        return mel_WFM
+
+
+def set_augment(model: nn.Module, augment: AugmentConfig | None, front_end: FrontEndConfig) -> None:
+    """What a model's encoder blanks from now on; None: what it was built with."""
+    if augment is None:
+        return
+    frames = round(augment.time_seconds * front_end.sample_rate / front_end.hop_samples)
+    for module in model.modules():
+        if isinstance(module, SpecAugment):
+            module.frames = frames + 1 if augment.time_seconds else 0  # a width is drawn below these
+            module.bins = augment.mel_bins + 1 if augment.mel_bins else 0
 
 
 def _kept(windows: int, length: int, most: int, device: torch.device) -> Tensor:

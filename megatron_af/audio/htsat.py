@@ -269,7 +269,7 @@ class HTSAT(nn.Module):
         self.recompute, self.views = config.recompute, front_end.long_clips == "views"
         self.folds = IMAGE_SIDE // front_end.mel_bins
         self.bn0 = MelNorm(front_end.mel_bins)
-        self.spec_augment = SpecAugment() if config.spec_augment else nn.Identity()
+        self.spec_augment = SpecAugment.of(front_end, on=config.spec_augment)
         self.patch_embed = PatchEmbedding(config)
         rows = IMAGE_SIDE // config.patch_size
         self.absolute_pos_embed: Tensor | None = None

@@ -46,6 +46,7 @@ from megatron_af.config.run import (
     release_steps,
 )
 from megatron_af.config.stage import (
+    AugmentConfig,
     BoundsConfig,
     ContrastiveConfig,
     LoRAConfig,
@@ -58,6 +59,7 @@ from megatron_af.config.stage import (
 __all__ = [
     "LOWEST_TEMPERATURE",
     "RETRIEVAL_STEP",
+    "AugmentConfig",
     "BoundsConfig",
     "CheckpointConfig",
     "ClapConfig",

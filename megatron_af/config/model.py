@@ -120,7 +120,7 @@ class EncoderConfig:
     """Carry the STFT and mel matrices that the released weights count among their parameters; DALI makes the mel."""
     spec_augment: Weights[bool] = False
     """While training, blank two stripes of up to 6.4% of the time (HTS-AT: 64 frames of 10 s) and two of up to 8 mel
-    bins in every window."""
+    bins in every window; a stage may set its own (``curriculum.NAME.augment``)."""
     recompute: Rounding[bool] = False
     """Recompute the encoder's activations in the backward pass (bounds memory in stage 2)."""
     vector: Weights[Literal["", "mlp", "residual"]] = ""

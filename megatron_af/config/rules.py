@@ -196,6 +196,7 @@ def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
             f"most {LONGEST_CLIP_SECONDS} s long"
         )
     yield from own_problems(stage, prefix)
+    yield from _augmentation(config, name)
     order = list(config.curriculum)
     for part, origin in stage.entry.items():
         if origin in order and order.index(origin) >= order.index(name):
@@ -208,6 +209,23 @@ def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
     for dataset in stage.blend:
         if dataset not in config.data.datasets:
             yield f"{prefix}.blend.{dataset}: not in data.datasets{suggestion(dataset, list(config.data.datasets))}"
+
+
+def _augmentation(config: Config, name: str) -> Iterator[str]:
+    """Stripes that blank something, and not everything."""
+    stage, front = config.curriculum[name], config.model.front_end
+    window, bins = front.window_seconds, front.mel_bins
+    if (augment := stage.augment) is None:
+        return
+    key = f"curriculum.{name}.augment"
+    if config.model.encoder.kind != "htsat":
+        yield f"{key}: model.encoder.kind = {config.model.encoder.kind} blanks nothing; take it out"
+    elif not stage.trains("encoder.norm.weight"):
+        yield f"{key}: the encoder is frozen, and its features are made once; take it out, or let encoder.* train"
+    if 2 * augment.time_seconds > window:
+        yield f"{key}.time_seconds = {augment.time_seconds:g}: two stripes may blank a window of {window:g} s; lower it"
+    if 2 * augment.mel_bins > bins:
+        yield f"{key}.mel_bins = {augment.mel_bins}: two stripes may blank all of {bins} (model.front_end.mel_bins)"
 
 
 def evaluation_rules(config: Config, name: str) -> Iterator[str]:

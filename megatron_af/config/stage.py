@@ -63,6 +63,17 @@ class ContrastiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What HTS-AT does not hear of its windows while it trains (SpecAugment): two stripes of time and two of frequency,
+    others in every window."""
+
+    time_seconds: Weights[NotNegative] = 0.0
+    """No stripe of time is longer; HTS-AT's recipe: 0.64 of windows of 10 s. 0: none."""
+    mel_bins: Weights[Whole] = 0
+    """No stripe of frequency is wider; HTS-AT's recipe: 8 of 64. 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
     """Low-rank adapters on the language model's layers; they train by the pattern ``lm.*.lora.*``."""
 
@@ -151,6 +162,9 @@ class StageConfig:
     """Exceptions to ``trainable``."""
     lora: LoRAConfig | None = None
     """Adapters beside the linears of a frozen language model; they are the part ``lora`` of its checkpoints."""
+    augment: AugmentConfig | None = None
+    """How the windows differ each time that the encoder learns from them; without it, as ``model.encoder.spec_augment``
+    says."""
     blend: Order[dict[str, float]] = field(default_factory=dict)
     """Data set -> weight, in passes over it per epoch."""
     max_windows: Order[Count] = 3

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import AugmentConfig, Config, StageConfig
 from megatron_af.prepare.statistics import Statistics
 
 LONGEST_WINDOW_SECONDS = 10.0
@@ -21,6 +21,10 @@ MOST = 0.95
 """Of the clips fit into one window."""
 ROOM = 1.5
 """What is this many times too large is worth a change."""
+MANY_PASSES = 20
+"""Over the same recordings: that they are heard otherwise each time is worth a try."""
+BLANKED, BLANKED_BINS = 0.064, 8
+"""Share of a window's time, and mel bins, that HTS-AT's recipe blanks at most in a stripe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +51,19 @@ def fitting_text(tokens: Sequence[int]) -> int:
     return max(8, 8 * math.ceil(max(tokens, default=1) / 8))
 
 
+def fitting_augment(passes: float, window_seconds: float) -> AugmentConfig | None:
+    """HTS-AT's stripes, where a stage hears the same recordings many times; else None."""
+    if passes < MANY_PASSES:
+        return None
+    return AugmentConfig(time_seconds=round(BLANKED * window_seconds, 3), mel_bins=BLANKED_BINS)
+
+
 def advise(statistics: Statistics, config: Config) -> list[Advice]:
     """What the data set asks for and the configuration has otherwise, for the stages that train on it."""
     readers = {name: stage for name, stage in config.curriculum.items() if statistics.name in stage.blend}
     found = [*_window(statistics, config)]
     for name, stage in readers.items():
-        found += [*_lengths(statistics, config, name, stage)]
+        found += [*_lengths(statistics, config, name, stage), *_augmentation(statistics, config, name, stage)]
     return [*found, *_order(statistics, config, readers)]
 
 
@@ -99,6 +110,25 @@ def _lengths(statistics: Statistics, config: Config, name: str, stage: StageConf
             now=str(stage.max_text_tokens),
             better=str(text),
             why=f"the longest text has {max(statistics.tokens)} tokens; memory and batches are planned for the rest",
+        )
+
+
+def _augmentation(statistics: Statistics, config: Config, name: str, stage: StageConfig) -> Iterator[Advice]:
+    """An encoder that hears few recordings many times learns them by heart."""
+    encoder, window = config.model.encoder, config.model.front_end.window_seconds
+    learns = encoder.kind == "htsat" and stage.trains("encoder.norm.weight") and statistics.seconds
+    share = stage.blend[statistics.name] / sum(stage.blend.values())
+    passes = stage.passes * stage.blend[statistics.name]
+    if not passes and statistics.rows:
+        passes = share * stage.steps * stage.global_batch_samples / statistics.rows
+    better = fitting_augment(passes, window)
+    if learns and better and stage.augment is None and not encoder.spec_augment:
+        yield Advice(
+            key=f"curriculum.{name}.augment",
+            now="none",
+            better=f"{{time_seconds: {better.time_seconds:g}, mel_bins: {better.mel_bins}}}",
+            why=f"the encoder hears each recording {passes:.0f} times; blanked stripes, HTS-AT's share of a window of "
+            f"{window:g} s, let no two times be alike. Hold it against a run without, on development rows",
         )
 
 

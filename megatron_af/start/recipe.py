@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron_af.config import ImportConfig
 from megatron_af.config.loading import CONFIGS, load_config
-from megatron_af.prepare.advice import MOST, fitting_text, fitting_window
+from megatron_af.prepare.advice import MOST, fitting_augment, fitting_text, fitting_window
 from megatron_af.prepare.statistics import Statistics
 from megatron_af.start.origin import ANSWERING, Begin
 
@@ -57,7 +57,7 @@ def write_recipe(
     objective: contrastive
 {contrastive_entry}    trainable: ["*"]
     frozen: ["encoder.bn0.*"]
-    blend: {{train: 1}}
+{_augment(contrastive * BATCH / train, window)}    blend: {{train: 1}}
     max_windows: {windows} # {heard}; what lies behind is not heard, and the longest recording has {longest:.3g} s
     global_batch_samples: {BATCH}
     micro_batch_samples: {BATCH // 2}
@@ -70,6 +70,8 @@ def write_recipe(
     sure = f"    calibrate: development # {why}\n" if facts.options else ""
     entry = _entry(begin, *(() if described else ("encoder",)), *ANSWERING, encoder="clap" if described else "")
     trained = '    frozen: ["encoder.*"] # its features are made once and kept\n' if described else ""
+    if not described:
+        trained = _augment(answering * BATCH / train, window)
     return f"""\
 # Written by tools/start.py of the recordings in {root / "recordings"}; it is yours to change. What it changes is done
 # again by the same command, or by these, one by one:
@@ -132,6 +134,14 @@ def _sizes(window: float, begin: Begin | None, text_tokens: int, words: int) -> 
         own = replace(begin.model.lm, vocab=max(begin.model.lm.vocab, _rows(words)))
         lines.append(f"  lm: {json.dumps(_changed(included.lm, own))} # of {begin.origin}; {words:,} words are used\n")
     return "".join(lines)
+
+
+def _augment(passes: float, window: float) -> str:
+    """The stage's augmentation, as a line or none."""
+    if (augment := fitting_augment(passes, window)) is None:
+        return ""
+    why = f"the same recordings come {passes:.0f} times: stripes of them are left out, others each time"
+    return f"    augment: {{time_seconds: {augment.time_seconds:g}, mel_bins: {augment.mel_bins}}} # {why}\n"
 
 
 def _entry(begin: Begin | None, *parts: str, encoder: str = "") -> str:

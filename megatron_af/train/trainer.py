@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_af.audio.augment import set_augment
 from megatron_af.config import Config, StageConfig
 from megatron_af.config.loading import to_yaml
 from megatron_af.data.batch import StepBatch
@@ -90,6 +91,7 @@ class Trainer:
             self.folder / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous, self._announce
         )
         self._sources = self._load_weights(resume_from, entries)
+        set_augment(self.model.front, self.stage.augment, config.model.front_end)
         self.learner: Learner = self.objective.start(config, self.stage, self.model, self.groups, self.device)
         self._schedule = build_schedule(self.stage.optimizer, self.stage.steps, self.learner.optimizer)
         self.step = 0

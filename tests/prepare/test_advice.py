@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_af.config import Config, FrontEndConfig, ModelConfig, StageConfig
+from megatron_af.config import AugmentConfig, Config, FrontEndConfig, ModelConfig, StageConfig
 from megatron_af.prepare.advice import advise, fitting_text, fitting_window, table
 from megatron_af.prepare.statistics import Statistics
 
@@ -50,6 +50,29 @@ def test_windows_of_padding_and_texts_of_nothing_are_named() -> None:
     given: Any = {"all": "runs/other/lm/checkpoints/step_00000001"}
     assert "model.front_end.window_seconds" not in said(run(10.0, answer=replace(ANSWER, entry=given)))
     assert len(table(advise(SHORT, config), "a").rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, True),
+        ({"steps": 9}, False),
+        ({"passes": 19.0}, False),
+        ({"passes": 20.0, "steps": 1}, True),
+        ({"blend": {"a": 1.0, "b": 1.0}}, False),
+        ({"frozen": ("encoder.*",)}, False),
+        ({"augment": AugmentConfig()}, False),
+    ],
+    ids=["20 times", "18 times", "19 passes", "20 passes", "half of them", "frozen", "decided"],
+)
+def test_few_recordings_heard_many_times_are_worth_an_augmentation(changes: dict[str, Any], named: bool) -> None:
+    """Ten steps of 8 samples are 20 passes over 4 rows."""
+    stage = replace(CLAP, **({"trainable": ("*",), "steps": 10} | changes))
+    found = {item.key: item for item in advise(SHORT, run(clap=stage)) if "augment" in item.key}
+    assert bool(found) is named
+    if named:
+        item = found["curriculum.clap.augment"]
+        assert item.better == "{time_seconds: 0.064, mel_bins: 8}" and "hears each recording 20 times" in item.why
 
 
 def test_clips_that_are_cut_are_named() -> None:

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 import torch
 
-from megatron_af.config import BoundsConfig, Config, ConfigError, DatasetConfig
+from megatron_af.config import AugmentConfig, BoundsConfig, Config, ConfigError, DatasetConfig
 from megatron_af.config.loading import to_yaml
 from megatron_af.runs.check import check, validate, validate_evaluation
 from megatron_af.runs.presence import missing_at_the_head, missing_for_evaluation, missing_for_training
@@ -182,6 +182,22 @@ def test_missing_files_are_found_and_present_ones_accepted(tmp_path: Path) -> No
     assert len(caught.value.problems) == 1
     (tmp_path / "data" / "b.jsonl").touch()
     validate(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("augment", "changes", "said"),
+    [
+        (AugmentConfig(time_seconds=5.0, mel_bins=32), {}, ""),
+        (AugmentConfig(time_seconds=5.1), {}, "time_seconds = 5.1: two stripes may blank a window of 10 s; lower it"),
+        (AugmentConfig(mel_bins=33), {}, "mel_bins = 33: two stripes may blank all of 64 (model.front_end.mel_bins)"),
+        (AugmentConfig(), {"frozen": ("encoder.*",)}, "the encoder is frozen, and its features are made once"),
+    ],
+)
+def test_augmentation_blanks_something_and_not_everything(
+    augment: AugmentConfig, changes: dict[str, Any], said: str
+) -> None:
+    told = [problem for problem in check(with_stage(runnable(), augment=augment, **changes), 1) if "augment" in problem]
+    assert len(told) == bool(said) and all(said in problem for problem in told)
 
 
 def test_words_without_a_row_are_refused_wherever_they_are_read(tmp_path: Path) -> None:

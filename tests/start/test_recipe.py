@@ -70,6 +70,7 @@ def test_the_data_asks_for_nothing_else(tmp_path: Path) -> None:
         config = written(tmp_path, {"all": LABELS}, known)
         windows = [item for item in advise(known, config) if "max_windows" not in item.key]
         assert windows == []
+        assert (config.curriculum["clap"].augment is not None) == (known.rows <= 500)
     assert written(tmp_path, {"all": LABELS}, facts(seconds=28.0)).curriculum["clap"].max_windows == 3
 
 
