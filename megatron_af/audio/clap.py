@@ -7,6 +7,10 @@
 
 A tower's output is averaged, the encoder's over all tokens of a clip or of a part of it, and projected by two layers.
 An encoder that gives one vector per window (``model.encoder.vector``) has projected it already.
+
+Gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): of more
+than ``WINDOWS_AT_ONCE`` windows only their vectors are kept, and the backward pass goes through the encoder again, part
+by part. A loss over any batch needs the memory of one part, its windows and its vectors.
 Source: Wu et al. 2023 (LAION-CLAP) and the AFClap folder of Audio Flamingo 2.
 
 Shapes: W windows, F mel frames, M mel bins, L tokens of a window, D feature dim, B clips, T texts, S text positions,
@@ -14,15 +18,20 @@ H text hidden, J joint dim.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import accumulate
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron_af.audio.clap_loss import exact
 from megatron_af.audio.encoder import encoder_of
+from megatron_af.audio.mel_norm import MelNorm
 from megatron_af.audio.projection import projection
+from megatron_af.audio.recompute import WINDOWS_AT_ONCE, recomputed
 from megatron_af.audio.text_tower import TextTokenizer, TextTower
 from megatron_af.config import LOWEST_TEMPERATURE, ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
 
@@ -54,6 +63,32 @@ class ClapModel(nn.Module):
         Returns:
             audio_BJ: float32 vectors of length 1.
         """
+        if len(mel_WFM) <= WINDOWS_AT_ONCE:
+            return self._embed_together(mel_WFM, windows, parts)
+        parts = parts or [(clip, 0, math.inf) for clip in range(len(windows))]
+        norms = [norm for norm in self.encoder.modules() if isinstance(norm, MelNorm)]
+        self.encoder.train(self.encoder.training)  # parts may have been frozen since the last call
+        statistics = [norm.statistics(mel_WFM) for norm in norms]
+
+        def together(mel_WFM: Tensor, windows: Sequence[int], parts: Sequence[tuple[int, float, float]]) -> Tensor:
+            with ExitStack() as fixed:
+                for norm, taken in zip(norms, statistics, strict=True):
+                    fixed.enter_context(norm.by(taken))
+                return self._embed_together(mel_WFM, windows, parts)
+
+        begins = list(accumulate(windows, initial=0))
+        order, found = [], []
+        for first, end in clips_together(windows, WINDOWS_AT_ONCE):
+            if own := [place for place, (clip, *_) in enumerate(parts) if first <= clip < end]:
+                own_parts = [(parts[place][0] - first, *parts[place][1:]) for place in own]
+                mel = mel_WFM[begins[first] : begins[end]]
+                found.append(recomputed(together, mel, windows[first:end], own_parts))
+                order += own
+        return torch.cat(found)[torch.tensor(order, device=mel_WFM.device).argsort()]
+
+    def _embed_together(
+        self, mel_WFM: Tensor, windows: Sequence[int], parts: Sequence[tuple[int, float, float]] | None
+    ) -> Tensor:
         features_WLD = self.encoder(mel_WFM)
         if parts is None or all(start == 0 and end == math.inf for _, start, end in parts):
             means_BD = clip_means(features_WLD, windows)
@@ -95,10 +130,21 @@ class JointSpace(nn.Module):
             self.register_buffer("log_scale", log_scale)
 
     def join_audio(self, means_BD: Tensor) -> Tensor:
-        return F.normalize(self.audio_projection(means_BD).float(), dim=-1)
+        return F.normalize(exact(self.audio_projection(means_BD)), dim=-1)
 
     def join_text(self, ids_TS: Tensor, real_TS: Tensor) -> Tensor:
-        return F.normalize(self.text_projection(self.text(ids_TS, real_TS)).float(), dim=-1)
+        return F.normalize(exact(self.text_projection(self.text(ids_TS, real_TS))), dim=-1)
+
+
+def clips_together(windows: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring clips (first, end) of ``most`` windows altogether, or one clip of more."""
+    first = count = 0
+    for clip, own in enumerate(windows):
+        if clip > first and count + own > most:
+            yield first, clip
+            first, count = clip, 0
+        count += own
+    yield first, len(windows)
 
 
 def clip_means(features_WLD: Tensor, windows: Sequence[int]) -> Tensor:

@@ -33,6 +33,11 @@ CHUNK = 1024
 """Columns of the similarity matrix that exist at a time."""
 
 
+def exact(x: Tensor) -> Tensor:
+    """In float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def af_clap_loss(
     audio_BD: Tensor,
     positives_PD: Tensor,
@@ -53,7 +58,7 @@ def af_clap_loss(
         group: ranks that share the global batch; None: this rank is alone.
         each: a term for each positive, in place of one for their sum.
     """
-    audio_BD, positives_PD, negatives_ND = (_exact(x) for x in (audio_BD, positives_PD, negatives_ND))
+    audio_BD, positives_PD, negatives_ND = (exact(x) for x in (audio_BD, positives_PD, negatives_ND))
     own_P = scale * (audio_BD[positive_of_P] * positives_PD).sum(-1)
     hard_N = scale * (audio_BD[negative_of_N] * negatives_ND).sum(-1)
     everyone_B = logsumexp_of_products(audio_BD, gather_rows(positives_PD, group), scale, chunk)
@@ -70,7 +75,7 @@ def clip_loss(
     chunk: int = CHUNK,
 ) -> Tensor:
     """Symmetric cross entropies (Radford et al. 2021) of this rank's samples, [B]; one text per audio. A collective."""
-    audio_BD, text_BD = _exact(audio_BD), _exact(text_BD)
+    audio_BD, text_BD = exact(audio_BD), exact(text_BD)
     own_B = scale * (audio_BD * text_BD).sum(-1)
     texts_B = logsumexp_of_products(audio_BD, gather_rows(text_BD, group), scale, chunk)
     audios_B = logsumexp_of_products(text_BD, gather_rows(audio_BD, group), scale, chunk)
@@ -121,10 +126,6 @@ class _GatherRows(torch.autograd.Function):
         rank = ctx.group.rank()
         start = sum(ctx.counts[:rank])
         return gradient_GD[start : start + ctx.counts[rank]], None
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _mean_at(value_K: Tensor, index_K: Tensor, size: int) -> Tensor:

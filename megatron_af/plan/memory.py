@@ -233,12 +233,13 @@ TEXT_LAYER = 34
 
 
 def _contrastive(case: Case, load: Load) -> dict[str, dict[str, float]]:
-    """All windows of a rank go through the encoder at once; so do its texts, but for ``text_micro_batch``."""
+    """All texts of a rank go through their tower at once, but for ``text_micro_batch``; of windows, some at a time."""
     model, clap, how = case.config.model, case.config.model.clap, case.how(load)
     encoder = Kept(case.element)
     mel = model.front_end.window_frames * model.front_end.mel_bins
     flows = keep_encoder(encoder, model.encoder, case.trains, mel, how)
-    windows = Amounts(windows=load.own_windows)
+    heard, several = min(load.own_windows, WINDOWS_AT_ONCE), load.own_windows > WINDOWS_AT_ONCE
+    learnt = encoder.of(Amounts(windows=heard)) if flows else 0.0
     texts = load.own_windows * CAPTIONS
     at_once = min(texts, clap.text_micro_batch or texts)
     width, layers, heads = text_tower(case)
@@ -246,9 +247,11 @@ def _contrastive(case: Case, load: Load) -> dict[str, dict[str, float]]:
     position = TEXT_LAYER * width * case.element / 2 * kept_layers + case.element * width * layers
     scores = 2.5 * heads * clap.text_max_tokens * case.element * kept_layers
     tower = at_once * clap.text_max_tokens * (position + scores)
-    working = _block(case, load) * load.own_windows if flows else _front_end(case) * load.own_windows
+    working = (_block(case, load) if flows else _front_end(case)) * heard
     return {
-        "embed": {"encoder": encoder.of(windows) if flows else 0.0, "activations": tower, "working": working},
+        # More windows than some keep their vectors alone, and are computed again part by part (``audio/clap.py``).
+        "embed": {"encoder": 0.0 if several else learnt, "activations": tower, "working": working},
+        **({"encoder backward": {"activations": tower, "working": learnt + working}} if several else {}),
         "update": {},
     }
 

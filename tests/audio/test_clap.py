@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megatron_af.audio.clap import ClapModel, clip_means, part_means
+from megatron_af.audio.clap import ClapModel, clip_means, clips_together, part_means
 from megatron_af.config import ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "dog", "barks", "then", "rain", "falls"]
@@ -48,6 +48,29 @@ def test_part_of_a_clip_is_the_mean_of_its_time_steps():
     torch.testing.assert_close(means[2], features[0, [0, 1, 32, 33]].mean(0))
     torch.testing.assert_close(means[3], features[2, [0, 32]].mean(0))  # the second window of the second clip
     torch.testing.assert_close(means[4], features[1, [12, 44]].mean(0))  # shorter than a step: the nearest one
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_windows_in_parts_give_the_vectors_and_gradients_of_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    windows, mel = [1, 3, 1, 2], torch.randn(7, 1001, 64) * 9 - 40
+    spans = [(3, 12.0, 15.0), (0, 0.0, math.inf), (1, 9.0, 31.0), (3, 0.0, 2.0)]  # of clip 2 nobody says anything
+    for parts in (None, spans):
+        found = []
+        for most in (64, at_once):
+            monkeypatch.setattr("megatron_af.audio.clap.WINDOWS_AT_ONCE", most)
+            model = build().train()
+            audio = model.embed_audio(mel, windows, parts)
+            (audio * torch.arange(audio.numel()).view_as(audio)).sum().backward()
+            gradients = {n: p.grad for n, p in model.encoder.named_parameters()}
+            found.append((audio.detach(), gradients, dict(model.encoder.named_buffers())))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_clips_that_go_together_are_whole_neighbours():
+    assert list(clips_together([1, 3, 1, 2], 4)) == [(0, 2), (2, 4)]
+    assert list(clips_together([9, 1, 1, 1], 2)) == [(0, 1), (1, 3), (3, 4)]  # one that is longer goes alone
 
 
 def test_every_parameter_gets_a_gradient():

@@ -26,6 +26,16 @@ def test_learning_equals_batch_norm():
     torch.testing.assert_close(ours.state_dict(), torchs.state_dict(), rtol=1e-5, atol=1e-4)
 
 
+def test_parts_by_the_statistics_of_all_are_the_whole():
+    whole, parts = learning(), learning()
+    expected = whole(mel())
+    statistics = parts.statistics(mel())
+    with parts.by(statistics):
+        torch.testing.assert_close(torch.cat([parts(part) for part in mel().split(2)]), expected, rtol=0, atol=0)
+    torch.testing.assert_close(parts.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(parts(mel()[:2]), expected[:2])  # outside of it, its own
+
+
 def test_statistics_stand_still_unless_learnt_in_training_with_a_trainable_weight():
     for norm in (MelNorm(8), learning().eval(), learning().requires_grad_(False)):
         before = {k: v.clone() for k, v in norm.state_dict().items()}

@@ -3,31 +3,42 @@
 import json
 import math
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from megatron_af.audio import clap as clap_module
+from megatron_af.audio import mel_norm
 from megatron_af.audio.augment import draw_mix_up, mix
-from megatron_af.config import ContrastiveConfig, StageConfig
+from megatron_af.audio.encoder import AudioEncoder
+from megatron_af.audio.mel_norm import MelNorm
+from megatron_af.config import ContrastiveConfig, EncoderConfig, FrontEndConfig, StageConfig
 from megatron_af.config.loading import load_config
 from megatron_af.data.batch import StepAudio, StepBatch, assign_clips
 from megatron_af.data.caption_texts import CaptionBatch, Captions
+from megatron_af.flops import Tally
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.check import check
 from megatron_af.train.callbacks import Callback, Record
+from megatron_af.train.objectives import contrastive_learner as learner_module
 from megatron_af.train.objectives.contrastive_learner import ContrastiveLearner, build_clap
 from megatron_af.train.trainable import select
 from megatron_af.train.trainer import Trainer
 from tests import tiny
 from tests.contrastive_run import config, write_run
 from tests.distributed import run_distributed
+from tests.plan.measured import LiveTensors
 from tests.text.toy_tokenizer import toy_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -67,7 +78,10 @@ def batch(
     )
 
 
-def one_step(rank: int, world_size: int, layout: dict[str, Any], text_micro_batch: int = 0) -> dict[str, Any]:
+def one_step(
+    rank: int, world_size: int, layout: dict[str, Any], text_micro_batch: int = 0, windows_at_once: int = 64
+) -> dict[str, Any]:
+    clap_module.WINDOWS_AT_ONCE = windows_at_once
     settings = config(**layout)
     clap = replace(settings.model.clap, text_micro_batch=text_micro_batch)
     settings = replace(settings, model=replace(settings.model, clap=clap))
@@ -127,6 +141,118 @@ def test_captions_in_parts_change_nothing(reference: dict[str, Any], parts: int)
     for name, gradient in reference["gradients"].items():
         error = (result["gradients"][name] - gradient).abs().max()
         assert error <= 1e-5 * gradient.abs().max() + 1e-9, name
+
+
+@pytest.mark.parametrize(("layout", "windows_at_once"), [("one", 1), ("one", 4), ("DP2", 2), ("TP2", 2)])
+def test_windows_in_parts_change_nothing(reference: dict[str, Any], layout: str, windows_at_once: int) -> None:
+    """Twelve windows of six clips, a clip or some at a time; the mel norm's statistics are those of all of them."""
+    ranks, parallel = LAYOUTS.get(layout, (1, {}))
+    for result in run_distributed(one_step, ranks, parallel, 4, windows_at_once):
+        assert result["record"] == pytest.approx(reference["record"], rel=1e-6)
+        torch.testing.assert_close(result["statistics"], reference["statistics"])
+        for name, gradient in reference["gradients"].items():
+            error = (result["gradients"][name] - gradient).abs().max()
+            assert error <= 1e-5 * gradient.abs().max() + 1e-9, name
+
+
+class NormedMeans(AudioEncoder):
+    """The mel norm and, of each quarter of a window, a layer over its mean: 4,096 clips in a second."""
+
+    tokens_per_window, feature_dim, time_steps = 4, 16, 4
+
+    def problems(self, front_end: FrontEndConfig) -> Iterator[str]:
+        return iter(())
+
+    def tally(self, tally: Tally) -> bool:
+        return True
+
+    def build(self, front_end: FrontEndConfig, *, pretraining: bool = False) -> nn.Module:
+        norm = MelNorm(front_end.mel_bins)
+        norm.learns_statistics = pretraining
+        quarters = nn.AvgPool1d(front_end.window_frames // 4)
+        return NormedMeansNetwork(norm, quarters, nn.Linear(front_end.mel_bins, 64), nn.Linear(64, 16))
+
+
+class NormedMeansNetwork(nn.Module):
+    def __init__(self, norm: MelNorm, quarters: nn.Module, first: nn.Linear, last: nn.Linear) -> None:
+        super().__init__()
+        self.norm, self.quarters, self.first, self.last = norm, quarters, first, last
+
+    def forward(self, mel_WFM: torch.Tensor) -> torch.Tensor:
+        means_W4M = self.quarters(self.norm(mel_WFM).transpose(1, 2)).transpose(1, 2)
+        return self.last(F.gelu(self.first(means_W4M.to(self.first.weight.dtype))))
+
+
+PAIRS, POSITIVES, NEGATIVES = 4096, 3, 9  # M = 3, and N = 3 for each of them
+
+
+def _paper_batch(rank: int, world_size: int, at_once: int) -> dict[str, Any]:
+    """Loss and gradients of 4,096 pairs, ``at_once`` windows and captions at a time."""
+    clap_module.WINDOWS_AT_ONCE = mel_norm.WINDOWS_AT_ONCE = at_once
+    settings = config()
+    stage = replace(settings.curriculum["stage"], global_batch_samples=PAIRS)
+    front_end = replace(settings.model.front_end, window_seconds=0.4, overlap_seconds=0.0)
+    encoder = EncoderConfig(kind=f"{__name__}:NormedMeans")
+    clap = replace(settings.model.clap, text_micro_batch=at_once, text_max_tokens=12)
+    model_config = replace(settings.model, front_end=front_end, encoder=encoder, clap=clap)
+    settings = replace(settings, model=model_config, curriculum={"stage": stage})
+    groups = process_groups.initialize(settings.parallel, settings.seed)
+    model = build_clap(settings, toy_tokenizer(), current_device())
+    model.front.double()  # float32 would round sums over so many by as much as the parts may differ
+    select(model.named_parameters(), stage)
+    learner_module.build_optimizer = lambda *_: SimpleNamespace(zero_grad=lambda: None)  # there is none for float64
+    objective = ContrastiveLearner(settings, stage, model, groups, torch.device("cpu"))
+    draw = random.Random(0)
+    said = [f"{draw.choice(WORDS)} {n}" for n in range(600)]
+    everyone = [(draw.sample(said, POSITIVES), draw.sample(said, NEGATIVES)) for _ in range(PAIRS)]
+    generator = torch.Generator().manual_seed(0)
+    mel = torch.randn(PAIRS, front_end.window_frames, front_end.mel_bins, generator=generator) * 10 - 40
+    share = PAIRS // world_size
+    own = slice(rank * share, (rank + 1) * share)
+    captions = tuple(
+        Captions(clip=clip, positives=tuple(yes), negatives=tuple(no), dataset=clip % 2)
+        for clip, (yes, no) in enumerate(everyone[own])
+    )
+    audio = StepAudio(clip_windows=(1,) * share, owners=(tuple(range(share)),), mel_WFM=mel[own], seconds=0.4 * share)
+    step = StepBatch(audio=audio, text=CaptionBatch(captions=captions), sample_ids=tuple(map(str, range(share))))
+    record = objective.forward_backward(step)
+    return {"record": record, "gradients": {n: p.main_grad.clone() for n, p in model.named_parameters()}}
+
+
+def test_4096_pairs_with_the_papers_captions_have_the_undivided_batchs_gradients() -> None:
+    """Gradient caching: every gradient is that of the undivided batch, on one rank and on several."""
+    (whole,) = run_distributed(_paper_batch, 1, 1_000_000)
+    norm = torch.stack([gradient.norm() for gradient in whole["gradients"].values()]).norm()
+    assert norm > 1e-3
+    for ranks in (1, 2, 4):
+        for cached in run_distributed(_paper_batch, ranks, 64):
+            assert cached["record"]["samples"] == PAIRS
+            assert cached["record"]["loss"] == pytest.approx(whole["record"]["loss"], rel=1e-6)
+            for name, gradient in whole["gradients"].items():
+                error = (cached["gradients"][name] - gradient).norm()
+                assert error <= 1e-6 * max(gradient.norm(), 1e-4 * norm), name
+
+
+def _audio_memory(rank: int, world_size: int) -> tuple[int, ...]:
+    """Bytes of live tensors at their most while windows go through HTS-AT and back, besides the windows themselves: 16
+    of them, 128 by 16, and 128 at once."""
+    process_groups.initialize(config().parallel, 0)
+    front = build_clap(config(), toy_tokenizer(), current_device()).front.train()
+    found = []
+    for count, at_once in ((16, 16), (128, 16), (128, 128)):
+        clap_module.WINDOWS_AT_ONCE = mel_norm.WINDOWS_AT_ONCE = at_once
+        mel = torch.randn(count, front.front_end.window_frames, front.front_end.mel_bins)
+        live = LiveTensors()
+        live.tell(mel)
+        with live:
+            front.embed_audio(mel, [1] * count)[:, 0].sum().backward()
+        found.append(live.most - mel.nbytes)
+    return tuple(found)
+
+
+def test_many_windows_need_the_memory_of_some() -> None:
+    few, many, undivided = run_distributed(_audio_memory, 1)[0]
+    assert undivided > 6 * few and many < 1.3 * few, (few, many, undivided)
 
 
 def _caption_memory(rank: int, world_size: int, parts: int) -> list[int]:
