@@ -7,6 +7,7 @@
 # make faults      a run that is killed at MOMENTS=100 moments, drawn from SEED=0, against the one that is not;
 #                  and the faults that a proof must catch
 # make docs        the documentation as a site, in site/; a link that leads nowhere fails
+# make audit       known vulnerabilities of what requirements.lock names, and licences that docs/licences.md does not
 # make lint        ruff
 # make types       mypy, strict
 #
@@ -22,7 +23,7 @@ RUN = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-long test test-fast test-slow test-harnesses faults docs lint types
+.PHONY: help demo demo-long test test-fast test-slow test-harnesses faults docs audit lint types
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -52,8 +53,11 @@ faults: .venv/ready
 	$(RUN) -m tests.faults.kills --moments $(MOMENTS) --seed $(SEED) $(ARGS)
 
 docs: .venv/ready
-	$(RUN) -m pip install --disable-pip-version-check --quiet -c requirements.lock -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+audit: .venv/ready .venv-audit/ready
+	$(RUN) kubeflow/images/inventory.py licences | diff docs/licences.md -
+	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
 
 lint: .venv/ready
 	$(RUN) -m ruff check .
@@ -74,7 +78,13 @@ types: .venv/ready
 	fi; \
 	echo "Setting up .venv with $$("$$found" --version): 6.9 GB on disk, some minutes the first time."; \
 	[ "$$found" = .venv/bin/python ] || "$$found" -m venv --clear .venv
-	$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c requirements.lock -e '.[kubeflow,dev]'
+	$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) --no-deps --require-hashes -r requirements.lock
+	$(RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-audit/ready: .venv/ready
+	$(RUN) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9,<3'
 	@touch $@
 
 # Takes what .venv has, and holds beside it what the harnesses want, in versions of their own.

@@ -18,13 +18,17 @@ WORKDIR /opt/megatron-af
 # Dependencies change seldom and take minutes (Transformer Engine compiles): they are installed from the lock file before
 # any code is copied, so that a change of code rebuilds only the last layers.
 COPY pyproject.toml requirements.lock LICENSE ./
-COPY kubeflow/images/dependencies.py /tmp/dependencies.py
+COPY kubeflow/images/dependencies.py kubeflow/images/inventory.py /tmp/
+# Constraints cannot hold hashes where extras are asked for that the lock file does not cover.
+RUN sed '/--hash/d; s/ \\$//' requirements.lock > /tmp/versions.txt
 RUN python /tmp/dependencies.py pyproject.toml kubeflow > /tmp/dependencies.txt \
-    && pip install --constraint requirements.lock --requirement /tmp/dependencies.txt
+    && pip install --constraint /tmp/versions.txt --requirement /tmp/dependencies.txt
 # Its build needs the torch that was just installed, so without a build environment of its own.
 RUN python /tmp/dependencies.py --only pyproject.toml gpu > /tmp/gpu.txt \
     && pip uninstall --yes faiss-cpu \
-    && pip install --constraint requirements.lock --no-build-isolation --requirement /tmp/gpu.txt
+    && pip install --constraint /tmp/versions.txt --no-build-isolation --requirement /tmp/gpu.txt
+
+RUN python /tmp/inventory.py sbom > sbom.cdx.json
 
 COPY megatron_af megatron_af
 COPY dali_pipes dali_pipes

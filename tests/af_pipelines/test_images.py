@@ -1,5 +1,7 @@
 """The images: linted, pinned, not run as root, with code in the last layers, which rebuild in seconds."""
 
+import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -41,6 +43,30 @@ def test_everything_copied_exists_and_is_sent_to_the_builder(image: Path) -> Non
             for source in line.split()[1:-1]:
                 assert (ROOT / source).exists(), source
                 assert f"!{source}" in ignore, source
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.stem)
+def test_the_bill_of_materials_follows_the_last_install(image: Path) -> None:
+    lines = image.read_text().splitlines()
+    (bill,) = (index for index, line in enumerate(lines) if "inventory.py sbom" in line)
+    assert bill > max(index for index, line in enumerate(lines) if "pip install" in line or "apt-get install" in line)
+
+
+def test_the_bill_names_every_package_and_every_licence() -> None:
+    bill = json.loads(run_inventory("sbom"))
+    named = {part["name"]: part for part in bill["components"]}
+    assert bill["bomFormat"] == "CycloneDX" and named["torch"]["purl"].startswith("pkg:pypi/torch@2.")
+    assert named["soxr"]["licenses"] == [{"license": {"name": "LGPL-2.1-or-later"}}]
+    listed = dict(re.findall(r"^\| ([a-z0-9-]+) \| (.+) \|$", (ROOT / "docs/licences.md").read_text(), re.MULTILINE))
+    assert "unknown" not in listed.values()
+    pinned = re.findall(r"^([a-z0-9.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert set(pinned) - listed.keys() <= {"httpx2-jsfetch", "pywin32", "pyyaml-ft", "waitress"}
+    assert run_inventory("licences").count("| unknown |") == 0
+
+
+def run_inventory(what: str) -> str:
+    command = [sys.executable, str(ROOT / "kubeflow/images/inventory.py"), what]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.slow
