@@ -52,7 +52,7 @@ def _order(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng: 
             wrong.append(text)
         if len(wrong) == OPTIONS - 1:
             break
-    return _question("temporal: order", "in which order do these sounds begin?", ", then ".join(names), wrong)
+    return question("temporal: order", "in which order do these sounds begin?", ", then ".join(names), wrong)
 
 
 def _referring(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng: random.Random) -> Question | None:
@@ -66,8 +66,8 @@ def _referring(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], r
         prompt, answer = f"which sound begins right after the {before}?", after
     else:
         prompt, answer = f"which sound begins right before the {after}?", before
-    asked = {before, after} - {answer}
-    return _question("temporal: referring", prompt, answer, _others(answer, sounds, labels, rng, without=asked))
+    asked = frozenset({before, after} - {answer})
+    return question("temporal: referring", prompt, answer, others(answer, sounds, labels, rng, without=asked))
 
 
 def _grounding(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng: random.Random) -> Question | None:
@@ -80,7 +80,7 @@ def _grounding(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], r
     # Times of other sounds: made-up ones would be told from real ones by their numbers alone.
     apart = [s for s in sounds if not s.overlaps(sound) and abs(s.start - sound.start) > CLEARLY]
     wrong = list(dict.fromkeys(_seconds(s.start, s.end) for s in rng.sample(apart, min(len(apart), OPTIONS - 1))))
-    return _question("temporal: grounding", f"when is the {sound.label} heard?", answer, wrong)
+    return question("temporal: grounding", f"when is the {sound.label} heard?", answer, wrong)
 
 
 def _attribute(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng: random.Random) -> Question | None:
@@ -94,7 +94,7 @@ def _attribute(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], r
         return None
     answer = "longer" if second > first else "shorter"
     prompt = f"the {label} is heard twice: how long is the second one, against the first?"
-    return _question("temporal: attribute", prompt, answer, ["shorter" if answer == "longer" else "longer"])
+    return question("temporal: attribute", prompt, answer, ["shorter" if answer == "longer" else "longer"])
 
 
 def _counting(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng: random.Random) -> Question | None:
@@ -109,7 +109,7 @@ def _counting(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rn
     lowest = max(1, times - rng.randrange(OPTIONS))
     wrong = [n for n in range(lowest, lowest + OPTIONS) if n != times]
     prompt = f"how many times is the {label} heard?"
-    return _question(f"counting: level {level}", prompt, str(times), [str(n) for n in wrong])
+    return question(f"counting: level {level}", prompt, str(times), [str(n) for n in wrong])
 
 
 def _longest(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng: random.Random) -> Question | None:
@@ -119,10 +119,11 @@ def _longest(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng
         return None
     answer = lasting[0].label
     wrong = [s.label for s in lasting[1:OPTIONS]]
-    return _question("attribute identification", "which of these sounds lasts longest?", answer, wrong)
+    return question("attribute identification", "which of these sounds lasts longest?", answer, wrong)
 
 
-def _question(skill: str, prompt: str, answer: str, wrong: Sequence[str]) -> Question | None:
+def question(skill: str, prompt: str, answer: str, wrong: Sequence[str]) -> Question | None:
+    """The right option first; None where there is no wrong one."""
     if not wrong:
         return None
     return Question(prompt=prompt, output=answer, skill=skill, options=(answer, *wrong))
@@ -140,8 +141,12 @@ def _told_apart(sounds: Sequence[Sound]) -> list[Sound]:
     return list(sounds) if apart else []
 
 
-def _others(
-    answer: str, sounds: Sequence[Sound], labels: Sequence[str], rng: random.Random, without: set[str]
+def others(
+    answer: str,
+    sounds: Sequence[Sound],
+    labels: Sequence[str],
+    rng: random.Random,
+    without: frozenset[str] = frozenset(),
 ) -> list[str]:
     """Wrong options: sounds that are heard as well, then such as are not."""
     inside = sorted({s.label for s in sounds} - {answer} - without)

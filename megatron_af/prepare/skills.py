@@ -9,7 +9,7 @@ gives away, skill by skill.
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from megatron_af.data.rows import Manifest, Row, to_json
 from megatron_af.files import write
 from megatron_af.prepare.balance import balanced, fair
 from megatron_af.prepare.generation import GenerationConfig, generate
+from megatron_af.prepare.long_questions import long_questions
 from megatron_af.prepare.skill_questions import questions
 from megatron_af.prepare.strong_labels import heard
 from megatron_af.prepare.text_leak import Leak, text_leak
@@ -34,6 +35,8 @@ class SkillsConfig(GenerationConfig):
     model: str = ""
     truth: bool = True
     """Make the questions that strong labels answer by themselves."""
+    long_seconds: float = 30.0
+    """Recordings of so many seconds and more are asked LongAudio's questions among these, too."""
     written: tuple[str, ...] = ()
     """Kinds of questions that the language model writes, one of each about every row: AudioSkills'
     ``attribute_identification``, ``contextual_sound``, ``contextual_speech``, ``information_extraction`` and
@@ -94,7 +97,7 @@ def make_skills(
     if problems:
         raise ConfigError("skills cannot be made", problems)
     rows, refused = list(Manifest(Path(config.source))), Counter[str]()
-    made = _of_labels(rows, config.seed, refused) if config.truth else []
+    made = of_labels(rows, config.seed, refused, config.long_seconds) if config.truth else []
     for kind in config.written:
         made += _written(config, kind, refused, watch)
     made, thinned = fair(made, config.seed)
@@ -111,7 +114,14 @@ def make_skills(
     )
 
 
-def _of_labels(rows: list[Row], seed: int, refused: Counter[str]) -> list[Row]:
+def of_labels(
+    rows: Sequence[Row], seed: int, refused: Counter[str], long_seconds: float = SkillsConfig.long_seconds
+) -> list[Row]:
+    """Questions that rows' strong labels answer, right options first; why others were refused goes to ``refused``.
+
+    Args:
+        long_seconds: from this length on, a recording is asked LongAudio's questions as well.
+    """
     known = [(row, heard(row)) for row in rows]
     labels = sorted({s.label for _, sounds in known if not isinstance(sounds, str) for s in sounds})
     made = []
@@ -120,8 +130,12 @@ def _of_labels(rows: list[Row], seed: int, refused: Counter[str]) -> list[Row]:
             refused[_reason(sounds)] += 1
             continue
         rng = random.Random(f"{seed} {row.id}")
-        if asked := tuple(questions(sounds, row.clips[0].duration, labels, rng)):
-            made.append(Row(id=row.id, clips=row.clips, questions=asked, task="audio question answering"))
+        seconds = row.clips[0].duration
+        asked = list(questions(sounds, seconds, labels, rng))
+        if seconds >= long_seconds:
+            asked += long_questions(sounds, seconds, labels, rng)
+        if asked:
+            made.append(Row(id=row.id, clips=row.clips, questions=tuple(asked), task="audio question answering"))
     return made
 
 
