@@ -13,11 +13,15 @@ Importing the package costs nothing: torch comes with the first :func:`load`.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_af.parallel.foreign_warnings import silence
+
 if TYPE_CHECKING:
     from megatron_af.serve.loaded_model import LoadedModel
     from megatron_af.serve.settings import Precision
 
 __all__ = ["load"]
+
+silence()
 
 
 def load(place: str | Path, *, precision: "Precision" = "") -> "LoadedModel":

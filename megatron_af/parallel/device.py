@@ -31,7 +31,6 @@ from typing import Any, Literal
 import torch
 
 from megatron_af.config import ConfigError
-from megatron_af.parallel.foreign_warnings import silence
 
 TorchDevice = torch.device
 
@@ -207,7 +206,6 @@ def make_megatron_portable(target: str = "cpu") -> None:
         RuntimeError: a function in :data:`LITERAL_SITES` is gone or holds no literal (another version).
     """
     global _target
-    silence()
     transformer_engine_problem()
     if torch.cuda.is_available() or _target == TorchDevice(target):
         return

@@ -1,6 +1,6 @@
 """What the libraries below say at every start that tells nobody anything: each by name, with the reason.
 
-    silence()        # before megatron-core is imported; make_megatron_portable does
+    silence()        # before megatron-core is imported, from wherever: megatron_af/__init__.py does
 
 Whatever is not listed here is still heard.
 """
