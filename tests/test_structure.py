@@ -23,6 +23,7 @@ ORDER = (
     "megatron_af.web_page",
     "megatron_af.config",
     "megatron_af.entry",
+    "megatron_af.completion",
     "megatron_af.flops",
     "megatron_af.text",
     "megatron_af.parallel",

@@ -124,6 +124,12 @@ def describe(schema: type = Config) -> str:
     return "\n".join(lines)
 
 
+def schema_keys(schema: type = Config) -> Iterator[tuple[str, Any]]:
+    """Every key and its type; ``<name>`` stands for the keys of a mapping."""
+    for key, kind, _, _ in _schema(schema, ""):
+        yield key, kind
+
+
 def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tuple[str, Tree]]:
     """A file's layers, those of its includes first."""
     if path in parents:
