@@ -6,11 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import ConfigError
+from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
+from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.device import current_device
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.start.run import slug, start
+from megatron_af.text.tokenizer import Tokenizer, read_tokenizer
+from megatron_af.text.words import extend
+from megatron_af.train.checkpoint import load_parts
 from tests.data.toy import write_tone
+from tests.distributed import run_distributed
+from tests.trained_run import trained_run
 from tools.start import main
 
 SMALL = [
@@ -67,6 +75,39 @@ def test_from_a_folder_to_answers_and_once_only(
         assert [begun[f"parent/{part}"] for part in parts] == [digest] * len(parts)
     config = load_config("data/others/others.yaml")
     assert config.model == replace(load_config("data/my-sounds/my-sounds.yaml", SMALL).model, lm=config.model.lm)
+
+
+def loads(rank: int, world_size: int, config: Config) -> list[str]:
+    """Parts whose weights the first answers would begin with."""
+    groups = process_groups.initialize(config.parallel, config.seed)
+    stage, tokenizer = config.curriculum["answer"], Tokenizer.load(config.data.tokenizer)
+    model = spec_of(stage).build(replace(config, stage="answer"), tokenizer, current_device(), ())
+    for part, at in stage.entry.items():
+        if at != "clap":
+            load_parts(model, groups, Path(at), [part])
+    return [part for part, at in stage.entry.items() if at != "clap"]
+
+
+@pytest.mark.slow
+def test_what_was_trained_fits_behind_its_words(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "before").mkdir()
+    before = trained_run(tmp_path / "before")
+    start(folder, ["launch.processes_per_node=1"], dry_run=True, origin=before.stage_folder("stage"))
+    told = capfd.readouterr().out
+    assert f"begins with encoder, transform, xattn, lm, rows of {before.stage_folder('stage')}" in told
+    assert "not taken: clap: its text tower has no rows for" in told
+    written = tmp_path / "written.yaml"
+    written.write_text(told[told.index("# Written by") : told.index("\nstage clap: ")])
+    config = load_config(written)
+    words = tmp_path / "tokenizer.json"
+    base, new = extend(read_tokenizer(Path(before.data.tokenizer)), ["high low"])
+    base.save(str(words))
+    config = replace(config, data=replace(config.data, tokenizer=str(words)))
+    assert new == ["high", "low"] and config.model.lm.vocab > before.model.lm.vocab
+    assert run_distributed(loads, 1, config, timeout=240) == [["transform", "xattn", "lm", "rows"]]
 
 
 def test_a_dry_run_shows_settings_and_times_and_writes_nothing(
