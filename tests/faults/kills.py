@@ -42,6 +42,7 @@ from megatron_af.runs.paths import latest, read_resume
 from megatron_af.runs.whole import damage
 from tests import tiny
 from tests.data.toy import toy_config
+from tests.faults import warm
 
 ROOT = Path(__file__).parents[2]
 GONE_SECONDS = 60.0
@@ -91,15 +92,22 @@ def prepare(folder: Path) -> Path:
 class Life:
     """One start of the run, from its command to its end."""
 
-    def __init__(self, run_file: Path, name: str, processes: int = 2, more: tuple[str, ...] = ()) -> None:
-        self._folder = run_file.parent / "runs" / name
-        program = ["-m", "megatron_af.pipeline.torchrun", "--standalone", f"--nproc_per_node={processes}"]
-        self.process = subprocess.Popen(
-            [sys.executable, *program, str(ROOT / "tests/faults/watched.py"), "--config", str(run_file),
-             f"name={name}", *more],
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+    def __init__(
+        self, run_file: Path, name: str, processes: int = 2, more: tuple[str, ...] = (), *, cold: bool
+    ) -> None:
+        arguments = [
+            "--standalone", f"--nproc_per_node={processes}", str(ROOT / "tests/faults/watched.py"),
+            "--config", str(run_file), f"name={name}", *more,
+        ]  # fmt: skip
+        self.process: subprocess.Popen[str] | warm.Forked
+        if not cold:
+            self.process = warm.launch(processes, arguments)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "megatron_af.pipeline.torchrun", *arguments],
+                env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            )  # fmt: skip
         self.lines: list[str] = []
 
     def steps(self) -> Iterator[int]:
@@ -144,6 +152,9 @@ class Life:
         self.process.wait()
 
 
+type Start = Callable[..., Life]
+
+
 def living(processes: list[psutil.Process], patience: float) -> list[str]:
     """Which of them still do something after so many seconds; one that nobody has waited for yet does nothing."""
     until = time.monotonic() + patience
@@ -183,13 +194,20 @@ def run(
     elsewhere_every: int,
     tell: Callable[[str], None],
     minutes: float = math.inf,
+    cold: bool = False,
 ) -> dict[str, Any]:
     """Kill at ``moments`` moments, or at as many as fit into ``minutes``; returns figures.
+
+    Args:
+        cold: every process is a new program, as a shell would start it; otherwise it is forked (``warm.py``).
 
     Raises:
         Broken: a promise was not kept.
     """
     rng, run_file = random.Random(seed), prepare(folder)
+    start = partial(Life, run_file, cold=cold)
+    if not cold:
+        warm.prepare()
     name = folder / "runs" / "killed"
     checkpoints = name / "align" / "checkpoints"
     victims: Counter[str] = Counter()
@@ -202,7 +220,7 @@ def run(
         victim = VICTIMS[moment % len(VICTIMS)] if moments < 2 * len(VICTIMS) else rng.choice(VICTIMS)
         before = latest(checkpoints)
         expected = read_resume(before)["step"] + 1 if before else 1
-        life = Life(run_file, "killed")
+        life = start("killed")
         patience, first = rng.randrange(1, 7), 0
         for step in life.steps():
             first = first or step
@@ -231,11 +249,11 @@ def run(
         tell(f"moment {moment + 1}/{moments}: {victim} killed behind step {reached}, all gone in {life.seconds:.1f} s, "
              f"step {saved} is whole")  # fmt: skip
         if elsewhere_every and (moment + 1) % elsewhere_every == 0:
-            copies.append((_elsewhere(folder, run_file, moment, newest, tell), saved))
+            copies.append((_elsewhere(folder, start, moment, newest, tell), saved))
     killed = read_steps(name)
     last = max([*killed, *(saved + ELSEWHERE_STEPS for _, saved in copies)])
     tell(f"the run that is not killed: {last} steps")
-    _train(run_file, "through", last)
+    _train(start, "through", last)
     through = read_steps(folder / "runs" / "through")
     for step, records in killed.items():
         _same(step, records, through[step], 0.0)
@@ -267,7 +285,7 @@ def _same(step: int, records: list[dict[str, Any]], expected: list[dict[str, Any
                 raise Broken(f"step {step}: {number} is {value!r}, of the run that was not killed {right!r}")
 
 
-def _elsewhere(folder: Path, run_file: Path, moment: int, newest: Path, tell: Callable[[str], None]) -> str:
+def _elsewhere(folder: Path, start: Start, moment: int, newest: Path, tell: Callable[[str], None]) -> str:
     """Go on from a copy of the newest checkpoint in another layout; the copy's name."""
     layout, (processes, more) = list(LAYOUTS.items())[moment // 2 % len(LAYOUTS)]
     name = f"elsewhere-{moment}"
@@ -275,14 +293,14 @@ def _elsewhere(folder: Path, run_file: Path, moment: int, newest: Path, tell: Ca
     copy.mkdir(parents=True)
     shutil.copytree(newest, copy / newest.name)
     (copy / "latest").write_text(newest.name)
-    _train(run_file, name, read_resume(newest)["step"] + ELSEWHERE_STEPS, processes, tuple(more))
+    _train(start, name, read_resume(newest)["step"] + ELSEWHERE_STEPS, processes, tuple(more))
     tell(f"  and from there in the layout {layout}")
     return name
 
 
-def _train(run_file: Path, name: str, steps: int, processes: int = 2, more: tuple[str, ...] = ()) -> None:
+def _train(start: Start, name: str, steps: int, processes: int = 2, more: tuple[str, ...] = ()) -> None:
     """To this step; the constant learning rate does not depend on how long the stage is."""
-    life = Life(run_file, name, processes, (f"curriculum.align.steps={steps}", "checkpoint.every_steps=0", *more))
+    life = start(name, processes, (f"curriculum.align.steps={steps}", "checkpoint.every_steps=0", *more))
     for _ in life.steps():
         pass
     if life.process.wait():
@@ -294,14 +312,16 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--elsewhere-every", type=int, default=4, help="moments between two resumes in another layout")
+    parser.add_argument("--cold", action="store_true", help="start each process as a new program, not forked")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no further moment begins")
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="megatron-af-faults-") as folder:
         tell = partial(print, flush=True)
         figures = run(
-            Path(folder), options.moments, options.seed, options.elsewhere_every, tell, minutes=options.minutes
-        )
+            Path(folder), options.moments, options.seed, options.elsewhere_every, tell,
+            minutes=options.minutes, cold=options.cold,
+        )  # fmt: skip
     print(json.dumps({**figures, "minutes": round((time.monotonic() - began) / 60, 1)}, indent=1))
 
 

@@ -10,5 +10,5 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_killed_run_is_the_run_that_was_not_killed(tmp_path: Path) -> None:
-    figures = run(tmp_path, len(VICTIMS), seed=1, elsewhere_every=len(VICTIMS), tell=print)
+    figures = run(tmp_path, len(VICTIMS), seed=1, elsewhere_every=len(VICTIMS), tell=print, cold=True)
     assert figures["victims"] == dict.fromkeys(VICTIMS, 1) and figures["resumed in another layout"] == 1

@@ -52,8 +52,12 @@ class Also(EndHangs):
         self._watch_steps.on_step(trainer, record)
 
 
-if __name__ == "__main__":
+def main() -> int:
     import megatron_af.train.callbacks as callbacks
 
     callbacks.EndHangs = Also  # type: ignore[misc]
-    sys.exit(pretrain_af.main())
+    return pretrain_af.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
