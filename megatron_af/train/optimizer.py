@@ -136,6 +136,19 @@ class AudioFlamingoOptimizer(ChainedOptimizer):
                         own = bucket.grad_data.chunk(group.size())[group.rank()].clone()
                         all_gather(bucket.grad_data, own, group)
 
+    def held_state(self) -> Iterator[tuple[torch.Tensor, str, dict[str, torch.Tensor]]]:
+        """Parameters, which stretch of them is this rank's (empty: all), and its tensors of their state, as they are;
+        nothing before the first step."""
+        for optimizer in self._members():
+            inner = optimizer.optimizer.state
+            if not isinstance(optimizer, DistributedOptimizer):
+                for parameter, main in _parameters_with_main(optimizer):
+                    tensors = {moment: inner[main][moment] for moment in MOMENTS if moment in inner.get(main, ())}
+                    yield parameter, "", tensors if main is parameter else tensors | {"master": main.detach()}
+            elif inner:
+                for parameter, (begin, end), _ in held(optimizer):
+                    yield parameter, f"[{begin}:{end}]", parts_of(optimizer, parameter)
+
     def _members(self) -> Iterator[MegatronOptimizer]:
         return (o for o in self.chained_optimizers if _holds_parameters(o))
 

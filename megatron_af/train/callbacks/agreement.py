@@ -1,8 +1,10 @@
-"""Whether ranks that hold the same weights hold the same bits.
+"""Whether ranks that hold the same weights, and the same of the optimizer's state, hold the same bits.
 
 A bit that flips in one copy (memory, a bus, a collective) changes no loss that anybody would notice, and spreads into
 all copies by the gradients of the next steps. With ``checkpoint.agree_every_steps`` the copies are compared now and
 then, and before every checkpoint on the way: one 64-bit sum per tensor, made where the tensor lies, and two reductions.
+The moments and float32 masters of the optimizer are copies too: of data-parallel ranks without ZeRO-1, and, of what
+tensor ranks hold alike, with it as well. What ZeRO-1 leaves on a single rank has nothing to be compared with.
 """
 
 from collections.abc import Iterator
@@ -56,14 +58,22 @@ class Agreement(Callback):
 
 
 def _copies(trainer: "Trainer") -> Iterator[tuple[dist.ProcessGroup, dict[str, torch.Tensor]]]:
-    """Groups of ranks, and the weights that each of their ranks has a copy of."""
-    front = {name: parameter.detach() for name, parameter in trainer.model.front.named_parameters()}
-    decoder, uncut = {}, {}
+    """Groups of ranks, and what each of their ranks has a copy of."""
+    shared = {id(parameter) for parameter in trainer.model.front.parameters()}
+    front: dict[str, torch.Tensor] = {}
+    decoder: dict[str, torch.Tensor] = {}
+    uncut: dict[str, torch.Tensor] = {}
+    states = {id(parameter): (part, held) for parameter, part, held in trainer.learner.optimizer.held_state()}
     for name, parameter in trainer.model.named_parameters():
-        if name not in front:
-            decoder[name] = parameter.detach()
-            if not getattr(parameter, "tensor_model_parallel", False):
-                uncut[name] = parameter.detach()
+        part, held = states.get(id(parameter), ("", {}))
+        state = {f"{name}{part} ({kind} of the optimizer)": tensor for kind, tensor in held.items()}
+        everywhere = {name: parameter.detach(), **({} if part else state)}
+        if id(parameter) in shared:
+            front |= everywhere
+            continue
+        decoder |= everywhere
+        if not getattr(parameter, "tensor_model_parallel", False):
+            uncut |= {name: parameter.detach(), **state}
     yield trainer.groups.front.dp, front
     yield trainer.groups.data, decoder
     yield parallel_state.get_tensor_model_parallel_group(), uncut

@@ -1,4 +1,4 @@
-"""One flipped bit in one rank's copy of a weight is found before it is saved, and named with its rank."""
+"""One flipped bit in one copy of a weight, or of the optimizer's state, is found and named before it is saved."""
 
 import re
 from dataclasses import replace
@@ -48,37 +48,46 @@ def test_a_bit_far_inside_a_large_tensor_counts() -> None:
 class FlipOneBit(Callback):
     """After step 3, in one weight of the last rank."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, kind: str) -> None:
+        self._name, self._kind = name, kind
 
     def on_step(self, trainer: Trainer, record: Record) -> None:
         if self._name and trainer.step == 3 and trainer.rank == trainer.world_size - 1:
             weights = dict(trainer.model.named_parameters())
-            flip(next(weight for name, weight in weights.items() if re.search(self._name, name)), 0, 1)
+            weight = next(weight for name, weight in weights.items() if re.search(self._name, name))
+            if self._kind:
+                states = {id(parameter): state for parameter, _, state in trainer.learner.optimizer.held_state()}
+                weight = states[id(weight)][self._kind]
+            flip(weight, 0, 1)
 
 
-def train(rank: int, world_size: int, config: Config, name: str) -> str:
+def train(rank: int, world_size: int, config: Config, name: str, kind: str) -> str:
     try:
-        with Trainer(config, [FlipOneBit(name)]) as trainer:
+        with Trainer(config, [FlipOneBit(name, kind)]) as trainer:
             trainer.train()
     except Disagreement as error:
         return str(error)
     return ""
 
 
-FOUND: dict[str, tuple[dict[str, Any], str, bool]] = {
-    "DP2, of the decoder": ({}, r"xattn.*weight", True),
-    "DP2 and ZeRO-1, of the audio side": ({"distributed_optimizer": True, "overlap": True}, "^transform", True),
-    "TP2, not cut": ({"tensor": 2}, r"gate_attn|norm.*weight", True),
-    "TP2, of the audio side": ({"tensor": 2, "sequence": True}, "^encoder", True),
-    "TP2, nothing": ({"tensor": 2, "sequence": True}, "", False),
-    "DP2, nothing": ({"distributed_optimizer": True}, "", False),
+FOUND: dict[str, tuple[dict[str, Any], str, str, bool]] = {
+    "DP2, of the decoder": ({}, r"xattn.*weight", "", True),
+    "DP2, a moment": ({}, r"xattn.*weight", "exp_avg", True),
+    "DP2 and ZeRO-1, of the audio side": ({"distributed_optimizer": True, "overlap": True}, "^transform", "", True),
+    "TP2, not cut": ({"tensor": 2}, r"gate_attn|norm.*weight", "", True),
+    "TP2 and ZeRO-1, a moment": ({"tensor": 2, "distributed_optimizer": True}, r"gate_attn", "exp_avg_sq", True),
+    "TP2, of the audio side": ({"tensor": 2, "sequence": True}, "^encoder", "", True),
+    "TP2, a moment of the audio side": ({"tensor": 2, "sequence": True}, "^encoder", "exp_avg", True),
+    "TP2, nothing": ({"tensor": 2, "sequence": True}, "", "", False),
+    "DP2, nothing": ({"distributed_optimizer": True}, "", "", False),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "name", "found"), FOUND.values(), ids=FOUND)
-def test_a_flipped_bit_is_found_and_not_saved(parallel: dict[str, Any], name: str, found: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("parallel", "name", "kind", "found"), FOUND.values(), ids=FOUND)
+def test_a_flipped_bit_is_found_and_not_saved(
+    parallel: dict[str, Any], name: str, kind: str, found: bool, tmp_path: Path
+) -> None:
     toy, small = toy_config(tmp_path), tiny.config()
     config = replace(
         toy,
@@ -91,12 +100,13 @@ def test_a_flipped_bit_is_found_and_not_saved(parallel: dict[str, Any], name: st
         parallel=replace(toy.parallel, **parallel),
         checkpoint=CheckpointConfig(every_steps=1, agree_every_steps=100),
     )  # fmt: skip
-    told = run_distributed(train, 2, config, name)
+    told = run_distributed(train, 2, config, name, kind)
     newest = latest(config.stage_folder("tune") / "checkpoints")
     assert newest is not None
     if not found:
         assert told == ["", ""] and newest.name == "step_00000004"
         return
     assert told[0] == told[1], "all ranks end alike"
+    assert (f"({kind} of the optimizer)" in told[0]) == bool(kind)
     assert re.search(name.lstrip("^"), told[0]) and "is not the same on all ranks that hold it (rank" in told[0]
     assert "step 3:" in told[0] and newest.name == "step_00000002"
