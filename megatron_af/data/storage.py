@@ -3,25 +3,43 @@
     root = DataRoot("s3://bucket/audio")            # or a folder
     root.read("shards/000000.tar", offset=512, length=81_920)
 
-Every path is relative and stays inside the root.
+Every path is relative and stays inside the root. A store that does not answer, or answers 503, is asked again for
+``AWAY_SECONDS``. Then the run ends, and another try goes on: nothing counts as missing that was not asked for.
 """
 
 import hashlib
 import os
+import sys
 import tempfile
+import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 
 from megatron_af.files import appearing, sweep
 
+AWAY_SECONDS = 180.0
+"""Outages of stores last a minute or two; well below ``launch.hang_seconds``."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 10.0
+_ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError, ValueError,
+            TypeError, NotImplementedError)  # fmt: skip
+"""What a store says that has been reached."""
+_BUSY = (408, 425, 429)
+"""HTTP's words below 500 for: ask again."""
+
 
 class StorageError(OSError):
     """A file that cannot be read or written; the message names it."""
+
+
+class StoreAway(RuntimeError):
+    """A store that stayed away: it says nothing of the file, which may be there."""
+
+    exit_code = 1
 
 
 class DataRoot:
@@ -48,8 +66,11 @@ class DataRoot:
     def exists(self, path: str) -> bool:
         if (local := self.local(path)) is not None:
             return _is_there(local)
-        assert self._remote is not None
-        return bool(self._remote.exists(self._address(path)))
+        try:
+            self._ask(path, lambda store, address: store.info(address))  # fsspec's `exists` is False of any failure
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, path: str) -> int:
         """Bytes of a file.
@@ -60,8 +81,7 @@ class DataRoot:
         try:
             if (local := self.local(path)) is not None:
                 return local.stat().st_size
-            assert self._remote is not None
-            return int(self._remote.size(self._address(path)))
+            return int(self._ask(path, lambda store, address: store.size(address)))
         except OSError as error:
             raise StorageError(f"{self._address(path)}: {error}") from error
 
@@ -71,8 +91,7 @@ class DataRoot:
             if (local := self.local(path)) is not None:
                 status = local.stat()
                 return f"{status.st_size} {status.st_mtime_ns}"
-            assert self._remote is not None
-            return str(self._remote.ukey(self._address(path)))
+            return str(self._ask(path, lambda store, address: store.ukey(address)))
         except OSError:
             return ""
 
@@ -101,9 +120,8 @@ class DataRoot:
                 with local.open("rb", buffering=0) as file:
                     data = file.read() if length is None else os.pread(file.fileno(), length, offset)
             else:
-                assert self._remote is not None
                 end = None if length is None else offset + length
-                data = self._remote.cat_file(self._address(path), start=offset, end=end)
+                data = self._ask(path, lambda store, address: store.cat_file(address, start=offset, end=end))
         except OSError as error:
             raise StorageError(f"{self._address(path)}: {error}") from error
         if length is not None and len(data) != length:
@@ -117,16 +135,14 @@ class DataRoot:
             with appearing(local) as draft, draft.open("wb") as file:
                 yield file
             return
-        assert self._remote is not None
-        address = self._address(path)
         with tempfile.NamedTemporaryFile() as file:
             yield file
             file.flush()
             try:
-                self._remote.put_file(file.name, address)
+                self._ask(path, lambda store, address: store.put_file(file.name, address))
             except FileNotFoundError:  # a store with real folders
-                self._remote.makedirs(address.rpartition("/")[0], exist_ok=True)
-                self._remote.put_file(file.name, address)
+                self._ask(path, lambda store, address: store.makedirs(address.rpartition("/")[0], exist_ok=True))
+                self._ask(path, lambda store, address: store.put_file(file.name, address))
 
     def write(self, path: str, data: bytes) -> None:
         """`writing`, at once."""
@@ -138,8 +154,7 @@ class DataRoot:
         try:
             if (local := self.local(folder)) is not None:
                 return sorted(path.name for path in local.iterdir())
-            assert self._remote is not None
-            found = self._remote.ls(self._address(folder), detail=False)
+            found = self._ask(folder, lambda store, address: store.ls(address, detail=False))
             return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
         except FileNotFoundError:
             return []
@@ -153,8 +168,7 @@ class DataRoot:
         if (local := self.local(path)) is not None:
             local.unlink(missing_ok=True)
         elif self.exists(path):
-            assert self._remote is not None
-            self._remote.rm_file(self._address(path))
+            self._ask(path, lambda store, address: store.rm_file(address))
 
     def fetch(self, path: str) -> Path:
         """A local copy of a file that is read at random: the file itself, or one kept by fsspec until the end.
@@ -166,10 +180,50 @@ class DataRoot:
             if not local.is_file():
                 raise FileNotFoundError(f"{local} does not exist")
             return local
-        return Path(fsspec.open_local(f"simplecache::{self._address(path)}"))
+        return Path(self._ask(path, lambda _, address: fsspec.open_local(f"simplecache::{address}")))
+
+    def _ask[T](self, path: str, question: Callable[[Any, str], T]) -> T:
+        """What the store says of a file; while it is away it is asked again.
+
+        Raises:
+            StoreAway: it stayed away.
+            StorageError: it refuses.
+            OSError, ValueError: what it says of the file.
+        """
+        address, until, wait = self._address(path), time.monotonic() + AWAY_SECONDS, FIRST_WAIT_SECONDS
+        while True:
+            try:
+                return question(self._remote, address)
+            except Exception as error:  # each kind of store raises what its own library has for it
+                status, said = _status(error), str(error.__cause__ or error) or type(error).__name__
+                if status in (404, 410):
+                    raise FileNotFoundError(f"{address} does not exist") from error
+                if status and status < 500 and status not in _BUSY:
+                    raise StorageError(f"{address}: {said}") from error
+                if not status and _is_answer(error):
+                    raise
+                if time.monotonic() + wait > until:
+                    raise StoreAway(f"{address}: {said}, for {AWAY_SECONDS:.0f} s") from error
+                if wait == FIRST_WAIT_SECONDS:
+                    print(f"{address}: {said}; asked again for {AWAY_SECONDS:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
     def _address(self, path: str) -> str:
         return f"{self._url}/{_inside(path)}"
+
+
+def _status(error: Exception) -> int | None:
+    """HTTP's, which aiohttp knows; fsspec makes "not found" of all of them where it asks for a size."""
+    found = [getattr(one, "status", None) for one in (error, error.__cause__)]
+    return next((status for status in found if isinstance(status, int)), None)
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether asking again would say the same."""
+    cause = error.__cause__
+    unheard = isinstance(cause, OSError) and not isinstance(cause, _ANSWERS)
+    return not unheard and (isinstance(error, _ANSWERS) or "Credentials" in type(error).__name__)
 
 
 def _is_there(path: Path) -> bool:

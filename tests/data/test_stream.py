@@ -216,6 +216,31 @@ def test_bad_rows_are_replaced_and_reported_the_same_on_every_rank(tmp_path: Pat
     assert "cannot be opened" in problems[0] and "a.jsonl:5" in problems[4]
 
 
+def test_a_tenth_of_damaged_recordings_moves_no_good_sample(tmp_path: Path) -> None:
+    whole, config = (toy_config(tmp_path / name, sizes=(40, 40)) for name in ("whole", "damaged"))
+    root, bad = tmp_path / "damaged/data", set[str]()
+    for name in ("a", "b"):
+        rows = [row for row in Manifest(root / f"{name}.jsonl") if row.clips]
+        for number, row in enumerate(rows[3::7][:4]):  # 8 of 60
+            file = root / row.clips[0].path
+            content = file.read_bytes()
+            damaged = (b"", b"not audio", content[:20], content[:40])[number]
+            file.write_bytes(damaged)
+            bad.add(row.id)
+    assert len(bad) == 8
+    config = replace(config, data=replace(config.data, max_replaced_fraction=1.0))
+    right, found = open_stream(whole), open_stream(config)
+    for step in range(20):  # 160 samples: each row about twice
+        expected, seen = right.batch(step).sample_ids, found.batch(step).sample_ids
+        assert not bad & set(seen) and len(seen) == len(expected)
+        assert all(one == other for one, other in zip(seen, expected, strict=True) if other not in bad)
+    right.close()
+    found.close()
+    report = (tmp_path / "damaged/runs/toy/tune/replaced.jsonl").read_text().splitlines()
+    told = {f"{(entry := json.loads(line))['dataset']}-{entry['row']}" for line in report}
+    assert told == bad
+
+
 def test_audio_that_breaks_while_decoding_is_silence_and_reported(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     root = tmp_path / "data"
