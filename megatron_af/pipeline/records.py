@@ -61,7 +61,7 @@ class StepRecord:
 
     @property
     def seconds(self) -> float:
-        return (self.ended or time.time()) - self.started
+        return max(0.0, (self.ended or time.time()) - self.started)  # a clock may be set back meanwhile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

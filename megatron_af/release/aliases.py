@@ -101,7 +101,7 @@ def finish_interrupted(client: MlflowClient, model: str) -> Move | None:
             return None
         raise
     move = Move(**json.loads(announced.tags["move"]))
-    age = time.time() - move.began
+    age = abs(time.time() - move.began)  # by another machine's clock, and either may jump
     if age < LEASE_SECONDS:
         raise MoveRefused(
             f"{move.what} by {move.who} is under way since {age:.0f} s; try again in {LEASE_SECONDS - age:.0f} s"

@@ -4,7 +4,8 @@
         ...
 
 The holder renews the time of a small file (``writer.json``) in the folder, which a shared volume shows to every node. A
-holder that died stops renewing, and after ``LOST_SECONDS`` the next one takes over; on the same machine at once. Who
+holder that died stops renewing, and after ``LOST_SECONDS`` the next one takes over, having seen that for twice the time
+of a renewal nothing came, whatever clocks say; on the same machine at once. Who
 was paused for that long finds another's name in the file and must not go on: :meth:`StageLock.check` tells it.
 """
 
@@ -110,10 +111,18 @@ def _is_alive(holder: dict[str, Any], file: Path) -> bool:
     if holder["host"] == socket.gethostname():
         return _began(holder["pid"]) == holder["began"]  # another process may have its number by now
     try:
-        age = _now_of(file) - file.stat().st_mtime
+        age = _now_of(file) - (seen := file.stat()).st_mtime
+        if -RENEW_SECONDS <= age < LOST_SECONDS:
+            return True
+        # Dead, or a clock has jumped, which makes a living holder old and a dead one young: does it renew?
+        until = time.monotonic() + 2 * RENEW_SECONDS
+        while time.monotonic() < until:
+            time.sleep(RENEW_SECONDS / 20)
+            if file.stat().st_mtime_ns != seen.st_mtime_ns:
+                return True
     except FileNotFoundError:
-        return False
-    return age < LOST_SECONDS
+        pass
+    return False
 
 
 def _began(pid: int) -> str:

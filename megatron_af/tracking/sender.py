@@ -32,7 +32,9 @@ class SystemMetrics:
 
     def __init__(self, spool: Spool, every_seconds: float) -> None:
         self.spool, self.every_seconds = spool, every_seconds
-        self._began = next((record["time"] / 1000 for record, _ in read_spool(spool.folder)), time.time())
+        now = time.time()
+        began = next((record["time"] / 1000 for record, _ in read_spool(spool.folder)), now)
+        self._began = time.monotonic() - max(0.0, now - began)  # by a clock that nobody sets
         self._next = time.monotonic()
         self._monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         try:
@@ -49,7 +51,7 @@ class SystemMetrics:
             monitor.collect_metrics()
             values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
-        self.spool.append("system", step=round(time.time() - self._began), values=values)
+        self.spool.append("system", step=round(time.monotonic() - self._began), values=values)
 
 
 def deliver_while_alive(folder: Path, session: str, linger_seconds: float, sample_seconds: float, pipe: int) -> None:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,31 @@ def elsewhere(folder: Path, age: float) -> None:
     os.utime(folder / FILE, (time.time() - age,) * 2)
 
 
-def test_a_holder_on_another_node_counts_until_it_stops_renewing(tmp_path: Path) -> None:
+def test_a_holder_on_another_node_counts_until_it_stops_renewing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere(tmp_path, age=lock.LOST_SECONDS / 2)
     with pytest.raises(StageBusy, match="process 7 on another-node"):
         ensure_free(tmp_path)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.1)
     elsewhere(tmp_path, age=lock.LOST_SECONDS + 1)
     with StageLock(tmp_path):
         ensure_kept(tmp_path)
+
+
+@pytest.mark.parametrize("age", [-3600.0, 3600.0], ids=["back", "forward"])
+def test_a_clock_that_jumps_neither_ends_a_holder_nor_keeps_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float
+) -> None:
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.4)
+    elsewhere(tmp_path, age)
+    renewal = threading.Timer(0.3, os.utime, (tmp_path / FILE, (time.time() - age + 20,) * 2))
+    renewal.start()
+    with pytest.raises(StageBusy, match="process 7 on another-node"):
+        ensure_free(tmp_path)
+    renewal.join()
+    elsewhere(tmp_path, age)
+    ensure_free(tmp_path)
 
 
 def test_a_holder_renews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
