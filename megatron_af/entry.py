@@ -104,14 +104,38 @@ def command[**Arguments](main: Callable[Arguments, int]) -> Callable[Arguments, 
 
     @wraps(main)
     def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> int:
-        return _ended(lambda: main(*arguments, **named))
+        try:
+            return _ended(lambda: _said(main, *arguments, **named))
+        finally:
+            for output in (sys.stdout, sys.stderr):
+                try:
+                    output.flush()
+                except (OSError, ValueError):  # or Python's own end would try again, and make an exit code of it
+                    with contextlib.suppress(OSError, ValueError):
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
     return run
 
 
 def _stopped(stop: Cancelled) -> int:
-    print(f"{stop}; the same command goes on from there", file=sys.stderr)
+    _tell(f"{stop}; the same command goes on from there")
     return stop.exit_code
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError):  # a log on a full disk takes no message, and the exit code says it too
+        print(message, file=sys.stderr, flush=True)
+
+
+def _said[**Arguments](main: Callable[Arguments, int], *arguments: Arguments.args, **named: Arguments.kwargs) -> int:
+    """``main``, and what it printed is where it was printed to."""
+    code = main(*arguments, **named)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = error.filename or "standard output"
+        raise
+    return code
 
 
 def _ended(main: Callable[[], int]) -> int:
@@ -134,7 +158,7 @@ def _ended(main: Callable[[], int]) -> int:
         message, code = told
         if code == NO_USE and os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(PATIENCE_SECONDS)
-        print(message, file=sys.stderr, flush=True)
+        _tell(message)
         return code
 
 

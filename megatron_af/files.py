@@ -4,11 +4,13 @@
     with appearing(folder / "index.arrow") as draft:        # a place for a library to write to
         save_file(tensors, draft)
     put_in_place(partial_folder, folder)                    # the same for a folder
+    append(folder / "skipped.jsonl", line)                  # in one write: whole lines, whoever else appends
 
-Everything that is read by another process or after a crash is written this way; what is only appended to (logs, spools)
-is not. ``tests/test_structure.py`` looks for other writers.
+Everything that is read by another process or after a crash is written this way; logs and spools are not.
+``tests/test_structure.py`` looks for other writers. A disk that refuses to take more is told of with the file's name.
 """
 
+import errno
 import os
 import shutil
 import uuid
@@ -17,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DRAFT = ".draft"
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""How a disk refuses to take more."""
 REPLACED = ".replaced"
 """Behind the name of a folder while another one takes its place."""
 
@@ -25,6 +29,26 @@ def write(path: Path, content: str | bytes) -> None:
     """Replace a file's content; its folder is made if need be."""
     with appearing(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append(path: Path, content: str | bytes) -> None:
+    """Add to a file's end, in one write and onto the disk; it and its folder are made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = memoryview(content.encode() if isinstance(content, str) else content)
+    try:
+        with path.open("ab", buffering=0) as file:
+            while left:  # a disk that becomes full takes a part, and refuses the next
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def _name(error: OSError, path: Path) -> None:
+    """Say which file it was: of what a disk refuses to take, the system tells no name."""
+    if error.filename is None and error.errno in _REFUSED:
+        error.filename = str(path)
 
 
 @contextmanager
@@ -38,6 +62,9 @@ def appearing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         draft.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

@@ -85,6 +85,16 @@ def test_messages_that_are_explained_are_said() -> None:
     assert [part for part in said if part and part not in text] == []
 
 
+def test_what_is_promised_names_tests_that_are_there() -> None:
+    """Files, and the tests in them, of every page; whoever promises something on the page of promises names one."""
+    for page in PAGES:
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+            assert (ROOT / path).is_file(), f"{page.name}: {path}"
+            assert not name or re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.M), f"{page.name}: {name}"
+    for table in re.findall(r"\| promise \| test \|\n\|.*\n((?:\|.*\n)+)", (SITE / "reliability.md").read_text()):
+        assert [row for row in table.splitlines() if "`tests/" not in row.rpartition(" | ")[2]] == []
+
+
 def test_every_configuration_has_a_card_that_says_what_was_run() -> None:
     lines = (SITE / "cards.md").read_text().splitlines()
     cards = {match[1]: match[2] for line in lines if (match := re.match(r"\| `(configs/[^`]+)` \| (\w+) \|", line))}

@@ -263,3 +263,38 @@ def ended(tool: str, arguments: list[str], told: Path) -> tuple[int, str]:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+FULL = """
+import os, sys
+from megatron_af.entry import command
+
+@command
+def main() -> int:
+    print("a line for a log", flush="flush" in sys.argv)
+    if "refused" in sys.argv:
+        raise FileNotFoundError(2, "No such file or directory", "rows.jsonl")
+    return 0
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "code", "told"),
+    [
+        ("late", 1, "standard output: No space left on device\n"),
+        ("flush", 1, "[Errno 28] No space left on device\n"),
+        ("refused", 2, "rows.jsonl: No such file or directory\n"),
+    ],
+)
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["output", "output and errors"])
+def test_a_log_on_a_full_disk_is_told_of_where_that_can_be(how: str, code: int, told: str, all_of_it: bool) -> None:
+    with Path("/dev/full").open("w") as full:
+        errors = full if all_of_it else subprocess.PIPE
+        done = subprocess.run(
+            [sys.executable, "-c", FULL, how], stdout=full, stderr=errors, text=True, cwd=ROOT, check=False,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        )  # fmt: skip
+    assert done.returncode == code and (done.stderr or told) == told

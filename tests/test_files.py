@@ -2,14 +2,17 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from megatron_af import files
-from megatron_af.files import appearing, put_in_place, settled, sweep, write
+from megatron_af.files import appearing, append, put_in_place, settled, sweep, write
 
 
 def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
@@ -102,3 +105,34 @@ def test_a_death_at_any_rename_loses_no_folder(tmp_path: Path, monkeypatch: pyte
     assert (settled(place) / "x").read_text() == ("new" if dies_at == 3 else "old")
     put_in_place(folder_of(tmp_path / "again", "newest"), place)
     assert (place / "x").read_text() == "newest"
+
+
+@contextmanager
+def little_room() -> Iterator[None]:
+    """The system refuses the bytes of any file behind its 4096th."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_a_disk_does_not_take_is_told_with_the_files_name(tmp_path: Path) -> None:
+    place, log = tmp_path / "report.html", tmp_path / "skipped.jsonl"
+    write(place, "old")
+    append(log, "one\n")
+    with little_room(), pytest.raises(OSError, match=r"File too large: '.*report\.html'"):
+        write(place, "x" * 5000)
+    assert place.read_text() == "old"
+    with little_room(), pytest.raises(OSError, match=r"File too large: '.*skipped\.jsonl'"):
+        append(log, "x" * 5000)
+    assert log.read_text().startswith("one\n") and sorted(tmp_path.iterdir()) == [place, log]
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        append(Path("/dev/full"), "x")
+
+
+def test_appending_makes_the_folder_and_whole_lines(tmp_path: Path) -> None:
+    append(tmp_path / "a/b.jsonl", "one\n")
+    append(tmp_path / "a/b.jsonl", b"two\n")
+    assert (tmp_path / "a/b.jsonl").read_text() == "one\ntwo\n"

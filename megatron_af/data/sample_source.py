@@ -8,7 +8,6 @@ reported as a line of JSON, and the run stops when there are too many.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from megatron_af.data.rows import Row, RowError
 from megatron_af.data.sampler import BlendSampler, Draw
 from megatron_af.data.shards import open_rows, row_durations
 from megatron_af.data.storage import DataRoot
+from megatron_af.files import append
 
 ATTEMPTS = 8
 """Rows tried in place of one that cannot be used."""
@@ -157,13 +157,8 @@ class SampleSource[Said]:
         self._replaced += 1
         if write and (dataset, row) not in self._seen_bad:
             self._seen_bad.add((dataset, row))
-            self._report.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"step": step, "dataset": dataset, "row": row, "problem": problem}) + "\n"
-            file = os.open(self._report, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                os.write(file, line.encode())  # one write: lines of several processes do not mix
-            finally:
-                os.close(file)
+            line = {"step": step, "dataset": dataset, "row": row, "problem": problem}
+            append(self._report, json.dumps(line) + "\n")
         if self._replaced > max(GRACE, self._allowed * self._drawn):
             raise TooManyReplacements(
                 f"{self._replaced} of {self._drawn} samples could not be used (last: {dataset}, row {row}: {problem}); "

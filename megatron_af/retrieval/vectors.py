@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_af.files import append
+
 KEY_BYTES = 64
 
 
@@ -39,10 +41,7 @@ class VectorStore:
         """Keep vectors; they are on the disk when this returns."""
         records = np.empty(len(keys), self._record)
         records["key"], records["vector"] = [key.encode() for key in keys], vector_NJ
-        with self._path.open("ab") as file:
-            file.write(records.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._path, records.tobytes())
         self._place |= {key.encode(): len(self._place) + n for n, key in enumerate(keys)}
 
     def lookup(self, keys: Sequence[str]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_af.files import append
 from megatron_af.tracking.pictures import History, gates_by_depth, loss_curves
 from megatron_af.tracking.spool import Address, Sent, read_spool, spool_key
 from megatron_af.tracking.store import experiment_id, file_lock, open_client
@@ -190,8 +191,7 @@ class Delivery:
 
     def _set_aside(self, record: dict[str, Any], refusal: Exception) -> None:
         """Keep what the server will never take out of the way of what it will."""
-        with (self.folder / "refused.jsonl").open("a") as file:
-            file.write(json.dumps({"reason": str(refusal), "record": record}) + "\n")
+        append(self.folder / "refused.jsonl", json.dumps({"reason": str(refusal), "record": record}) + "\n")
 
 
 def ensure_run(client: MlflowClient, folder: Path) -> str:

@@ -142,6 +142,25 @@ def test_every_kind_of_damage_has_its_outcome(tmp_path: Path) -> None:
     assert abs(kept[1].clips[0].duration - 0.5) < 1e-3
 
 
+def test_a_tenth_of_damaged_recordings_is_named_and_the_rest_keeps_its_order(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    rows = []
+    for number in range(40):
+        soundfile.write(root / f"{number}.wav", noise(1.0, seed=number), RATE)
+        rows.append(row(f"r{number}", f"{number}.wav"))
+    write_manifest(root, "a", rows)
+    for number, damaged in ((3, b""), (4, b"not audio"), (17, (root / "17.wav").read_bytes()[:300])):
+        (root / f"{number}.wav").write_bytes(damaged)
+    (root / "39.wav").unlink()
+    summary = run(config(tmp_path, workers=2))
+    assert (summary.rows, summary.kept) == (40, 36)
+    report = [json.loads(line) for line in (root / summary.report).read_text().splitlines()]
+    assert [entry["id"] for entry in report] == ["r3", "r4", "r17", "r39"]
+    kept = open_rows(DataRoot(str(root)), "prepared/a")
+    assert [kept[i].id for i in range(36)] == [f"r{i}" for i in range(40) if i not in (3, 4, 17, 39)]
+
+
 def test_odd_headers_and_channels_have_their_sentence(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()

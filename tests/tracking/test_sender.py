@@ -75,7 +75,7 @@ def test_metrics_arrive_while_the_job_runs_and_a_killed_job_is_marked(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["refuse", "slow"])
+@pytest.mark.parametrize("trouble", ["refuse", "broken", "slow"])
 def test_training_does_not_feel_a_bad_server(tmp_path: Path, server: MlflowServer, trouble: str) -> None:
     server.trouble = trouble
     started = time.perf_counter()

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
@@ -347,6 +348,37 @@ def test_what_cannot_be_written_is_one_sentence_on_all_ranks(trouble: str, async
     newest = latest(tmp_path)
     assert newest is not None and newest.name == "step_00000001" and damage(newest) == ""
     assert trouble == "manifest" or not list(tmp_path.glob("*.partial")), "its space is given back"
+
+
+def save_through_a_stall(rank: int, world_size: int, folder: Path) -> tuple[str, float]:
+    """For 30 s nothing of a checkpoint gets written: what is the newest then, and the longest that training waited."""
+    save(folder, 1.0, 1).close()
+    writers: list[Any] = []
+
+    def stalling(writer: CheckpointWriter, request: Any) -> None:
+        writer.process.send_signal(signal.SIGSTOP)  # what a write to a disk that does not answer does to it
+        writers.append(writer.process)
+        schedule(writer, request)
+
+    CheckpointWriter.schedule_async_call = stalling  # type: ignore[method-assign]
+    checkpoints, longest = save(folder, 2.0, 2, asynchronous=True), 0.0
+    for _ in range(60):
+        began = time.monotonic()
+        checkpoints.poll()
+        longest = max(longest, time.monotonic() - began)
+        time.sleep(0.5)
+    newest = latest(folder)
+    writers[0].send_signal(signal.SIGCONT)
+    checkpoints.close()
+    assert newest is not None
+    return newest.name, longest
+
+
+def test_a_disk_that_stalls_delays_a_checkpoint_and_not_training(tmp_path: Path) -> None:
+    for newest, longest in run_distributed(save_through_a_stall, 2, tmp_path, timeout=300):
+        assert newest == "step_00000001" and longest < 5
+    after = latest(tmp_path)
+    assert after is not None and after.name == "step_00000002" and damage(after) == ""
 
 
 def lose_a_source(rank: int, world_size: int, folder: Path) -> None:

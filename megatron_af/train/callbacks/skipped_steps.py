@@ -10,6 +10,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.markup import escape
 
+from megatron_af.files import append
 from megatron_af.train.callbacks.base import Callback, Record
 from megatron_af.train.optimizer import NonFiniteGradient
 
@@ -77,9 +78,9 @@ def write_down(trainer: "Trainer", why: str, steps: Mapping[int, tuple[float, Se
         dist.all_gather_object(everyones, steps)
     report = trainer.folder / REPORT
     if trainer.rank == 0:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        with report.open("a") as file:
-            for step, (loss, _) in steps.items():
-                samples = [list(of_rank[step][1]) for of_rank in everyones]
-                file.write(json.dumps({"step": step, "why": why, "loss": str(loss), "samples": samples}) + "\n")
+        told = [
+            {"step": step, "why": why, "loss": str(loss), "samples": [list(of_rank[step][1]) for of_rank in everyones]}
+            for step, (loss, _) in steps.items()
+        ]
+        append(report, "".join(json.dumps(line) + "\n" for line in told))
     return report

@@ -1,15 +1,22 @@
 """A run that hangs, in Python, for data or in a collective, ends with its stacks on disk and a code that says so."""
 
+import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from megatron_af.train.callbacks import EndHangs
+from megatron_af.data.storage import DataRoot
+from megatron_af.train.callbacks import EndHangs, hang
+from tests.distributed import RankError, run_distributed
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +68,28 @@ def test_an_interpreter_that_is_stuck_ends_too(tmp_path: Path) -> None:
 
 def test_a_run_that_has_ended_is_not_watched(tmp_path: Path) -> None:
     assert run(tmp_path, "nothing") == (0, "came to its end\n", "")
+
+
+def hanging(rank: int, world_size: int, folder: Path, where: str) -> None:
+    """The last rank waits for ever, the others for it in a collective."""
+    hang.OTHERS_SECONDS = 2.0  # a rank whose peer has ended writes no stacks
+    callback, trainer = EndHangs(2.0), SimpleNamespace(folder=folder, rank=rank, step=7)
+    callback.on_start(trainer)  # type: ignore[arg-type]
+    if rank == world_size - 1:
+        if where == "python":
+            threading.Event().wait()
+        with ThreadPoolExecutor(1, thread_name_prefix="clips") as readers:  # as data/clips.py reads
+            readers.submit(DataRoot(str(folder)).read, "never.wav").result()
+    dist.all_reduce(torch.ones(1))
+
+
+@pytest.mark.parametrize(("where", "seen"), [("python", "in hanging"), ("data", "storage.py")])
+def test_a_rank_that_hangs_ends_all_with_the_stacks_of_all(where: str, seen: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "never.wav")  # a volume that does not answer
+    with pytest.raises(RankError, match="ended with code 1"):
+        run_distributed(hanging, 2, tmp_path, where)
+    waiting, stuck = ((tmp_path / "hang" / f"rank_{rank}.txt").read_text() for rank in range(2))
+    assert "all_reduce" in waiting and seen in stuck and "all_reduce" not in stuck
 
 
 def test_it_may_be_turned_off(tmp_path: Path) -> None:
