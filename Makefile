@@ -6,6 +6,7 @@
 # make test-harnesses  the same questions through lmms-eval and EvalScope, in .venv-harnesses
 # make faults      a run that is killed at MOMENTS=100 moments, drawn from SEED=0, against the one that is not;
 #                  and the faults that a proof must catch
+# make fuzz        INPUTS=100000 broken inputs to each parser, TRIES=1000 broken commands, drawn from SEED=0
 # make docs        the documentation as a site, in site/; a link that leads nowhere fails
 # make audit       known vulnerabilities of what requirements.lock names, and licences that docs/licences.md does not
 # make lint        ruff
@@ -23,7 +24,7 @@ RUN = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-long test test-fast test-slow test-harnesses faults docs audit lint types
+.PHONY: help demo demo-long test test-fast test-slow test-harnesses faults fuzz docs audit lint types
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -51,6 +52,12 @@ SEED ?= 0
 faults: .venv/ready
 	$(RUN) -m tests.prove.planted
 	$(RUN) -m tests.faults.kills --moments $(MOMENTS) --seed $(SEED) $(ARGS)
+
+INPUTS ?= 100000
+TRIES ?= 1000
+fuzz: .venv/ready
+	$(RUN) -m tests.faults.fuzz --inputs $(INPUTS) --seed $(SEED) $(ARGS)
+	$(RUN) -m tests.faults.entry_points --inputs $(TRIES) --seed $(SEED)
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

@@ -146,18 +146,21 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
     if not isinstance(layer, DictConfig):
         problems.append(f"{path}: expected keys and values at the top, got a list")
         return []
-    includes = layer.pop("include", [])
-    if isinstance(includes, str):
-        includes = [includes]
+    tree = _plain(layer)
+    includes = tree.pop("include", None) or []
+    includes = includes if isinstance(includes, list) else [includes]
     layers = []
     for name in includes:
+        if not isinstance(name, str) or not name or "\0" in name or "${" in name:
+            problems.append(f"{path}: include: expected names of files, such as [model/af2_3b.yaml], got {_show(name)}")
+            continue
         beside = path.parent / name
         included = beside if beside.exists() else CONFIGS / name
         if not included.exists():
             problems.append(f"{path}: include {name}: no such file in {path.parent or '.'} or {CONFIGS.name}/")
             continue
         layers += _read(included, (*parents, path), problems)
-    return [*layers, (str(path), _plain(layer))]
+    return [*layers, (str(path), tree)]
 
 
 def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
