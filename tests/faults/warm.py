@@ -188,6 +188,13 @@ def prepare() -> None:
     import megatron_af.train.trainer  # noqa: F401
     import tests.faults.watched  # noqa: F401
 
-    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    lost = [name for name in threads[1:] if name != "jemalloc_bg_thd"]  # which knows of forks
-    assert not lost, f"threads that a fork would lose: {lost}"
+    until = time.monotonic() + 60
+    while lost := [name for name in _threads() if name != "jemalloc_bg_thd"]:  # which knows of forks
+        assert time.monotonic() < until, f"threads that a fork would lose: {lost}"
+        time.sleep(0.1)  # a new one bears this process's name until it first runs
+
+
+def _threads() -> list[str]:
+    """Names of this process's threads but the main one."""
+    tasks = sorted(Path("/proc/self/task").iterdir(), key=lambda task: int(task.name) != os.getpid())
+    return [(task / "comm").read_text().strip() for task in tasks[1:]]
