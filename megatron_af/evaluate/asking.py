@@ -5,7 +5,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import batched
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from megatron_af.runs.pointers import checkpoint_digest
 TOGETHER = 512
 """Questions between two times that answers are put down."""
 
+type Way = Callable[[Listener], tuple[Sequence[Row], Path | None]]
+"""The rows that ask the questions, and where their recordings lie; a collective of the listener's ranks."""
 type Done = dict[tuple[int, int], tuple[str | None, list[float] | None]]
 """Wording or probe, and question -> the answer, and the log-probabilities of the options."""
 
@@ -73,17 +75,20 @@ def ask(
     listener: Listener,
     suite: Benchmark,
     questions: Sequence[Asked],
-    asking: Sequence[tuple[Sequence[Row], Path | None]],
+    asking: Sequence[Way],
     kept: Kept,
 ) -> list[Answered]:
     """A collective of the listener's ranks.
 
     Args:
-        asking: for each wording and then each probe, the rows that ask the questions, and where their recordings lie.
+        asking: for each wording and then each probe.
     """
     done = from_first(kept.read)
-    for place, (rows, root) in enumerate(asking):
+    for place, way in enumerate(asking):
         waiting = [i for i in range(len(questions)) if (place, i) not in done]
+        if not waiting:
+            continue
+        rows, root = way(listener)
         for some in batched(waiting, TOGETHER):
             answers = listener([rows[i] for i in some], root=root)
             scored: Sequence[list[float] | None] = [None] * len(some)

@@ -25,6 +25,8 @@ PROBED = {
     "silent": "about silence",
     "shifted": "with the second half first",
     "options": "with options in other places",
+    "cited": "without the span that attention names",
+    "uncited": "without another such span",
 }
 
 
@@ -37,6 +39,8 @@ class Measured:
     """Number of a metric for each wording."""
     probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Probe -> metric's number -> what it was with the probe's answers."""
+    probed: Mapping[str, Mapping[str, Sequence[float | None]]] = field(default_factory=dict)
+    """The same of each answer, where the metric tells right from wrong."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Metric that could not be measured -> why."""
 
@@ -44,16 +48,33 @@ class Measured:
         return Measured(
             scores={**self.scores, **other.scores},
             wordings={**self.wordings, **other.wordings},
-            probes={
-                name: {**self.probes.get(name, {}), **other.probes.get(name, {})}
-                for name in {**self.probes, **other.probes}
-            },
+            probes=_both(self.probes, other.probes),
+            probed=_both(self.probed, other.probed),
             skipped={**self.skipped, **other.skipped},
         )
 
     @property
     def each(self) -> dict[str, Sequence[float | None]]:
         return {name: score.each for name, score in self.scores.items() if score.each}
+
+
+def _both[Value](
+    one: Mapping[str, Mapping[str, Value]], other: Mapping[str, Mapping[str, Value]]
+) -> dict[str, dict[str, Value]]:
+    return {name: {**one.get(name, {}), **other.get(name, {})} for name in {**one, **other}}
+
+
+def flips(
+    before: Sequence[float | None], after: Sequence[float | None], groups: Sequence[str]
+) -> dict[str, Any]:
+    """How many percent of right answers (1) a probe turned wrong, with its interval; nothing where none was right."""
+    right = [i for i, worth in enumerate(before) if worth == 1.0]
+    if not right:
+        return {}
+    turned = [float(after[i] != 1.0) for i in right]
+    low, high = interval(turned, [groups[i] for i in right])
+    rate = sum(turned) / len(turned)
+    return {"n": len(right), "rate": round(100 * rate, 4), "interval": [round(100 * low, 4), round(100 * high, 4)]}
 
 
 def report_of(answered: Sequence[Answered], measured: Measured) -> dict[str, Any]:
@@ -87,6 +108,12 @@ def report_of(answered: Sequence[Answered], measured: Measured) -> dict[str, Any
     report |= {"wordings": {n: [round(v, 4) for v in some] for n, some in measured.wordings.items()}}
     if measured.probes:
         report["probes"] = {probe: {n: round(v, 4) for n, v in some.items()} for probe, some in measured.probes.items()}
+    turned = {
+        probe: {n: told for n, each in some.items() if (told := flips(measured.scores[n].each, each, groups))}
+        for probe, some in measured.probed.items()
+    }
+    if any(turned.values()):
+        report["flips"] = turned
     notes = {name: score.notes for name, score in measured.scores.items() if score.notes}
     return report | {"skipped": dict(measured.skipped)} | ({"notes": notes} if notes else {})
 
@@ -129,6 +156,9 @@ def suite_table(report: Mapping[str, Any], title: str = "") -> Table:
     for probe, values in report.get("probes", {}).items():
         changes = ", ".join(f"{name} {value:.4g} ({value - report[name]:+.4g})" for name, value in values.items())
         lines.append(f"{PROBED[probe]}: {changes}")
+        for name, told in report.get("flips", {}).get(probe, {}).items():
+            low, high = told["interval"]
+            lines.append(f"  turns {told['rate']:.4g}% ({low:.4g} to {high:.4g}) of {told['n']:,} right by {name}")
     lines += [f"{name} skipped: {why}" for name, why in report.get("skipped", {}).items()]
     for other in report.get("published", []):
         distance = f", here {other['distance']:+.4g}" if "distance" in other else ""

@@ -11,7 +11,7 @@ that was stopped goes on. Of a contrastive stage, retrieval and zero-shot classe
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from megatron_af.config.components import component
 from megatron_af.data.rows import Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.answered import Answered, Said, write_answered
-from megatron_af.evaluate.asking import Kept, ask, state_of
+from megatron_af.evaluate.asking import Kept, Way, ask, state_of
 from megatron_af.evaluate.benchmarks import Asked, Questions, read_questions
 from megatron_af.evaluate.clap import evaluate_clap
 from megatron_af.evaluate.cleaning import cleaned
 from megatron_af.evaluate.hearing import AskedLine
 from megatron_af.evaluate.metrics.base import Means, Metric, Scores
-from megatron_af.evaluate.probes import moved, probed
+from megatron_af.evaluate.probes import CITING, cited_spans, moved, probed
 from megatron_af.evaluate.suite_report import Measured, report_of, suite_table, with_published
 from megatron_af.files import write
 from megatron_af.inference.embedder import ClapEmbedder
@@ -164,24 +164,38 @@ def _ask_and_measure(
     return reports
 
 
-def _ways_of_asking(
-    config: Config, suite: _Suite, questions: Sequence[Asked], shown: Shown
-) -> list[tuple[Sequence[Row], Path | None]]:
-    """Each wording, and each probe in the first one; a collective."""
+def _ways_of_asking(config: Config, suite: _Suite, questions: Sequence[Asked], shown: Shown) -> list[Way]:
+    """Each wording, and each probe in the first one; a collective, and so is each way."""
     benchmark, root, rate = suite.benchmark, DataRoot(config.data.root), config.model.front_end.sample_rate
     worded = [(shown([one.worded(words) for one in questions]), None) for words in benchmark.wordings]
 
-    def make(probe: str) -> tuple[list[Row], Path | None]:
+    def make(probe: str, spans: Sequence[tuple[float, float]] = ()) -> tuple[list[Row], Path | None]:
         made = suite.file(f"{probe}").absolute()
-        return probed(probe, questions, benchmark.wordings[0], root, made, rate)
+        return probed(probe, questions, benchmark.wordings[0], root, made, rate, spans)
 
-    return [*worded, *(from_first(partial(make, probe)) for probe in benchmark.probes if questions)]
+    @cache
+    def spans(listener: Listener) -> list[tuple[float, float]]:
+        return cited_spans(listener, questions, benchmark.wordings[0])
+
+    def cite(probe: str, listener: Listener) -> tuple[list[Row], Path | None]:
+        return from_first(partial(make, probe, spans(listener)))
+
+    def of_probe(probe: str) -> Way:
+        if probe in CITING:
+            return partial(cite, probe)
+        return _always(from_first(partial(make, probe)))
+
+    return [*map(_always, worded), *(of_probe(probe) for probe in benchmark.probes if questions)]
+
+
+def _always(found: tuple[Sequence[Row], Path | None]) -> Way:
+    return lambda listener: found
 
 
 def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: Means, *, shared: bool) -> Measured:
     """The metrics of a benchmark that every rank measures together (``shared``), or the others."""
     scores, wordings, skipped = dict[str, Scores](), dict[str, list[float]](), dict[str, str]()
-    probes = dict[str, dict[str, float]]()
+    probes, probed_each = dict[str, dict[str, float]](), dict[str, dict[str, Sequence[float | None]]]()
     for name in benchmark.metrics if answered else ():
         metric: Metric = component(name, METRICS, METRIC)(means)
         if metric.collective != shared:
@@ -201,7 +215,9 @@ def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: M
         for place, probe in enumerate(benchmark.probes if metric.of_wordings else ()):
             found = metric.score(said_of_probe(benchmark, answered, place))
             probes.setdefault(probe, {}).update({number: score.value for number, score in found.items()})
-    return Measured(scores=scores, wordings=wordings, probes=probes, skipped=skipped)
+            right_or_wrong = {n: s.each for n, s in found.items() if s.each and {*own[n].each} <= {0.0, 1.0, None}}
+            probed_each.setdefault(probe, {}).update(right_or_wrong)
+    return Measured(scores=scores, wordings=wordings, probes=probes, probed=probed_each, skipped=skipped)
 
 
 def said_of_probe(benchmark: Benchmark, answered: Sequence[Answered], place: int) -> list[Said]:

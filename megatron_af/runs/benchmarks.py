@@ -41,7 +41,7 @@ METRICS = {
     "judge": "megatron_af.evaluate.metrics.judge:Judged",
 }
 METRIC = "megatron_af.evaluate.metrics.base:Metric"
-PROBES = ("exchanged", "silent", "shifted", "options")
+PROBES = ("exchanged", "silent", "shifted", "options", "cited", "uncited")
 """What may be changed of the questions to see whether answers follow (``megatron_af.evaluate.probes``)."""
 PLACES = ("question", "options", "labels")
 """What a wording may hold, in braces."""
@@ -82,9 +82,10 @@ class Benchmark:
     written out as digits (in references as well)."""
     metrics: tuple[str, ...] = ()
     """Names, or ``module:Class`` of one's own (``megatron_af/evaluate/metrics/base.py``)."""
-    probes: tuple[Literal["exchanged", "silent", "shifted", "options"], ...] = ()
+    probes: tuple[Literal["exchanged", "silent", "shifted", "options", "cited", "uncited"], ...] = ()
     """Asked again in the first wording: about another recording, silence, or the recording with its second half first,
-    or with the options in other places."""
+    with the options in other places, or about the recording without the span that the answer's cross-attention names,
+    or without another span of that length."""
     published: tuple[Published, ...] = ()
 
     def problems(self, name: str) -> Iterator[str]:

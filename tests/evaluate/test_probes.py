@@ -10,7 +10,8 @@ from dali_pipes.waves import read_wave
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.benchmarks import Asked
-from megatron_af.evaluate.probes import moved, probed
+from megatron_af.evaluate.probes import cited_span, moved, other_span, probed
+from megatron_af.inference.looks import Look
 
 RATE = 16_000
 
@@ -58,3 +59,40 @@ def test_options_move_and_audio_is_exchanged(asked: list[Asked], tmp_path: Path)
     exchanged, root = ask("exchanged", asked, tmp_path)
     assert root is None and exchanged[1].clips[0].path in ("in/0.wav", "in/2.wav")
     assert exchanged[0].clips[0].path == "in/1.wav" and exchanged[0].questions[0].output == "rain"
+
+
+def test_a_span_is_muted_and_nothing_else(asked: list[Asked], tmp_path: Path) -> None:
+    spans = [(0.25, 0.5), (0.0, 0.25), (0.0, 0.0)]
+    rows, root = probed("cited", asked, "{question}", DataRoot(str(tmp_path)), tmp_path / "made", RATE, spans)
+    assert root is not None
+    for row, whole, (start, end) in zip(rows, range(3), spans, strict=True):
+        before_T = read_wave(tmp_path / f"in/{whole}.wav", start=0.5, duration=1.0, sample_rate=RATE)
+        after_T, _ = soundfile.read(root / row.clips[0].path, dtype="float32")
+        before_T[round(start * RATE) : round(end * RATE)] = 0.0
+        np.testing.assert_array_equal(after_T, before_T)
+    rows, _ = probed("uncited", asked, "{question}", DataRoot(str(tmp_path)), tmp_path / "made", RATE, spans)
+    silent_T = soundfile.read(root / rows[0].clips[0].path, dtype="float32")[0] == 0.0
+    assert silent_T.sum() == pytest.approx(RATE / 4, abs=1) and not silent_T[RATE // 4 : RATE // 2].any()
+
+
+def test_the_cited_span_is_where_most_attention_lies(asked: list[Asked]) -> None:
+    """Two bands of ten steps, 0.1 s each, of a recording of one second in a window of two."""
+    seconds_L = np.tile(np.arange(20) * 0.1, 2)
+    weights_L = np.full(40, 0.01)
+    weights_L[[3, 24]] = 0.3  # 0.3 s in one band and 0.4 s in the other
+    weights_L[15] = 0.9  # behind the recording's end
+    look = Look(prompt="?", tokens=("a",), weights_TL=weights_L[None], token_seconds_L=seconds_L, seconds=2.0)
+    start, end = cited_span(look, asked[0])
+    assert (start, end) == pytest.approx((0.3, 0.5))
+
+
+@pytest.mark.parametrize(("span", "duration"), [((0.3, 0.5), 1.0), ((0.0, 0.2), 1.0), ((0.8, 1.0), 1.0)])
+def test_another_span_is_as_long_and_shares_nothing(span: tuple[float, float], duration: float) -> None:
+    drawn = [other_span(span, duration, str(seed)) for seed in range(200)]
+    for start, end in drawn:
+        assert end - start == pytest.approx(span[1] - span[0]) and start >= 0 and end <= duration + 1e-9
+        assert end <= span[0] + 1e-9 or start >= span[1] - 1e-9
+    sides = {start < span[0] for start, _ in drawn}
+    assert len(sides) == (2 if 0.2 <= span[0] <= 0.6 else 1)
+    assert other_span(span, duration, "1") == other_span(span, duration, "1")
+    assert other_span((0.2, 0.8), 1.0, "1") == (0.0, pytest.approx(0.6)), "no room: as little of it as can be"

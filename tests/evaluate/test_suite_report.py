@@ -8,7 +8,7 @@ from rich.console import Console
 from megatron_af.config import ImportConfig
 from megatron_af.evaluate.answered import Answered
 from megatron_af.evaluate.metrics.base import Scores, percent
-from megatron_af.evaluate.suite_report import Measured, report_of, suite_table, with_published
+from megatron_af.evaluate.suite_report import Measured, flips, report_of, suite_table, with_published
 from megatron_af.runs.benchmarks import Benchmark, Published
 
 ANSWERED = [
@@ -63,3 +63,12 @@ def test_measurements_of_two_kinds_are_put_together() -> None:
     both = MEASURED | Measured(scores={"nearest": percent([1.0])}, skipped={"judge": "no"})
     assert set(both.scores) == {"match", "cider", "map", "nearest"} and set(both.skipped) == {"fense", "judge"}
     assert set(both.each) == {"match", "cider", "nearest"}
+
+
+def test_flips_are_of_right_answers_alone_with_an_interval_over_recordings() -> None:
+    before = [1.0, 1.0, 1.0, 1.0, 0.0, None]
+    after = [0.0, None, 1.0, 1.0, 1.0, 0.0]
+    told = flips(before, after, ["a", "a", "b", "b", "c", "c"])
+    assert (told["n"], told["rate"]) == (4, 50.0)
+    assert told["interval"] == [0.0, 100.0]  # two recordings: both, either or none of them
+    assert flips([0.0, None], [1.0, 1.0], ["a", "b"]) == {}

@@ -10,6 +10,7 @@ from megatron_af.config import Config, RetrievalConfig
 from megatron_af.evaluate import asking
 from megatron_af.evaluate.answered import Answered, read_answered, read_scores
 from megatron_af.evaluate.metrics.base import Means
+from megatron_af.evaluate.suite_report import report_of
 from megatron_af.evaluate.suites import measure_answers, measure_suites, said
 from megatron_af.runs.benchmarks import load_benchmark
 from megatron_af.runs.identity import evaluation_inputs
@@ -27,7 +28,7 @@ source:
   columns: {audio: file, prompt: question, output: answer, options: choices, skill: skill}
 wordings: ["{question} {options}", "w1 {question}", "{question}"]
 metrics: [exact, match, letter, likelihood, nearest, cider, judge]
-probes: [exchanged, silent, shifted, options]
+probes: [exchanged, silent, shifted, options, cited, uncited]
 published: [{model: paper, metric: likelihood, value: 50.0, source: "arXiv 2503.03983"}]
 """
 
@@ -81,10 +82,12 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     assert len(report["wordings"]["exact"]) == 3 and "likelihood" not in report["wordings"]
     assert set(report["skills"]) == {"a", "b"} and "distance" in report["published"][0]
     answered = read_answered(folder / "suite-toy.parquet")
-    assert [len(one.answers) for one in answered] == [3] * 7 and [len(one.probed) for one in answered] == [4] * 7
-    assert report["probes"].keys() == {"exchanged", "silent", "shifted", "options"}
+    assert [len(one.answers) for one in answered] == [3] * 7 and [len(one.probed) for one in answered] == [6] * 7
+    assert report["probes"].keys() == {"exchanged", "silent", "shifted", "options", "cited", "uncited"}
     assert report["probes"]["silent"].keys() >= {"exact", "match", "letter"}
     assert (folder / "suite-toy.silent/silence-2.wav").is_file()
+    muted = [sorted((folder / f"suite-toy.{probe}").glob("*.wav")) for probe in ("cited", "uncited")]
+    assert len(muted[0]) >= 3 and {file.name for file in muted[0]}.isdisjoint(file.name for file in muted[1])
     assert [len(one.logprobs) for one in answered] == [0] + [3] * 6 and report["unparseable"]["likelihood"] == 1
     assert {one.audio for one in answered} == {"0.wav", "1.wav", "2.wav"}
     assert read_scores(folder / "suite-toy.parquet").keys() >= {"exact", "likelihood"}
@@ -138,7 +141,7 @@ def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:
     said_back = ("2.\nso", None, "")
     one = Answered(
         id="1", group="1", skill="", prompt="?", references=("Two",), options=("Two", "one."),
-        answers=said_back, probed=("two", "rain", "", "(A)"),
+        answers=said_back, probed=("two", "rain", "", "(A)", "rain", "two"),
     )  # fmt: skip
     (seen,) = said(benchmark, [one], 0)
     assert (seen.heard, seen.references, seen.options) == ("2", ("2",), ("2", "1"))
@@ -146,7 +149,9 @@ def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:
     measured = measure_answers(benchmark, [one], Means(), shared=False)
     assert measured.scores["exact"].value == 100.0 and measured.wordings["exact"] == [100.0, 0.0, 0.0]
     assert measured.scores["likelihood"].each == [None]
-    assert [measured.probes[probe]["exact"] for probe in benchmark.probes] == [100.0, 0.0, 0.0, 0.0]
+    assert [measured.probes[probe]["exact"] for probe in benchmark.probes] == [100.0, 0.0, 0.0, 0.0, 0.0, 100.0]
+    flipped = report_of([one], measured)["flips"]
+    assert [flipped[probe]["exact"]["rate"] for probe in ("cited", "uncited")] == [100.0, 0.0]
     assert measured.probes["options"]["letter"] == 0.0, "(A) is the other option there"
     assert measure_answers(benchmark, [one], Means(), shared=True).skipped.keys() == {"nearest"}
     assert measure_answers(benchmark, [], Means(), shared=False).scores == {}
