@@ -204,10 +204,10 @@ def run(
     Raises:
         Broken: a promise was not kept.
     """
+    if not cold:
+        warm.prepare()  # before anything is computed
     rng, run_file = random.Random(seed), prepare(folder)
     start = partial(Life, run_file, cold=cold)
-    if not cold:
-        warm.prepare()
     name = folder / "runs" / "killed"
     checkpoints = name / "align" / "checkpoints"
     victims: Counter[str] = Counter()

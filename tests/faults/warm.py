@@ -178,6 +178,7 @@ def _writer(command: list[str]) -> None:
 
 def prepare() -> None:
     """Import what the processes need, once, without starting a thread."""
+    torch.set_num_threads(1)  # whatever OMP_NUM_THREADS says
     make_megatron_portable()
     import megatron_af.plan.beside
     import megatron_af.plan.check
