@@ -249,7 +249,7 @@ def run(
         tell(f"moment {moment + 1}/{moments}: {victim} killed behind step {reached}, all gone in {life.seconds:.1f} s, "
              f"step {saved} is whole")  # fmt: skip
         if elsewhere_every and (moment + 1) % elsewhere_every == 0:
-            copies.append((_elsewhere(folder, start, moment, newest, tell), saved))
+            copies.append((_elsewhere(folder, start, len(copies), newest, tell), saved))
     killed = read_steps(name)
     last = max([*killed, *(saved + ELSEWHERE_STEPS for _, saved in copies)])
     tell(f"the run that is not killed: {last} steps")
@@ -285,10 +285,10 @@ def _same(step: int, records: list[dict[str, Any]], expected: list[dict[str, Any
                 raise Broken(f"step {step}: {number} is {value!r}, of the run that was not killed {right!r}")
 
 
-def _elsewhere(folder: Path, start: Start, moment: int, newest: Path, tell: Callable[[str], None]) -> str:
+def _elsewhere(folder: Path, start: Start, number: int, newest: Path, tell: Callable[[str], None]) -> str:
     """Go on from a copy of the newest checkpoint in another layout; the copy's name."""
-    layout, (processes, more) = list(LAYOUTS.items())[moment // 2 % len(LAYOUTS)]
-    name = f"elsewhere-{moment}"
+    layout, (processes, more) = list(LAYOUTS.items())[number % len(LAYOUTS)]
+    name = f"elsewhere-{number}"
     copy = folder / "runs" / name / "align" / "checkpoints"
     copy.mkdir(parents=True)
     shutil.copytree(newest, copy / newest.name)

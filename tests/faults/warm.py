@@ -191,7 +191,7 @@ def prepare() -> None:
 
     until = time.monotonic() + 60
     while lost := [name for name in _threads() if name != "jemalloc_bg_thd"]:  # which knows of forks
-        assert time.monotonic() < until, f"threads that a fork would lose: {lost}"
+        assert time.monotonic() < until, f"threads that a fork would lose: {lost}; OMP_NUM_THREADS=1 has none"
         time.sleep(0.1)  # a new one bears this process's name until it first runs
 
 
