@@ -1,14 +1,28 @@
 """The short form of ``tests/faults/entry_points.py``, and that it finds what it is for."""
 
 import importlib
+import os
 import random
+import time
 from pathlib import Path
 
 import pytest
 
 from megatron_af.config.loading import CONFIGS
+from megatron_af.entry import AGAIN, NO_USE
 from tests.faults import entry_points
-from tests.faults.entry_points import COMMANDS, broken
+from tests.faults.entry_points import COMMANDS, ask, broken, foundation
+
+CANARIES = {
+    "MLFLOW_TRACKING_USERNAME": "canary-user-5f1e",
+    "MLFLOW_TRACKING_PASSWORD": "canary-password-5f1e",
+    "MLFLOW_TRACKING_TOKEN": "canary-token-5f1e",
+    "AF_SERVING_KEYS": "canary-client-5f1e",
+    "AF_PIPELINES_TOKEN": "canary-pipelines-5f1e",
+    "OPENAI_API_KEY": "canary-model-5f1e",
+    "HF_TOKEN": "canary-hub-5f1e",
+    "AWS_SECRET_ACCESS_KEY": "canary-store-5f1e",
+}
 
 
 def test_every_command_is_tried() -> None:
@@ -39,3 +53,37 @@ def test_a_command_that_raises_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     shown: list[str] = []
     assert entry_points.run(2, 0, "report", shown.append)["report"] == 2
     assert "KeyError: 'parts'" in shown[0]
+
+
+@pytest.mark.slow
+def test_no_secret_is_printed_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run, its checkpoint, MLflow's database and spool, a pipeline's IR and errors are searched."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    foundation(folder)
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    run = ["--config", "config.yaml"]
+    short = ["curriculum.stage.max_text_tokens=64", "curriculum.clap.max_text_tokens=64",
+             "curriculum.stage.optimizer.warmup_steps=1"]  # fmt: skip
+    said = ""
+    for module, arguments, code in (
+        ("pretrain_af", [*run, "name=fresh", "stage=stage", "curriculum.stage.steps=2", *short], 0),
+        ("af_pipelines.__main__", ["compile", *run, "--output", "ir.yaml", *short], 0),
+        ("make_skills", ["--config", "job.yaml", "endpoint=http://127.0.0.1:9/v1", "model=m"], AGAIN),
+        ("serve", ["runs/nothing", "--config", "serving.yaml"], NO_USE),
+        ("pretrain_af", [*run, "stage=stage", "parallel.tensor=7"], NO_USE),
+    ):
+        importlib.import_module(module)
+        ended = ask(module, arguments, folder)
+        assert ended.code == code, ended
+        said += ended.said
+    assert "canary" not in said
+    late = time.monotonic() + 120
+    while not list(folder.rglob("sent.json")) and time.monotonic() < late:  # by a process of its own
+        time.sleep(0.2)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"ir.yaml", "mlflow.db", "checkpoint.json", "sent.json"} <= {path.name for path in files}
+    assert [path for path in files if b"canary" in path.read_bytes()] == []
+    (folder / "leak").write_text(os.environ["HF_TOKEN"])
+    assert [path.name for path in folder.rglob("*") if path.is_file() and b"canary" in path.read_bytes()] == ["leak"]
