@@ -12,7 +12,7 @@ parameter that trains. Everything but matrix products, convolutions and attentio
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 type Per = Literal["windows", "clip_tokens", "clip_scores", "text", "text_scores", "keys", "audio_scores", "supervised"]
@@ -93,4 +93,4 @@ class Tally:
         return scores or value
 
     def of(self, amounts: Amounts) -> float:
-        return float(sum(self._per[field.name] * getattr(amounts, field.name) for field in fields(amounts)))
+        return float(sum(each * getattr(amounts, per) for per, each in self._per.items()))

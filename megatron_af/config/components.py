@@ -5,6 +5,7 @@ Family = component("my_package.mine:MyFamily", FAMILIES, "megatron_af.decoder.fa
 """
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -39,6 +40,7 @@ def component(name: str, builtin: Mapping[str, str], base: str) -> Any:
     return found
 
 
+@cache
 def _imported(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)

@@ -10,6 +10,7 @@ front of every layer; so layers are cut where the dearest chunk is cheapest. Cos
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 
 from megatron_af.config import Config
@@ -67,13 +68,15 @@ def costs(config: Config) -> tuple[list[float], float]:
         supervised=SUPERVISED * text,
     )
 
+    trains = cache(stage.trains)
+
     def tally() -> Tally:
-        return TallyWithAdapters(stage.trains, stage.lora, model.lm.hidden) if stage.lora else Tally(stage.trains)
+        return TallyWithAdapters(trains, stage.lora, model.lm.hidden) if stage.lora else Tally(trains)
 
     found = []
     for layer in range(model.lm.layers):
         own = tally()
-        tally_layer(own, model, layer, True, stage.trains("transform.layer_norm.weight"))
+        tally_layer(own, model, layer, True, trains("transform.layer_norm.weight"))
         found.append(own.of(row))
     head = tally()
     tally_head(head, model, True)
@@ -87,6 +90,11 @@ def cut(layers: Sequence[float], head: float, chunks: int) -> list[int]:
         layers: cost of each.
         head: cost of what the last chunk has besides.
     """
+    return list(_cut_once(tuple(layers), head, chunks))
+
+
+@lru_cache(maxsize=256)  # a plan asks for the same ones again and again
+def _cut_once(layers: Sequence[float], head: float, chunks: int) -> Sequence[int]:
     ends = list(accumulate(layers, initial=0.0))
 
     def dearest(counts: Sequence[int]) -> float:

@@ -12,7 +12,7 @@ is frozen and has nothing trainable below keeps nothing.
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from megatron_af.audio.htsat_encoder import IMAGE_SIDE
 from megatron_af.config import EncoderConfig, ModelConfig, TransformConfig
@@ -55,7 +55,7 @@ class Kept:
         self._per[per] += numbers * STATISTIC / (self.tensor if cut else self._whole)
 
     def of(self, amounts: Amounts) -> float:
-        return float(sum(self._per[field.name] * getattr(amounts, field.name) for field in fields(amounts)))
+        return float(sum(each * getattr(amounts, per) for per, each in self._per.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,46 @@ class How:
     """What the layers are computed with."""
 
     fused: bool = False
-    """Fused kernels, as a GPU has them: Transformer Engine's norms and units keep less than torch's, and attention
-    whose bias learns keeps no scores."""
+    """Transformer Engine's layers: norms and units keep less than torch's."""
+    kernels: bool = False
+    """A GPU's attention: where its bias learns it keeps no scores."""
     text_stretches: bool = False
     audio_stretches: bool = False
-    """Attention goes by stretches (``decoder/stretches.py``), which are put together again: what a linear takes of it
-    is a copy of what attention keeps."""
+    """Attention goes by stretches (``decoder/stretches.py``)."""
+    rows: float = 1
+    """Of a micro-batch. With one alone positions lie side by side in either order, and nothing is copied for that."""
     recompute: str = "none"
     """``parallel.recompute``."""
+
+    def copies(self, stretches: bool) -> bool:
+        """What a linear takes of attention is a copy of what attention keeps: its stretches are put together again,
+        or one kernel's output is turned from rows to positions."""
+        return stretches and (self.rows > 1 or not self.kernels)
+
+
+def _norm(
+    kept: Kept, trains: Trains, name: str, x: bool, per: Per, width: float, numbers: float = 2, composed: bool = False
+) -> bool:
+    """A norm: its input and statistics where a gradient flows through it; returns whether one does.
+
+    Args:
+        numbers: of statistics.
+        composed: it is made of single operations, and keeps what the scale is multiplied with where that learns.
+    """
+    learns = trains(f"{name}.weight") or trains(f"{name}.bias")
+    if x or learns:
+        kept.whole(per, width)
+        kept.statistics(per, numbers)
+    if composed and learns:
+        kept.whole(per, width)
+    return x or learns
+
+
+def _language_norm(kept: Kept, model: ModelConfig, trains: Trains, name: str, x: bool, how: How) -> bool:
+    """The language model's; without a kernel torch composes RMSNorm."""
+    root_mean_square = family_of(model.lm).core_settings()["normalization"] == "RMSNorm"
+    composed = root_mean_square and not (how.fused or how.kernels)
+    return _norm(kept, trains, name, x, "text", model.lm.hidden, 1 if root_mean_square else 2, composed)
 
 
 def keep_layer(
@@ -95,14 +127,7 @@ def _block(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, aud
     hidden, cross = model.lm.hidden, model.cross_attention
     inner = cross.heads * cross.head_dim
 
-    def norm(x: bool, name: str) -> bool:
-        flows = x or trains(f"{at}.{name}.weight") or trains(f"{at}.{name}.bias")
-        if flows:
-            kept.whole("text", hidden)
-            kept.statistics("text", 2)
-        return flows
-
-    y = norm(x, "attention_norm")
+    y = _norm(kept, trains, f"{at}.attention_norm", x, "text", hidden)
     if trains(f"{at}.attention.linear_q.weight"):
         kept.whole("text", hidden)
     query = y or trains(f"{at}.attention.linear_q.weight")
@@ -114,12 +139,12 @@ def _block(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, aud
     elif trains(f"{at}.attention.linear_proj.weight"):
         kept.cut("text", inner)
     y = query or key or trains(f"{at}.attention.linear_proj.weight")
-    if y and how.audio_stretches and trains(f"{at}.attention.linear_proj.weight"):
+    if y and how.copies(how.audio_stretches) and trains(f"{at}.attention.linear_proj.weight"):
         kept.cut("text", inner)
     if trains(f"{at}.gate_attn"):
         kept.whole("text", hidden)
     x = x or y or trains(f"{at}.gate_attn")
-    y = norm(x, "ffn_norm")
+    y = _norm(kept, trains, f"{at}.ffn_norm", x, "text", hidden)
     if trains(f"{at}.ffn.linear_fc1.weight"):
         kept.whole("text", hidden)
     y = y or trains(f"{at}.ffn.linear_fc1.weight")
@@ -134,21 +159,12 @@ def _block(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, aud
 
 
 def _language_layer(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: bool, how: How) -> bool:
-    lm = model.lm
-    settings = family_of(lm).core_settings()
-    gated, root_mean_square = bool(settings["gated_linear_unit"]), settings["normalization"] == "RMSNorm"
+    lm, family = model.lm, family_of(model.lm)
+    settings, rotary = family.core_settings(), not family.position_rows
+    gated = bool(settings["gated_linear_unit"])
 
     def weight_or_bias(name: str) -> bool:
         return trains(f"{at}.{name}.weight") or trains(f"{at}.{name}.bias")
-
-    def norm(x: bool, name: str) -> bool:
-        learns = weight_or_bias(name)
-        if x or learns:
-            kept.whole("text", lm.hidden)
-            kept.statistics("text", 1 if root_mean_square else 2)
-        if root_mean_square and learns and not how.fused:
-            kept.whole("text", lm.hidden)  # torch composes it of single operations: what the scale is multiplied with
-        return x or learns
 
     def takes(name: str, width: float, *, cut: bool = False) -> bool:
         """A linear: its input, where its weight trains."""
@@ -156,21 +172,26 @@ def _language_layer(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: 
             (kept.cut if cut else kept.whole)("text", width)
         return weight_or_bias(name)
 
-    y = norm(x, "input_layernorm")
+    y = _language_norm(kept, model, trains, f"{at}.input_layernorm", x, how)
     y = takes("self_attention.linear_qkv", lm.hidden) or y
-    groups = lm.hidden // lm.heads * lm.kv_heads
+    head_dim = lm.hidden // lm.heads
+    groups = head_dim * lm.kv_heads
     learns = trains(f"{at}.self_attention.linear_proj.weight")
+    if y and rotary and (how.rows == 1 or not how.text_stretches):
+        kept.cut("text", lm.hidden + groups)  # values are a part of the projection's output, which stays whole
+    if y and rotary and not how.fused:
+        kept.everywhere("text", 4 * head_dim / how.rows)  # cosines and sines, of queries and of keys
     if y and how.recompute == "selective":
         kept.cut("text", lm.hidden + 2 * groups)  # attention is computed again from these
         kept.cut("text", lm.hidden * learns)
     elif y:
-        kept.cut("text", 2 * lm.hidden + 2 * groups + lm.hidden * (learns and how.text_stretches))
+        kept.cut("text", 2 * lm.hidden + 2 * groups + lm.hidden * (learns and how.copies(how.text_stretches)))
         kept.statistics("text", lm.heads, cut=True)
     elif learns:
         kept.cut("text", lm.hidden)
     y = y or weight_or_bias("self_attention.linear_proj")
     x = x or y
-    y = norm(x, "pre_mlp_layernorm")
+    y = _language_norm(kept, model, trains, f"{at}.pre_mlp_layernorm", x, how)
     y = takes("mlp.linear_fc1", lm.hidden) or y
     if y and gated:
         kept.cut("text", 2 * lm.ffn if how.fused else 4 * lm.ffn)  # gate and up; torch: both halves of the product
@@ -187,26 +208,14 @@ def keep_head(kept: Kept, model: ModelConfig, trains: Trains, rows: int, x: bool
         rows: of the table, padded, over all tensor-parallel ranks.
     """
     lm = model.lm
-    learns = trains("lm.decoder.final_layernorm.weight")
-    if x or learns:
-        kept.whole("text", lm.hidden)
-        kept.statistics("text", 2)
-    if learns and not how.fused:
-        kept.whole("text", lm.hidden)
+    _language_norm(kept, model, trains, "lm.decoder.final_layernorm", x, how)
     kept.everywhere("supervised", lm.hidden)  # gathered over the positions
     kept.statistics("supervised", rows, cut=True)  # softmax, in float32
 
 
 def keep_transform(kept: Kept, config: TransformConfig, trains: Trains, width: int, x: bool) -> bool:
     """The transformation layers, whose ranks share no clip; returns whether a gradient flows into the audio tokens."""
-    def norm(x: bool, name: str) -> bool:
-        flows = x or trains(f"{name}.weight") or trains(f"{name}.bias")
-        if flows:
-            kept.everywhere("clip_tokens", width)
-            kept.statistics("clip_tokens", 2)
-        return flows
-
-    x = norm(x, "transform.layer_norm")
+    x = _norm(kept, trains, "transform.layer_norm", x, "clip_tokens", width)
     for layer in range(config.layers):
         at = f"transform.layers.{layer}"
         learns = {name: trains(f"{at}.{name}.weight") for name in ("query", "key", "value", "output")}
@@ -219,13 +228,13 @@ def keep_transform(kept: Kept, config: TransformConfig, trains: Trains, width: i
             kept.statistics("clip_tokens", config.heads)
         if learns["output"]:
             kept.everywhere("clip_tokens", width)  # the output again, its heads side by side
-        x = norm(x or y or learns["output"], f"{at}.attention_norm")
+        x = _norm(kept, trains, f"{at}.attention_norm", x or y or learns["output"], "clip_tokens", width)
         if learns["ffn_in"]:
             kept.everywhere("clip_tokens", width)
         y = x or learns["ffn_in"] or trains(f"{at}.ffn_in.bias")
         if y or learns["ffn_out"]:
             kept.everywhere("clip_tokens", config.ffn)  # what ReLU gives
-        x = norm(x or y or learns["ffn_out"], f"{at}.ffn_norm")
+        x = _norm(kept, trains, f"{at}.ffn_norm", x or y or learns["ffn_out"], "clip_tokens", width)
     return x
 
 
@@ -244,7 +253,7 @@ def keep_encoder(kept: Kept, config: EncoderConfig, trains: Trains, mel: int, ho
         kept.everywhere("windows", IMAGE_SIDE**2)
     width, rows = config.embed_dim, IMAGE_SIDE // config.patch_size
     x = x or trains("encoder.patch_embed.proj.weight") or trains("encoder.patch_embed.proj.bias")
-    x = _encoder_norm(kept, trains, "encoder.patch_embed.norm", x, rows**2, width)
+    x = _norm(kept, trains, "encoder.patch_embed.norm", x, "windows", rows**2 * width, 2 * rows**2)
     x = x or (config.absolute_positions and trains("encoder.absolute_pos_embed"))
     for i, depth in enumerate(config.depths):
         for j in range(depth):
@@ -255,12 +264,12 @@ def keep_encoder(kept: Kept, config: EncoderConfig, trains: Trains, mel: int, ho
             x = keep_encoder_block(inside, config, trains, at, x, rows, width, config.heads[i], how)
         if i + 1 < len(config.depths):
             at = f"encoder.layers.{i}.downsample"
-            x = _encoder_norm(kept, trains, f"{at}.norm", x, rows**2, width, of=rows**2 // 4)
+            x = _norm(kept, trains, f"{at}.norm", x, "windows", rows**2 * width, rows**2 // 2)
             if trains(f"{at}.reduction.weight"):
                 kept.everywhere("windows", rows**2 * width)
             x = x or trains(f"{at}.reduction.weight")
             width, rows = 2 * width, rows // 2
-    return _encoder_norm(kept, trains, "encoder.norm", x, rows**2, width)
+    return _norm(kept, trains, "encoder.norm", x, "windows", rows**2 * width, 2 * rows**2)
 
 
 def keep_encoder_block(
@@ -274,28 +283,18 @@ def keep_encoder_block(
             kept.everywhere("windows", wide)
         return trains(f"{at}.{name}.weight") or trains(f"{at}.{name}.bias")
 
-    y = _encoder_norm(kept, trains, f"{at}.norm1", x, patches, width)
+    y = _norm(kept, trains, f"{at}.norm1", x, "windows", size, 2 * patches)
     y = linear("attn.qkv", size) or y
     bias = trains(f"{at}.attn.relative_position_bias_table")
-    if (y or bias) and bias and not how.fused:
+    if bias and not how.kernels:
         kept.everywhere("windows", 5 * size + heads * patches * side**2)  # without a kernel: the scores themselves
     elif y or bias:
         kept.everywhere("windows", 4 * size)
         kept.statistics("windows", heads * patches)
     y = linear("attn.proj", size) or y or bias
     x = x or y
-    y = _encoder_norm(kept, trains, f"{at}.norm2", x, patches, width)
+    y = _norm(kept, trains, f"{at}.norm2", x, "windows", size, 2 * patches)
     y = linear("mlp.fc1", size) or y
     if y:
         kept.everywhere("windows", config.mlp_ratio * size)
     return linear("mlp.fc2", config.mlp_ratio * size) or y or x
-
-
-def _encoder_norm(
-    kept: Kept, trains: Trains, name: str, x: bool, patches: int, width: int, of: int | None = None
-) -> bool:
-    flows = x or trains(f"{name}.weight") or trains(f"{name}.bias")
-    if flows:
-        kept.everywhere("windows", patches * width)
-        kept.statistics("windows", 2 * (of or patches))
-    return flows

@@ -85,11 +85,23 @@ class Case:
                 found[name] = found.get(name, 0) + size
         return found
 
+    @cached_property
+    def learns_front(self) -> int:
+        """Numbers of the audio side that learn."""
+        return weights.trainable(self.front, self.trains)
+
+    @lru_cache(maxsize=1024)  # noqa: B019
+    def learns_decoder(self, stage: int) -> int:
+        """Numbers that learn on a rank of a pipeline stage."""
+        return weights.trainable(self.decoder(stage), self.trains)
+
     def how(self, load: Load) -> How:
         return How(
-            fused=self.gpu.fused,
+            fused=self.gpu.fused and self.config.layers != "torch",
+            kernels=self.gpu.fused,
             text_stretches=load.text_stretches,
             audio_stretches=load.audio_stretches,
+            rows=load.rows,
             recompute=self.parallel.recompute,
         )
 

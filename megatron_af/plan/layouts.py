@@ -4,15 +4,16 @@
     best(config, "finetune", gpu, 64, lengths, tried, most=5)   # planned with all their steps
     nearest(config, "finetune", tried)                          # fewest changes, or None
 
-Tried are tensor and sequence parallelism within a node, pipelines with and without interleaving, micro-batches,
-recomputation, ZeRO-1 and the feature cache of a frozen encoder; a stage's batch stays what the configuration says.
+Tried are tensor and sequence parallelism within a node, pipelines with and without interleaving, micro-batches of
+samples or of packed rows, recomputation, ZeRO-1 and the feature cache of a frozen encoder; a stage's batch stays what
+the configuration says.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from megatron_af.config import Config, ConfigError
+from megatron_af.config import Config, ConfigError, StageConfig
 from megatron_af.config.errors import divisors
 from megatron_af.config.rules import batch_rules, layout_rules
 from megatron_af.plan.gpu import Gpu
@@ -27,6 +28,10 @@ ABOUT = 0.03
 """Times that differ by no more than this part are the same to a plan."""
 TEXTS_AT_ONCE = (512, 64)
 """``model.clap.text_micro_batch`` that are tried."""
+PACKED = (2048, 4096, 8192, 16384)
+"""``pack_tokens`` that are tried, in micro-batches of one row: several of half the length are the same work."""
+ALONE = tuple(2**power for power in range(6))
+"""Samples of a micro-batch that are tried where each has a row of its own."""
 RECOMPUTES = ("none", "selective", "full")
 CACHED = 0.0
 """Part of the windows that are encoded once a feature cache is full."""
@@ -187,10 +192,9 @@ def layouts(config: Config, name: str, gpu: Gpu, world: int) -> Iterator[Changes
     """What is worth trying, before anybody has asked whether it can be."""
     stage, lm = config.curriculum[name], config.model.lm
     zero = tuple((key, world > 1 or getattr(config.parallel, key)) for key in ("distributed_optimizer", "overlap"))
-    micro = sorted({stage.micro_batch_samples, *(2**power for power in range(6))})
     if stage.objective != "answer":  # no decoder: every rank does the same
         whole = ("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual_pipeline", 1)
-        for samples in micro:
+        for samples in sorted({stage.micro_batch_samples, *ALONE}):
             for texts in (config.model.clap.text_micro_batch, *TEXTS_AT_ONCE):
                 yield Changes(
                     parallel=(*whole, *zero),
@@ -204,10 +208,18 @@ def layouts(config: Config, name: str, gpu: Gpu, world: int) -> Iterator[Changes
             for chunks in range(1, 1 + (MOST_CHUNKS if pipeline > 1 else 1)):
                 if lm.layers < pipeline * chunks:
                     continue
-                for samples in micro:
+                for rows in _rows(stage):
                     cut = ("tensor", tensor), ("sequence", tensor > 1)
                     staged = ("pipeline", pipeline), ("virtual_pipeline", chunks)
                     yield Changes(
                         parallel=(*cut, *staged, *zero),
-                        stage=(("micro_batch_samples", samples),),
+                        stage=rows,
                     )
+
+
+def _rows(stage: StageConfig) -> list[tuple[tuple[str, object], ...]]:
+    """Ways to make micro-batches of samples: one or several to a row."""
+    longest = stage.questions_per_sample * stage.max_text_tokens
+    wanted = {(samples, 0) for samples in ALONE} | {(1, tokens) for tokens in PACKED if tokens >= longest}
+    wanted.add((stage.micro_batch_samples, stage.pack_tokens))
+    return [(("micro_batch_samples", samples), ("pack_tokens", tokens)) for samples, tokens in sorted(wanted)]

@@ -16,6 +16,7 @@ from megatron_af.data.collate import padded_length
 from megatron_af.data.packing import pack
 from megatron_af.decoder.placement import SUPERVISED
 from megatron_af.model import length_groups
+from megatron_af.train.flops import answer_amounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ class Load:
     """Positions with a label, of the micro-batch with the most."""
     mean_supervised: float
     """The same, of the middle micro-batch."""
+    text_scores: float
+    """Pairs of positions that attention looks at together, of the middle micro-batch: of rows, or of their segments."""
+    audio_scores: float
+    """Pairs of a position and an audio token that it hears, of the middle micro-batch."""
     text_stretches: bool
     """Several segments stand in a row (``decoder/stretches.py``)."""
     audio_stretches: bool
@@ -73,10 +78,12 @@ def load_of(audio: StepAudio, text: TextBatch, tokens_per_window: int) -> Load:
     windows = audio.clip_windows
     rows = text.rows
     keys = [max((sum(windows[c] for c in clips) for clips in micro.clips), default=0) for micro in rows]
+    counted = answer_amounts(tokens_per_window, audio, rows)
     return _load(
         windows=windows,
         owners=audio.owners,
         micro=[(len(r.ids_BS), k, len(r.supervised[0])) for r, k in zip(rows, keys, strict=True)],
+        scores=(counted.text_scores, counted.audio_scores),
         length=rows[0].ids_BS.shape[1],
         text_stretches=any(bool((r.segment_BS > 0).any()) for r in rows),
         audio_stretches=any(len({sum(windows[c] for c in clips) for clips in r.clips}) > 1 for r in rows)
@@ -115,24 +122,39 @@ def made_of(chosen: Sequence[Sample], config: Config, stage: StageConfig) -> Loa
         group = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
         sizes = [(sample.tokens, sum(sample.windows)) for sample in chosen]
         rows = pack(sizes, stage.pack_tokens, stage.micro_batch_samples * group)
-    each = stage.micro_batch_samples
-    micro = []
+    each, tokens_per_window = stage.micro_batch_samples, config.model.encoder.tokens_per_window
+    tokens = [sum(chosen[place].tokens for place in row) for row in rows]
+    length = padded_length(max(tokens, default=0), parallel.tensor)
+    micro, text_scores, audio_scores = [], 0.0, 0.0
     for begin in range(0, len(rows), each):
         here = [[chosen[place] for place in row] for row in rows[begin : begin + each]]
         heard = [sum(sum(sample.windows) for sample in row) for row in here]
         supervised = round(sum(sample.supervised * sample.tokens for row in here for sample in row))
         micro.append((len(here), max(heard, default=0), supervised))
-    tokens = [sum(chosen[place].tokens for place in row) for row in rows]
+        alone = all(sum(sample.segments for sample in row) <= 1 for row in here)
+        text_scores += len(here) * length**2 if alone else sum(_own_scores(sample) for row in here for sample in row)
+        alike = all(len(row) == 1 for row in here) and len(set(heard)) == 1
+        audio_scores += tokens_per_window * (
+            len(here) * length * heard[0]
+            if alike
+            else sum(sample.tokens * sum(sample.windows) for row in here for sample in row)
+        )
     return _load(
         windows=windows,
         owners=assign_clips(windows, parallel.tensor * parallel.pipeline),
         micro=micro,
-        length=padded_length(max(tokens, default=0), parallel.tensor),
+        scores=(text_scores, audio_scores),
+        length=length,
         text_stretches=any(sum(chosen[place].segments for place in row) > 1 for row in rows),
         audio_stretches=True,
-        tokens_per_window=config.model.encoder.tokens_per_window,
+        tokens_per_window=tokens_per_window,
         tokens=sum(tokens),
     )
+
+
+def _own_scores(sample: Sample) -> float:
+    """Each question sees itself."""
+    return sample.tokens**2 / max(1, sample.segments)
 
 
 def _load(
@@ -140,6 +162,7 @@ def _load(
     windows: Sequence[int],
     owners: Sequence[Sequence[int]],
     micro: Sequence[tuple[int, int, int]],
+    scores: tuple[float, float],
     length: int,
     text_stretches: bool,
     audio_stretches: bool,
@@ -158,6 +181,8 @@ def _load(
         mean_keys=sum(padded) / len(padded),
         supervised=max(supervised for _, _, supervised in micro),
         mean_supervised=sum(supervised for _, _, supervised in micro) / len(micro),
+        text_scores=scores[0] / len(micro),
+        audio_scores=scores[1] / len(micro),
         text_stretches=text_stretches,
         audio_stretches=audio_stretches,
         windows=sum(windows),

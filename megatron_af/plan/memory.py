@@ -67,12 +67,11 @@ def static(case: Case, stage: int) -> dict[str, float]:
     With ZeRO-1 a rank keeps the state of its share alone: the decoder's is cut over the ranks that hold the same
     layers, the audio side's over all (Rajbhandari et al. 2020, section 5.1).
     """
-    decoder = case.decoder(stage)
-    learns_front, learns_decoder = weights.trainable(case.front, case.trains), weights.trainable(decoder, case.trains)
+    learns_front, learns_decoder = case.learns_front, case.learns_decoder(stage)
     zero = case.parallel.distributed_optimizer
     shares = learns_front / (case.world if zero else 1) + learns_decoder / (case.copies if zero else 1)
     return {
-        "weights": case.element * (sum(case.front.values()) + sum(decoder.values())),
+        "weights": case.element * (sum(case.front.values()) + sum(case.decoder(stage).values())),
         "gradients": GRADIENT * (learns_front + learns_decoder),
         "optimizer": (MASTER[case.config.precision] + MOMENTS) * shares,
     }
@@ -90,31 +89,23 @@ def memory(case: Case, stage: int, load: Load, *, ahead: int = AHEAD) -> Memory:
     mel = load.own_windows * load.encoded * STATISTIC * front.window_frames * front.mel_bins
     cached = load.own_windows * (1 - load.encoded) * _features(case, 1)
     waiting = {"mel": mel, "DALI": ahead * mel, "features": cached}
-    decoder = weights.trainable(case.decoder(stage), case.trains)
     if case.gpu.copies_to_reduce and case.parallel.distributed_optimizer and case.world > 1:
-        summed = max(weights.trainable(case.front, case.trains), decoder * (case.copies > 1))
+        summed = max(case.learns_front, case.learns_decoder(stage) * (case.copies > 1))
         moments["reduce"] = {"communication": GRADIENT * summed}
-    found = {
-        name: {kind: sum(part.get(kind, 0.0) for part in (always, waiting, kinds)) for kind in KINDS}
-        for name, kinds in moments.items()
-    }
-    by_moment = {name: sum(kinds.values()) for name, kinds in found.items()}
+    there = {kind: always.get(kind, 0.0) + waiting.get(kind, 0.0) for kind in KINDS}
+    least = sum(there.values())
+    by_moment = {name: least + sum(kinds.values()) for name, kinds in moments.items()}
     moment = max(by_moment, key=by_moment.__getitem__)
-    return Memory(kinds=found[moment], moment=moment, by_moment=by_moment)
+    kinds = {kind: there[kind] + moments[moment].get(kind, 0.0) for kind in KINDS}
+    return Memory(kinds=kinds, moment=moment, by_moment=by_moment)
 
 
 def _answer(case: Case, stage: int, load: Load) -> dict[str, dict[str, float]]:
     """What is alive at each moment of a step, besides what always is."""
-    model, how = case.config.model, case.how(load)
-    mel = model.front_end.window_frames * model.front_end.mel_bins
-    encoder, transform = Kept(case.element), Kept(case.element)
-    features_flow = keep_encoder(encoder, model.encoder, case.trains, mel, how)
-    tokens_flow = keep_transform(transform, model.transform, case.trains, model.encoder.feature_dim, features_flow)
-
+    side = _side(case)
+    transform, features_flow, tokens_flow = side.transform, side.features_flow, side.tokens_flow
     own = load.own_windows * load.encoded
-    at_once, several = min(own, WINDOWS_AT_ONCE), own > WINDOWS_AT_ONCE
-    learnt = encoder.of(Amounts(windows=at_once))
-    block = _block(case, load) * at_once
+    learnt, block, several = _learning(side, own)
     tokens = _features(case, load.own_windows)
     clips_together = load.own_windows <= WINDOWS_AT_ONCE
     # More windows than that keep their inputs alone, and are computed again part by part (``audio/recompute.py``).
@@ -130,7 +121,7 @@ def _answer(case: Case, stage: int, load: Load) -> dict[str, dict[str, float]]:
         + gathered
         + (gathered * GRADIENT / case.element if tokens_flow else 0.0)
     }
-    running = _front_end(case) * at_once
+    running = side.front_end * min(own, WINDOWS_AT_ONCE)
     again = (learnt if several else 0.0) + block if features_flow else 0.0
     if not clips_together and tokens_flow:
         again = max(again, transform.of(Amounts(clip_tokens=load.largest_call)))
@@ -142,19 +133,66 @@ def _answer(case: Case, stage: int, load: Load) -> dict[str, dict[str, float]]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """What the audio side keeps, whatever a step hears."""
+
+    encoder: Kept
+    unbroken: Kept
+    """The encoder where none of its blocks is computed again by itself."""
+    transform: Kept
+    features_flow: bool
+    """A gradient flows out of the encoder."""
+    tokens_flow: bool
+    """… out of the transformation layers."""
+    block: float
+    front_end: float
+
+
+@lru_cache(maxsize=1024)
+def _side(case: Case) -> _Side:
+    model, how = case.config.model, How(kernels=case.gpu.fused)
+    mel = model.front_end.window_frames * model.front_end.mel_bins
+    encoder, unbroken, transform = Kept(case.element), Kept(case.element), Kept(case.element)
+    features_flow = keep_encoder(encoder, model.encoder, case.trains, mel, how)
+    keep_encoder(unbroken, replace(model.encoder, recompute=False), case.trains, mel, how)
+    tokens_flow = case.answers and keep_transform(
+        transform, model.transform, case.trains, model.encoder.feature_dim, features_flow
+    )
+    return _Side(
+        encoder=encoder,
+        unbroken=unbroken,
+        transform=transform,
+        features_flow=features_flow,
+        tokens_flow=tokens_flow,
+        block=_block(case, how),
+        front_end=_front_end(case),
+    )
+
+
+def _learning(side: _Side, windows: float) -> tuple[float, float, bool]:
+    """Bytes that the encoder keeps of a part of the windows, those of one block beside that, and whether there are
+    several parts. All blocks of one of several are computed again together, so each of them keeps everything."""
+    several = windows > WINDOWS_AT_ONCE
+    part = Amounts(windows=min(windows, WINDOWS_AT_ONCE))
+    if not side.features_flow:
+        return 0.0, 0.0, several
+    return (side.unbroken if several else side.encoder).of(part), 0.0 if several else side.block * part.windows, several
+
+
 def _features(case: Case, windows: float) -> float:
     encoder = case.config.model.encoder
     return windows * encoder.tokens_per_window * encoder.feature_dim * case.element
 
 
-def _block(case: Case, load: Load) -> float:
+def _block(case: Case, how: How) -> float:
     """Bytes of a window that one block of the encoder keeps while it is computed again."""
     encoder = case.config.model.encoder
     if encoder.kind != "htsat" or not encoder.recompute:
         return 0.0
     kept, rows = Kept(case.element), IMAGE_SIDE // encoder.patch_size
     at, heads = "encoder.layers.0.blocks.0", encoder.heads[0]
-    keep_encoder_block(kept, encoder, case.trains, at, True, rows, encoder.embed_dim, heads, case.how(load))
+    keep_encoder_block(kept, encoder, case.trains, at, True, rows, encoder.embed_dim, heads, how)
     return kept.of(Amounts(windows=1))
 
 
@@ -234,12 +272,8 @@ TEXT_LAYER = 34
 
 def _contrastive(case: Case, load: Load) -> dict[str, dict[str, float]]:
     """All texts of a rank go through their tower at once, but for ``text_micro_batch``; of windows, some at a time."""
-    model, clap, how = case.config.model, case.config.model.clap, case.how(load)
-    encoder = Kept(case.element)
-    mel = model.front_end.window_frames * model.front_end.mel_bins
-    flows = keep_encoder(encoder, model.encoder, case.trains, mel, how)
-    heard, several = min(load.own_windows, WINDOWS_AT_ONCE), load.own_windows > WINDOWS_AT_ONCE
-    learnt = encoder.of(Amounts(windows=heard)) if flows else 0.0
+    clap, side = case.config.model.clap, _side(case)
+    learnt, block, several = _learning(side, load.own_windows)
     texts = load.own_windows * CAPTIONS
     at_once = min(texts, clap.text_micro_batch or texts)
     width, layers, heads = text_tower(case)
@@ -247,11 +281,12 @@ def _contrastive(case: Case, load: Load) -> dict[str, dict[str, float]]:
     position = TEXT_LAYER * width * case.element / 2 * kept_layers + case.element * width * layers
     scores = 2.5 * heads * clap.text_max_tokens * case.element * kept_layers
     tower = at_once * clap.text_max_tokens * (position + scores)
-    working = (_block(case, load) if flows else _front_end(case)) * heard
+    running = side.front_end * min(load.own_windows, WINDOWS_AT_ONCE)
+    working = block if side.features_flow and not several else running
     return {
         # More windows than some keep their vectors alone, and are computed again part by part (``audio/clap.py``).
         "embed": {"encoder": 0.0 if several else learnt, "activations": tower, "working": working},
-        **({"encoder backward": {"activations": tower, "working": learnt + working}} if several else {}),
+        **({"encoder backward": {"activations": tower, "working": learnt}} if several else {}),
         "update": {},
     }
 

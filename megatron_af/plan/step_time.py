@@ -18,7 +18,6 @@ from megatron_af.audio.transform import tally_transform
 from megatron_af.decoder.layer_spec import has_block
 from megatron_af.decoder.operations import TallyWithAdapters, tally_head, tally_layer
 from megatron_af.flops import Amounts, Tally
-from megatron_af.plan import weights
 from megatron_af.plan.activations import Kept, keep_encoder, keep_head, keep_layer, keep_transform
 from megatron_af.plan.case import Case
 from megatron_af.plan.load import Load
@@ -126,9 +125,9 @@ def _amounts(case: Case, load: Load) -> Amounts:
         clip_tokens=load.clip_tokens * share,
         clip_scores=load.clip_scores * share,
         text=text,
-        text_scores=text * load.length,
+        text_scores=load.micro_batches * load.text_scores,
         keys=keys,
-        audio_scores=text * load.mean_keys,
+        audio_scores=load.micro_batches * load.audio_scores,
         supervised=load.micro_batches * load.mean_supervised,
     )
 
@@ -212,7 +211,7 @@ def _encoder(case: Case, load: Load) -> Work:
     encoder_of(model.encoder).tally(alone)
     whole = Kept(case.element)
     mel = model.front_end.window_frames * model.front_end.mel_bins
-    keep_encoder(whole, replace(model.encoder, recompute=False), _always, mel, replace(how, fused=True))
+    keep_encoder(whole, replace(model.encoder, recompute=False), _always, mel, replace(how, kernels=True))
     kernels = KERNELS["encoder block"] * sum(model.encoder.depths)
     if case.answers:
         tally_transform(alone, False, model.encoder.feature_dim, model.transform)
@@ -232,9 +231,9 @@ def _stage(case: Case, load: Load, stage: int) -> Work:
     text = load.rows * load.length
     micro = Amounts(
         text=text,
-        text_scores=text * load.length,
+        text_scores=load.text_scores,
         keys=load.rows * load.mean_keys,
-        audio_scores=text * load.mean_keys,
+        audio_scores=load.audio_scores,
         supervised=load.mean_supervised,
     )
     work = NOTHING
@@ -253,7 +252,7 @@ def _stage(case: Case, load: Load, stage: int) -> Work:
                 if how.recompute == "full":
                     one += Work(forward=0.0, backward=one.forward)
                 elif how.recompute == "selective":
-                    scores = 4 * text * load.length * model.lm.hidden / tensor
+                    scores = 4 * load.text_scores * model.lm.hidden / tensor
                     one += Work(forward=0.0, backward=scores / case.gpu.rates[case.config.precision].attention)
                 seen[block] = one
             work += seen[block]
@@ -320,8 +319,7 @@ def _exchange(case: Case, load: Load) -> dict[str, float]:
 def _reduction(case: Case, backward: float) -> float:
     """The gradients' sum: a ring sends every byte twice (Patarasuk and Yuan 2009). With overlap the decoder's goes on
     while the last micro-batch is on its way back; the audio side's never does."""
-    decoder = weights.trainable(case.decoder(0), case.trains)
-    front = weights.trainable(case.front, case.trains)
+    decoder, front = case.learns_decoder(0), case.learns_front
 
     def ring(numbers: float, ranks: int, span: int) -> float:
         if ranks == 1 or not numbers:
@@ -337,8 +335,7 @@ def _reduction(case: Case, backward: float) -> float:
 
 def _update(case: Case) -> float:
     """Norm, update and zeroing of gradients: the bytes of each number's gradient, moments, copy and weight."""
-    decoder = weights.trainable(case.decoder(0), case.trains)
-    front = weights.trainable(case.front, case.trains)
+    decoder, front = case.learns_decoder(0), case.learns_front
     zero = case.parallel.distributed_optimizer
     shares = front / (case.world if zero else 1) + decoder / (case.copies if zero else 1)
     master = MASTER[case.config.precision]

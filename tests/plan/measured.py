@@ -9,10 +9,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the storages that exist, of tensors made while it is on and of those it is told of."""
+    """Counts the storages that exist, of tensors made while it is on and of those it is told of.
 
-    def __init__(self) -> None:
+    Args:
+        device: type of the device that is looked at. Of tensors without values, a number that is asked for is 1.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
+        self._device = device
         self.now = self.most = 0
         self._known: dict[int, Any] = {}
 
@@ -32,9 +37,11 @@ class LiveTensors(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, gone)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and self._device == "meta":
+            return 1.0
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == self._device:
                 self.tell(leaf)
         return out
 

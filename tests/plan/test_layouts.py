@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 
 from megatron_af.config import Config, ConfigError
+from megatron_af.config.loading import load_config
 from megatron_af.plan.gpu import Gpu, read_gpu
-from megatron_af.plan.layouts import as_configured, best, nearest, search
-from megatron_af.plan.lengths import Lengths, lengths_of
+from megatron_af.plan.layouts import as_configured, best, layouts, nearest, search
+from megatron_af.plan.lengths import GivenLengths, Lengths, lengths_of
 from tests import tiny
 
 
@@ -40,8 +41,29 @@ def test_less_memory_brings_recomputation_or_smaller_micro_batches() -> None:
     assert close is not None and close.plan.fits
     changes = close.changes.differing(config, "stage")
     assert len(changes) == 1 and changes[0].split("=")[0] in (
-        "parallel.recompute", "curriculum.stage.micro_batch_samples",
+        "parallel.recompute", "curriculum.stage.micro_batch_samples", "curriculum.stage.pack_tokens",
     )  # fmt: skip
+
+
+def test_short_samples_are_packed() -> None:
+    config = load_config("configs/af2_0.5b.yaml", ["curriculum.pretrain.pack_tokens=0"])
+    given = {"pretrain": GivenLengths(samples=100_000, seconds=(10.0,), tokens=(40, 60, 500), supervised=0.3)}
+    gpu, lengths = read_gpu("h100"), lengths_of(config, "pretrain", given)
+    tried = search(config, "pretrain", gpu, 64, lengths)
+    found = next(one for one in best(config, "pretrain", gpu, 64, lengths, tried, 2) if not one.changes.cached)
+    packed = found.plan.case.stage.pack_tokens
+    assert f"curriculum.pretrain.pack_tokens={packed}" in found.changes.differing(config, "pretrain")
+    assert found.plan.load.text_stretches and packed >= config.curriculum["pretrain"].max_text_tokens
+    loose = as_configured(config, "pretrain", gpu, 64, lengths)
+    assert found.plan.time.operations < 0.8 * loose.time.operations, "less of it is padding"
+    again = as_configured(found.changes.of(config, "pretrain"), "pretrain", gpu, 64, lengths)
+    assert again.time.total == pytest.approx(found.plan.time.total)
+
+
+def test_rows_that_the_longest_sample_does_not_fit_into_are_not_tried() -> None:
+    config = load_config("configs/af2_0.5b.yaml", ["curriculum.pretrain.max_text_tokens=4000"])
+    tried = {dict(one.stage)["pack_tokens"] for one in layouts(config, "pretrain", read_gpu("h100"), 8)}
+    assert tried == {0, 4096, 8192, 16384}
 
 
 def test_a_model_that_fits_nowhere_has_no_nearest() -> None:

@@ -2,8 +2,12 @@
 
 import dataclasses
 
+import pytest
+
+from megatron_af.config.loading import load_config
 from megatron_af.plan.load import Sample, draw_steps, load_of, longest, made_of, mean
 from tests import tiny
+from tests.plan import test_real_size as real_size
 
 
 def test_a_planned_step_is_the_one_that_training_makes() -> None:
@@ -19,6 +23,7 @@ def test_a_planned_step_is_the_one_that_training_makes() -> None:
     same = "micro_batches rows length keys windows own_windows clip_tokens clip_scores text_stretches tokens"
     for name in same.split():
         assert getattr(planned, name) == getattr(real, name), name
+    assert planned.text_scores == pytest.approx(real.text_scores, rel=0.01), "two questions differ by a token at most"
 
 
 def test_packing_makes_fewer_rows() -> None:
@@ -28,6 +33,25 @@ def test_packing_makes_fewer_rows() -> None:
     loose, packed = (made_of(samples, config, s) for s in (config.curriculum["stage"], stage))
     assert loose.micro_batches == 8 and packed.micro_batches == 2
     assert packed.length == 96 and packed.text_stretches and not loose.text_stretches
+    assert packed.text_scores == 8 * 24**2, "each sample sees itself alone"
+    assert packed.audio_scores == 8 * 24 * config.model.encoder.tokens_per_window
+    assert loose.text_scores == 2 * loose.length**2
+
+
+def test_packed_rows_look_at_what_training_counts() -> None:
+    config = load_config("configs/af2_3b.yaml", ["stage=pretrain"])
+    windows = (1, 2, 3, 1)
+    batch = real_size.batch(windows, 0)
+    real = load_of(batch.audio, batch.text, config.model.encoder.tokens_per_window)
+    each = real_size.LENGTH // real_size.SAMPLES
+    samples = [
+        Sample(windows=(windows[i % 4],), tokens=each, supervised=real_size.SUPERVISED / each)
+        for i in range(real_size.ROWS * real_size.SAMPLES)
+    ]
+    planned = made_of(samples, config, config.curriculum["pretrain"])
+    same = "micro_batches rows length mean_keys mean_supervised text_scores audio_scores tokens"
+    for name in same.split():
+        assert getattr(planned, name) == getattr(real, name), name
 
 
 def test_ranks_of_a_copy_share_the_windows() -> None:
