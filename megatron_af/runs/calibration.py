@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_af.files import write
-from megatron_af.foreign import read_json
+from megatron_af.foreign import ForeignError, read_json
 
 CALIBRATION, VECTORS = "calibration.json", "calibration.npy"
 KEPT = 0.95
@@ -72,13 +72,23 @@ class Calibration:
 
 
 def read_calibration(folder: Path, weights: str) -> Calibration | None:
-    """That of a stage's folder, where it is of these weights."""
+    """That of a stage's folder, where it is of these weights.
+
+    Raises:
+        ForeignError: the files are damaged, do not belong together, or are those of another version.
+    """
     if not (folder / CALIBRATION).is_file():
         return None
     told: dict[str, Any] = read_json(folder / CALIBRATION)
-    if told["weights"] != weights:
-        return None
-    return Calibration(**told, vectors_ND=np.load(folder / VECTORS).astype(np.float32))
+    try:
+        if told["weights"] != weights:
+            return None
+        return Calibration(**told, vectors_ND=np.load(folder / VECTORS, allow_pickle=False).astype(np.float32))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ForeignError(
+            f"{folder / CALIBRATION} and {VECTORS} beside it are no calibration of this version ({error}): "
+            "remove both, and measure the stage again (tools/evaluate.py)"
+        ) from error
 
 
 def calibrate(

@@ -1,10 +1,12 @@
 """The thresholds keep the right answers that they promise to keep, and are of the weights that they were found for."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_af.foreign import ForeignError
 from megatron_af.runs import calibration as module
 from megatron_af.runs.calibration import calibrate, calibration_error, read_calibration
 from tests.examples import run_example
@@ -56,6 +58,23 @@ def test_it_is_of_its_weights(tmp_path: Path) -> None:
     assert all(file.is_file() for file in found.write(tmp_path))
     assert read_calibration(tmp_path, "sha256:a") == found
     assert read_calibration(tmp_path, "sha256:b") is None
+
+
+@pytest.mark.parametrize("broken", ["older", "no vectors", "cut vectors", "not a table"])
+def test_what_is_no_calibration_is_named_with_what_to_do(tmp_path: Path, broken: str) -> None:
+    found = calibrate("development", "w", [0.9, 0.8], [True, True], PLANE)
+    assert found is not None
+    told, vectors = found.write(tmp_path)
+    if broken == "older":
+        told.write_text(json.dumps({k: v for k, v in json.loads(told.read_text()).items() if k != "least_likeness"}))
+    elif broken == "not a table":
+        told.write_text("[]")
+    elif broken == "no vectors":
+        vectors.unlink()
+    else:
+        vectors.write_bytes(vectors.read_bytes()[:-3])
+    with pytest.raises(ForeignError, match=r"calibration\.json.*remove both, and measure the stage again"):
+        read_calibration(tmp_path, "w")
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
