@@ -18,8 +18,10 @@ is full) is told by file and reason. Everything else is a fault: its traceback g
 torchrun, to that one's log.
 """
 
+import atexit
 import contextlib
 import errno
+import gc
 import os
 import select
 import signal
@@ -209,3 +211,6 @@ def _told(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 sys.excepthook = _told
+# The interpreter ends by looking for circles among all objects, several times: more than a second where torch and
+# megatron-core are loaded, for memory that the system takes back anyway.
+atexit.register(gc.freeze)

@@ -298,3 +298,9 @@ def test_a_log_on_a_full_disk_is_told_of_where_that_can_be(how: str, code: int, 
             env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         )  # fmt: skip
     assert done.returncode == code and (done.stderr or told) == told
+
+
+def test_a_command_ends_without_looking_for_circles() -> None:
+    program = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count())); import megatron_af.entry"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 1000
