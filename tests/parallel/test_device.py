@@ -49,6 +49,25 @@ def test_a_compiler_is_looked_for(there, told, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its functions compiled")
+def test_megatron_core_is_imported_without_torchs_compiler():
+    program = """
+        import sys, torch
+        compile = torch.compile
+        from megatron_af.parallel.device import make_megatron_portable
+        make_megatron_portable()
+        import megatron_af.train.trainer
+        from megatron.core.fusions.fused_bias_swiglu import swiglu
+        assert torch.compile is compile and "torch._inductor.compile_fx" not in sys.modules
+        x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+        assert torch.equal(swiglu(x), torch.nn.functional.silu(x[:, :2]) * x[:, 2:])
+        assert "torch._inductor.compile_fx" not in sys.modules
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_a_broken_transformer_engine_is_as_good_as_none(tmp_path):
     """megatron-core alone would not import."""
     folder = tmp_path / "transformer_engine"
