@@ -33,6 +33,7 @@ SUBJECTS = {
     "compare": "two files of --json, number by number",
     "gpu": "whether a GPU computes what a CPU does, and how fast; its numbers are kept after every section",
     "serve": "a server in a crowd: failures, answers against those given alone, memory, latency (5 minutes)",
+    "start": "from the launcher to the first step, and from the last step to the end, by what takes how long",
     "step": "a step with cached features, by what is padded to what, beside the public code's",
     "plan": "rates of this machine for a file of configs/gpus, and planned against measured time of a step",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",
