@@ -29,7 +29,7 @@ from megatron_af.train.objectives.answer import Answer
 from megatron_af.train.objectives.contrastive_learner import build_clap
 from tests import contrastive_run, tiny
 from tests.data.toy import write_manifest
-from tests.distributed import run_distributed
+from tests.distributed import RankError, run_distributed
 
 pytestmark = pytest.mark.slow
 
@@ -188,7 +188,7 @@ def test_every_form_of_audio_gets_the_same_answer_and_a_batch_the_answers_of_its
 
 
 def test_a_release_that_changed_is_not_served(release: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="DigestMismatch"):
+    with pytest.raises(RankError, match="DigestMismatch"):
         run_distributed(serve, 1, str(release), [], "sha256:0000", str(tmp_path), [], timeout=120)
 
 
