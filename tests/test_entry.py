@@ -300,6 +300,7 @@ def test_a_log_on_a_full_disk_is_told_of_where_that_can_be(how: str, code: int, 
     assert done.returncode == code and (done.stderr or told) == told
 
 
+@pytest.mark.slow
 def test_a_command_ends_without_looking_for_circles() -> None:
     program = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count())); import megatron_af.entry"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -54,9 +54,9 @@ def _started(folder: Path, file: Path, number: int) -> dict[str, Any]:
     worker = ["-m", "megatron_af.bench.start_marks", str(marks), "--config", str(file), f"name=start{number}"]
     processes = config.launch.processes_per_node
     command = [sys.executable, "-m", "megatron_af.pipeline.torchrun", "--standalone", f"--nproc_per_node={processes}"]
-    began = time.time()
+    began = time.monotonic()
     done = subprocess.run([*command, *worker], cwd=ROOT, capture_output=True, text=True, check=False)
-    ended = time.time()
+    ended = time.monotonic()
     if done.returncode:
         raise RuntimeError(f"the run that is to be measured ended with {done.returncode}: {done.stderr[-2000:]}")
     told = json.loads(marks.read_text())
@@ -71,7 +71,7 @@ def split(
     """The parts before the end of the first step, and those after the end of the last.
 
     Args:
-        marks: what ended when, wall clock and processor time.
+        marks: what ended when, by the machine's clock and in processor time.
         began: when the launcher was started, ``ended`` when it was gone.
     """
     steps = [place for place, (name, _, _) in enumerate(marks) if name == "step"]

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node 2 -m megatron_af.bench.start_marks FILE --config RUN.yaml stage=align
 
-A mark is the name of what has just ended, the wall clock, and this process's processor time, both in seconds. Nothing
-but the standard library is imported before the first one.
+A mark is the name of what has just ended, the clock that all processes of a machine share, and this process's processor
+time, both in seconds. Nothing but the standard library is imported before the first one.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ MARKS: list[tuple[str, float, float]] = []
 
 
 def mark(name: str) -> None:
-    MARKS.append((name, time.time(), time.process_time()))
+    MARKS.append((name, time.monotonic(), time.process_time()))
 
 
 def marking(owner: Any, function: str, name: str) -> None:

@@ -128,7 +128,7 @@ class AudioFlamingoOptimizer(ChainedOptimizer):
 
     def gather_gradients(self) -> None:
         """Make gradients whole where ZeRO-1 left each rank the sum of its own share; a collective."""
-        for optimizer in self.chained_optimizers:
+        for optimizer in self._members():
             if isinstance(optimizer, DistributedOptimizer):
                 for buffer in optimizer.buffers:
                     group = buffer.data_parallel_group

@@ -52,6 +52,7 @@ def test_the_bill_of_materials_follows_the_last_install(image: Path) -> None:
     assert bill > max(index for index, line in enumerate(lines) if "pip install" in line or "apt-get install" in line)
 
 
+@pytest.mark.slow
 def test_the_bill_names_every_package_and_every_licence() -> None:
     bill = json.loads(run_inventory("sbom"))
     named = {part["name"]: part for part in bill["components"]}

@@ -50,6 +50,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "build_retrieval": [["index", *RUN], ["interleave", *RUN]],
     "chat": [["runs/tiny"], ["runs/tiny", "w/a.wav", "max_new_tokens=2"]],
     "compare": [["runs/tiny", "runs/tiny", "--output", "page.html"]],
+    "complete": [[]],
     "convert_checkpoint": [[*RUN, "--from", "lm=weights", "--to", "out"], [*RUN, "--from", "runs/tiny", "--to", "out"]],
     "demo": [["--prepare", *RUN]],
     "doctor": [[*RUN]],

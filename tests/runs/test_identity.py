@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_af.config import (
+    AugmentConfig,
     BoundsConfig,
     Config,
     ConfigError,
@@ -117,7 +118,8 @@ SETTINGS = [(key, effect) for key, effect in fields_of(Config) if key != "stage"
 def test_resume_and_skip_agree_on_every_field(key: str, effect: Effect, tmp_path: Path) -> None:
     """Whatever a field shapes, both say the same of a change of it, and what its declaration says."""
     gate = {"loss": BoundsConfig(max=1.0)}
-    stage = StageConfig(blend={"scenes": 1.0}, entry={"lm": "lm"}, exit_gate=gate, lora=LoRAConfig())
+    parts = {"lora": LoRAConfig(), "augment": AugmentConfig()}
+    stage = StageConfig(blend={"scenes": 1.0}, entry={"lm": "lm"}, exit_gate=gate, **parts)
     origin, neighbours = ImportConfig(format="csv", path="a.csv"), NeighboursConfig(of="scenes")
     made = DatasetConfig(manifest="m", origin=origin, neighbours=neighbours, part=PartConfig(of="scenes"))
     base = Config(
