@@ -68,6 +68,10 @@ class FrontEndConfig:
         """What the encoder takes of ``num_samples``: a clip in views is taken at once."""
         return 1 if self.long_clips == "views" else self.covering(num_samples, max_windows)
 
+    def windows_of(self, seconds: float, max_windows: int) -> int:
+        """The same of a clip of so many seconds, as its row promises them."""
+        return self.num_windows(round(seconds * self.sample_rate), max_windows)
+
     def covering(self, num_samples: int, max_windows: int) -> int:
         """Windows that cover ``num_samples``, at least 1 and at most ``max_windows``."""
         beyond_first = max(0, num_samples - self.window_samples)

@@ -67,7 +67,7 @@ class ClipLoader:
 
     def num_windows(self, clip: Clip) -> int:
         """Windows of a clip, from its promised duration: every rank knows it without decoding."""
-        return self.front_end.num_windows(round(clip.duration * self.front_end.sample_rate), self.max_windows)
+        return self.front_end.windows_of(clip.duration, self.max_windows)
 
     def _covering(self, clip: Clip) -> int:
         """Windows that would cover what is heard of it, whether it is cut into windows or seen in views."""

@@ -8,7 +8,7 @@ reported as a line of JSON, and the run stops when there are too many.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,14 +95,12 @@ def sampler_of(config: Config, stage: StageConfig, rows: Mapping[str, Sequence[R
     seed = f"{config.seed}/{config.stage}"
     if not stage.length_buckets:
         return BlendSampler({name: len(found) for name, found in rows.items()}, stage.blend, seed)
-    front_end = config.model.front_end
 
-    def windows(seconds: float) -> int:
-        return front_end.num_windows(round(seconds * front_end.sample_rate), stage.max_windows)
+    def windows(clips: Iterable[float]) -> int:
+        return sum(config.model.front_end.windows_of(seconds, stage.max_windows) for seconds in clips)
 
     lengths = {
-        name: np.fromiter((sum(map(windows, clips)) for clips in row_durations(found)), np.int32, len(found))
-        for name, found in rows.items()
+        name: np.fromiter(map(windows, row_durations(found)), np.int32, len(found)) for name, found in rows.items()
     }
     return BucketedSampler(lengths, stage.blend, seed, ends=stage.length_buckets, batch=stage.global_batch_samples)
 

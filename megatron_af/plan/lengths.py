@@ -109,8 +109,7 @@ def _given(config: Config, stage: StageConfig, given: GivenLengths) -> Lengths:
 
 
 def _windows(config: Config, stage: StageConfig, seconds: float) -> int:
-    front = config.model.front_end
-    return front.num_windows(round(seconds * front.sample_rate), stage.max_windows) if seconds else 0
+    return config.model.front_end.windows_of(seconds, stage.max_windows) if seconds else 0
 
 
 def _from_data(config: Config, stage: StageConfig) -> Lengths:

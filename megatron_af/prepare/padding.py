@@ -94,6 +94,5 @@ def _batches(
         heard: list[tuple[int, ...]] = []
         for sample in samples:
             heard.append(tuple(range(len(windows), len(windows) + len(sample.row.clips))))
-            seconds = [clip.duration for clip in sample.row.clips]
-            windows += [front_end.num_windows(round(s * front_end.sample_rate), stage.max_windows) for s in seconds]
+            windows += [front_end.windows_of(clip.duration, stage.max_windows) for clip in sample.row.clips]
         yield texts.collate(samples, heard, windows), windows
