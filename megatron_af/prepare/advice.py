@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
+from megatron_af.audio.augment import FREQUENCY_WIDTH, TIME_SHARE
 from megatron_af.config import AugmentConfig, Config, StageConfig
 from megatron_af.prepare.statistics import Statistics
 
@@ -23,8 +24,6 @@ ROOM = 1.5
 """What is this many times too large is worth a change."""
 MANY_PASSES = 20
 """Over the same recordings: that they are heard otherwise each time is worth a try."""
-BLANKED, BLANKED_BINS = 0.064, 8
-"""Share of a window's time, and mel bins, that HTS-AT's recipe blanks at most in a stripe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ def fitting_augment(passes: float, window_seconds: float) -> AugmentConfig | Non
     """HTS-AT's stripes, where a stage hears the same recordings many times; else None."""
     if passes < MANY_PASSES:
         return None
-    return AugmentConfig(time_seconds=round(BLANKED * window_seconds, 3), mel_bins=BLANKED_BINS)
+    return AugmentConfig(time_seconds=round(round(TIME_SHARE, 3) * window_seconds, 3), mel_bins=FREQUENCY_WIDTH)
 
 
 def advise(statistics: Statistics, config: Config) -> list[Advice]:
