@@ -26,6 +26,7 @@ from megatron_af.data.rows import Clip, Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.benchmarks import Asked
 from megatron_af.evaluate.exchange import exchange
+from megatron_af.files import appearing
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.looks import Look
 from megatron_af.runs.benchmarks import PROBES
@@ -149,6 +150,6 @@ def _made(
                 wave_T[round(muted[0] * sample_rate) : round(muted[1] * sample_rate)] = 0.0
             else:
                 wave_T = np.roll(wave_T, len(wave_T) // 2)
-        soundfile.write(made / f".{name}.partial", wave_T, sample_rate, format="WAV", subtype="FLOAT")
-        (made / f".{name}.partial").rename(made / name)
+        with appearing(made / name) as draft:
+            soundfile.write(draft, wave_T, sample_rate, format="WAV", subtype="FLOAT")
     return Clip(path=name, duration=clip.duration)
