@@ -11,10 +11,13 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 TOOL = """
 import os
+import sys
 from megatron_af.parallel.world import join_world
 join_world()
 import torch.distributed as dist
-print(dist.get_rank(), dist.get_world_size(), dist.get_backend(), os.environ.get("GLOO_SOCKET_IFNAME"))
+interface = os.environ.get("GLOO_SOCKET_IFNAME")
+# in one write: unbuffered, `print` makes one of each argument, and both ranks share the pipe
+sys.stdout.write(f"{dist.get_rank()} {dist.get_world_size()} {dist.get_backend()} {interface}\\n")
 dist.destroy_process_group()
 """
 
