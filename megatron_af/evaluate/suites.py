@@ -262,16 +262,19 @@ def _text_tower(config: Config) -> ClapEmbedder | None:
 def _compare(config: Config, checkpoint: Path, found: Mapping[str, Questions]) -> dict[str, dict[str, Any]]:
     """Retrieval and zero-shot classes of a contrastive stage, on the recordings of each benchmark."""
     embedder = ClapEmbedder(config, checkpoint)
-    reports = {name: evaluate_clap(embedder, _of_recordings(questions.rows)) for name, questions in found.items()}
+    reports = {name: evaluate_clap(embedder, of_recordings(questions.rows)) for name, questions in found.items()}
     embedder.close()
     return reports
 
 
-def _of_recordings(rows: Sequence[Row]) -> list[Row]:
-    """Rows about one recording as one, with all their captions: AudioCaps has a line for each."""
+def of_recordings(rows: Sequence[Row]) -> list[Row]:
+    """Rows about one recording as one, with all their captions and labels: AudioCaps has a line for each."""
     by_clip: dict[tuple[str, float], Row] = {}
     for row in rows:
         place = row.own_clips[-1].path, row.own_clips[-1].start
-        before = by_clip.get(place)
-        by_clip[place] = replace(before, captions=(*before.captions, *row.captions)) if before else row
+        if before := by_clip.get(place):
+            labels = sorted({*before.meta.get("labels", ()), *row.meta.get("labels", ())})
+            meta = {**before.meta, **({"labels": labels} if labels else {})}
+            row = replace(before, captions=(*before.captions, *row.captions), meta=meta)
+        by_clip[place] = row
     return list(by_clip.values())

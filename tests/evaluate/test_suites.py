@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import Config, RetrievalConfig
+from megatron_af.data.rows import Clip, Row
 from megatron_af.evaluate import asking
 from megatron_af.evaluate.answered import Answered, read_answered, read_scores
 from megatron_af.evaluate.metrics.base import Means
 from megatron_af.evaluate.suite_report import report_of
-from megatron_af.evaluate.suites import measure_answers, measure_suites, said
+from megatron_af.evaluate.suites import measure_answers, measure_suites, of_recordings, said
 from megatron_af.runs.benchmarks import load_benchmark
 from megatron_af.runs.identity import evaluation_inputs
 from megatron_af.runs.paths import resolve_entry
@@ -133,6 +134,25 @@ def test_a_contrastive_stage_is_compared_on_the_recordings(tmp_path: Path) -> No
     report = json.loads((config.stage_folder("clap") / "suite-toy.json").read_text())
     assert report["rows"] == 3 and "text_to_audio_r1" in report["retrieval"] and "paraphrase" in report
     assert report["published"][0]["distance"] == pytest.approx(report["zero_shot"]["accuracy"] - 40.0, abs=1e-3)
+
+    several = [{"file": f"{i % 3}.wav", "labels": [f"w{i % 3}", "w7"]} for i in range(6)]
+    (tmp_path / "toy.json").write_text(json.dumps(several))
+    source = source.replace("caption: caption, class: class", "labels: labels")
+    (tmp_path / "toy.yaml").write_text(f"title: toy\nsource: {source}\nmetrics: [mean_average_precision]\n")
+    run_distributed(measure, 2, config, None)
+    report = json.loads((config.stage_folder("clap") / "suite-toy.json").read_text())
+    assert report["rows"] == 3 and report.keys().isdisjoint({"retrieval", "paraphrase"})
+    # w7 is everywhere, so 100; each other label is one recording's: at the first, second or third place, or beside it.
+    assert 100 * (1 + 3 / 3) / 4 <= report["zero_shot"]["mean_average_precision"] <= 100
+
+
+def test_rows_about_one_recording_are_compared_as_one() -> None:
+    def row(path: str, number: int, **meta: list[str]) -> Row:
+        return Row(id=str(number), clips=(Clip(path=path, duration=1.0),), captions=(f"c{number}",), meta=meta)
+
+    first, other = of_recordings([row("a", 0, labels=["x"]), row("b", 1), row("a", 2, labels=["y", "x"])])
+    assert (first.captions, first.meta) == (("c0", "c2"), {"labels": ["x", "y"]})
+    assert (other.captions, other.meta) == (("c1",), {})
 
 
 def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:
