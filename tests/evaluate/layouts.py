@@ -360,6 +360,22 @@ LAYOUTS = {
         recordings=["longaudiobench/audio/a.wav"],
         asked=[("what happens?", ("It rains, then stops.",), 0)],
     ),
+    "longaudio": Layout(
+        files={
+            "longaudio/held_out.jsonl": "".join(
+                json.dumps({"id": "a", "clips": [{"path": "a.wav", "duration": 1.0}], "questions": [question]}) + "\n"
+                for question in (
+                    {"prompt": "what begins last?", "output": "rain", "options": ["dog", "rain"], "skill": "temporal"},
+                    {"prompt": "what happens?", "output": "A dog barks, then it rains.", "skill": "captioning"},
+                )
+            )
+        },
+        recordings=["a.wav"],
+        asked=[
+            ("what begins last?\n(A) dog (B) rain", ("rain",), 2),
+            ("what happens?", ("A dog barks, then it rains.",), 0),
+        ],
+    ),
     "dialogue": Layout(
         files={
             "dialogue/test.json": json.dumps(
