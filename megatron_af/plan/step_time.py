@@ -172,7 +172,8 @@ def seconds_of(
     case: Case, told: Tally, alone: Tally, kept: float, amounts: Amounts, kernels: float, parallel: int
 ) -> Work:
     """Seconds of a part of the model on one rank: matrix products and attention at their rates, single elements at the
-    rate of copies, and a moment for every kernel.
+    rate of copies, and a moment for every kernel. Attention that reaches half its rate at n keys takes as long as if
+    each position saw n more.
 
     Args:
         told: its products, where what is frozen costs what it costs; ``alone``: the same with everything frozen.
@@ -182,15 +183,25 @@ def seconds_of(
     rates = case.gpu.rates[case.config.precision]
 
     def products(tally: Tally) -> float:
-        scores = {"clip_scores": 0.0, "text_scores": 0.0, "audio_scores": 0.0}
-        linear = tally.of(replace(amounts, **scores))
-        return (linear / rates.matmul + (tally.of(amounts) - linear) / rates.attention) / parallel
+        linear = tally.of(replace(amounts, clip_scores=0.0, text_scores=0.0, audio_scores=0.0))
+        attention = tally.of(_with_empty_tiles(amounts, rates.half_rate_keys)) - linear
+        return (linear / rates.matmul + attention / rates.attention) / parallel
 
     forward = products(alone)
     backward = products(told) - forward
     touched, launched = TOUCHES * kept / case.gpu.copy, kernels * case.gpu.launch_seconds
     flows = 2 if backward > 0 else 0
     return Work(forward=forward + touched + launched, backward=backward + flows * (touched + launched))
+
+
+def _with_empty_tiles(amounts: Amounts, keys: float) -> Amounts:
+    """As if each position saw ``keys`` more, where it sees any."""
+    return replace(
+        amounts,
+        clip_scores=amounts.clip_scores + keys * amounts.clip_tokens,
+        text_scores=amounts.text_scores + keys * amounts.text,
+        audio_scores=amounts.audio_scores + keys * amounts.text if amounts.audio_scores else 0.0,
+    )
 
 
 def _always(name: str) -> bool:
