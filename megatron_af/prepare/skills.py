@@ -21,7 +21,7 @@ from megatron_af.data.rows import Manifest, Row, to_json
 from megatron_af.data.storage import DataRoot
 from megatron_af.files import write
 from megatron_af.prepare.balance import balanced, fair
-from megatron_af.prepare.generation import GenerationConfig, generate
+from megatron_af.prepare.generation import GenerationConfig, generate, plain_reason
 from megatron_af.prepare.long_questions import long_questions
 from megatron_af.prepare.parts import contents_of
 from megatron_af.prepare.skill_questions import questions
@@ -163,7 +163,7 @@ def of_labels(
     made = []
     for row, sounds in known:
         if isinstance(sounds, str):
-            refused[_reason(sounds)] += 1
+            refused[plain_reason(sounds)] += 1
             continue
         rng = random.Random(f"{seed} {row.id}")
         seconds = row.clips[0].duration
@@ -182,16 +182,11 @@ def _written(
     plain = {name: getattr(config, name) for name in GenerationConfig.__dataclass_fields__}
     job = GenerationConfig(**plain | {"output": at})
     report = generate(WrittenSkill(kind), job, lambda done, rows: watch(kind, done, rows))
-    refused.update(map(_reason, report.refused.values()))
+    refused.update(map(plain_reason, report.refused.values()))
     if config.self_check and kind not in OPEN:
         checked = replace(job, source=at, output=f"{at}.checked", temperature=0.0)
         report = generate(SelfCheck(), checked, lambda done, rows: watch(f"check {kind}", done, rows))
-        refused.update(map(_reason, report.refused.values()))
+        refused.update(map(plain_reason, report.refused.values()))
         at = checked.output
     rows = Manifest(Path(at))
     return [replace(row, id=f"{row.id}-{kind}", spans=(), captions=(), task="audio question answering") for row in rows]
-
-
-def _reason(problem: str) -> str:
-    """A reason without what is the row's own, so that reasons can be counted."""
-    return " ".join("…" if any(c.isdigit() for c in word) or "'" in word else word for word in problem.split())

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_af.config import Config, RetrievalConfig
+from megatron_af.config import Config, JudgeConfig, RetrievalConfig
 from megatron_af.data.rows import Clip, Row
 from megatron_af.evaluate import asking
 from megatron_af.evaluate.answered import Answered, read_answered, read_scores
@@ -20,6 +21,7 @@ from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.results import Results, metric_patterns
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
+from tests.prepare.endpoint import Server
 from tests.trained_run import trained_run
 
 SUITE = """title: toy
@@ -50,6 +52,10 @@ def suite_run(folder: Path, questions: int = 7) -> Config:
     return dataclasses.replace(
         config, stage="stage", curriculum={**config.curriculum, "stage": stage}, retrieval=RetrievalConfig(stage="clap")
     )
+
+
+def marked(item: dict[str, Any]) -> dict[str, Any]:
+    return {"id": item["id"], "correctness": 5, "detail": 5, "bluntness": 5}
 
 
 def measure(rank: int, world_size: int, config: Config, output: Path | None, fail_after: int = 0) -> None:
@@ -109,6 +115,22 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     stamp = (alone / "toy/suite-toy.json").stat().st_mtime_ns
     run_distributed(measure, 1, config, alone)
     assert (alone / "toy/suite-toy.json").stat().st_mtime_ns == stamp, "measured already"
+
+    # A judge that is not there costs the judge alone, and when it is there again nothing else is asked.
+    judged, gone = tmp_path / "judged", JudgeConfig(endpoint="http://127.0.0.1:9/v1", model="toy")
+    waiting = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, judge=gone))
+    run_distributed(measure, 1, waiting, judged)
+    report = json.loads((judged / "toy/suite-toy.json").read_text())
+    assert "what is done is kept" in report["skipped"]["judge"] and report["likelihood"] == metrics["toy/likelihood"]
+    server = Server(lambda items, number: (200, json.dumps({"judgements": [marked(item) for item in items]}), {}))
+    there = dataclasses.replace(gone, endpoint=server.endpoint)
+    waiting = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, judge=there))
+    run_distributed(measure, 1, waiting, judged, 1)
+    server.close()
+    report = json.loads((judged / "toy/suite-toy.json").read_text())
+    assert report["judge"] == 50.0 and "judge" not in report["skipped"]
+    assert report["likelihood"] == metrics["toy/likelihood"]
+    assert not (judged / "toy/suite-toy.partial.jsonl").exists()
 
     before = evaluation_inputs(config, "stage")
     assert before.startswith("toy (")
