@@ -21,7 +21,7 @@ from megatron_af.flops import Amounts, Tally
 from megatron_af.plan.activations import Kept, keep_encoder, keep_head, keep_layer, keep_transform
 from megatron_af.plan.case import Case
 from megatron_af.plan.load import Load
-from megatron_af.plan.memory import CAPTIONS, GRADIENT, MASTER, MOMENTS, text_tower
+from megatron_af.plan.memory import GRADIENT, MASTER, MOMENTS, text_tower, texts_of
 
 PARTS = (
     "encode", "gather tokens", "decoder", "bubble", "tensor parallel", "pipeline messages", "scatter gradients",
@@ -359,7 +359,7 @@ def _update(case: Case) -> float:
 def _texts(case: Case, load: Load) -> float:
     """CLAP's text tower, forward and back: six operations a parameter of its layers and position."""
     width, layers, _ = text_tower(case)
-    positions = load.own_windows * CAPTIONS * case.config.model.clap.text_max_tokens
+    positions = texts_of(case, load) * case.config.model.clap.text_max_tokens
     learns = 3 if case.trains("clap.text.model") else 1
     again = 1 if case.config.model.clap.text_recompute or case.config.model.clap.text_micro_batch else 0
     products = 2 * 12 * width**2 * layers * positions * (learns + again)
