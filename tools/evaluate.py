@@ -43,8 +43,8 @@ def _names(given: str) -> tuple[str, ...]:
 
 def _asking(config: Config, rows: tuple[str, ...], suites: tuple[str, ...]) -> Config:
     """The configuration with these data sets and benchmarks to measure its stages on."""
-    asked = {name: replace(stage, evaluation=rows, suites=suites) for name, stage in config.curriculum.items()}
-    return replace(config, curriculum=asked)
+    asked = partial(replace, evaluation=rows, suites=suites, **({} if rows else {"calibrate": ""}))
+    return replace(config, curriculum={name: asked(stage) for name, stage in config.curriculum.items()})
 
 
 @command

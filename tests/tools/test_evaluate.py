@@ -55,3 +55,17 @@ def test_what_cannot_be_asked_is_refused(
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config", str(top), *wrong, "stage=stage"])
     assert main() == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_benchmark_is_asked_of_a_stage_that_calibrates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a stage calibrates on goes with its own rows, which are not measured here."""
+    stage = StageConfig(evaluation=("test",), calibrate="test")
+    sets = {"test": DatasetConfig(manifest="test.jsonl")}
+    top = tmp_path / "top.yaml"
+    top.write_text(to_yaml(Config(name="t", data=DataConfig(datasets=sets), curriculum={"stage": stage})))
+    arguments = ["evaluate.py", "--config", str(top), "--suite", "esc50", "--output", str(tmp_path), "stage=stage"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main() == 2, "there is no checkpoint"
+    assert "calibrate" not in capsys.readouterr().err
