@@ -9,7 +9,7 @@ import pytest
 
 from megatron_af.completion import WRAPPERS, script, words
 from megatron_af.config.loading import describe
-from tests.test_readme import help_of
+from tests.pages import help_of
 
 TOOLS = Path(__file__).parents[1] / "tools"
 BASH = shutil.which("bash")

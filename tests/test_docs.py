@@ -10,8 +10,8 @@ import yaml
 
 from megatron_af.config import Config
 from megatron_af.config.loading import load_config
-from tests.test_readme import DOCS
-from tests.test_structure import MODULES
+from tests.house import MODULES
+from tests.pages import DOCS
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs"
@@ -39,7 +39,8 @@ def nav_pages() -> list[str]:
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
-    assert sorted(nav_pages()) == [page.relative_to(SITE).as_posix() for page in PAGES]
+    files = [*PAGES, *(SITE / "examples").glob("*.ipynb")]  # the site shows these, too: docs/notebooks.py
+    assert sorted(nav_pages()) == sorted(file.relative_to(SITE).with_suffix(".md").as_posix() for file in files)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -114,3 +115,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "site/api/objective/index.html").is_file()
+    page = (tmp_path / "site/examples/your_own_sound/index.html").read_text()
+    assert "held-out recordings" in page and (tmp_path / "site/examples/your_own_sound.ipynb").is_file()

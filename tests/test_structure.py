@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ import pytest
 
 from megatron_af.config.loading import load_config
 from megatron_af.runs.check import check
-
-ROOT = Path(__file__).parents[1]
+from tests.house import MODULES, PACKAGES, ROOT, tracked
 
 # From the ground floor up: a package may import what stands before it, and nothing else.
 ORDER = (
@@ -55,12 +53,6 @@ ORDER = (
 )
 EXPORTED = ROOT / "megatron_af/convert/huggingface"
 """Code of an exported model, which stands on its own."""
-PACKAGES = {"megatron_af": ROOT, "dali_pipes": ROOT, "af_pipelines": ROOT / "kubeflow", "tools": ROOT}
-MODULES = {
-    ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"): path
-    for package, base in PACKAGES.items()
-    for path in sorted((base / package).rglob("*.py"))
-}
 TRACKING = (
     "megatron_af.tracking",
     "megatron_af.release",
@@ -68,16 +60,6 @@ TRACKING = (
     "af_pipelines",
     "tools",
 )
-
-
-def tracked() -> list[Path]:
-    """Files of the repository: what git knows or would add; all files where there is no git."""
-    done = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip("not a git checkout")
-    return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 def package_of(module: str) -> str:

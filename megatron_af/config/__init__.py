@@ -12,7 +12,6 @@ The ground floor: everything imports it, it imports nothing of the house.
 from megatron_af.config.data import (
     DataConfig,
     DatasetConfig,
-    DictionaryConfig,
     ImportConfig,
     MeritsConfig,
     NeighboursConfig,
@@ -70,7 +69,6 @@ __all__ = [
     "CrossAttentionConfig",
     "DataConfig",
     "DatasetConfig",
-    "DictionaryConfig",
     "EncoderConfig",
     "EvaluationConfig",
     "FrontEndConfig",

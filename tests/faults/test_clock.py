@@ -2,7 +2,7 @@
 
 import re
 
-from tests.test_structure import MODULES
+from tests.house import MODULES
 
 WALL = re.compile(r"\btime\.time\b|datetime\.now\(|\butcnow\(")
 READERS = {

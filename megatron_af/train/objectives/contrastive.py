@@ -34,7 +34,6 @@ class Contrastive(Objective):
         "composition, other audio/*",
         "zero_shot/accuracy",
         "zero_shot/mean_class_accuracy",
-        "zero_shot/mean_average_precision",
     )
     embeds = True
 
