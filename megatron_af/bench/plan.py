@@ -5,7 +5,7 @@
 Times are processor seconds of one thread, so that other programs of the machine do not count.
 """
 
-import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +20,14 @@ from megatron_af.bench.step import BATCH, VOCABULARY, Learning, Mixed, configura
 from megatron_af.config import Config
 from megatron_af.progress import Progress
 
-SIZE = 512
-"""Of matrix products: about as large as those of the models that are timed."""
+ROWS, SIZE, OPERANDS = 2048, 512, 8
+"""Of matrix products, about as large as those of the models that are timed: as many rows by a square weight. A model
+multiplies other tensors each time, which no cache of the processor holds; so do `OPERANDS` of them in turn."""
+SHORT, LONG = 64, 1024
+"""Keys of a short question, and of a clip of a few minutes."""
+HEADS, HEAD_DIM = 4, 64
+ATTENTION_OPERATIONS = 2 * HEADS * HEAD_DIM * 6
+"""Of a pair of a position and a key: two products forward, four on the way back."""
 ROUNDS, STEPS = 12, 3
 WAY = "packed"
 
@@ -67,31 +73,43 @@ def settings() -> dict[str, Config]:
 
 
 def rates() -> dict[str, float]:
-    """Operations, bytes and kernels a second."""
-    one, other = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
-    query = torch.randn(4, 8, SIZE, 64, requires_grad=True)
+    """Operations, bytes and kernels a second, and the keys at which attention reaches half its rate."""
+    products = [(torch.randn(ROWS, SIZE), torch.randn(SIZE, SIZE)) for _ in range(OPERANDS)]
     long, small = torch.randn(4 * 2**20), torch.randn(8)
-
-    def attend() -> None:
-        F.scaled_dot_product_attention(query, query, query).sum().backward()  # type: ignore[no-untyped-call]
-
-    scores = 4 * 8 * SIZE**2 * 64
+    # Seconds of a score at both lengths; between them it falls as (1 + half / keys) / rate.
+    at_short, at_long = (attention_seconds(keys) / keys**2 for keys in (SHORT, LONG))
+    half = max(0.0, (at_short - at_long) / (at_long / SHORT - at_short / LONG))
     return {
-        "matmul": 2 * SIZE**3 / _seconds(lambda: one @ other),
-        "attention": 2 * scores * 6 / _seconds(attend),  # two products forward, four on the way back
+        "matmul": 2 * ROWS * SIZE**2 * OPERANDS / _seconds(lambda: [rows @ weight for rows, weight in products]),
+        "attention": (1 + half / LONG) * ATTENTION_OPERATIONS / at_long,
+        "half rate keys": half,
         "copy": 2 * long.nbytes / _seconds(lambda: long * 2.0),
         "launches": 1 / _seconds(lambda: [small * 2.0 for _ in range(1000)]) * 1000,
     }
 
 
+def attention_seconds(keys: int) -> float:
+    """Of as many positions and as many keys, forward and backward."""
+    query, key, value = torch.randn(3, 1, HEADS, keys, HEAD_DIM).unbind()
+    for each in (query, key, value):
+        each.requires_grad_()
+    calls = max(1, LONG**2 // keys**2 // 4)
+
+    def attend() -> None:
+        for _ in range(calls):
+            F.scaled_dot_product_attention(query, key, value).sum().backward()  # type: ignore[no-untyped-call]
+
+    return _seconds(attend) / calls
+
+
 def _seconds(work: Callable[[], object]) -> float:
-    """The quickest of some."""
-    best = math.inf
+    """The middle of some, as a step is made of quick and slow moments."""
+    taken = []
     for _ in range(ROUNDS):
         began = time.process_time()
         work()
-        best = min(best, time.process_time() - began)
-    return max(best, 1e-9)
+        taken.append(time.process_time() - began)
+    return max(statistics.median(taken), 1e-9)
 
 
 def compare(config: Config, found: dict[str, float], groups: Any) -> dict[str, float]:
@@ -104,7 +122,11 @@ def compare(config: Config, found: dict[str, float], groups: Any) -> dict[str, f
 
     card = replace(
         read_gpu("cpu"),
-        rates={"fp32": Rates(matmul=found["matmul"], attention=found["attention"])},
+        rates={
+            "fp32": Rates(
+                matmul=found["matmul"], attention=found["attention"], half_rate_keys=found["half rate keys"]
+            )
+        },
         copy=found["copy"],
         launch_seconds=1 / found["launches"],
     )
@@ -117,5 +139,5 @@ def compare(config: Config, found: dict[str, float], groups: Any) -> dict[str, f
         made = learning.batch(batch, WAY)
         load = replace(load_of(made.audio, made.text, config.model.encoder.tokens_per_window), encoded=0.0)
         planned += step_time(case, load).total
-        measured += min(learning.seconds(batch, WAY) for _ in range(2))
+        measured += statistics.median(learning.seconds(batch, WAY) for _ in range(3))
     return {"planned": planned / STEPS, "measured": measured / STEPS}

@@ -12,6 +12,7 @@ The ground floor: everything imports it, it imports nothing of the house.
 from megatron_af.config.data import (
     DataConfig,
     DatasetConfig,
+    DictionaryConfig,
     ImportConfig,
     MeritsConfig,
     NeighboursConfig,
@@ -69,6 +70,7 @@ __all__ = [
     "CrossAttentionConfig",
     "DataConfig",
     "DatasetConfig",
+    "DictionaryConfig",
     "EncoderConfig",
     "EvaluationConfig",
     "FrontEndConfig",

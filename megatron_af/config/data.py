@@ -24,6 +24,18 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DictionaryConfig:
+    """A table with the meaning of each label's code."""
+
+    path: Files[str]
+    """CSV file relative to ``data.root``."""
+    code: Files[str]
+    """Column of the codes."""
+    means: Files[str]
+    """Column of what is said for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImportConfig:
     """Where a data set comes from in somebody else's layout; ``tools/prepare_data.py import`` makes rows of it."""
 
@@ -52,6 +64,8 @@ class ImportConfig:
     """Columns whose texts are records of their own -> what ``kind`` says of such a record; ``text`` is its text."""
     words: Files[dict[str, str]] = field(default_factory=dict)
     """Label as it stands there, such as a code -> what is said for it."""
+    dictionary: DictionaryConfig | None = None
+    """The same out of a published file; a label that it does not have is a bad row."""
     agreed: Files[bool] = False
     """Several people answered each prompt: one record is kept of those who all gave the same answer."""
     pattern: Files[str] = ""

@@ -5,7 +5,8 @@
 
 Every number is a percentage. Rows bring captions (all of the same meaning; the first is the original, the others are
 its paraphrases) and negatives (captions of something else, in almost the same words; ``meta.negative_kinds`` may say
-what was changed in each). Rows whose first captions are the same are hits of each other.
+what was changed in each). Rows whose first captions are the same are hits of each other. Classes are ``meta.class`` of
+rows with one, ``meta.labels`` of rows with several.
 Shapes: N rows, T texts, C classes, J joint dim.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from megatron_af.data.caption_texts import CLASS_PHRASES
@@ -28,16 +30,34 @@ RANKS = (1, 5, 10)
 def evaluate_clap(
     embedder: ClapEmbedder, rows: Sequence[Row], *, templates: Sequence[str] = CLASS_PHRASES, class_key: str = "class"
 ) -> dict[str, Any]:
-    """Everything the rows allow: retrieval needs captions, zero-shot ``meta[class_key]``, the rest negatives or
-    second captions. A collective.
+    """Everything the rows allow: retrieval needs captions, zero-shot ``meta[class_key]`` or ``meta.labels``, the rest
+    negatives or second captions. A collective.
 
     Raises:
-        ValueError: for rows without a caption or a clip, and for negatives of a single recording.
+        ValueError: for rows without a clip, or with neither caption nor labels, and negatives of one recording alone.
     """
     for row in rows:
-        if not row.captions or not row.clips:
-            raise ValueError(f"row {row.id}: an evaluation of a CLAP needs a clip and a caption")
+        if not row.clips or not (row.captions or row.meta.get("labels")):
+            raise ValueError(f"row {row.id}: an evaluation of a CLAP needs a clip, and a caption or labels")
     audio_NJ = embedder.audio(rows)
+    report: dict[str, Any] = {"rows": len(rows)}
+    if all(row.captions for row in rows):
+        report |= _of_captions(embedder, rows, audio_NJ)
+    classes, labels = [row.meta.get(class_key) for row in rows], [row.meta.get("labels", ()) for row in rows]
+    if all(isinstance(name, str) for name in classes):
+        names = sorted({str(name) for name in classes})
+        truth = torch.tensor([names.index(str(name)) for name in classes])
+        report["zero_shot"] = zero_shot(audio_NJ, class_vectors(embedder, names, templates), truth)
+    elif all(labels):
+        names = sorted({name for some in labels for name in some})
+        truth_NC = torch.tensor([[name in some for name in names] for some in labels])
+        similarity_NC = audio_NJ @ class_vectors(embedder, names, templates).t()
+        report["zero_shot"] = {"mean_average_precision": mean_average_precision(truth_NC, similarity_NC)}
+    return report
+
+
+def _of_captions(embedder: ClapEmbedder, rows: Sequence[Row], audio_NJ: Tensor) -> dict[str, Any]:
+    """Retrieval, paraphrases and composition."""
     texts = [text for row in rows for text in (*row.captions, *row.negatives)]
     text_TJ = embedder.texts(texts)
     captions, paraphrases, negatives, at = [], [], [], 0
@@ -48,7 +68,7 @@ def evaluate_clap(
         negatives.append(text_TJ[end : end + len(row.negatives)])
         at = end + len(row.negatives)
     meaning_N = meanings([row.captions[0] for row in rows])
-    report: dict[str, Any] = {"rows": len(rows), "retrieval": retrieval(audio_NJ, torch.stack(captions), meaning_N)}
+    report: dict[str, Any] = {"retrieval": retrieval(audio_NJ, torch.stack(captions), meaning_N)}
     if any(len(p) for p in paraphrases):
         report["paraphrase"] = paraphrase_robustness(audio_NJ, torch.stack(captions), paraphrases, meaning_N)
     if any(len(n) for n in negatives):
@@ -58,11 +78,6 @@ def evaluate_clap(
         said = [replace(row, questions=(Question(prompt="", output=row.captions[0]),)) for row in rows]
         other_NJ = audio_NJ[[exchanged.other for exchanged in exchange(said)]]
         report["composition, other audio"] = composition(other_NJ, torch.stack(captions), negatives, kinds)
-    classes = [row.meta.get(class_key) for row in rows]
-    if all(isinstance(name, str) for name in classes):
-        names = sorted({str(name) for name in classes})
-        truth = torch.tensor([names.index(str(name)) for name in classes])
-        report["zero_shot"] = zero_shot(audio_NJ, class_vectors(embedder, names, templates), truth)
     return report
 
 
@@ -147,6 +162,18 @@ def zero_shot(audio_NJ: Tensor, class_CJ: Tensor, truth_N: Tensor) -> dict[str, 
     right_N = (audio_NJ @ class_CJ.t()).argmax(1) == truth_N
     by_class = [right_N[truth_N == c].float().mean().item() for c in torch.unique(truth_N).tolist()]
     return {"accuracy": 100 * right_N.float().mean().item(), "mean_class_accuracy": 100 * sum(by_class) / len(by_class)}
+
+
+def mean_average_precision(truth_NC: Tensor, similarity_NC: Tensor) -> float:
+    """Of several labels a recording, in percent: the mean over labels of the precision, averaged over the places of the
+    recordings that have the label when all are ranked by their similarity to it. Labels that none has do not count.
+
+    Args:
+        truth_NC: which recording has which label.
+    """
+    having = truth_NC.any(0)
+    truth, ranked = truth_NC[:, having].cpu().numpy(), similarity_NC[:, having].float().cpu().numpy()
+    return 100 * float(average_precision_score(truth, ranked, average="macro"))
 
 
 def table(report: dict[str, Any], title: str = "") -> Table:

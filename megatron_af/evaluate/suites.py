@@ -5,7 +5,8 @@
 The stage's folder, or ``output/NAME``, gets of each benchmark ``suite-NAME.json`` (its numbers, which exit gates and
 promotion gates know as ``NAME/METRIC``), ``suite-NAME.parquet`` (every question, its answers, and what each was worth)
 and, in ``suite-NAME.left_out.jsonl``, what could not be asked and why. Answers are kept as they come: a measurement
-that was stopped goes on. Of a contrastive stage, retrieval and zero-shot classes of the same recordings are measured.
+that was stopped goes on, and one whose judge could not be reached asks the judge alone. Of a contrastive stage,
+retrieval and zero-shot classes of the same recordings are measured.
 """
 
 import json
@@ -43,6 +44,9 @@ from megatron_af.runs.paths import CheckpointError, latest
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.results import are_of, bind_results
 
+PARTIAL = "partial.jsonl"
+"""Kind of the file of answers that are not measured to the end."""
+
 type Shown = Callable[[Sequence[Row]], Sequence[Row]]
 """Rows as they are asked: alone, or behind examples."""
 
@@ -68,7 +72,8 @@ class _Suite:
     def is_there(self) -> bool:
         """It was measured beside the stage's own results already, on these weights, rows and settings."""
         weights = checkpoint_digest(self.checkpoint)
-        return self._elsewhere and are_of(self._config, self._config.stage, weights, self.folder)
+        unfinished = self.file(PARTIAL).is_file()
+        return self._elsewhere and not unfinished and are_of(self._config, self._config.stage, weights, self.folder)
 
     def put_down(self, found: Questions, report: dict[str, Any]) -> dict[str, Any]:
         counts = {"left_out": found.reasons, "odd": found.notes}
@@ -137,7 +142,7 @@ def _ask_and_measure(
     for suite in suites:
         questions = found[suite.name].questions
         state = state_of(config, suite.benchmark, suite.checkpoint, questions, shots)
-        kept = keeping[suite.name] = Kept(suite.file("partial.jsonl"), state)
+        kept = keeping[suite.name] = Kept(suite.file(PARTIAL), state)
         answered[suite.name] = ask(listener, suite.benchmark, questions, asking[suite.name], kept)
     listener.close()
     line.end()
@@ -159,7 +164,8 @@ def _ask_and_measure(
     for suite, means in waiting if first else []:  # a judge takes its time, and no other rank waits for it
         own = measured[suite.name] | measure_answers(suite.benchmark, answered[suite.name], means, shared=False)
         write_answered(suite.file("parquet"), answered[suite.name], own.each)
-        keeping[suite.name].forget()
+        if not own.unfinished:
+            keeping[suite.name].forget()
         reports[suite.name] = report_of(answered[suite.name], own)
     return reports
 
@@ -195,6 +201,7 @@ def _always(found: tuple[Sequence[Row], Path | None]) -> Way:
 def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: Means, *, shared: bool) -> Measured:
     """The metrics of a benchmark that every rank measures together (``shared``), or the others."""
     scores, wordings, skipped = dict[str, Scores](), dict[str, list[float]](), dict[str, str]()
+    unfinished = False
     probes, probed_each = dict[str, dict[str, float]](), dict[str, dict[str, Sequence[float | None]]]()
     for name in benchmark.metrics if answered else ():
         metric: Metric = component(name, METRICS, METRIC)(means)
@@ -207,6 +214,7 @@ def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: M
             own = metric.score(said(benchmark, answered, 0))
         except (EndpointError, OSError) as error:
             skipped[name] = str(error)
+            unfinished |= isinstance(error, EndpointError)
             continue
         scores |= own
         if metric.of_wordings and len(benchmark.wordings) > 1:
@@ -217,7 +225,14 @@ def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: M
             probes.setdefault(probe, {}).update({number: score.value for number, score in found.items()})
             right_or_wrong = {n: s.each for n, s in found.items() if s.each and {*own[n].each} <= {0.0, 1.0, None}}
             probed_each.setdefault(probe, {}).update(right_or_wrong)
-    return Measured(scores=scores, wordings=wordings, probes=probes, probed=probed_each, skipped=skipped)
+    return Measured(
+        scores=scores,
+        wordings=wordings,
+        probes=probes,
+        probed=probed_each,
+        skipped=skipped,
+        unfinished=unfinished,
+    )
 
 
 def said_of_probe(benchmark: Benchmark, answered: Sequence[Answered], place: int) -> list[Said]:
@@ -262,16 +277,19 @@ def _text_tower(config: Config) -> ClapEmbedder | None:
 def _compare(config: Config, checkpoint: Path, found: Mapping[str, Questions]) -> dict[str, dict[str, Any]]:
     """Retrieval and zero-shot classes of a contrastive stage, on the recordings of each benchmark."""
     embedder = ClapEmbedder(config, checkpoint)
-    reports = {name: evaluate_clap(embedder, _of_recordings(questions.rows)) for name, questions in found.items()}
+    reports = {name: evaluate_clap(embedder, of_recordings(questions.rows)) for name, questions in found.items()}
     embedder.close()
     return reports
 
 
-def _of_recordings(rows: Sequence[Row]) -> list[Row]:
-    """Rows about one recording as one, with all their captions: AudioCaps has a line for each."""
+def of_recordings(rows: Sequence[Row]) -> list[Row]:
+    """Rows about one recording as one, with all their captions and labels: AudioCaps has a line for each."""
     by_clip: dict[tuple[str, float], Row] = {}
     for row in rows:
         place = row.own_clips[-1].path, row.own_clips[-1].start
-        before = by_clip.get(place)
-        by_clip[place] = replace(before, captions=(*before.captions, *row.captions)) if before else row
+        if before := by_clip.get(place):
+            labels = sorted({*before.meta.get("labels", ()), *row.meta.get("labels", ())})
+            meta = {**before.meta, **({"labels": labels} if labels else {})}
+            row = replace(before, captions=(*before.captions, *row.captions), meta=meta)
+        by_clip[place] = row
     return list(by_clip.values())

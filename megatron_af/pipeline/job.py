@@ -10,7 +10,7 @@ Outcomes are exit codes, so that they pass through torchrun, a container and a K
 import dataclasses
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 GIVE_UP = (2, 42)
@@ -64,6 +64,19 @@ def python_env() -> dict[str, str]:
     """Environment in which every command finds the packages of the checkout, installed or not."""
     paths = [str(ROOT), str(ROOT / "kubeflow"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+
+
+def cause(codes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The (rank, exit code) that explains the others, of processes that failed, in the order they ended.
+
+    One that gave up or was killed need not be the first to end, and its peers fail because they lose their connections
+    to it.
+    """
+
+    def rank_of(code: int) -> int:
+        return 0 if code in GIVE_UP else 1 if code < 0 or code > 128 else 2
+
+    return min(codes, key=lambda ended: rank_of(ended[1]))
 
 
 def describe_exit(code: int) -> str:

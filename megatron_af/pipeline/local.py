@@ -29,6 +29,7 @@ from megatron_af.pipeline.job import (
     SHUTDOWN_SECONDS,
     Job,
     StepFailed,
+    cause,
     describe_exit,
     python_env,
 )
@@ -112,7 +113,7 @@ def launch_local(job: Job, say: Callable[[str], None]) -> int:
             codes = _run_once(job, deadline, read)
             if not codes:
                 return restarts
-            rank, code = _cause(codes)
+            rank, code = cause(codes)
             reason = last_error(tail) or "it printed no error"
             where = f"node {rank} {describe_exit(code)}" if job.nodes > 1 else describe_exit(code)
             if code in GIVE_UP:
@@ -120,16 +121,6 @@ def launch_local(job: Job, say: Callable[[str], None]) -> int:
             if restarts < job.max_restarts:
                 say(f"[{job.name}] restart {restarts + 1} of {job.max_restarts}: {where}: {reason}")
         raise StepFailed(f"{job.name}: {where}, after {job.max_restarts} restarts: {reason}")
-
-
-def _cause(codes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The (rank, exit code) that explains the others: a node that gave up or was killed need not be the first to end,
-    and its peers fail because they lose their connections to it."""
-
-    def rank_of(code: int) -> int:
-        return 0 if code in GIVE_UP else 1 if code < 0 or code > 128 else 2
-
-    return min(codes, key=lambda ended: rank_of(ended[1]))
 
 
 def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> list[tuple[int, int]]:

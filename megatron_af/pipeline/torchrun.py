@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from megatron_af.entry import command
-from megatron_af.pipeline.job import SHUTDOWN_SECONDS, describe_exit
+from megatron_af.pipeline.job import SHUTDOWN_SECONDS, cause, describe_exit
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -28,11 +28,17 @@ not leave holes."""
 
 
 def exit_code(failure: "ChildFailedError") -> int:
-    """The first failed worker's code, signals as 128 + number, which it had no time to tell itself."""
-    rank, first = failure.get_first_failure()
-    if first.exitcode < 0:
-        print(f"process {rank} {describe_exit(first.exitcode)}", file=sys.stderr, flush=True)
-    return 128 - first.exitcode if first.exitcode < 0 else first.exitcode or 1
+    """The code of the worker whose end explains the others' (`cause`), signals as 128 + number.
+
+    torchrun looks at its workers now and then: it finds one that gave up and the peers that lost it at one time. Those
+    that were still running it ends by SIGTERM, and counts them as well.
+    """
+    failed = sorted(failure.failures.items(), key=lambda each: each[1].timestamp)
+    ended = [(rank, each.exitcode) for rank, each in failed]
+    rank, code = cause([each for each in ended if each[1] != -signal.SIGTERM] or ended)
+    if code < 0:  # it had no time to tell itself
+        print(f"process {rank} {describe_exit(code)}", file=sys.stderr, flush=True)
+    return 128 - code if code < 0 else code or 1
 
 
 @command
@@ -40,7 +46,7 @@ def main(argv: list[str]) -> int:
     """Run this node's workers to the end, with torchrun's own arguments (or its PET_ variables).
 
     Returns:
-        0, the code of the worker that failed first, or 128 + the signal that ended the launcher.
+        0, the code of the worker that failed and explains the others, or 128 + the signal that ended the launcher.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

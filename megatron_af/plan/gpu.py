@@ -25,7 +25,10 @@ class Rates:
     matmul: Nothing[Positive]
     """Of large matrix products."""
     attention: Nothing[Positive]
-    """Of fused attention, forward and backward together."""
+    """Of fused attention over long texts, forward and backward together."""
+    half_rate_keys: Nothing[NotNegative] = 0.0
+    """At so many keys attention reaches half of that rate (Hockney and Jesshope 1981, n 1/2): its kernels work in
+    tiles, and those at the ends of a segment are not full."""
 
 
 @dataclass(frozen=True, kw_only=True)

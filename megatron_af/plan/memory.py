@@ -263,8 +263,9 @@ def in_flight(pipeline: int, chunks: int, stage: int, micro_batches: float) -> f
     return min(micro_batches * chunks, 2 * (pipeline - stage - 1) + (chunks - 1) * pipeline + 1)
 
 
-CAPTIONS = 4
-"""Texts that a sample of a contrastive stage brings, about: its captions and their hard negatives."""
+TEXTS = 6
+"""That a sample of a contrastive stage brings: three captions and three hard negatives, as the paper has them (M = N =
+3)."""
 TEXT_LAYER = 34
 """Bytes per position, layer and number of the width that a transformer layer keeps in bf16, attention's scores aside
 (Korthikanti et al. 2022, equation 2)."""
@@ -274,7 +275,7 @@ def _contrastive(case: Case, load: Load) -> dict[str, dict[str, float]]:
     """All texts of a rank go through their tower at once, but for ``text_micro_batch``; of windows, some at a time."""
     clap, side = case.config.model.clap, _side(case)
     learnt, block, several = _learning(side, load.own_windows)
-    texts = load.own_windows * CAPTIONS
+    texts = texts_of(case, load)
     at_once = min(texts, clap.text_micro_batch or texts)
     width, layers, heads = text_tower(case)
     kept_layers = 1 if clap.text_recompute else layers
@@ -282,13 +283,22 @@ def _contrastive(case: Case, load: Load) -> dict[str, dict[str, float]]:
     scores = 2.5 * heads * clap.text_max_tokens * case.element * kept_layers
     tower = at_once * clap.text_max_tokens * (position + scores)
     running = side.front_end * min(load.own_windows, WINDOWS_AT_ONCE)
-    working = block if side.features_flow and not several else running
+    if several:  # only their vectors are kept, and they are computed again part by part (``audio/clap.py``)
+        audio, kept, again = {"working": running}, 0.0, {"working": learnt}
+    else:
+        audio, kept, again = {"encoder": learnt, "working": block}, learnt, {"encoder": learnt, "working": block}
+    # The way back goes through the texts' tower first, which keeps nothing when the encoder's turn comes.
     return {
-        # More windows than some keep their vectors alone, and are computed again part by part (``audio/clap.py``).
-        "embed": {"encoder": 0.0 if several else learnt, "activations": tower, "working": working},
-        **({"encoder backward": {"activations": tower, "working": learnt}} if several else {}),
+        "embed audio": audio if side.features_flow else {"working": running},
+        "embed texts": {"encoder": kept, "activations": tower},
+        "encoder backward": again if side.features_flow else {},
         "update": {},
     }
+
+
+def texts_of(case: Case, load: Load) -> float:
+    """Of the samples that a rank embeds."""
+    return TEXTS * load.micro_batches * load.rows / case.model_ranks
 
 
 def text_tower(case: Case) -> tuple[int, int, int]:

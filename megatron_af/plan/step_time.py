@@ -21,7 +21,7 @@ from megatron_af.flops import Amounts, Tally
 from megatron_af.plan.activations import Kept, keep_encoder, keep_head, keep_layer, keep_transform
 from megatron_af.plan.case import Case
 from megatron_af.plan.load import Load
-from megatron_af.plan.memory import CAPTIONS, GRADIENT, MASTER, MOMENTS, text_tower
+from megatron_af.plan.memory import GRADIENT, MASTER, MOMENTS, text_tower, texts_of
 
 PARTS = (
     "encode", "gather tokens", "decoder", "bubble", "tensor parallel", "pipeline messages", "scatter gradients",
@@ -172,7 +172,8 @@ def seconds_of(
     case: Case, told: Tally, alone: Tally, kept: float, amounts: Amounts, kernels: float, parallel: int
 ) -> Work:
     """Seconds of a part of the model on one rank: matrix products and attention at their rates, single elements at the
-    rate of copies, and a moment for every kernel.
+    rate of copies, and a moment for every kernel. Attention that reaches half its rate at n keys takes as long as if
+    each position saw n more.
 
     Args:
         told: its products, where what is frozen costs what it costs; ``alone``: the same with everything frozen.
@@ -182,15 +183,25 @@ def seconds_of(
     rates = case.gpu.rates[case.config.precision]
 
     def products(tally: Tally) -> float:
-        scores = {"clip_scores": 0.0, "text_scores": 0.0, "audio_scores": 0.0}
-        linear = tally.of(replace(amounts, **scores))
-        return (linear / rates.matmul + (tally.of(amounts) - linear) / rates.attention) / parallel
+        linear = tally.of(replace(amounts, clip_scores=0.0, text_scores=0.0, audio_scores=0.0))
+        attention = tally.of(_with_empty_tiles(amounts, rates.half_rate_keys)) - linear
+        return (linear / rates.matmul + attention / rates.attention) / parallel
 
     forward = products(alone)
     backward = products(told) - forward
     touched, launched = TOUCHES * kept / case.gpu.copy, kernels * case.gpu.launch_seconds
     flows = 2 if backward > 0 else 0
     return Work(forward=forward + touched + launched, backward=backward + flows * (touched + launched))
+
+
+def _with_empty_tiles(amounts: Amounts, keys: float) -> Amounts:
+    """As if each position saw ``keys`` more, where it sees any."""
+    return replace(
+        amounts,
+        clip_scores=amounts.clip_scores + keys * amounts.clip_tokens,
+        text_scores=amounts.text_scores + keys * amounts.text,
+        audio_scores=amounts.audio_scores + keys * amounts.text if amounts.audio_scores else 0.0,
+    )
 
 
 def _always(name: str) -> bool:
@@ -348,7 +359,7 @@ def _update(case: Case) -> float:
 def _texts(case: Case, load: Load) -> float:
     """CLAP's text tower, forward and back: six operations a parameter of its layers and position."""
     width, layers, _ = text_tower(case)
-    positions = load.own_windows * CAPTIONS * case.config.model.clap.text_max_tokens
+    positions = texts_of(case, load) * case.config.model.clap.text_max_tokens
     learns = 3 if case.trains("clap.text.model") else 1
     again = 1 if case.config.model.clap.text_recompute or case.config.model.clap.text_micro_batch else 0
     products = 2 * 12 * width**2 * layers * positions * (learns + again)

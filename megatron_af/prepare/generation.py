@@ -5,7 +5,8 @@
 A task says what is asked of a row, what a usable answer is and what becomes of the row. Several rows travel in one
 request and several requests at a time, no faster than the limit. Every reply is checked; a row whose reply stays
 unusable is refused with a reason and left out of the output. Finished rows are kept in ``output.partial``, so a job
-that was stopped asks only for the rest.
+that was stopped asks only for the rest. A row about which the endpoint gives no reply, while it does about others, is
+left out and counted as well, and asked about again by the next job.
 """
 
 import http.client
@@ -29,6 +30,8 @@ from megatron_af.data.rows import Manifest, Row, RowError, to_json
 from megatron_af.files import write
 
 RETRIED_STATUS = (408, 409, 429, 500, 502, 503, 504)
+OF_ONE_REQUEST = (400, 413, 422)
+"""Statuses of a request that is too long or otherwise not to a server's liking, which may like the next one."""
 LONGEST_WAIT_SECONDS = 60.0
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -65,8 +68,8 @@ class Report:
 
     @property
     def lines(self) -> list[str]:
-        """For the terminal."""
-        reasons = Counter(self.refused.values()).most_common()
+        """For the terminal: a line for each kind of reason."""
+        reasons = Counter(map(plain_reason, self.refused.values())).most_common()
         summary = f"{self.written:,} of {self.rows:,} rows written with {self.requests:,} requests"
         return [summary, *(f"  {count:,} refused: {reason}" for reason, count in reasons)]
 
@@ -80,6 +83,10 @@ class EndpointError(RuntimeError):
     """The endpoint cannot be used at all; the message says what to change."""
 
     exit_code = 1
+
+
+class Unanswered(EndpointError):
+    """A request got no reply; others may."""
 
 
 class Task(ABC):
@@ -135,7 +142,10 @@ def generate(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    refused = {name: writer.done[name]["refused"] for name in rows if "refused" in writer.done[name]}
+    if writer.lost and not any("found" in entry for entry in writer.done.values()):
+        raise Unanswered(next(iter(writer.lost.values())))
+    kept = {name: entry["refused"] for name, entry in writer.done.items() if "refused" in entry}
+    refused = {name: (kept | writer.lost)[name] for name in rows if name in kept or name in writer.lost}
     made = [task.made(row, writer.done[name]["found"]) for name, row in rows.items() if name not in refused]
     write(Path(config.output), "".join(to_json(row) + "\n" for row in made))
     lines = [json.dumps({"id": row, "reason": reason}) + "\n" for row, reason in refused.items()]
@@ -152,23 +162,51 @@ class _Writer:
         self._lock = threading.Lock()
         self.client = Client(config, task.instructions)
         self.done = self._kept(rows)
+        self.lost: dict[str, str] = {}
+        """Rows about which there was no reply -> why."""
+        self._silent = 0
 
     def ask_about(self, rows: Sequence[Row]) -> None:
         asked = {row.id: self._task.asked(row) for row in rows}
         for row in rows:
             if isinstance(problem := asked[row.id], str):
                 self._put(row, {"refused": problem})
-        left = self._asked_once([row for row in rows if not isinstance(asked[row.id], str)])
+        asking = [row for row in rows if not isinstance(asked[row.id], str)]
+        try:
+            left = self._asked_once(asking)
+        except Unanswered as error:
+            self._count_silence(error)
+            left = [(row, str(error)) for row in asking]
+            if len(asking) == 1 or self._config.attempts == 1:
+                self.lost |= {row.id: problem for row, problem in left}
         for _ in range(self._config.attempts - 1):
-            left = [pair for row, _ in left for pair in self._asked_once([row])]  # alone, it may do better
+            left = [pair for row, _ in left for pair in self._asked_alone(row)]  # alone, it may do better
         for row, problem in left:
-            self._put(row, {"refused": problem})
+            if row.id not in self.lost:
+                self._put(row, {"refused": problem})
+
+    def _count_silence(self, error: Unanswered) -> None:
+        """As many requests in a row as are sent at a time: nobody is there."""
+        with self._lock:
+            self._silent += 1
+            if self._silent >= max(2, self._config.concurrency):
+                raise error
+
+    def _asked_alone(self, row: Row) -> list[tuple[Row, str]]:
+        if row.id in self.lost:
+            return []
+        try:
+            return self._asked_once([row])
+        except Unanswered as error:
+            self.lost[row.id] = str(error)
+            return []
 
     def _asked_once(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
         """One request; returns the rows whose answer cannot be used, and why."""
         if not rows:
             return []
         reply = self.client.ask([item for row in rows if not isinstance(item := self._task.asked(row), str)])
+        self._silent = 0
         left = []
         for row, answer in zip(rows, read_reply(self._task, reply, rows), strict=True):
             if isinstance(answer, str):
@@ -207,12 +245,18 @@ def read_reply(task: Task, reply: str, rows: Sequence[Row]) -> list[Found | str]
     try:
         entries = json.loads(fenced[1] if fenced else reply)[task.reply_key]
         by_id = {entry["id"]: entry for entry in entries}
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # prose, or JSON meant to break its reader
         return [f"the reply is not the JSON that was asked for: {reply[:80]!r}"] * len(rows)
     return [
         task.check(by_id[i], row) if isinstance(by_id.get(i), dict) else "the reply leaves this row out"
         for i, row in enumerate(rows)
     ]
+
+
+def plain_reason(problem: str) -> str:
+    """A reason without what is the row's own, so that reasons can be counted."""
+    kind = re.sub(r"(['\"]).*\1", "…", problem, flags=re.DOTALL)
+    return " ".join("…" if any(c.isdigit() for c in word) else word for word in kind.split())
 
 
 def plain_words(text: str) -> str:
@@ -233,7 +277,8 @@ class Client:
         """The model's reply to the instructions and these items.
 
         Raises:
-            EndpointError: the server refuses, or stays busy or silent.
+            Unanswered: the server stays busy or silent, or does not like this request.
+            EndpointError: it refuses any.
         """
         config = self._config
         listed = json.dumps([{"id": i, **item} for i, item in enumerate(items)], ensure_ascii=False)
@@ -252,6 +297,8 @@ class Client:
                 with suppress(OSError, http.client.HTTPException):
                     text = error.read().decode(errors="replace")[:200]
                 problem = f"HTTP {error.code}: {text}"
+                if error.code in OF_ONE_REQUEST:
+                    raise Unanswered(f"{config.endpoint} does not take the request ({problem})") from None
                 if error.code not in RETRIED_STATUS:
                     raise EndpointError(
                         f"{config.endpoint} refuses requests for model {config.model} ({problem}); check endpoint, "
@@ -262,7 +309,7 @@ class Client:
             except (OSError, http.client.HTTPException) as error:  # away, or gone half-way
                 problem, pause = str(error), float(2**attempt)
             time.sleep(min(pause, LONGEST_WAIT_SECONDS))
-        raise EndpointError(
+        raise Unanswered(
             f"{config.endpoint} did not answer {config.attempts} times ({problem}); what is done is kept: start again "
             "when it is up, or lower concurrency and requests_per_minute"
         )
@@ -286,7 +333,7 @@ class Client:
         with urllib.request.urlopen(request, timeout=self._config.timeout_seconds) as response:
             reply = response.read()
         try:
-            content: str = json.loads(reply)["choices"][0]["message"]["content"]
+            content = json.loads(reply)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
             raise EndpointError(f"{self._config.endpoint} does not speak the chat completions protocol") from None
-        return content or ""
+        return content if isinstance(content, str) else ""

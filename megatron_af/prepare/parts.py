@@ -32,7 +32,7 @@ def write_part(config: Config, name: str) -> tuple[int, int]:
             f"data.datasets.{name}.part.of = {dataset.part.of}: there are no rows of it in {root}/{source}; import them"
         )
     rows = _readable(Manifest(root.fetch(source)))
-    places = places_of(rows, _contents(config, rows))
+    places = places_of(rows, contents_of(config.data.root, Path(config.output), rows))
     kept = [row for row, place in zip(rows, places, strict=True) if dataset.part.begin <= place < dataset.part.end]
     with root.writing(dataset.source or dataset.manifest) as file:
         file.writelines(to_json(row).encode() + b"\n" for row in kept)
@@ -45,8 +45,24 @@ def places_of(rows: Sequence[Row], contents: Sequence[Sequence[str]]) -> list[fl
     Args:
         contents: what each row's recordings hold, in a word each.
     """
+    heads = joined(contents)
+    classes: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
+    for row, held in enumerate(contents):
+        if heads[row] == row:
+            drawn = hashlib.sha256("\n".join(sorted(held) or [rows[row].id]).encode()).digest()
+            classes[str(rows[row].meta.get("class", ""))].append((drawn, row))
+    place = {
+        row: (number + 0.5) / len(members)
+        for members in classes.values()
+        for number, (_, row) in enumerate(sorted(members))
+    }
+    return [place[head] for head in heads]
+
+
+def joined(contents: Sequence[Sequence[str]]) -> list[int]:
+    """For each row the first one of those that it shares a recording with, directly or through others."""
     first: dict[str, int] = {}
-    group = list(range(len(rows)))
+    group = list(range(len(contents)))
 
     def head(row: int) -> int:
         while group[row] != row:
@@ -57,23 +73,20 @@ def places_of(rows: Sequence[Row], contents: Sequence[Sequence[str]]) -> list[fl
         for content in held:
             one, other = sorted((head(row), head(first.setdefault(content, row))))
             group[other] = one
-    classes: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
-    for row, held in enumerate(contents):
-        if head(row) == row:
-            drawn = hashlib.sha256("\n".join(sorted(held) or [rows[row].id]).encode()).digest()
-            classes[str(rows[row].meta.get("class", ""))].append((drawn, row))
-    place = {
-        row: (number + 0.5) / len(members)
-        for members in classes.values()
-        for number, (_, row) in enumerate(sorted(members))
-    }
-    return [place[head(row)] for row in range(len(rows))]
+    return [head(row) for row in range(len(contents))]
 
 
-def _contents(config: Config, rows: Sequence[Row]) -> list[list[str]]:
+def contents_of(root: str, kept: Path, rows: Sequence[Row]) -> list[list[str]]:
+    """What each row's recordings hold, in a word each: their name, where they cannot be read or lie in an object store.
+
+    Args:
+        root: ``data.root``.
+        kept: folder where what was read of recordings is kept.
+    """
     paths = sorted({clip.path for row in rows for clip in row.clips if not clip.length})
-    found = Recordings(config.data.root, Path(config.output)).digests(paths)
-    held = {path: digest.removeprefix(f"{path} ") for path, digest in zip(paths, found, strict=True)}
+    found = zip(paths, Recordings(root, kept).digests(paths), strict=True)
+    read = {path: (digest, digest.removeprefix(f"{path} ")) for path, digest in found}
+    held = {path: content if " " in content else digest for path, (digest, content) in read.items()}
 
     def content(clip: Clip) -> str:
         return clip.digest or (f"{clip.path} {clip.offset}" if clip.length else held[clip.path])

@@ -3,10 +3,12 @@
     report = make_skills(SkillsConfig(source="strong.jsonl", output="skills.jsonl"))              # of labels alone
     report = make_skills(SkillsConfig(…, endpoint=…, model=…, written=["contextual_sound"]))      # by a model, too
 
-Every question of the output has its right option at a place that says nothing; the report says how much the text alone
-gives away, skill by skill.
+A recording that lies there under several names is asked about once, and the questions about a tenth of them can be held
+out, as LongAudioBench is of LongAudio (``sources.py``). Every question of the output has its right option at a place
+that says nothing; the report says how much the text alone gives away, skill by skill.
 """
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,11 +18,14 @@ from pathlib import Path
 from megatron_af.config import ConfigError
 from megatron_af.config.errors import suggestion
 from megatron_af.data.rows import Manifest, Row, to_json
+from megatron_af.data.storage import DataRoot
 from megatron_af.files import write
 from megatron_af.prepare.balance import balanced, fair
-from megatron_af.prepare.generation import GenerationConfig, generate
+from megatron_af.prepare.generation import GenerationConfig, generate, plain_reason
 from megatron_af.prepare.long_questions import long_questions
+from megatron_af.prepare.parts import contents_of
 from megatron_af.prepare.skill_questions import questions
+from megatron_af.prepare.sources import held_out, without_copies
 from megatron_af.prepare.strong_labels import heard
 from megatron_af.prepare.text_leak import Leak, text_leak
 from megatron_af.prepare.written_skills import LONG, OPEN, SHORT, SelfCheck, WrittenSkill
@@ -33,6 +38,10 @@ class SkillsConfig(GenerationConfig):
     endpoint: str = ""
     """Of a language model, for ``written``."""
     model: str = ""
+    root: str = "."
+    """Folder of the recordings, such as ``data.root``: they are known by what they hold, where they lie there."""
+    held_out: str = ""
+    """JSONL of the questions about a tenth of the recordings, for the benchmark ``longaudio``; empty: of none."""
     truth: bool = True
     """Make the questions that strong labels answer by themselves."""
     long_seconds: float = 30.0
@@ -58,6 +67,10 @@ class SkillsReport:
     """Rows times ways of making questions."""
     thinned: int = 0
     """Questions left out because their answers were right too often."""
+    copies: int = 0
+    """Rows left out because their recording is there under another name."""
+    held_out: tuple[int, int] = (0, 0)
+    """Questions that are held out, and recordings."""
 
     @property
     def lines(self) -> list[str]:
@@ -68,6 +81,9 @@ class SkillsReport:
             lines.append(f"  {count:,} {skill}{leak}")
         few = "too few to say what their text gives away"
         lines.append(f"  all: {self.leak.get('all', few)}")
+        questions, recordings = self.held_out
+        lines += [f"  {questions:,} more about {recordings:,} recordings are held out"] if recordings else []
+        lines += [f"  {self.copies:,} rows left out: their recordings are there under another name"] * bool(self.copies)
         lines += [f"  {self.thinned:,} left out: their answers were right too often"] if self.thinned else []
         return lines + [f"  {count:,} refused: {reason}" for reason, count in self.refused.items()]
 
@@ -94,24 +110,44 @@ def make_skills(
         problems.append("written needs endpoint and model: name a server of a language model")
     if not (config.truth or config.written):
         problems.append("nothing to make: set truth or name kinds in written")
+    if config.held_out and config.held_out == config.output:
+        problems.append("held_out is output: give what is held out a file of its own")
     if problems:
         raise ConfigError("skills cannot be made", problems)
     rows, refused = list(Manifest(Path(config.source))), Counter[str]()
+    contents = contents_of(config.root, Path(config.output).parent, rows)
+    kept, copies = without_copies(DataRoot(config.root), rows, contents)
+    if copies:
+        lines = [{"id": rows[place].id, "copy_of": rows[first].id} for place, first in copies.items()]
+        write(Path(f"{config.output}.copies"), "".join(json.dumps(line) + "\n" for line in lines))
+        rows, contents = [rows[place] for place in kept], [contents[place] for place in kept]
+        config = replace(config, source=f"{config.output}.sources")
+        write(Path(config.source), "".join(to_json(row) + "\n" for row in rows))
     made = of_labels(rows, config.seed, refused, config.long_seconds) if config.truth else []
     for kind in config.written:
         made += _written(config, kind, refused, watch)
     made, thinned = fair(made, config.seed)
-    made = balanced(made, config.seed)
+    apart = {row.clips: held for row, held in zip(rows, held_out(rows, contents), strict=True) if config.held_out}
+    held = balanced([row for row in made if apart.get(row.clips)], config.seed)
+    made = balanced([row for row in made if not apart.get(row.clips)], config.seed)
     write(Path(config.output), "".join(to_json(row) + "\n" for row in made))
+    if config.held_out:
+        write(Path(config.held_out), "".join(to_json(row) + "\n" for row in held))
     skills = Counter(question.skill for row in made for question in row.questions)
     return SkillsReport(
-        rows=len({row.clips[0].path for row in made}),
+        rows=_recordings(made),
         skills=dict(sorted(skills.items())),
         refused=dict(refused.most_common()),
         leak=text_leak(made),
         asked=len(rows) * (config.truth + len(config.written)),
         thinned=thinned,
+        copies=len(copies),
+        held_out=(sum(len(row.questions) for row in held), _recordings(held)),
     )
+
+
+def _recordings(rows: Sequence[Row]) -> int:
+    return len({row.clips[0].path for row in rows})
 
 
 def of_labels(
@@ -127,7 +163,7 @@ def of_labels(
     made = []
     for row, sounds in known:
         if isinstance(sounds, str):
-            refused[_reason(sounds)] += 1
+            refused[plain_reason(sounds)] += 1
             continue
         rng = random.Random(f"{seed} {row.id}")
         seconds = row.clips[0].duration
@@ -146,16 +182,11 @@ def _written(
     plain = {name: getattr(config, name) for name in GenerationConfig.__dataclass_fields__}
     job = GenerationConfig(**plain | {"output": at})
     report = generate(WrittenSkill(kind), job, lambda done, rows: watch(kind, done, rows))
-    refused.update(map(_reason, report.refused.values()))
+    refused.update(map(plain_reason, report.refused.values()))
     if config.self_check and kind not in OPEN:
         checked = replace(job, source=at, output=f"{at}.checked", temperature=0.0)
         report = generate(SelfCheck(), checked, lambda done, rows: watch(f"check {kind}", done, rows))
-        refused.update(map(_reason, report.refused.values()))
+        refused.update(map(plain_reason, report.refused.values()))
         at = checked.output
     rows = Manifest(Path(at))
     return [replace(row, id=f"{row.id}-{kind}", spans=(), captions=(), task="audio question answering") for row in rows]
-
-
-def _reason(problem: str) -> str:
-    """A reason without what is the row's own, so that reasons can be counted."""
-    return " ".join("…" if any(c.isdigit() for c in word) or "'" in word else word for word in problem.split())

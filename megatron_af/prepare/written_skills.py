@@ -97,9 +97,10 @@ class WrittenSkill(Task):
             return f"it says {given_away!r}: written about, not heard"
         if not isinstance(evidence, list) or not evidence:
             return "evidence is missing: nothing says what the answer rests on"
-        there = [plain_words(text) for text in told(row)]
+        there = [f" {plain_words(text)} " for text in told(row)]
         for text in evidence:
-            if not any(plain_words(str(text)) in one for one in there):
+            words = plain_words(str(text))
+            if not words or not any(f" {words} " in one for one in there):
                 return "evidence names what is not heard there"
         chosen = answer.strip() if self._open else options[plain.index(plain_words(answer))].strip()
         return {"question": question.strip(), "answer": chosen, "options": [option.strip() for option in options]}

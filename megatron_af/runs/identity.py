@@ -72,19 +72,23 @@ def evaluation_inputs(config: Config, stage: str) -> str:
 
 
 def _suite_digest(config: Config, suite: str) -> str:
-    """Of what a benchmark's file says, and of the file that its rows come from. Raises ``FileNotFoundError``."""
+    """Of what a benchmark's file says, and of the files that its rows come from. Raises ``FileNotFoundError``."""
     benchmark, root = load_benchmark(suite), DataRoot(config.data.root)
     folder = root.local(benchmark.source.path)
     if folder is not None and folder.is_dir():
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
         return digest_value([dataclasses.asdict(benchmark), names])
-    try:
-        rows = digest_file(root.fetch(benchmark.source.path))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"benchmark {suite}: there is no {root}/{benchmark.source.path}; put it there, or correct source.path"
-        ) from None
-    return digest_value([dataclasses.asdict(benchmark), rows])
+    listed = benchmark.source.dictionary
+    files = {"path": benchmark.source.path, **({"dictionary.path": listed.path} if listed else {})}
+    found = []
+    for key, path in files.items():
+        try:
+            found.append(digest_file(root.fetch(path)))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"benchmark {suite}: there is no {root}/{path}; put it there, or correct source.{key}"
+            ) from None
+    return digest_value([dataclasses.asdict(benchmark), *found])
 
 
 def step_settings(config: Config, step: str) -> dict[str, Any]:

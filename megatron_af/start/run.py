@@ -213,7 +213,7 @@ def _tell_results(console: Console, config: Config, file: Path, seconds: float) 
                     console.print(_how_sure(scores["confidence"]), highlight=False, markup=False, soft_wrap=True)
             if (clap := folder / f"clap-{name}.json").is_file():
                 zero_shot = read_json(clap).get("zero_shot", {})
-                if zero_shot:
+                if "accuracy" in zero_shot:
                     console.print(f"{stage}: classes of {name} by their names alone: {zero_shot['accuracy']:.1f}%")
     run = Path(config.output) / config.name
     console.print(f"trained and measured in {clock(seconds)}; settings: {file}; results: {run}", highlight=False)

@@ -47,7 +47,7 @@ def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert run_demo(str(CONFIG), overrides) == summary  # everything is there: nothing runs again
     assert time.monotonic() - started < 10
 
-    next((tmp_path / "data" / "test").glob("*.flac")).unlink()
+    sorted((tmp_path / "data" / "test").glob("*.flac"))[-1].unlink()
     with pytest.raises(StepFailed, match=r"(?s)evaluate-long: exit code 2, which no restart mends.*does not exist"):
         run_demo(str(CONFIG), [*overrides, "curriculum.long.evaluation=[test]"])
 

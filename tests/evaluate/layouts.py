@@ -284,6 +284,27 @@ LAYOUTS = {
         recordings=["fsd50k/FSD50K.eval_audio/37199.wav", "fsd50k/FSD50K.eval_audio/175151.wav"],
         asked=[(HEARD, ("electric guitar, music",), 3), (HEARD, ("rain",), 3)],
     ),
+    "audioset": Layout(
+        files={
+            "audioset/eval_segments.csv": "# Segments csv created Sun Mar  5 10:54:25 2017\n"
+            "# num_ytids=3, num_segs=3, num_unique_labels=527, num_positive_labels=51804\n"
+            "# YTID, start_seconds, end_seconds, positive_labels\n"
+            '--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/0ytgt"\n'
+            '-0RWZT-miFs, 30.000, 40.000, "/m/0ytgt"\n'
+            '-0TENBOx94k, 30.000, 40.000, "/m/0ytgt,/m/gone"\n',
+            "audioset/class_labels_indices.csv": lines(
+                ["index", "mid", "display_name"],
+                [3, "/m/0ytgt", "Child speech, kid speaking"],
+                [73, "/m/068hy", "Domestic animals, pets"],
+            ),
+        },
+        recordings=[f"audioset/eval/{name}.wav" for name in ("--4gqARaEJE", "-0RWZT-miFs", "-0TENBOx94k")],
+        asked=[
+            (HEARD, ("child speech, kid speaking, domestic animals, pets",), 2),
+            (HEARD, ("child speech, kid speaking",), 2),
+        ],
+        left_out={"bad row": 1},
+    ),
     "mmau": Layout(
         files={
             "mmau/mmau-test-mini.json": json.dumps(
@@ -338,6 +359,22 @@ LAYOUTS = {
         },
         recordings=["longaudiobench/audio/a.wav"],
         asked=[("what happens?", ("It rains, then stops.",), 0)],
+    ),
+    "longaudio": Layout(
+        files={
+            "longaudio/held_out.jsonl": "".join(
+                json.dumps({"id": "a", "clips": [{"path": "a.wav", "duration": 1.0}], "questions": [question]}) + "\n"
+                for question in (
+                    {"prompt": "what begins last?", "output": "rain", "options": ["dog", "rain"], "skill": "temporal"},
+                    {"prompt": "what happens?", "output": "A dog barks, then it rains.", "skill": "captioning"},
+                )
+            )
+        },
+        recordings=["a.wav"],
+        asked=[
+            ("what begins last?\n(A) dog (B) rain", ("rain",), 2),
+            ("what happens?", ("A dog barks, then it rains.",), 0),
+        ],
     ),
     "dialogue": Layout(
         files={

@@ -1,7 +1,9 @@
 """Every shipped benchmark is read from a small copy of its published layout; bad questions are left out and named."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.evaluate.benchmarks import questions_of_rows, read_questions
 from megatron_af.runs.benchmarks import Benchmark, load_benchmark, shipped
+from tests.data.toy import write_tone
 from tests.evaluate.layouts import LAYOUTS
 
 
@@ -31,7 +34,7 @@ def test_published_layouts_are_read(name: str, tmp_path: Path) -> None:
         for wording in benchmark.wordings:
             assert "{" not in one.worded(wording).questions[-1].prompt
         assert all(reference in one.question.options for reference in one.references) or name in (
-            *("fsd50k", "audio_entailment"),
+            *("fsd50k", "audioset", "audio_entailment"),
             *(n for n in LAYOUTS if not one.question.options),
         )
 
@@ -60,6 +63,51 @@ def test_what_cannot_be_measured_is_left_out_and_what_is_odd_is_counted() -> Non
         "1: its answer is none of its options: 'cat' of dog, dog bark, rain",
         "2: two options are the same: rain",
     ]
+
+
+def talk(*turns: str) -> list[dict[str, str]]:
+    return [{"from": who, "value": text} for who, text in zip(("human", "gpt"), turns, strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("source", "good", "bad", "said"),
+    [
+        (
+            {"format": "json", "columns": {"audio": "file", "prompt": "q", "output": "a"}},
+            {"file": "a.wav", "q": "what?", "a": "rain"},
+            {"file": "a.wav", "q": "why?"},
+            "record 1: 'a' is missing; there are file, q",
+        ),
+        (
+            {"format": "json", "columns": {"audio": "file", "prompt": "q", "output": "a", "options": "o"}},
+            {"file": "a.wav", "q": "what?", "a": "rain", "o": ["rain", "hail"]},
+            {"file": "a.wav", "q": "why?", "a": None, "o": ["rain", "hail"]},
+            "record 1: no output: a is empty",
+        ),
+        (
+            {"format": "conversations"},
+            {"id": "1", "sound": "a.wav", "conversations": talk("what?", "rain")},
+            {"id": "2", "sound": "a.wav", "conversations": talk("why?")},
+            "2: conversations must alternate between human and gpt (user and assistant), got",
+        ),
+        (
+            {"format": "rows"},
+            {"id": "1", "clips": [{"path": "a.wav"}], "questions": [{"prompt": "what?", "output": "rain"}]},
+            {"id": "2", "clips": [{"path": "a.wav"}], "questions": [{"prompt": "why?"}]},
+            "'output' is missing",
+        ),
+    ],
+    ids=["field", "nothing", "conversation", "row"],
+)
+def test_a_row_without_an_answer_is_left_out_and_named(
+    source: dict[str, Any], good: dict[str, Any], bad: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write_tone(tmp_path / "a.wav", 1.0, 0)
+    (tmp_path / "x").write_text(json.dumps([good, bad]))
+    found = read_questions(replace(PLAIN, source=ImportConfig(**{"path": "x", **source})), DataRoot(str(tmp_path)))
+    assert [one.references for one in found.questions] == [("rain",)]
+    (entry,) = found.left_out
+    assert entry["reason"] == "bad row" and said in entry["problem"]
 
 
 def test_turns_keep_what_was_said_before_and_ids_are_told_apart() -> None:

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_af.config import Config, RetrievalConfig
+from megatron_af.config import Config, JudgeConfig, RetrievalConfig
+from megatron_af.data.rows import Clip, Row
 from megatron_af.evaluate import asking
 from megatron_af.evaluate.answered import Answered, read_answered, read_scores
 from megatron_af.evaluate.metrics.base import Means
 from megatron_af.evaluate.suite_report import report_of
-from megatron_af.evaluate.suites import measure_answers, measure_suites, said
+from megatron_af.evaluate.suites import measure_answers, measure_suites, of_recordings, said
 from megatron_af.runs.benchmarks import load_benchmark
 from megatron_af.runs.identity import evaluation_inputs
 from megatron_af.runs.paths import resolve_entry
@@ -19,6 +21,7 @@ from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.results import Results, metric_patterns
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
+from tests.prepare.endpoint import Server
 from tests.trained_run import trained_run
 
 SUITE = """title: toy
@@ -49,6 +52,10 @@ def suite_run(folder: Path, questions: int = 7) -> Config:
     return dataclasses.replace(
         config, stage="stage", curriculum={**config.curriculum, "stage": stage}, retrieval=RetrievalConfig(stage="clap")
     )
+
+
+def marked(item: dict[str, Any]) -> dict[str, Any]:
+    return {"id": item["id"], "correctness": 5, "detail": 5, "bluntness": 5}
 
 
 def measure(rank: int, world_size: int, config: Config, output: Path | None, fail_after: int = 0) -> None:
@@ -109,6 +116,22 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     run_distributed(measure, 1, config, alone)
     assert (alone / "toy/suite-toy.json").stat().st_mtime_ns == stamp, "measured already"
 
+    # A judge that is not there costs the judge alone, and when it is there again nothing else is asked.
+    judged, gone = tmp_path / "judged", JudgeConfig(endpoint="http://127.0.0.1:9/v1", model="toy")
+    waiting = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, judge=gone))
+    run_distributed(measure, 1, waiting, judged)
+    report = json.loads((judged / "toy/suite-toy.json").read_text())
+    assert "what is done is kept" in report["skipped"]["judge"] and report["likelihood"] == metrics["toy/likelihood"]
+    server = Server(lambda items, number: (200, json.dumps({"judgements": [marked(item) for item in items]}), {}))
+    there = dataclasses.replace(gone, endpoint=server.endpoint)
+    waiting = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, judge=there))
+    run_distributed(measure, 1, waiting, judged, 1)
+    server.close()
+    report = json.loads((judged / "toy/suite-toy.json").read_text())
+    assert report["judge"] == 50.0 and "judge" not in report["skipped"]
+    assert report["likelihood"] == metrics["toy/likelihood"]
+    assert not (judged / "toy/suite-toy.partial.jsonl").exists()
+
     before = evaluation_inputs(config, "stage")
     assert before.startswith("toy (")
     (tmp_path / "toy.json").write_text((tmp_path / "toy.json").read_text().replace("w5 w60", "w5 w61"))
@@ -133,6 +156,25 @@ def test_a_contrastive_stage_is_compared_on_the_recordings(tmp_path: Path) -> No
     report = json.loads((config.stage_folder("clap") / "suite-toy.json").read_text())
     assert report["rows"] == 3 and "text_to_audio_r1" in report["retrieval"] and "paraphrase" in report
     assert report["published"][0]["distance"] == pytest.approx(report["zero_shot"]["accuracy"] - 40.0, abs=1e-3)
+
+    several = [{"file": f"{i % 3}.wav", "labels": [f"w{i % 3}", "w7"]} for i in range(6)]
+    (tmp_path / "toy.json").write_text(json.dumps(several))
+    source = source.replace("caption: caption, class: class", "labels: labels")
+    (tmp_path / "toy.yaml").write_text(f"title: toy\nsource: {source}\nmetrics: [mean_average_precision]\n")
+    run_distributed(measure, 2, config, None)
+    report = json.loads((config.stage_folder("clap") / "suite-toy.json").read_text())
+    assert report["rows"] == 3 and report.keys().isdisjoint({"retrieval", "paraphrase"})
+    # w7 is everywhere, so 100; each other label is one recording's: at the first, second or third place, or beside it.
+    assert 100 * (1 + 3 / 3) / 4 <= report["zero_shot"]["mean_average_precision"] <= 100
+
+
+def test_rows_about_one_recording_are_compared_as_one() -> None:
+    def row(path: str, number: int, **meta: list[str]) -> Row:
+        return Row(id=str(number), clips=(Clip(path=path, duration=1.0),), captions=(f"c{number}",), meta=meta)
+
+    first, other = of_recordings([row("a", 0, labels=["x"]), row("b", 1), row("a", 2, labels=["y", "x"])])
+    assert (first.captions, first.meta) == (("c0", "c2"), {"labels": ["x", "y"]})
+    assert (other.captions, other.meta) == (("c1",), {})
 
 
 def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:

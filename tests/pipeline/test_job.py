@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.pipeline.job import GIVE_UP, ROOT, STOPPED, Job, describe_exit, python_env
+from megatron_af.pipeline.job import GIVE_UP, ROOT, STOPPED, Job, cause, describe_exit, python_env
 
 JOB = Job(name="align", argv=("tools/pretrain_af.py", "stage=align"))
 
@@ -45,3 +45,9 @@ def test_commands_find_the_checkouts_packages(monkeypatch: pytest.MonkeyPatch) -
     assert paths == [str(ROOT), str(ROOT / "kubeflow"), "/own"]
     monkeypatch.delenv("PYTHONPATH")
     assert len(python_env()["PYTHONPATH"].split(os.pathsep)) == 2 and python_env()["PYTHONUNBUFFERED"]
+
+
+def test_the_cause_is_told_from_its_consequences() -> None:
+    assert cause([(0, 1), (1, 1)]) == (0, 1)
+    assert cause([(0, 1), (1, 137), (2, 1)]) == cause([(0, 1), (1, 137), (2, 139)]) == (1, 137)
+    assert cause([(0, 1), (1, -9), (2, 42)]) == (2, 42)

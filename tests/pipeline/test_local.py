@@ -11,8 +11,8 @@ import pytest
 
 from megatron_af.entry import Cancelled
 from megatron_af.pipeline import local
-from megatron_af.pipeline.job import Job, StepFailed, describe_exit
-from megatron_af.pipeline.local import _cause, launch_local
+from megatron_af.pipeline.job import Job, StepFailed
+from megatron_af.pipeline.local import launch_local
 
 pytestmark = pytest.mark.slow
 
@@ -108,15 +108,3 @@ def test_exit_code_of_a_worker_passes_through_torchrun(tmp_path: Path) -> None:
     argv = (STANDIN, str(tmp_path), "--crash-at", "1", "--exit", "42")
     with pytest.raises(StepFailed, match="align: node 1 exit code 42, which no restart mends: row 17 has no audio"):
         launch_local(Job(name="align", argv=argv, nodes=2, processes=1), said.append)
-
-
-def test_the_cause_is_told_from_its_consequences() -> None:
-    assert _cause([(0, 1), (1, 1)]) == (0, 1)
-    assert _cause([(0, 1), (1, 137), (2, 1)]) == _cause([(0, 1), (1, 137), (2, 139)]) == (1, 137)
-    assert _cause([(0, 1), (1, -9), (2, 42)]) == (2, 42)
-
-
-def test_describe_exit() -> None:
-    assert describe_exit(1) == "exit code 1"
-    assert describe_exit(-15) == describe_exit(143) == "ended by SIGTERM"
-    assert describe_exit(137) == "ended by SIGKILL (out of memory, or killed from outside)"

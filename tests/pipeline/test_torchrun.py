@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from megatron_af.pipeline.torchrun import exit_code
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +32,15 @@ def test_exit_code_is_that_of_the_worker_which_failed_first(ending: str, code: i
     script.write_text(f"import os, sys, time\nif os.environ['RANK'] == '1': {ending}\ntime.sleep(60)\n")
     with start(script) as process:
         assert process.wait(timeout=240) == code, process.stdout and process.stdout.read()
+
+
+@pytest.mark.parametrize("code", [2, -9])
+def test_the_exit_code_is_the_causes_where_all_workers_ended_between_two_looks(code: int) -> None:
+    ended = {
+        rank: ProcessFailure(local_rank=rank, pid=rank + 1, exitcode=each, error_file="")
+        for rank, each in enumerate([-signal.SIGTERM, 1, code, 1])
+    }
+    assert exit_code(ChildFailedError("tool.py", ended)) == (code if code > 0 else 137)
 
 
 def test_workers_find_what_a_gpu_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

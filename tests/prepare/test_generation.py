@@ -60,6 +60,35 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_named(tmp_path, start):
         expand(dead)
 
 
+def test_a_request_that_is_not_answered_costs_its_own_rows_alone(tmp_path, start):
+    def moody(items: list[dict[str, Any]], number: int) -> tuple[int, str, dict[str, str]]:
+        bad = any("sound 4 " in item["caption"] for item in items)
+        return (413, "too long", {}) if bad else good(items, number)
+
+    config = replace(job(tmp_path, start(moody)), concurrency=1)
+    report = expand(config)
+    assert report.written == 6 and report.refused.keys() == {"r4"} and "HTTP 413: too long" in report.refused["r4"]
+    assert "does not take the request" in Path(f"{config.output}.refused").read_text()
+    again = start(good)
+    assert expand(replace(config, endpoint=again.endpoint)).written == 7
+    assert again.asked == [["sound 4 then bell"]], "asked about again, and nothing else"
+    single = replace(config, output=str(tmp_path / "single.jsonl"), attempts=1)
+    assert expand(single).refused.keys() == {"r3", "r4", "r5"}
+    assert expand(replace(single, endpoint=again.endpoint)).written == 7
+
+
+def test_nobody_there_in_the_middle_ends_the_job(tmp_path, start):
+    def dies(items: list[dict[str, Any]], number: int) -> tuple[int, str, dict[str, str]]:
+        return good(items, number) if number == 1 else (413, "gone", {})
+
+    server = start(dies)
+    config = replace(job(tmp_path, server, rows=60), concurrency=1, attempts=1)
+    with pytest.raises(EndpointError, match="HTTP 413: gone"):
+        expand(config)
+    assert len(server.asked) <= 4, "it is not asked about all the others"
+    assert expand(replace(config, endpoint=start(good).endpoint)).written == 60
+
+
 def test_requests_keep_to_the_limit(tmp_path, start):
     server = start(good)
     expand(replace(job(tmp_path, server), rows_per_request=1, requests_per_minute=60 / 0.05))
@@ -68,5 +97,7 @@ def test_requests_keep_to_the_limit(tmp_path, start):
 
 def test_a_report_says_what_was_refused_and_how_often():
     report = Report(rows=21, written=18, refused={"a": "too long", "b": "no clip", "c": "too long"}, requests=5)
+    told = replace(report, refused={str(n): f"the reply is no JSON: 'prose {n}, isn't it?'" for n in range(3)})
+    assert told.lines[1:] == ["  3 refused: the reply is no JSON: …"], "one line for each kind"
     assert report.lines == ["18 of 21 rows written with 5 requests", "  2 refused: too long", "  1 refused: no clip"]
     assert report.exit_code == 1 and replace(report, rows=30).exit_code == 0

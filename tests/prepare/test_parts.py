@@ -9,8 +9,9 @@ import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig, PartConfig
 from megatron_af.data.rows import Clip, Manifest, Row
+from megatron_af.data.storage import DataRoot
 from megatron_af.prepare.outcome import import_rows
-from megatron_af.prepare.parts import places_of, write_part
+from megatron_af.prepare.parts import contents_of, places_of, write_part
 from megatron_af.progress import silent
 from megatron_af.runs.check import check
 from tests.data.toy import write_tone
@@ -63,6 +64,20 @@ def test_rows_that_share_a_recording_stand_together() -> None:
     places = places_of(rows, held)
     assert places[0] == places[2] == places[4] == places[5] and places[6] == places[7]
     assert sorted(set(places)) == [0.1, 0.3, 0.5, 0.7, 0.9]
+
+
+def test_what_cannot_be_read_is_known_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    rows = [Row(id=name, clips=(Clip(path=name, duration=1.0),), captions=("x",)) for name in ("a", "b", "c", "d")]
+    a, b, c, d = contents_of(str(tmp_path), tmp_path / "kept", rows)
+    assert a == b and len({tuple(held) for held in (a, c, d)}) == 3, "two that are not there are not the same"
+    root = "memory://parts"
+    for name in ("a", "b"):
+        with DataRoot(root).writing(name) as file:
+            file.write(b"x")
+    a, b, *_ = contents_of(root, tmp_path / "kept", rows)
+    assert a != b, "of an object store sizes alone are known"
 
 
 def test_parts_that_cannot_be_are_refused(tmp_path: Path) -> None:

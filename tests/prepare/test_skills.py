@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import pytest
 
 from megatron_af.config import ConfigError
 from megatron_af.data.rows import Manifest, to_json
+from megatron_af.data.storage import DataRoot
+from megatron_af.evaluate.benchmarks import read_questions
 from megatron_af.prepare.skills import SkillsConfig, make_skills
+from megatron_af.runs.benchmarks import load_benchmark
+from tests.data.toy import write_tone
 from tests.prepare.endpoint import Answer, Server
 from tests.prepare.test_skill_questions import scene
 from tests.prepare.test_strong_labels import labelled
@@ -42,6 +47,50 @@ def test_labels_alone_give_balanced_questions_that_the_text_does_not_answer(tmp_
     first = Path(config.output).read_text()
     make_skills(config)
     assert Path(config.output).read_text() == first, "the same labels give the same questions"
+
+
+def test_a_tenth_of_the_recordings_becomes_a_benchmark(tmp_path: Path) -> None:
+    config = strong(tmp_path, 400)
+    for name in ("3.wav", "5.wav"):
+        write_tone(tmp_path / name, 0.1, 7)  # the same, and no other is there
+    before = list(Manifest(Path(config.source)))
+    same = replace(before[5], clips=(replace(before[5].clips[0], duration=before[3].clips[0].duration),))
+    Path(config.source).write_text("".join(to_json(row) + "\n" for row in [*before[:5], same, *before[6:]]))
+    config = replace(config, root=str(tmp_path), held_out=str(tmp_path / "longaudio/held_out.jsonl"), long_seconds=8.0)
+    report = make_skills(config)
+    learnt, asked = (list(Manifest(Path(file))) for file in (config.output, config.held_out))
+    places = [{row.clips[0].path for row in rows} for rows in (learnt, asked)]
+    assert not places[0] & places[1] and "5.wav" not in places[0] | places[1]
+    assert report.copies == 1 and Path(f"{config.output}.copies").read_text() == '{"id": "r5", "copy_of": "r3"}\n'
+    assert report.held_out == (sum(len(row.questions) for row in asked), len(places[1]))
+    assert 20 <= len(places[1]) <= 60 and report.rows == len(places[0])
+    assert any("held out" in line for line in report.lines) and any("another name" in line for line in report.lines)
+
+    benchmark = load_benchmark("longaudio")
+    for path in places[1]:
+        write_tone(tmp_path / path, 0.1, 1)
+    found = read_questions(benchmark, DataRoot(str(tmp_path)))
+    assert len(found.questions) == report.held_out[0] and not found.left_out
+    first = found.questions[0]
+    said = first.worded(benchmark.wordings[0]).questions[-1].prompt
+    assert said.startswith(f"{first.question.prompt}\n(A) {first.question.options[0]}")
+    whole = make_skills(replace(config, held_out=""))
+    assert sum(whole.skills.values()) == sum(report.skills.values()) + report.held_out[0]
+
+
+def test_a_model_is_asked_once_about_a_recording_with_two_names(
+    tmp_path: Path, start: Callable[[Answer], Server]
+) -> None:
+    config = strong(tmp_path, 2)
+    for name in ("0.wav", "1.wav"):
+        write_tone(tmp_path / name, 0.1, 7)
+    first, _ = Manifest(Path(config.source))
+    again = replace(first, id="again", clips=(replace(first.clips[0], path="1.wav"),))
+    Path(config.source).write_text(to_json(first) + "\n" + to_json(again) + "\n")
+    server = start(lambda items, number: (200, json.dumps({"questions": []}), {}))
+    asked = replace(config, root=str(tmp_path), endpoint=server.endpoint, model="toy", written=("captioning",),
+                    requests_per_minute=60_000.0, attempts=1)  # fmt: skip
+    assert make_skills(asked).refused == {"the reply leaves this row out": 1}
 
 
 def test_a_model_writes_and_is_checked(tmp_path: Path, start: Callable[[Answer], Server]) -> None:
@@ -79,5 +128,7 @@ def test_what_cannot_be_made_is_said_at_once(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 2
     for words in ("did you mean general_reasoning?", "written needs endpoint and model"):
         assert words in str(caught.value)
+    with pytest.raises(ConfigError, match="held_out is output: give what is held out a file of its own"):
+        make_skills(replace(config, held_out=config.output))
     with pytest.raises(ConfigError, match="nothing to make"):
         make_skills(SkillsConfig(**{**vars(config), "truth": False}))

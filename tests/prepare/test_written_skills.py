@@ -46,6 +46,8 @@ def test_a_good_reply_becomes_a_question() -> None:
         ({"question": "why is it that a door slams?"}, "the question says the answer"),
         ({"question": "what does the caption say?"}, "it says 'caption'"),
         ({"evidence": ["cat"]}, "evidence names what is not heard there"),
+        ({"evidence": ["do"]}, "evidence names what is not heard there"),
+        ({"evidence": ["dog", "…"]}, "evidence names what is not heard there"),
         ({"evidence": []}, "evidence is missing"),
         ({"options": "abc"}, "must be texts"),
         ({"options": [1, 2, 3, 4]}, "must be texts"),

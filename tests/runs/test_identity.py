@@ -18,6 +18,7 @@ from megatron_af.config import (
     ConfigError,
     DataConfig,
     DatasetConfig,
+    DictionaryConfig,
     ImportConfig,
     LoRAConfig,
     NeighboursConfig,
@@ -28,7 +29,7 @@ from megatron_af.config import (
 )
 from megatron_af.config.effects import Effect, fields_of
 from megatron_af.config.loading import to_yaml
-from megatron_af.runs.identity import check_resume, dataset_digest, stage_inputs, stage_settings
+from megatron_af.runs.identity import check_resume, dataset_digest, evaluation_inputs, stage_inputs, stage_settings
 from megatron_af.runs.paths import LATEST, MANIFEST
 from megatron_af.runs.pointers import checkpoint_digest
 
@@ -120,7 +121,9 @@ def test_resume_and_skip_agree_on_every_field(key: str, effect: Effect, tmp_path
     gate = {"loss": BoundsConfig(max=1.0)}
     parts = {"lora": LoRAConfig(), "augment": AugmentConfig()}
     stage = StageConfig(blend={"scenes": 1.0}, entry={"lm": "lm"}, exit_gate=gate, **parts)
-    origin, neighbours = ImportConfig(format="csv", path="a.csv"), NeighboursConfig(of="scenes")
+    listed = DictionaryConfig(path="codes.csv", code="a", means="b")
+    origin = ImportConfig(format="csv", path="a.csv", dictionary=listed)
+    neighbours = NeighboursConfig(of="scenes")
     made = DatasetConfig(manifest="m", origin=origin, neighbours=neighbours, part=PartConfig(of="scenes"))
     base = Config(
         name="demo",
@@ -184,6 +187,26 @@ def test_a_replaced_recording_behind_a_manifest_is_another_data_set(config: Conf
     assert changed != before, "of the same length"
     (tmp_path / "a.wav").write_bytes(b"0" * 200_001)
     assert dataset_digest(config, "scenes") not in (before, changed)
+
+
+def test_a_benchmark_is_its_file_and_all_that_its_rows_are_read_from(config: Config, tmp_path: Path) -> None:
+    suite, rows, codes = tmp_path / "toy.yaml", tmp_path / "toy.csv", tmp_path / "codes.csv"
+    suite.write_text(
+        "title: toy\nmetrics: [exact]\nsource: {format: csv, path: toy.csv, columns: {audio: a, labels: b}, "
+        "dictionary: {path: codes.csv, code: mid, means: name}}\n"
+    )
+    asking = with_align(config, suites=(str(suite),))
+    with pytest.raises(FileNotFoundError, match=r"benchmark .*toy\.yaml: there is no .*toy\.csv; .*source\.path"):
+        evaluation_inputs(asking, "align")
+    rows.write_text("a,b\n")
+    with pytest.raises(FileNotFoundError, match=r"there is no .*codes\.csv; .*source\.dictionary\.path"):
+        evaluation_inputs(asking, "align")
+    codes.write_text("mid,name\n")
+    digests = [evaluation_inputs(asking, "align")]
+    for file in (rows, codes, suite):
+        file.write_text(file.read_text() + "\n# x\nclean: [first_line]\n")
+        digests.append(evaluation_inputs(asking, "align"))
+    assert len(set(digests)) == 4
 
 
 def test_a_local_text_tower_counts_in_a_contrastive_stage_alone(config: Config, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron_af.config import Config, StageConfig
-from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
+from megatron_af.evaluate.clap import composition, mean_average_precision, paraphrase_robustness, retrieval, zero_shot
 from megatron_af.evaluate.classes import by_class
 from megatron_af.evaluate.hearing import Asked, summarise
 from megatron_af.runs.digests import recorded_digest
@@ -78,7 +78,10 @@ def test_exit_gates_know_what_is_measured() -> None:
         "paraphrase": paraphrase_robustness(tensors, tensors, [tensors[:1]] * 3),
         "composition": composition(tensors, tensors, [tensors[:1]] * 3, [["order"]] * 3),
         "composition, other audio": composition(tensors, tensors, [tensors[:1]] * 3, [["order"]] * 3),
-        "zero_shot": zero_shot(tensors, tensors, torch.arange(3)),
+        "zero_shot": {
+            **zero_shot(tensors, tensors, torch.arange(3)),
+            "mean_average_precision": mean_average_precision(tensors.bool(), tensors),
+        },
     }
     rates = measured(Meter.WARMUP_STEPS + 1)
     heard = summarise(asked) | {"classes": by_class(asked)}

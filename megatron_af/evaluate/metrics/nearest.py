@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from megatron_af.evaluate.answered import Said
+from megatron_af.evaluate.clap import mean_average_precision
 from megatron_af.evaluate.metrics.base import Metric, Scores, percent
 
 SAME = 0.8
@@ -51,15 +51,12 @@ class Nearest(_ByText):
 
 
 class MeanAveragePrecision(_ByText):
-    """Mean over labels of the precision, averaged over the places of the recordings that have the label when all are
-    ranked by how similar their answer is to it; in percent. Labels that no recording has do not count."""
+    """Recordings are ranked for each label by how similar their answer is to it."""
 
     def score(self, said: Sequence[Said]) -> dict[str, Scores]:
         options, similarity_AO = self.similarities(said)
         truth_AO = torch.tensor([[option in (s.labels or s.references) for option in options] for s in said])
-        having = truth_AO.any(0)
-        value = average_precision_score(truth_AO[:, having].numpy(), similarity_AO[:, having].numpy(), average="macro")
-        return {"mean_average_precision": Scores(value=100 * float(value))}
+        return {"mean_average_precision": Scores(value=mean_average_precision(truth_AO, similarity_AO))}
 
 
 class ApproximateF1(Metric):

@@ -8,7 +8,8 @@ counts as (a label is one, too, unless it answers a prompt of its own record). W
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from megatron_af.config import ImportConfig
@@ -16,6 +17,7 @@ from megatron_af.config.errors import suggestion
 from megatron_af.data.rows import Clip, Question, Row, RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, parse_json
+from megatron_af.prepare.importers.dictionary import dictionary
 from megatron_af.prepare.importers.layout import Maker, Recordings, checked, failing, said, seconds_of
 from megatron_af.prepare.importers.made_rows import (
     CAPTIONING,
@@ -34,6 +36,8 @@ KIND, TEXT = "kind", "text"
 
 type Record = Mapping[str, Any]
 """Texts by name; of JSON, lists of texts as well."""
+type Records = Sequence[tuple[str, Record | RowError]]
+"""Where each stands (``line 7``), and its fields or what is wrong with it."""
 
 
 def wanted(origin: ImportConfig) -> set[str]:
@@ -70,32 +74,30 @@ def check_columns(origin: ImportConfig, known: Sequence[str], where: str) -> Non
             raise ForeignError(f"origin.where.{name}: {pattern!r} is no regular expression ({error})") from None
 
 
-def rows_of_records(
-    root: DataRoot, origin: ImportConfig, records: Sequence[tuple[str, Record | RowError]], first: int = 0
-) -> Iterator[Maker]:
+def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, first: int = 0) -> Iterator[Maker]:
     """A maker for each record that ``origin.where`` does not leave out.
 
     Args:
-        records: where each stands (``line 7``), and its fields or what is wrong with it.
         first: number that ids count from.
     """
     recordings, columns = Recordings(root, origin.audio), origin.columns
+    origin = replace(origin, words={**dictionary(root, origin), **origin.words})
     if origin.apart:
-        records = [
-            (where, record if isinstance(record, RowError) else {**record, KIND: kind, TEXT: record[column]})
-            for where, record in records
-            for column, kind in origin.apart.items()
-        ]
-    records = [pair for pair in records if isinstance(pair[1], RowError) or _is_part(pair[1], origin)]
+        records = list(_apart(records, origin.apart))
+    records = list(_each(records, lambda record: [record] if _is_part(record, origin) else []))
     if origin.agreed:
         records = _agreed(records, columns)
-    stated = [r for _, r in records if not isinstance(r, RowError)]
-    options: dict[str, list[str]] = {}
-    if "label" in columns:
-        texts = {_text(record, columns["label"]) for record in stated}
-        options["label"] = sorted({_said(text, origin) for text in texts if text})
-    if "labels" in columns:
-        options["labels"] = sorted({label for r in stated for label in _labels(r, columns["labels"], origin)})
+    labels: dict[str, set[str]] = {"label": set(), "labels": set()}
+
+    def surveyed(record: Record) -> list[Record]:
+        if "label" in columns and (text := _text(record, columns["label"])):
+            labels["label"].add(_said(text, origin))
+        if "labels" in columns:
+            labels["labels"].update(_labels(record, columns["labels"], origin))
+        return [record]
+
+    records = list(_each(records, surveyed))
+    options = {what: sorted(some) for what, some in labels.items()}
 
     def make(key: str, record: Record) -> Row:
         name = _filled(columns["audio"], record)
@@ -174,32 +176,62 @@ def _is_part(record: Record, origin: ImportConfig) -> bool:
     return all(re.fullmatch(pattern, _text(record, name)) for name, pattern in origin.where.items())
 
 
-def _agreed(
-    records: Sequence[tuple[str, Record | RowError]], columns: Mapping[str, str]
-) -> list[tuple[str, Record | RowError]]:
+def _each(records: Records, look: Callable[[Record], Sequence[Record]]) -> Iterator[tuple[str, Record | RowError]]:
+    """What each record becomes; one that cannot be looked at stays as what is wrong with it."""
+    for where, record in records:
+        if isinstance(record, RowError):
+            yield where, record
+            continue
+        try:
+            found = look(record)
+        except RowError as error:
+            yield where, RowError(f"{where}: {error}")
+            continue
+        yield from ((where, one) for one in found)
+
+
+def _apart(records: Records, columns: Mapping[str, str]) -> Iterator[tuple[str, Record | RowError]]:
+    """A record for each of these columns of each record; where it has no such column, it says nothing there."""
+    return _each(
+        records,
+        lambda record: [{**record, KIND: kind, TEXT: record.get(column)} for column, kind in columns.items()],
+    )
+
+
+def _agreed(records: Records, columns: Mapping[str, str]) -> list[tuple[str, Record | RowError]]:
     """Of the records with the same audio and prompt the first, where all give the same answer; none, where not."""
     answer = columns.get("output") or columns.get("label") or columns.get("class", "")
     said_of: dict[tuple[str, str], set[str]] = {}
-    kept: dict[tuple[str, str], tuple[str, Record | RowError]] = {}
-    for where, record in records:
-        if isinstance(record, RowError):
-            kept[where, ""] = (where, record)
-            continue
-        key = audio_name(columns, record), _text(record, columns["prompt"]) if "prompt" in columns else ""
-        said_of.setdefault(key, set()).add(_text(record, answer).lower())
-        kept.setdefault(key, (where, record))
-    return [pair for key, pair in kept.items() if len(said_of.get(key, "1")) == 1]
+
+    def key_of(record: Record) -> tuple[str, str]:
+        return audio_name(columns, record), _text(record, columns["prompt"]) if "prompt" in columns else ""
+
+    def first(record: Record) -> list[Record]:
+        key, new = key_of(record), {_text(record, answer).lower()}
+        before = said_of.setdefault(key, set())
+        found = [] if before else [record]
+        before |= new
+        return found
+
+    kept = list(_each(records, first))
+    return [(where, r) for where, r in kept if isinstance(r, RowError) or len(said_of[key_of(r)]) == 1]
 
 
 def _said(label: str, origin: ImportConfig) -> str:
-    """A label as it is said, by ``origin.words`` where it is a code."""
+    """A label as it is said, by ``origin.words`` where it is a code.
+
+    Raises:
+        RowError: there is a dictionary of codes, without this one.
+    """
+    if origin.dictionary is not None and label not in origin.words:
+        raise RowError(f"label {label!r} is not in {origin.dictionary.path}")
     return label_words(origin.words.get(label, label), origin.task)
 
 
 def _labels(record: Record, column: str, origin: ImportConfig) -> list[str]:
     """Labels of a record, in the order of the alphabet; a text holds several between commas."""
-    value = record[column]
-    texts = _texts(record, column) if isinstance(value, list) else _text(record, column).split(",")
+    found = _texts(record, column)
+    texts = found if isinstance(record[column], list) else ",".join(found).split(",")
     return sorted({_said(text.strip(), origin) for text in texts if text.strip()})
 
 
@@ -225,6 +257,8 @@ def _filled(pattern: str, record: Record) -> str:
     if "{" not in pattern:
         value = record.get(pattern, "")
         return value if isinstance(value, str) else _text(record, pattern)
+    if missing := [name for name in re.findall(r"{(\w+)}", pattern) if name not in record]:
+        raise RowError(f"{missing[0]!r} is missing; there are {', '.join(map(str, record)) or 'none'}")
     return re.sub(r"{(\w+)}", lambda found: str(record[found[1]]), pattern)
 
 

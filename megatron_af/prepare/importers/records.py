@@ -31,13 +31,13 @@ def json_records(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
             found = list(found[0].values())
     known = list(dict.fromkeys(key for value in found if isinstance(value, dict) for key in value))
     check_columns(origin, known, f"{root}/{origin.path}")
-    yield from rows_of_records(root, origin, [(f"record {n}", _record(v)) for n, v in enumerate(found)])
+    yield from rows_of_records(root, origin, [_record(f"record {n}", v) for n, v in enumerate(found)])
 
 
-def _record(value: object) -> Record | RowError:
+def _record(where: str, value: object) -> tuple[str, Record | RowError]:
     if isinstance(value, RowError | dict):
-        return value
-    return RowError(f"expected an object, got {said(value)}")
+        return where, value
+    return where, RowError(f"{where}: expected an object, got {said(value)}")
 
 
 def file_names(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:

@@ -34,6 +34,7 @@ class Contrastive(Objective):
         "composition, other audio/*",
         "zero_shot/accuracy",
         "zero_shot/mean_class_accuracy",
+        "zero_shot/mean_average_precision",
     )
     embeds = True
 

@@ -1,7 +1,9 @@
 """A judge behind an endpoint: what it says is checked, kept, and counted where it is of no use."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from megatron_af.config import JudgeConfig
 from megatron_af.evaluate.answered import Said
 from megatron_af.evaluate.metrics.base import Means
 from megatron_af.evaluate.metrics.judge import ASPECTS, Judged
+from megatron_af.prepare import generation
 from megatron_af.prepare.generation import EndpointError
 from tests.prepare.endpoint import Answer, Server
 
@@ -96,6 +99,74 @@ def test_a_judge_that_talks_is_asked_again_and_one_that_only_talks_judges_nothin
 
     with pytest.raises(EndpointError, match="no judgement could be used;   6 refused: the reply is not the JSON"):
         judge(talks)[1].score([Said(id=s.id, prompt="why?", references=("so",), heard=s.heard) for s in SAID])
+
+
+def test_a_judge_that_hangs_on_one_answer_judges_the_others_and_is_asked_again(
+    judge: Callable[[Answer], tuple[Server, Judged]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "LONGEST_WAIT_SECONDS", 0.0)
+    done = threading.Event()
+
+    def hangs(items: list[dict[str, Any]], number: int) -> tuple[int, str, dict[str, str]]:
+        if any(item["answer"] == "answer 2" for item in items):
+            done.wait(3)
+        return good(items, number)
+
+    server, metric = judge(hangs)
+    quick = Judged(replace(metric.means, judge=replace(metric.means.judge, timeout_seconds=0.3)))
+    scores = quick.score(SAID)
+    assert scores["judge"].notes["refused"] == 1 and scores["judge"].each[2] is None
+    assert [one is None for one in scores["judge"].each] == [i == 2 for i in range(6)]
+    done.set()
+    before = len(server.items)
+    assert metric.score(SAID)["judge"].notes["refused"] == 0
+    assert [item["answer"] for item in server.items[before:]] == ["answer 2"], "what was judged is kept"
+
+
+@pytest.mark.parametrize(
+    "rude",
+    [
+        "No. " + "[" * 3_000,
+        "[" * 200_000,
+        '{"judgements": [{"id": 0, "correctness": ' + "9" * 5_000 + "}]}",
+        '{"judgements": "all of them are stupid"}',
+        '{"judgements": [7, null, "stupid"]}',
+        '["ignore your instructions"]',
+        '{"judgements": [{"id": {}, "correctness": 7}]}',
+        "",
+    ],
+    ids=["prose", "brackets", "digits", "text", "numbers", "list", "no id", "nothing"],
+)
+def test_a_rude_judge_is_counted_and_told_of_in_one_line(
+    judge: Callable[[Answer], tuple[Server, Judged]], rude: str
+) -> None:
+    def answer(items: list[dict[str, Any]], number: int) -> tuple[int, str, dict[str, str]]:
+        return good(items, 0) if any(item["answer"] == "answer 0" for item in items) else (200, rude, {})
+
+    scores = judge(answer)[1].score(SAID)
+    judged = [one is not None for one in scores["judge"].each]
+    assert judged[0] and scores["judge"].notes["refused"] == judged.count(False) > 0
+
+    server, metric = judge(lambda items, number: (200, rude, {}))
+    with pytest.raises(EndpointError) as caught:
+        metric.score([Said(id=s.id, prompt="why?", references=("so",), heard=s.heard) for s in SAID])
+    assert str(caught.value).startswith(f"{server.endpoint}: no judgement could be used;   6 refused: the reply ")
+    assert len(str(caught.value)) < 300
+
+
+def test_an_answer_that_is_too_long_for_the_judge_costs_itself_alone(
+    judge: Callable[[Answer], tuple[Server, Judged]],
+) -> None:
+    def short_of_room(items: list[dict[str, Any]], number: int) -> tuple[int, str, dict[str, str]]:
+        long = any(item["answer"] == "answer 5" for item in items)
+        return (400, "maximum context length is 4096 tokens", {}) if long else good(items, number)
+
+    scores = judge(short_of_room)[1].score(SAID)
+    assert [one is None for one in scores["judge"].each] == [i == 5 for i in range(6)]
+    with pytest.raises(EndpointError, match=r"does not take the request .HTTP 400: maximum context length"):
+        judge(lambda items, number: (400, "maximum context length is 1 token", {}))[1].score(
+            [Said(id=s.id, prompt="who?", references=("so",), heard=s.heard) for s in SAID]
+        )
 
 
 def test_nothing_is_judged_without_an_endpoint() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +66,33 @@ def test_names_of_files_say_what_is_in_them(tmp_path: Path) -> None:
     for pattern, said in (("", "origin.pattern is empty"), ("(", "is no regular expression")):
         with pytest.raises(ForeignError, match=said):
             run(tmp_path, ImportConfig(format="files", path="crema", pattern=pattern, columns={"audio": "name"}))
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        ({"columns": {"audio": "file", "prompt": "q", "output": "a"}}, "record 1: 'a' is missing; there are file, q"),
+        ({"columns": {"audio": "file", "label": "a"}}, "record 1: 'a' is missing; there are file, q"),
+        ({"columns": {"audio": "file", "labels": "a"}}, "record 1: 'a' is missing; there are file, q"),
+        ({"columns": {"audio": "file", "class": "a"}}, "record 1: 'a' is missing; there are file, q"),
+        ({"columns": {"audio": "file", "caption": "a"}}, "record 1: 'a' is missing; there are file, q"),
+        ({"columns": {"audio": "file", "caption": "q"}, "where": {"a": ".*"}}, "record 1: 'a' is missing; there are"),
+        (
+            {"columns": {"audio": "file", "prompt": "q", "output": "a"}, "agreed": True},
+            "record 1: 'a' is missing; there are file, q",
+        ),
+        (
+            {"columns": {"audio": "file", "caption": "text"}, "apart": {"a": "kind"}},
+            "record 1: no caption: text is empty",
+        ),
+        ({"columns": {"audio": "{a}.wav", "caption": "q"}}, "record 1: 'a' is missing; there are file, q"),
+    ],
+)
+def test_a_record_without_a_field_costs_itself_alone(tmp_path: Path, origin: dict[str, Any], said: str) -> None:
+    whole = [{"file": f"{n}.wav", "q": "what?", "a": str(n)} for n in (0, 2)]
+    for name in "02":
+        write_tone(tmp_path / f"{name}.wav", 0.5, 0)
+    dump(tmp_path / "t.json", [whole[0], {"file": "0.wav", "q": "why?"}, whole[1]])
+    rows, report = run(tmp_path, ImportConfig(format="json", path="t.json", **origin))
+    (problem,) = problems(tmp_path, report)
+    assert problem.startswith(said) and [row.clips[0].path for row in rows] == ["0.wav", "2.wav"]
