@@ -3,25 +3,27 @@
     report = evaluate_clap(embedder, rows, templates=("the sound of {}",))
     print(table(report))
 
-Every number is a percentage. Rows bring captions (all of the same meaning; the first is the original, the others are
-its paraphrases) and negatives (captions of something else, in almost the same words; ``meta.negative_kinds`` may say
-what was changed in each). Rows whose first captions are the same are hits of each other. Classes are ``meta.class`` of
-rows with one, ``meta.labels`` of rows with several.
+Every number is a percentage; ``intervals`` has the 95% bootstrap interval of those of retrieval and zero-shot classes,
+by name (``retrieval/text_to_audio_r1``). Rows bring captions (all of the same meaning; the first is the original, the
+others are its paraphrases) and negatives (captions of something else, in almost the same words;
+``meta.negative_kinds`` may say what was changed in each). Rows whose first captions are the same are hits of each
+other. Classes are ``meta.class`` of rows with one, ``meta.labels`` of rows with several.
 Shapes: N rows, T texts, C classes, J joint dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from rich.table import Table
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.data.rows import Question, Row
 from megatron_af.evaluate.exchange import exchange, plain_answer
+from megatron_af.evaluate.intervals import interval
+from megatron_af.evaluate.ranking import mean_average_precision, mean_average_precision_interval
 from megatron_af.inference.embedder import ClapEmbedder
 
 RANKS = (1, 5, 10)
@@ -47,13 +49,23 @@ def evaluate_clap(
     if all(isinstance(name, str) for name in classes):
         names = sorted({str(name) for name in classes})
         truth = torch.tensor([names.index(str(name)) for name in classes])
-        report["zero_shot"] = zero_shot(audio_NJ, class_vectors(embedder, names, templates), truth)
+        class_CJ = class_vectors(embedder, names, templates)
+        report["zero_shot"] = zero_shot(audio_NJ, class_CJ, truth)
+        right_N = (audio_NJ @ class_CJ.t()).argmax(1) == truth
+        report.setdefault("intervals", {})["zero_shot/accuracy"] = _interval(right_N)
     elif all(labels):
         names = sorted({name for some in labels for name in some})
         truth_NC = torch.tensor([[name in some for name in names] for some in labels])
         similarity_NC = audio_NJ @ class_vectors(embedder, names, templates).t()
         report["zero_shot"] = {"mean_average_precision": mean_average_precision(truth_NC, similarity_NC)}
+        sure = [*mean_average_precision_interval(truth_NC, similarity_NC)]
+        report.setdefault("intervals", {})["zero_shot/mean_average_precision"] = sure
     return report
+
+
+def _interval(hit_N: Tensor) -> list[float]:
+    """Of the percentage of hits."""
+    return [100 * bound for bound in interval(hit_N.double().tolist(), list(map(str, range(len(hit_N)))))]
 
 
 def _of_captions(embedder: ClapEmbedder, rows: Sequence[Row], audio_NJ: Tensor) -> dict[str, Any]:
@@ -68,7 +80,11 @@ def _of_captions(embedder: ClapEmbedder, rows: Sequence[Row], audio_NJ: Tensor) 
         negatives.append(text_TJ[end : end + len(row.negatives)])
         at = end + len(row.negatives)
     meaning_N = meanings([row.captions[0] for row in rows])
-    report: dict[str, Any] = {"retrieval": retrieval(audio_NJ, torch.stack(captions), meaning_N)}
+    places = places_of_truth(audio_NJ, torch.stack(captions), meaning_N)
+    report: dict[str, Any] = {"retrieval": recalls(places)}
+    report["intervals"] = {
+        f"retrieval/{name}_r{k}": _interval(place < k) for name, place in places.items() for k in RANKS
+    }
     if any(len(p) for p in paraphrases):
         report["paraphrase"] = paraphrase_robustness(audio_NJ, torch.stack(captions), paraphrases, meaning_N)
     if any(len(n) for n in negatives):
@@ -88,14 +104,22 @@ def retrieval(audio_NJ: Tensor, text_NJ: Tensor, meaning_N: Tensor | None = None
         meaning_N: a number for what each text says; pairs of the same number are hits of each other, and a text that
             many rows share is one candidate. None: all say something else.
     """
+    return recalls(places_of_truth(audio_NJ, text_NJ, meaning_N))
+
+
+def recalls(places: Mapping[str, Tensor]) -> dict[str, float]:
+    return {f"{name}_r{k}": 100 * (place < k).float().mean().item() for name, place in places.items() for k in RANKS}
+
+
+def places_of_truth(audio_NJ: Tensor, text_NJ: Tensor, meaning_N: Tensor | None = None) -> dict[str, Tensor]:
+    """:func:`place_of_truth` of each text, and of each recording; as :func:`retrieval`."""
     meaning_N = torch.arange(len(text_NJ), device=text_NJ.device) if meaning_N is None else meaning_N
     similarity_NN = text_NJ @ audio_NJ.t()
     first = [int((meaning_N == meaning).nonzero()[0]) for meaning in torch.unique(meaning_N)]
-    ways = {
+    return {
         "text_to_audio": place_of_truth(similarity_NN, meaning_N[:, None] == meaning_N),
         "audio_to_text": place_of_truth(similarity_NN[first].t(), meaning_N[:, None] == meaning_N[first]),
     }
-    return {f"{name}_r{k}": 100 * (place < k).float().mean().item() for name, place in ways.items() for k in RANKS}
 
 
 def place_of_truth(similarity_QC: Tensor, truth_QC: Tensor | None = None) -> Tensor:
@@ -164,26 +188,15 @@ def zero_shot(audio_NJ: Tensor, class_CJ: Tensor, truth_N: Tensor) -> dict[str, 
     return {"accuracy": 100 * right_N.float().mean().item(), "mean_class_accuracy": 100 * sum(by_class) / len(by_class)}
 
 
-def mean_average_precision(truth_NC: Tensor, similarity_NC: Tensor) -> float:
-    """Of several labels a recording, in percent: the mean over labels of the precision, averaged over the places of the
-    recordings that have the label when all are ranked by their similarity to it. Labels that none has do not count.
-
-    Args:
-        truth_NC: which recording has which label.
-    """
-    having = truth_NC.any(0)
-    truth, ranked = truth_NC[:, having].cpu().numpy(), similarity_NC[:, having].float().cpu().numpy()
-    return 100 * float(average_precision_score(truth, ranked, average="macro"))
-
-
 def table(report: dict[str, Any], title: str = "") -> Table:
     """The report as a table: a line per number."""
-    grid = Table(title=title, title_justify="left")
-    grid.add_column("test")
-    grid.add_column("", justify="right")
+    grid, intervals = Table(title=title, title_justify="left"), report.get("intervals", {})
+    for name in ("test", "", "95%"):
+        grid.add_column(name, justify="left" if name == "test" else "right")
     for test, values in report.items():
-        if isinstance(values, dict):
+        if isinstance(values, dict) and values is not intervals:
             grid.add_section()
             for name, value in values.items():
-                grid.add_row(f"{test}: {name.replace('_', ' ')}", f"{value:.1f}%")
+                between = " to ".join(f"{bound:.1f}" for bound in intervals.get(f"{test}/{name}", ()))
+                grid.add_row(f"{test}: {name.replace('_', ' ')}", f"{value:.1f}%", between)
     return grid

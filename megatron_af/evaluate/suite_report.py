@@ -94,6 +94,8 @@ def report_of(answered: Sequence[Answered], measured: Measured) -> dict[str, Any
     for number, one in enumerate(answered):
         of_skill[one.skill].append(number)
     for name, score in measured.scores.items():
+        if score.interval:
+            intervals[name] = [round(bound, 4) for bound in score.interval]
         if not score.each:
             continue
         each = [value or 0.0 for value in score.each]
@@ -139,17 +141,17 @@ def suite_table(report: Mapping[str, Any], title: str = "") -> Table:
     grid = Table(title=title, title_justify="left")
     for name in ("metric", "", "95%", "unparseable", "other wordings"):
         grid.add_column(name, justify="left" if name == "metric" else "right")
-    for name, (low, high) in report.get("intervals", {}).items():
+    bounds = {name: f"{low:.4g} to {high:.4g}" for name, (low, high) in report.get("intervals", {}).items()}
+    for name in (name for name in bounds if name in report):
         others = ", ".join(f"{value:.4g}" for value in report["wordings"].get(name, [])[1:])
-        bounds = f"{low:.4g} to {high:.4g}"
-        grid.add_row(name, f"{report[name]:.4g}", bounds, str(report["unparseable"][name]), others)
-    inside = [n for n, v in report.items() if isinstance(v, float) and n not in report.get("intervals", {})]
+        grid.add_row(name, f"{report[name]:.4g}", bounds[name], str(report["unparseable"].get(name, "")), others)
+    inside = [n for n, v in report.items() if isinstance(v, float) and n not in bounds]
     for name in inside:
         grid.add_row(name, f"{report[name]:.4g}")
     for test, values in report.items():  # of a contrastive stage
         if isinstance(values, dict) and test in ("retrieval", "zero_shot", "paraphrase", "composition"):
             for name, value in values.items():
-                grid.add_row(f"{test}/{name}", f"{value:.4g}")
+                grid.add_row(f"{test}/{name}", f"{value:.4g}", bounds.get(f"{test}/{name}", ""))
     for skill, values in report.get("skills", {}).items():
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "n")
         grid.add_row(f"  {skill or '(no skill)'}", shown, "", "", str(values["n"]))

@@ -27,6 +27,7 @@ from megatron_af.report.found import RunFound, StageFound, intervals, read_run
 from megatron_af.report.sounds import SCRIPT, Sounds
 from megatron_af.report.sounds import STYLE as SOUNDS
 from megatron_af.retrieval.index import NeighbourIndex
+from megatron_af.runs.results import numbers_of
 from megatron_af.tracking.runs import curriculum_spool
 from megatron_af.tracking.spool import Spool
 from megatron_af.web_page import page
@@ -177,15 +178,15 @@ def _benchmarks(run: RunFound) -> Iterator[str]:
     yield "<h2>Benchmarks</h2>"
     heads = "".join(f"<th>{head}</th>" for head in ("metric", "here", "95% interval", "published"))
     for stage, name, told in measured:
-        rows = []
-        for metric, value in told.items():
-            if not isinstance(value, float):
+        rows, sure = [], told.get("intervals", {})
+        for metric, value in numbers_of(told):
+            if not (isinstance(told.get(metric), float) or metric in sure):
                 continue
-            between = " to ".join(f"{bound:.1f}" for bound in told.get("intervals", {}).get(metric, ()))
+            between = " to ".join(f"{bound:.1f}" for bound in sure.get(metric, ()))
             known = [p for p in told.get("published", ()) if p["metric"] == metric]
             others = ", ".join(f"{p['model']} {p['value']:g}" for p in known)
             rows.append(f"<tr><td>{escape(metric)}<td>{value:.1f}<td>{between}<td>{escape(others)}")
-        yield f"<h3>{escape(stage)} on {escape(name)}, {told.get('n', 0):,} questions</h3>"
+        yield f"<h3>{escape(stage)} on {escape(name)}, {told.get('n', told.get('rows', 0)):,} questions</h3>"
         yield f'<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
 

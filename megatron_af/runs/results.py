@@ -89,7 +89,7 @@ class Results:
         """
         if weights:
             _check_weights(folder, weights)
-        metrics = dict(_numbers(_summaries(folder)))
+        metrics = dict(numbers_of(_summaries(folder)))
         answers = folder / SAMPLES
         lines = answers.read_text().splitlines() if answers.is_file() else []
         samples = [_sample(line, f"{answers}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -199,14 +199,17 @@ def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
 
 
 def _suite_columns(scores: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """A benchmark's metrics, of all questions and by skill."""
+    """A benchmark's metrics, of all questions and by skill, or what a contrastive stage can do."""
+    unparseable = scores.get("unparseable", {})
     parts = {"": scores, **scores.get("skills", {})}
-    rows = [
-        [skill, metric, values[metric], *(bounds if not skill else (None, None)), scores["unparseable"].get(metric)]
-        for skill, values in parts.items()
-        for metric, bounds in scores["intervals"].items()
-        if metric in values
-    ]
+    rows = []
+    for skill, values in parts.items():
+        numbers = dict(numbers_of(values))
+        rows += [
+            [skill, metric, numbers[metric], *(bounds if not skill else (None, None)), unparseable.get(metric)]
+            for metric, bounds in scores["intervals"].items()
+            if metric in numbers
+        ]
     return ["skill", "metric", "value", "from", "to", "unparseable of all"], rows
 
 
@@ -219,14 +222,15 @@ def _summaries(folder: Path) -> dict[str, Any]:
     return summaries
 
 
-def _numbers(value: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+def numbers_of(value: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number at any depth, by the names on the way to it."""
     if isinstance(value, bool):
         return
     if isinstance(value, int | float):
         yield prefix, float(value)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from _numbers(inner, f"{prefix}/{key}" if prefix else str(key))
+            yield from numbers_of(inner, f"{prefix}/{key}" if prefix else str(key))
 
 
 def _sample(line: str, where: str) -> Sample:

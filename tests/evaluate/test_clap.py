@@ -10,7 +10,6 @@ from megatron_af.data.rows import Clip, Row
 from megatron_af.evaluate.clap import (
     composition,
     evaluate_clap,
-    mean_average_precision,
     meanings,
     paraphrase_robustness,
     place_of_truth,
@@ -75,28 +74,6 @@ def test_zero_shot_averages_over_classes_too():
     assert unequal == {"accuracy": 75.0, "mean_class_accuracy": 50.0}
 
 
-def average_precision(truth: list[bool], similarity: list[float]) -> float:
-    """Written out: the precision at each threshold that a recording with the label sets, equals together."""
-    precisions = []
-    for right, at in zip(truth, similarity, strict=True):
-        if right:
-            above = [hit for hit, value in zip(truth, similarity, strict=True) if value >= at]
-            precisions.append(sum(above) / len(above))
-    return sum(precisions) / len(precisions)
-
-
-def test_average_precision_is_its_written_out_definition():
-    seeded = torch.Generator().manual_seed(3)
-    similarity = torch.randint(0, 12, (40, 6), generator=seeded) / 12  # with equals
-    truth = torch.rand(40, 6, generator=seeded) < 0.3
-    truth[:, 4] = False  # a label that nothing has
-    columns = [c for c in range(6) if c != 4]
-    expected = [average_precision(truth[:, c].tolist(), similarity[:, c].tolist()) for c in columns]
-    assert mean_average_precision(truth, similarity) == pytest.approx(100 * sum(expected) / 5)
-    assert mean_average_precision(torch.eye(3).bool(), torch.eye(3)) == 100.0
-    assert mean_average_precision(torch.eye(4).bool(), torch.ones(4, 4)) == 25.0, "a constant model finds one in four"
-
-
 class Stub:
     """Knows what every clip and every text mean."""
 
@@ -126,12 +103,16 @@ def test_report_has_what_the_rows_allow():
     assert report["composition, other audio"] == {"all": 0.0, "negation": 0.0}  # no text fits another's audio
     assert report["paraphrase"]["kept_r1"] == 100.0
     assert table(report).row_count > 10
+    assert report["intervals"]["retrieval/audio_to_text_r10"] == report["intervals"]["zero_shot/accuracy"] == [100, 100]
+    wrong = [replace(rows[0], clips=(Clip(path="rain", duration=1.0),)), *rows[1:], *rows[1:]]
+    low, high = evaluate_clap(Stub(), wrong)["intervals"]["zero_shot/accuracy"]
+    assert 0 < low < 80 < high == 100, "one of five is wrong"
     twice = [*rows, replace(rows[-1], id="again", captions=("the bell",), negatives=("not a bell",))]
     twice[-1] = replace(twice[-1], meta=rows[-1].meta)
     other = evaluate_clap(Stub(), twice)["composition, other audio"]
     assert other["all"] == 0.0, "a recording of two rows is not its own other one"
     plain = evaluate_clap(Stub(), [Row(id="1", clips=rows[0].clips, captions=("a dog",))])
-    assert set(plain) == {"rows", "retrieval"}
+    assert set(plain) == {"rows", "retrieval", "intervals"}
     with pytest.raises(ValueError, match="row 2: an evaluation of a CLAP needs a clip, and a caption or labels"):
         evaluate_clap(Stub(), [Row(id="2", captions=("a dog",))])
 
@@ -141,7 +122,11 @@ def test_several_labels_a_recording_are_ranked_and_not_retrieved():
         return Row(id=name, clips=(Clip(path=name, duration=1.0),), meta={"labels": list(labels)})
 
     heard = [labelled("dog rain", "dog", "rain"), labelled("bell", "bell"), labelled("rain", "rain")]
-    assert evaluate_clap(Stub(), heard) == {"rows": 3, "zero_shot": {"mean_average_precision": 100.0}}
+    assert evaluate_clap(Stub(), heard) == {
+        "rows": 3,
+        "zero_shot": {"mean_average_precision": 100.0},
+        "intervals": {"zero_shot/mean_average_precision": [100.0, 100.0]},
+    }
     wrong = [*heard[:2], labelled("rain", "dog", "bell")]
     # "dog": first and last of three, for nothing of it is heard; "bell": the same; "rain": second.
     expected = 100 * ((1 + 2 / 3) / 2 + (1 + 2 / 3) / 2 + 1 / 2) / 3

@@ -59,6 +59,8 @@ def run(tmp_path: Path) -> Config:
     published = [{"model": "<AF2>", "metric": "exact", "value": 83.9, "source": "x", "distance": -12.7}]
     suite = {"n": 2000, "too_long": 0, "exact": 71.25, "intervals": {"exact": [69.1, 73.0]}, "published": published}
     (folder / "suite-esc50.json").write_text(json.dumps(suite))
+    ranked = {"rows": 7, "zero_shot": {"accuracy": 50.5}, "intervals": {"zero_shot/accuracy": [40.0, 60.0]}}
+    (folder / "suite-us8k.json").write_text(json.dumps(ranked))
     seconds_L = np.tile(np.arange(4) * 0.25, 2)
     look = Look(
         prompt="what is it?\nOPTIONS:\n - a.", tokens=("a", "<end>"), seconds=1.0, row="test-0",

@@ -34,6 +34,7 @@ def test_everything_of_a_run_is_on_the_page_and_nothing_outside_it(run: Config) 
     assert "zero shot: accuracy<td>61.2%" in text
     assert "long on esc50, 2,000 questions" in text
     assert "<td>exact<td>71.2<td>69.1 to 73.0<td>&lt;AF2&gt; 83.9" in text
+    assert "long on us8k, 7 questions" in text and "<td>zero_shot/accuracy<td>50.5<td>40.0 to 60.0" in text
     assert "3 min 00 s" in text and "12.5% of the machine's peak (MFU)".replace("12.5%", "12.5 %") in text
     assert text.count("<audio") == 1 + 12 + 4 * 5
 

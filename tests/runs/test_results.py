@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from megatron_af.config import Config, StageConfig
-from megatron_af.evaluate.clap import composition, mean_average_precision, paraphrase_robustness, retrieval, zero_shot
+from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
 from megatron_af.evaluate.classes import by_class
 from megatron_af.evaluate.hearing import Asked, summarise
+from megatron_af.evaluate.ranking import mean_average_precision
 from megatron_af.runs.digests import recorded_digest
 from megatron_af.runs.results import BadResults, Results, bind_results, metric_patterns, result_files, tables
 from megatron_af.train.callbacks.meter import Meter
@@ -40,6 +41,15 @@ def test_scores_by_skill_are_a_table(tmp_path: Path) -> None:
     (tmp_path / "hearing.json").write_text(json.dumps({"test": SCORES}))
     (tmp_path / "clap-captions.json").write_text(json.dumps({"retrieval": {"r1": 0.5}}))
     assert tables(tmp_path) == {"test": (["skill", "audio", "n"], [["what", 54.0, 9], ["overall", 39, 9]])}
+
+
+def test_a_contrastive_stages_numbers_are_a_table_with_intervals(tmp_path: Path) -> None:
+    found = {"rows": 3, "zero_shot": {"accuracy": 50.0}, "intervals": {"zero_shot/accuracy": [40.0, 60.0]}}
+    (tmp_path / "suite-esc50.json").write_text(json.dumps(found))
+    columns, rows = tables(tmp_path)["esc50"]
+    assert columns == ["skill", "metric", "value", "from", "to", "unparseable of all"]
+    assert rows == [["", "zero_shot/accuracy", 50.0, 40.0, 60.0, None]]
+    assert Results.load(tmp_path).metrics == {"esc50/rows": 3.0, "esc50/zero_shot/accuracy": 50.0}
 
 
 def test_turns_of_conversations_are_in_the_table(tmp_path: Path) -> None:

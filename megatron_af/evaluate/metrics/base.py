@@ -29,6 +29,8 @@ class Scores:
     each: Sequence[float | None] = ()
     """Of each answer, whose mean ``value`` is or nearly is; None: unparseable, which counts as 0. Empty: the metric is
     one of all answers together."""
+    interval: tuple[float, float] | None = None
+    """95% of such a metric's value, where it knows it; with ``each`` it is found by resampling."""
     notes: dict[str, Any] = field(default_factory=dict)
     """More that a report should say."""
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from megatron_af.evaluate.answered import Said
-from megatron_af.evaluate.clap import mean_average_precision
 from megatron_af.evaluate.metrics.base import Metric, Scores, percent
+from megatron_af.evaluate.ranking import mean_average_precision, mean_average_precision_interval
 
 SAME = 0.8
 """Similarity above which labels are the same (Audio Flamingo 1)."""
@@ -56,7 +56,8 @@ class MeanAveragePrecision(_ByText):
     def score(self, said: Sequence[Said]) -> dict[str, Scores]:
         options, similarity_AO = self.similarities(said)
         truth_AO = torch.tensor([[option in (s.labels or s.references) for option in options] for s in said])
-        return {"mean_average_precision": Scores(value=mean_average_precision(truth_AO, similarity_AO))}
+        sure = mean_average_precision_interval(truth_AO, similarity_AO)
+        return {"mean_average_precision": Scores(value=mean_average_precision(truth_AO, similarity_AO), interval=sure)}
 
 
 class ApproximateF1(Metric):

@@ -40,9 +40,10 @@ def test_an_answer_goes_to_the_nearest_of_its_own_options() -> None:
 
 def test_average_precision_ranks_recordings_for_each_label() -> None:
     asked = [said("dog", "dog"), said("rain", "rain", "dog"), said("dog dog rain", "rain")]
-    value = MeanAveragePrecision(Means(embed=embed)).score(asked)["mean_average_precision"].value
+    scores = MeanAveragePrecision(Means(embed=embed)).score(asked)["mean_average_precision"]
     # dog: ranked 1st (right), 3rd, and by "rain" last (right): (1 + 2/3) / 2; rain: 1st and 2nd, both right: 1.
-    assert value == pytest.approx(100 * ((1 + 2 / 3) / 2 + 1) / 2)
+    assert scores.value == pytest.approx(100 * ((1 + 2 / 3) / 2 + 1) / 2)
+    assert scores.interval is not None and scores.interval[0] < scores.value <= scores.interval[1]
 
 
 def test_like_labels_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
