@@ -8,7 +8,7 @@ are gathered, the pipeline's schedule runs, gradients of tokens are scattered, t
 gradients are reduced before the update. Decoding of audio goes on beside it and is not counted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -22,6 +22,15 @@ from megatron_af.plan.activations import Kept, keep_encoder, keep_head, keep_lay
 from megatron_af.plan.case import Case
 from megatron_af.plan.load import Load
 from megatron_af.plan.memory import GRADIENT, MASTER, MOMENTS, text_tower, texts_of
+from megatron_af.plan.traffic import (
+    Traffic,
+    audio_flows,
+    audio_tokens,
+    gradients,
+    inside_a_copy,
+    pipeline_messages,
+    tensor_parallel,
+)
 
 PARTS = (
     "encode", "gather tokens", "decoder", "bubble", "tensor parallel", "pipeline messages", "scatter gradients",
@@ -139,13 +148,6 @@ def _new_tally(case: Case) -> Tally:
 
 
 @lru_cache(maxsize=1024)
-def _audio_flows(case: Case) -> bool:
-    tally = Tally(case.trains)
-    features = encoder_of(case.config.model.encoder).tally(tally)
-    return tally_transform(tally, features, case.config.model.encoder.feature_dim, case.config.model.transform)
-
-
-@lru_cache(maxsize=1024)
 def _side_tally(case: Case) -> Tally:
     tally = _new_tally(case)
     features = encoder_of(case.config.model.encoder).tally(tally)
@@ -157,7 +159,7 @@ def _side_tally(case: Case) -> Tally:
 @lru_cache(maxsize=1024)
 def _layer_tally(case: Case, layer: int) -> Tally:
     tally = _new_tally(case)
-    tally_layer(tally, case.config.model, layer, True, _audio_flows(case))
+    tally_layer(tally, case.config.model, layer, True, audio_flows(case))
     return tally
 
 
@@ -280,68 +282,44 @@ def _stage(case: Case, load: Load, stage: int) -> Work:
 def _pipeline(case: Case, load: Load, stages: list[Work]) -> dict[str, float]:
     """1F1B: the slowest stage computes all micro-batches, and waits while the first one comes and the last one goes
     through the others (Narayanan et al. 2021, sections 2.1 and 2.2: divided by the number of chunks a stage has)."""
-    parallel, hidden = case.parallel, case.config.model.lm.hidden
+    parallel = case.parallel
     times = [stage.both for stage in stages]
     slowest = max(times)
-    bytes_ = load.rows * load.length * hidden * case.element
-    network = case.gpu.bandwidth(case.world if case.parallel.pipeline > 1 else 1)
-    messages = 2 * parallel.virtual_pipeline * (parallel.pipeline > 1)  # of each chunk the input and its gradient
-    each = bytes_ / (parallel.tensor if parallel.sequence else 1) / network + case.gpu.latency_seconds
-    tensor = _tensor_parallel(case, load)
+    messages = max(_seconds(case, pipeline_messages(case, at, load), case.world) for at in range(parallel.pipeline))
+    # The busiest stage's; inside a layer nothing else goes on meanwhile.
+    tensor = max(_seconds(case, tensor_parallel(case, at, load), parallel.tensor) for at in range(parallel.pipeline))
     return {
         "decoder": load.micro_batches * slowest,
         "bubble": (sum(times) - slowest) / parallel.virtual_pipeline,
         "tensor parallel": tensor * (load.micro_batches + (parallel.pipeline - 1) / parallel.virtual_pipeline),
-        "pipeline messages": load.micro_batches * messages * each * (1 if parallel.virtual_pipeline == 1 else 0.5),
+        # Interleaved, half of them go on beside the computation.
+        "pipeline messages": load.micro_batches * messages * (1 if parallel.virtual_pipeline == 1 else 0.5),
     }
 
 
-def _tensor_parallel(case: Case, load: Load) -> float:
-    """Seconds of a micro-batch on the busiest stage: an all-reduce behind attention and behind the unit, forward and on
-    the way back (Shoeybi et al. 2019, figure 4), the same for a gated block; sequence parallelism cuts each into a
-    gather and a scatter of half the bytes (Korthikanti et al. 2022, section 4.2)."""
-    size, model = case.parallel.tensor, case.config.model
-    if size == 1:
-        return 0.0
-    busiest = max(case.stages, key=lambda chunks: sum(len(chunk.layers) for chunk in chunks))
-    layers = [layer for chunk in busiest for layer in chunk.layers]
-    blocks = sum(has_block(model, layer) for layer in layers)
-    passes = 3 if case.parallel.recompute == "full" else 2
-    collectives = passes * 2 * (len(layers) + blocks)
-    bytes_ = 2 * (size - 1) / size * load.rows * load.length * model.lm.hidden * case.element
-    return collectives * (bytes_ / case.gpu.bandwidth(size) + case.gpu.latency_seconds)
+def _seconds(case: Case, told: Iterable[Traffic], span: int) -> float:
+    """Of collectives one behind another, among ranks of which the first and the last are ``span`` apart."""
+    bandwidth, latency = case.gpu.bandwidth(span), case.gpu.latency_seconds
+    return sum(one.sent / bandwidth + one.calls * latency for one in told if one.ranks > 1 and one.bytes)
 
 
 def _exchange(case: Case, load: Load) -> dict[str, float]:
     """Audio tokens to all ranks of a copy, and their float32 gradients back."""
-    size = case.model_ranks
-    if size == 1:
-        return {}
-    encoder = case.config.model.encoder
-    numbers = (size - 1) * load.own_windows * encoder.tokens_per_window * encoder.feature_dim
-    speed = case.gpu.bandwidth(case.parallel.tensor if case.parallel.pipeline == 1 else case.world)
-    back = numbers * GRADIENT / speed + case.gpu.latency_seconds
-    return {
-        "gather tokens": numbers * case.element / speed + case.gpu.latency_seconds,
-        "scatter gradients": back if _audio_flows(case) else 0.0,
-    }
+    span = case.parallel.tensor if case.parallel.pipeline == 1 else case.world
+    names = {"all-gather": "gather tokens", "reduce-scatter": "scatter gradients"}
+    return {names[one.kind]: _seconds(case, [one], span) for one in audio_tokens(case, load)}
 
 
 def _reduction(case: Case, backward: float) -> float:
-    """The gradients' sum: a ring sends every byte twice (Patarasuk and Yuan 2009). With overlap the decoder's goes on
-    while the last micro-batch is on its way back; the audio side's never does."""
-    decoder, front = case.learns_decoder(0), case.learns_front
-
-    def ring(numbers: float, ranks: int, span: int) -> float:
-        if ranks == 1 or not numbers:
-            return 0.0
-        # ZeRO-1 scatters float32 gradients and gathers weights; else gradients come back.
-        back = case.element if case.parallel.distributed_optimizer else GRADIENT
-        return (ranks - 1) / ranks * numbers * (GRADIENT + back) / case.gpu.bandwidth(span) + case.gpu.latency_seconds
-
-    own = ring(decoder, case.copies, case.copies * case.parallel.tensor)
-    hidden = min(own, backward) if case.parallel.overlap else 0.0
-    return own - hidden + ring(front, case.world, case.world)
+    """The gradients' sums. With overlap the decoder's goes on while the last micro-batch is on its way back; the audio
+    side's never does."""
+    spans = {"decoder": case.copies * case.parallel.tensor, "audio side": case.world}
+    own = dict.fromkeys(spans, 0.0)
+    for one in gradients(case, 0):
+        own[one.why] += _seconds(case, [one], spans[one.why])
+    hidden = min(own["decoder"], backward) if case.parallel.overlap else 0.0
+    inside = _seconds(case, inside_a_copy(case, 0), case.world) if case.answers else 0.0
+    return sum(own.values()) - hidden + inside
 
 
 def _update(case: Case) -> float:
