@@ -6,8 +6,10 @@
 Every number is a percentage; ``intervals`` has the 95% bootstrap interval of those of retrieval and zero-shot classes,
 by name (``retrieval/text_to_audio_r1``). Rows bring captions (all of the same meaning; the first is the original, the
 others are its paraphrases) and negatives (captions of something else, in almost the same words;
-``meta.negative_kinds`` may say what was changed in each). Rows whose first captions are the same are hits of each
-other. Classes are ``meta.class`` of rows with one, ``meta.labels`` of rows with several.
+``meta.negative_kinds`` may say what was changed in each). ``retrieval`` is by first captions; ``all captions`` is
+retrieval where each of them asks and any of a recording's is its hit, as benchmarks of five captions do. Rows whose
+captions are the same are hits of each other. Classes are ``meta.class`` of rows with one, ``meta.labels`` of rows with
+several.
 Shapes: N rows, T texts, C classes, J joint dim.
 """
 
@@ -27,6 +29,9 @@ from megatron_af.evaluate.ranking import mean_average_precision, mean_average_pr
 from megatron_af.inference.embedder import ClapEmbedder
 
 RANKS = (1, 5, 10)
+ALL_CAPTIONS = "all captions"
+QUERIES = 1024
+"""That are compared with all candidates at a time."""
 
 
 def evaluate_clap(
@@ -63,9 +68,17 @@ def evaluate_clap(
     return report
 
 
-def _interval(hit_N: Tensor) -> list[float]:
-    """Of the percentage of hits."""
-    return [100 * bound for bound in interval(hit_N.double().tolist(), list(map(str, range(len(hit_N)))))]
+def _interval(hit_N: Tensor, owner_N: Tensor | None = None) -> list[float]:
+    """Of the percentage of hits; ``owner_N``: the recording that each is about."""
+    owners = range(len(hit_N)) if owner_N is None else owner_N.tolist()
+    return [100 * bound for bound in interval(hit_N.double().tolist(), list(map(str, owners)))]
+
+
+def _intervals(test: str, places: Mapping[str, Tensor], owner_T: Tensor | None = None) -> dict[str, list[float]]:
+    owners = {"text_to_audio": owner_T}
+    return {
+        f"{test}/{name}_r{k}": _interval(place < k, owners.get(name)) for name, place in places.items() for k in RANKS
+    }
 
 
 def _of_captions(embedder: ClapEmbedder, rows: Sequence[Row], audio_NJ: Tensor) -> dict[str, Any]:
@@ -80,12 +93,14 @@ def _of_captions(embedder: ClapEmbedder, rows: Sequence[Row], audio_NJ: Tensor) 
         negatives.append(text_TJ[end : end + len(row.negatives)])
         at = end + len(row.negatives)
     meaning_N = meanings([row.captions[0] for row in rows])
-    places = places_of_truth(audio_NJ, torch.stack(captions), meaning_N)
-    report: dict[str, Any] = {"retrieval": recalls(places)}
-    report["intervals"] = {
-        f"retrieval/{name}_r{k}": _interval(place < k) for name, place in places.items() for k in RANKS
-    }
+    places = places_of_truth(audio_NJ, torch.stack(captions), torch.arange(len(rows)), meaning_N)
+    report: dict[str, Any] = {"retrieval": recalls(places), "intervals": _intervals("retrieval", places)}
     if any(len(p) for p in paraphrases):
+        every_TJ = torch.cat([torch.cat([c[None], p]) for c, p in zip(captions, paraphrases, strict=True)])
+        owner_T = torch.tensor([n for n, row in enumerate(rows) for _ in row.captions])
+        places = places_of_truth(audio_NJ, every_TJ, owner_T, meanings([text for row in rows for text in row.captions]))
+        report[ALL_CAPTIONS] = recalls(places)
+        report["intervals"] |= _intervals(ALL_CAPTIONS, places, owner_T)
         report["paraphrase"] = paraphrase_robustness(audio_NJ, torch.stack(captions), paraphrases, meaning_N)
     if any(len(n) for n in negatives):
         kinds = [row.meta.get("negative_kinds", [""] * len(row.negatives)) for row in rows]
@@ -104,22 +119,38 @@ def retrieval(audio_NJ: Tensor, text_NJ: Tensor, meaning_N: Tensor | None = None
         meaning_N: a number for what each text says; pairs of the same number are hits of each other, and a text that
             many rows share is one candidate. None: all say something else.
     """
-    return recalls(places_of_truth(audio_NJ, text_NJ, meaning_N))
+    pairs_N = torch.arange(len(text_NJ), device=text_NJ.device)
+    return recalls(places_of_truth(audio_NJ, text_NJ, pairs_N, pairs_N if meaning_N is None else meaning_N))
 
 
 def recalls(places: Mapping[str, Tensor]) -> dict[str, float]:
     return {f"{name}_r{k}": 100 * (place < k).float().mean().item() for name, place in places.items() for k in RANKS}
 
 
-def places_of_truth(audio_NJ: Tensor, text_NJ: Tensor, meaning_N: Tensor | None = None) -> dict[str, Tensor]:
-    """:func:`place_of_truth` of each text, and of each recording; as :func:`retrieval`."""
-    meaning_N = torch.arange(len(text_NJ), device=text_NJ.device) if meaning_N is None else meaning_N
-    similarity_NN = text_NJ @ audio_NJ.t()
-    first = [int((meaning_N == meaning).nonzero()[0]) for meaning in torch.unique(meaning_N)]
-    return {
-        "text_to_audio": place_of_truth(similarity_NN, meaning_N[:, None] == meaning_N),
-        "audio_to_text": place_of_truth(similarity_NN[first].t(), meaning_N[:, None] == meaning_N[first]),
-    }
+def places_of_truth(audio_NJ: Tensor, text_TJ: Tensor, owner_T: Tensor, meaning_T: Tensor) -> dict[str, Tensor]:
+    """:func:`place_of_truth` of each text, and of each recording among the texts, of which any of its own is its hit.
+
+    Args:
+        owner_T: the recording of each text.
+        meaning_T: as of :func:`retrieval`; a text is a hit of all recordings that have one of the same meaning.
+    """
+    known_U, place_T = torch.unique(meaning_T, return_inverse=True)
+    number_T = torch.arange(len(meaning_T), device=meaning_T.device)
+    first_U = torch.full_like(known_U, len(meaning_T)).scatter_reduce(0, place_T, number_T, "amin")
+    by_text, by_audio = [], []
+    for begin in range(0, len(text_TJ), QUERIES):
+        query, text = (meaning_T[begin : begin + QUERIES, None] == meaning_T).nonzero(as_tuple=True)
+        similarity_QN = text_TJ[begin : begin + QUERIES] @ audio_NJ.t()
+        truth_QN = torch.zeros_like(similarity_QN, dtype=torch.bool)
+        truth_QN[query, owner_T[text]] = True
+        by_text.append(place_of_truth(similarity_QN, truth_QN))
+    for begin in range(0, len(audio_NJ), QUERIES):
+        similarity_QU = audio_NJ[begin : begin + QUERIES] @ text_TJ[first_U].t()
+        mine = ((owner_T >= begin) & (owner_T < begin + QUERIES)).nonzero()[:, 0]
+        truth_QU = torch.zeros_like(similarity_QU, dtype=torch.bool)
+        truth_QU[owner_T[mine] - begin, place_T[mine]] = True
+        by_audio.append(place_of_truth(similarity_QU, truth_QU))
+    return {"text_to_audio": torch.cat(by_text), "audio_to_text": torch.cat(by_audio)}
 
 
 def place_of_truth(similarity_QC: Tensor, truth_QC: Tensor | None = None) -> Tensor:

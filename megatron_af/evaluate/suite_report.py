@@ -20,6 +20,8 @@ from megatron_af.evaluate.intervals import interval
 from megatron_af.evaluate.metrics.base import Scores
 from megatron_af.runs.benchmarks import Benchmark
 
+CONTRASTIVE = ("retrieval", "all captions", "zero_shot", "paraphrase", "composition")
+"""Tests of a contrastive stage."""
 PROBED = {
     "exchanged": "about another recording",
     "silent": "about silence",
@@ -149,7 +151,7 @@ def suite_table(report: Mapping[str, Any], title: str = "") -> Table:
     for name in inside:
         grid.add_row(name, f"{report[name]:.4g}")
     for test, values in report.items():  # of a contrastive stage
-        if isinstance(values, dict) and test in ("retrieval", "zero_shot", "paraphrase", "composition"):
+        if isinstance(values, dict) and test in CONTRASTIVE:
             for name, value in values.items():
                 grid.add_row(f"{test}/{name}", f"{value:.4g}", bounds.get(f"{test}/{name}", ""))
     for skill, values in report.get("skills", {}).items():

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from megatron_af.data.rows import Clip, Row
+from megatron_af.evaluate import clap
 from megatron_af.evaluate.clap import (
     composition,
     evaluate_clap,
     meanings,
     paraphrase_robustness,
     place_of_truth,
+    places_of_truth,
+    recalls,
     retrieval,
     table,
     zero_shot,
@@ -49,6 +52,34 @@ def test_rows_that_say_the_same_are_hits_of_each_other():
     assert set(retrieval(same, same).values()) == {0.0}, "29 equals stand beside the right one"
     told_again = [torch.eye(3)[[0]], torch.zeros(0, 3), torch.eye(3)[[1]], torch.zeros(0, 3)]
     assert paraphrase_robustness(audio, text, told_again, meaning)["paraphrased_r1"] == 100.0
+
+
+def test_every_caption_asks_and_any_of_a_recordings_is_its_hit(monkeypatch: pytest.MonkeyPatch):
+    seeded = torch.Generator().manual_seed(4)
+    audio, text = torch.randn(9, 5, generator=seeded), torch.randn(25, 5, generator=seeded)
+    owner = torch.arange(25) % 9
+    meaning = torch.arange(25)
+    meaning[20] = meaning[3] = 1  # the same is said of recordings 1, 2 and 3
+    text[20], text[3] = text[1], text[1]
+    similarity = text @ audio.t()
+    has = torch.zeros(25, 9, dtype=torch.bool)
+    for t in range(25):
+        for other in range(25):
+            has[t, owner[other]] |= bool(meaning[t] == meaning[other])
+    of_text = [sum(bool(similarity[t, n] > similarity[t][has[t]].max()) and not has[t, n] for n in range(9))
+               for t in range(25)]  # fmt: skip
+    apart = [t for t in range(25) if t not in (20, 3)]  # a text that several share is one candidate
+    of_audio = []
+    for n in range(9):
+        best = max(float(similarity[t, n]) for t in apart if has[t, n])
+        of_audio.append(sum(float(similarity[t, n]) > best for t in apart if not has[t, n]))
+    for queries in (1024, 4):
+        monkeypatch.setattr(clap, "QUERIES", queries)
+        places = places_of_truth(audio, text, owner, meaning)
+        assert places["text_to_audio"].tolist() == of_text and places["audio_to_text"].tolist() == of_audio
+    assert sum(of_text) > 0 and sum(of_audio) > 0
+    single = places_of_truth(audio, text[:9], torch.arange(9), meaning[:9])
+    assert recalls(single) == retrieval(audio, text[:9], meaning[:9])
 
 
 def test_composition_counts_rows_whose_caption_beats_all_its_negatives():
@@ -101,7 +132,8 @@ def test_report_has_what_the_rows_allow():
     assert report["retrieval"]["text_to_audio_r1"] == report["zero_shot"]["accuracy"] == 100.0
     assert report["composition"] == {"all": 100.0, "negation": 100.0}
     assert report["composition, other audio"] == {"all": 0.0, "negation": 0.0}  # no text fits another's audio
-    assert report["paraphrase"]["kept_r1"] == 100.0
+    assert report["paraphrase"]["kept_r1"] == report["all captions"]["text_to_audio_r1"] == 100.0
+    assert report["intervals"]["all captions/text_to_audio_r1"] == [100.0, 100.0]
     assert table(report).row_count > 10
     assert report["intervals"]["retrieval/audio_to_text_r10"] == report["intervals"]["zero_shot/accuracy"] == [100, 100]
     wrong = [replace(rows[0], clips=(Clip(path="rain", duration=1.0),)), *rows[1:], *rows[1:]]

@@ -85,6 +85,7 @@ def test_exit_gates_know_what_is_measured() -> None:
     clap = {
         "rows": 3,
         "retrieval": retrieval(tensors, tensors),
+        "all captions": retrieval(tensors, tensors),
         "paraphrase": paraphrase_robustness(tensors, tensors, [tensors[:1]] * 3),
         "composition": composition(tensors, tensors, [tensors[:1]] * 3, [["order"]] * 3),
         "composition, other audio": composition(tensors, tensors, [tensors[:1]] * 3, [["order"]] * 3),

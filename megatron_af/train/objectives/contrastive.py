@@ -28,7 +28,12 @@ class Contrastive(Objective):
     step_metrics = ("samples", "temperature")
     set_metrics = (
         "rows",
-        *(f"retrieval/{way}_r{k}" for way in ("text_to_audio", "audio_to_text") for k in (1, 5, 10)),
+        *(
+            f"{test}/{way}_r{k}"
+            for test in ("retrieval", "all captions")
+            for way in ("text_to_audio", "audio_to_text")
+            for k in (1, 5, 10)
+        ),
         *(f"paraphrase/{queries}_r{k}" for queries in ("original", "paraphrased", "kept") for k in (1, 10)),
         "composition/*",
         "composition, other audio/*",
