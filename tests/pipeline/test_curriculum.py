@@ -307,9 +307,14 @@ def test_an_exit_gate_holds_a_curriculum_back(config: Config) -> None:
     assert run(with_stage(config, "lm", exit_gate={"loss": BoundsConfig(max=0.6)})) == ["align", "tune"]
 
 
-def test_the_curriculum_and_its_evaluation_are_in_mlflow(config: Config, store: str) -> None:
+def test_the_curriculum_and_its_evaluation_are_in_mlflow(config: Config, store: str, tmp_path: Path) -> None:
+    (Path(config.data.root) / "toy.csv").write_text("a,b,c\n")
+    columns = "{audio: a, prompt: b, output: c}"
+    (tmp_path / "toy.yaml").write_text(
+        f"title: toy\nmetrics: [exact]\nsource: {{format: csv, path: toy.csv, columns: {columns}}}\n"
+    )
     tracked = replace(
-        with_stage(config, "lm", evaluation=("text",)),
+        with_stage(config, "lm", evaluation=("text",), suites=(str(tmp_path / "toy.yaml"),)),
         tracking=TrackingConfig(uri=store, system_metrics_seconds=0, linger_seconds=60),
     )
     run(tracked, only="lm")
@@ -317,12 +322,20 @@ def test_the_curriculum_and_its_evaluation_are_in_mlflow(config: Config, store: 
     spooled = [record for record, _ in read_spool(stage_spool(tracked, "lm", inputs))]
     assert [(r["kind"], r.get("name") or r.get("to")) for r in spooled[1:]] == [
         ("table", "evaluation/text.json"),
+        ("table", "evaluation/toy.json"),
         ("artifact", "pictures"),
+        ("artifact", "evaluation"),
+        ("artifact", "evaluation"),
+    ]
+    assert [Path(r["file"]).name for r in spooled if r.get("to") == "evaluation"] == [
+        "suite-toy.json",
+        "suite-toy.parquet",
     ]
     client = open_client(store)
     (parent,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
     assert parent.info.run_name == "demo" and parent.info.status == "FINISHED"
     assert parent.data.metrics["lm/text/overall/audio"] == 60.0
+    assert parent.data.metrics["lm/toy/exact"] == 100.0
 
 
 def test_a_curriculum_that_fails_is_marked(config: Config, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
