@@ -327,6 +327,18 @@ class Learning:
             self.public.take(self.model.named_parameters())  # the next batch finds the same weights in both
         return took
 
+    def passes(self, batch: Mixed) -> tuple[float, float]:
+        """Seconds of a forward pass alone, and of one with its way back, of a packed batch."""
+        made, now = self.batch(batch, "packed"), clock(self._device.torch)
+        taken = []
+        for work in (self._learner.measure, self._learner.forward_backward):
+            self._wait()
+            began = now()
+            work(made)
+            self._wait()
+            taken.append(now() - began)
+        return taken[0], taken[1]
+
     def operations(self, batch: Mixed, way: str = "packed") -> float:
         """That the samples of a batch need by themselves; ``live``: their encoder as well."""
         alone = [Mixed((windows,), (tokens,)) for windows, tokens in zip(batch.windows, batch.tokens, strict=True)]
