@@ -62,7 +62,7 @@ def measure(folder: Path, progress: Progress, models: dict[str, Config] | None =
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """The result for the terminal."""
-    table = Table("language model", "forward, s", "way back, s", title="a step without its update", title_justify="left")
+    table = Table("language model", "forward, s", "way back, s", title="without the update", title_justify="left")
     for name, each in result["seconds"].items():
         table.add_row(name, f"{each['forward']:.2f}", f"{each['backward']:.2f}")
     table.caption = f"the frozen one's way back takes {result['ratio']:.0%} of the trained one's"
