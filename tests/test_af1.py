@@ -15,9 +15,9 @@ from megatron_af.config.loading import CONFIGS, load_config, to_yaml
 from megatron_af.runs.paths import latest
 from megatron_af.runs.pointers import source_of
 from tests.data.toy import write_tone
-from tests.decoder.test_opt import transformers_model
-from tests.decoder.test_toy_family import tool_run
-from tests.text.test_tokenizer import write_opt
+from tests.decoder.opt_folder import transformers_model
+from tests.text.opt_files import write_opt
+from tests.train.toy_run import tool_run
 
 pytestmark = pytest.mark.slow
 

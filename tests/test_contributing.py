@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.train import test_trainer as tool
+from tests.train import toy_run as tool
 
 pytestmark = pytest.mark.slow
 PAGE = (tool.ROOT / "docs" / "contributing.md").read_text()

@@ -8,7 +8,6 @@ features on.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,25 +17,21 @@ from dali_pipes.mel import MelPipeline, Pcm
 from megatron_af.audio.htsat import HTSAT
 from megatron_af.audio.joint_rows import joint_keys
 from megatron_af.config import (
-    Config,
-    CrossAttentionConfig,
     EncoderConfig,
     FrontEndConfig,
-    LMConfig,
-    ModelConfig,
-    TransformConfig,
 )
 from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.convert.encoders import EncoderFile
 from megatron_af.convert.released import load_released, released_tensors
 from megatron_af.data.batch import IGNORED, AudioKeys, TextRows
-from megatron_af.model import AudioFront, Vocabulary, build
+from megatron_af.model import AudioFront, build
 from megatron_af.parallel import groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
 from tests.audio.mel_reference import log_mel
 from tests.distributed import run_distributed
 from tests.parity import FOLDER, Fixture
+from tests.parity_config import fixture_config
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -118,7 +113,7 @@ def test_af1(fixture: Fixture):
 
 
 def _whole(rank: int, world_size: int, fixture: Fixture) -> None:
-    config, vocabulary = _config(fixture)
+    config, vocabulary = fixture_config(fixture)
     arrays, weights = fixture.arrays, fixture.weights()
     groups.initialize(config.parallel, config.seed)
     model = build(config, vocabulary, current_device())
@@ -163,54 +158,6 @@ def _keys(front: AudioFront, fixture: Fixture) -> tuple[AudioKeys, Tensor]:
     tokens_BTD = front.transform(features_BWLD.flatten(1, 2), heard_BT)
     audio_of_BT = torch.where(heard_BT, 0, -1).int()
     return AudioKeys(tokens_LBD=tokens_BTD.transpose(0, 1), audio_of_BL=audio_of_BT), tokens_BTD
-
-
-def _config(fixture: Fixture) -> tuple[Config, Vocabulary]:
-    info, first_added = fixture.info["config"], fixture.info["config"]["media_id"]
-    added = info["vocab"] - first_added
-    of_kind: dict[str, dict[str, Any]] = {
-        "af1": {
-            "transform": {"positions": "sinusoidal", "sees": "row", "row_windows": info.get("windows_per_audio")},
-            "lm": {"family": "opt", "max_positions": info.get("max_positions"), "norm_eps": 1e-5},
-        },
-        "af2": {
-            "transform": {},
-            "lm": {"rope_base": info.get("rope_theta"), "norm_eps": info.get("rms_eps")},
-        },
-    }
-    own = of_kind[fixture.kind]
-    model = ModelConfig(
-        # not under test, as small as its output width allows
-        encoder=EncoderConfig(
-            embed_dim=info["audio_dim"],
-            depths=(1,),
-            heads=(1,),
-            patch_size=32,
-            fusion=False,
-            classes=0,
-            stft_weights=False,
-        ),
-        transform=TransformConfig(
-            layers=info["transform_layers"],
-            heads=info.get("transform_heads", 8),
-            ffn=info["transform_ffn"],
-            **own["transform"],
-        ),
-        lm=LMConfig(
-            hidden=info["hidden"],
-            layers=info["layers"],
-            heads=info["heads"],
-            kv_heads=info.get("kv_heads", info["heads"]),
-            ffn=info["ffn"],
-            vocab=first_added,
-            tied="lang_encoder.lm_head.weight" not in fixture.info["parameters"],
-            **own["lm"],
-        ),
-        cross_attention=CrossAttentionConfig(
-            interval=info.get("xattn_every", 1), heads=info["xattn_heads"], head_dim=info["xattn_head_dim"]
-        ),
-    )
-    return Config(name="parity", precision="fp32", model=model), Vocabulary(first_added_id=first_added, num_added=added)
 
 
 def _rows(fixture: Fixture) -> TextRows:

@@ -215,6 +215,18 @@ def test_what_starts_processes_is_in_the_slow_tier(path: Path) -> None:
         assert "pytest.mark.slow" in text, "mark these tests, or their module (pytestmark), with pytest.mark.slow"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_what_tests_share_is_no_test(path: Path) -> None:
+    """It stands in a module beside them, named by what it is."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    assert [name for name in found if re.match(r"tests\.(\w+\.)*test_\w+$", name)] == []
+
+
 def test_tools_stay_thin() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items() if name.startswith("tools.")}
     assert {name: length for name, length in lengths.items() if length >= 100} == {}

@@ -15,8 +15,8 @@ from megatron_af.config import ClapConfig, EncoderConfig, FrontEndConfig, ModelC
 from megatron_af.config.loading import load_config
 from megatron_af.runs.check import check
 from tests import tiny
+from tests.dali_pipes.mels import broadband
 from tests.dali_pipes.reference import reference_mel
-from tests.dali_pipes.test_mel import broadband
 from tests.text.toy_tokenizer import toy_tokenizer
 
 SECTIONS = Path(__file__).parents[2] / "configs" / "model"

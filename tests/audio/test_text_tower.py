@@ -1,24 +1,15 @@
 """Text towers: pooling over real tokens only, and Hugging Face towers from a folder."""
 
-from pathlib import Path
 
 import pytest
-import tokenizers
 import torch
 from transformers import (
     AutoModelForTextEncoding,
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
 )
 
 from megatron_af.audio.clap import ClapModel, JointSpace
 from megatron_af.config import ClapConfig, EncoderConfig, ModelConfig
-
-WORDS = ["<pad>", "</s>", "<unk>", "a", "dog", "barks", "then", "rain", "falls"]
-
+from tests.audio.tower import WORDS, save_tower
 
 ENCODER = EncoderConfig(
     embed_dim=8, depths=(1, 1), heads=(1, 2), patch_size=16, fusion=False, classes=0, stft_weights=False, drop_path=0
@@ -26,14 +17,6 @@ ENCODER = EncoderConfig(
 
 
 FRESH = ClapConfig(text_tower="", text_hidden=16, text_layers=1, text_heads=2, text_max_tokens=12, joint_dim=8)
-
-
-def word_level() -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return tokenizer
 
 
 class WordTokenizer:
@@ -68,17 +51,6 @@ def test_texts_are_cut_and_empty_ones_refused():
     with pytest.raises(ValueError, match="text 1 of 2 has no token"):
         clap.text.tokenize(["a", " "])
     assert clap.text.tokenize([])[0].shape == (0, 1)
-
-
-def save_tower(folder: Path, kind: str) -> None:
-    if kind == "t5":
-        T5EncoderModel(T5Config(vocab_size=9, d_model=16, d_kv=8, num_layers=1, num_heads=2, d_ff=32)).save_pretrained(
-            folder
-        )
-    else:
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=word_level(), pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])

@@ -20,7 +20,7 @@ from megatron_af.flops import Tally
 from megatron_af.runs.check import check
 from tests import tiny
 from tests.distributed import run_distributed
-from tests.train import test_trainer as tool
+from tests.train import toy_run as tool
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from megatron_af.convert.adapter import peft_tensors
 from megatron_af.convert.language import hugging_face_tensors
 from megatron_af.decoder.lora import merge_adapters
 from megatron_af.parallel.global_state import load_global
-from tests.decoder.test_lora import FAMILIES, LORA, build
+from tests.decoder.adapted import FAMILIES, LORA, build
 from tests.decoder.toy import open_gates, toy_config
 from tests.distributed import run_distributed
 

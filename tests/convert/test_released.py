@@ -1,12 +1,10 @@
 """Released names and layouts: aliases, several ranks, and back again to the same tensors."""
 
-import json
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_af.audio.htsat import HTSAT
 from megatron_af.config import LMConfig, ParallelConfig
 from megatron_af.convert.released import (
     ReleasedFolder,
@@ -20,11 +18,13 @@ from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
+from tests.convert import released_folder
+from tests.convert.released_folder import FIXTURE
 from tests.distributed import run_distributed
 from tests.parity import FOLDER, Fixture
-from tests.test_parity import _config
+from tests.parity_config import fixture_config
 
-FIXTURE = Fixture.load(FOLDER / "af2_tiny.npz")
+folder = released_folder.folder
 
 
 def test_every_alias_of_the_fixtures_is_known():
@@ -34,7 +34,7 @@ def test_every_alias_of_the_fixtures_is_known():
 
 
 def _round_trip(rank: int, world_size: int, folder: str) -> dict[str, torch.Tensor]:
-    config, vocabulary = _config(FIXTURE)
+    config, vocabulary = fixture_config(FIXTURE)
     parallel = ParallelConfig(tensor=world_size)
     groups.initialize(parallel, 0)
     config = type(config)(**{**vars(config), "parallel": parallel})
@@ -42,21 +42,6 @@ def _round_trip(rank: int, world_size: int, folder: str) -> dict[str, torch.Tens
     load_released(model, ReleasedFolder(folder).source, config.model, vocabulary)
     weights = gather_global(model.chunks, model.front)
     return released_tensors(weights, config.model) if rank == 0 else {}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A released folder in two chunks: one with the canonical names, one with aliases only, and an encoder."""
-    config, _ = _config(FIXTURE)
-    weights = FIXTURE.weights()
-    gated = {aliases(n)[0]: weights.pop(n) for n in list(weights) if ".gated_cross_attn_layer_sound." in n}
-    torch.manual_seed(5)
-    encoder = HTSAT(config.model.front_end, config.model.encoder).state_dict()
-    gated |= {f"clap.afclap.{name}": tensor for name, tensor in encoder.items()}
-    save_file({n: t.contiguous() for n, t in weights.items()}, tmp_path / "model_chunk_0.safetensors")
-    save_file({n: t.contiguous() for n, t in gated.items()}, tmp_path / "model_chunk_1.safetensors")
-    (tmp_path / "metadata.json").write_text(json.dumps({"model_chunk_0": {}, "model_chunk_1": {}}))
-    return tmp_path
 
 
 @pytest.mark.slow
@@ -71,7 +56,7 @@ def test_reads_into_any_layout_and_writes_the_same_back(folder, tensor_parallel)
 
 
 def _wrong_vocabulary(rank: int, world_size: int) -> None:
-    config, vocabulary = _config(FIXTURE)
+    config, vocabulary = fixture_config(FIXTURE)
     groups.initialize(config.parallel, 0)
     model = build(config, vocabulary, current_device())
     with pytest.raises(ValueError, match=r"model\.lm\.vocab = 121"):

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from dali_pipes.mel import MelPipeline, Pcm
 from dali_pipes.views import view_starts, views
 from megatron_af.config import FrontEndConfig
+from tests.dali_pipes.mels import broadband, pipeline
 from tests.dali_pipes.reference import reference_mel
-from tests.dali_pipes.test_mel import broadband, pipeline
 
 __all__ = ["pipeline"]
 FRONT = FrontEndConfig(window_seconds=1.0, short_clips="repeat_whole", long_clips="views", max_hz=7_000)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from dali_pipes.waves import AudioError, check_header, header_note, read_mono, recording_seconds
-from tests.dali_pipes.test_waves import RATE, tone
+from tests.dali_pipes.tones import RATE, tone
 
 
 def pcm_wav(path: Path, wave: np.ndarray, *, data: int | None = None, riff: int | None = None) -> Path:

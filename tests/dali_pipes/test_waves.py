@@ -12,12 +12,7 @@ import pytest
 import soundfile
 
 from dali_pipes.waves import AudioError, check_header, is_recording, read_mono, read_wave, recording_seconds
-
-RATE = 22_050
-
-
-def tone(seconds: float, rate: int = RATE, hz: float = 440.0) -> np.ndarray:
-    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+from tests.dali_pipes.tones import RATE, tone
 
 
 def write_container(path: Path, codec: str, wave: np.ndarray, rate: int) -> None:

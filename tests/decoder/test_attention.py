@@ -19,8 +19,8 @@ from megatron_af.decoder.attention import (
 from megatron_af.decoder.stretches import Sight, Stretches
 from megatron_af.decoder.transformer_config import transformer_config
 from megatron_af.parallel.device import Device
-from tests.decoder.test_stretches import audio_visible, text_visible
 from tests.decoder.toy import mixed_rows, toy_config
+from tests.decoder.visible import audio_visible, text_visible
 
 S, L, B, N, D = 5, 7, 2, 4, 8
 

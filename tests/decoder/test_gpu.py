@@ -14,7 +14,7 @@ from megatron_af.decoder.attention import attention_by_stretch
 from megatron_af.decoder.stretches import Sight
 from megatron_af.parallel.device import current_device, transformer_engine_problem
 from tests.conftest import requires_gpu
-from tests.convert.test_language import write_folder
+from tests.convert.qwen_folder import write_folder
 from tests.decoder.toy import (
     HIDDEN,
     full_audio,

@@ -12,8 +12,8 @@ from megatron_af.decoder.int8 import Int8Linear, hold_in_int8
 from megatron_af.decoder.lora import merge_adapters
 from megatron_af.parallel.device import make_megatron_portable
 from megatron_af.parallel.global_state import load_global
-from tests.decoder.test_lora import FAMILIES, LORA, build, logits
-from tests.decoder.test_real_size import FIRST_ADDED_ID, fake_world
+from tests.decoder.adapted import FAMILIES, LORA, build, logits
+from tests.decoder.fake_world import FIRST_ADDED_ID, fake_world
 from tests.decoder.toy import build_chunks, open_gates, relative_error
 from tests.distributed import run_distributed
 

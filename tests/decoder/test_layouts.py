@@ -20,7 +20,6 @@ from megatron_af.decoder import attention, cross_attention
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.stretches import Sight
 from megatron_af.parallel.global_state import gather_global, load_global
-from tests.decoder.test_stretches import audio_visible, text_visible
 from tests.decoder.toy import (
     ADDED,
     HIDDEN,
@@ -32,6 +31,7 @@ from tests.decoder.toy import (
     start_layout,
     toy_config,
 )
+from tests.decoder.visible import audio_visible, text_visible
 from tests.distributed import run_distributed
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, l
 from megatron_af.data.batch import TextRows
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.opt import OPT
-from tests.decoder.test_toy_family import newest, tool_run
+from tests.decoder.opt_folder import SIZES, SPLIT, transformers_model, write_opt_folder
 from tests.decoder.toy import (
     HIDDEN,
     build_chunks,
@@ -28,19 +28,16 @@ from tests.decoder.toy import (
     toy_config,
 )
 from tests.distributed import run_distributed
-from tests.text.test_tokenizer import write_opt
-from tests.train import test_trainer as tool
+from tests.text.opt_files import write_opt
+from tests.train import toy_run as tool
+from tests.train.toy_run import newest, tool_run
 
-SIZES: dict[str, Any] = {"family": "opt", "kv_heads": 4, "norm_eps": 1e-5}
-"""Beside those of ``toy_config``."""
 WORLDS = {
     "one process": {},
     "TP2": {"tensor": 2},
     "PP2": {"pipeline": 2},
     "TP2xPP2+SP": {"tensor": 2, "pipeline": 2, "sequence": True},
 }
-SPLIT = 7
-"""Where the packed rows' second segment begins."""
 
 
 def packed_rows() -> TextRows:
@@ -48,40 +45,6 @@ def packed_rows() -> TextRows:
     segment_BS = rows.segment_BS.clone()
     segment_BS[:, SPLIT:] = 1
     return dataclasses.replace(rows, segment_BS=segment_BS)
-
-
-def transformers_model(lm: LMConfig) -> Any:
-    """Of these sizes, with random weights."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    torch.manual_seed(3)
-    return OPTForCausalLM(
-        OPTConfig(
-            hidden_size=lm.hidden,
-            word_embed_proj_dim=lm.hidden,
-            num_hidden_layers=lm.layers,
-            num_attention_heads=lm.heads,
-            ffn_dim=lm.ffn,
-            vocab_size=lm.vocab,
-            max_position_embeddings=lm.max_positions,
-            init_std=0.2,
-        )
-    ).float()
-
-
-def write_opt_folder(path: Path) -> Path:
-    """A small random OPT in several safetensors files, with its logits for ``plain_rows()`` and ``packed_rows()``."""
-    model, ids_BS = transformers_model(toy_config(lm=SIZES).model.lm), plain_rows().ids_BS
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "norm" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-        plain = model.eval()(input_ids=ids_BS).logits
-        apart = [model(input_ids=part).logits for part in (ids_BS[:, :SPLIT], ids_BS[:, SPLIT:])]
-    model.save_pretrained(path, max_shard_size="100KB")
-    torch.save(plain, path / "logits.pt")
-    torch.save(torch.cat(apart, 1), path / "packed_logits.pt")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,16 @@ Fake tensors have shape, type and device but no values. Their device is ``meta``
 accelerator: mixing it with a tensor on the CPU is an error, as it is with a GPU.
 """
 
-import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import random as megatron_random
 from torch._functorch import config as functorch_config
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.testing._internal.distributed.fake_pg import FakeStore, _create_fake_pg
+from torch.testing._internal.distributed.fake_pg import _create_fake_pg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_af.config import Config, ParallelConfig
@@ -26,13 +23,13 @@ from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.stretches import Sight
 from megatron_af.parallel.device import make_megatron_portable
 from megatron_af.parallel.global_state import placements
+from tests.decoder.fake_world import FIRST_ADDED_ID, NoRandomStates, fake_world
 from tests.decoder.toy import build_chunks, plain_rows, run_schedule
 from tests.distributed import RankError, run_distributed
 
 pytestmark = pytest.mark.slow
 
 TP2_PP4 = ParallelConfig(tensor=2, pipeline=4, sequence=True)
-FIRST_ADDED_ID = 151_665
 LENGTH, AUDIO_TOKENS, SUPERVISED = 1048, 1920, 100
 """No weight of these sizes has this length twice."""
 
@@ -40,19 +37,6 @@ LENGTH, AUDIO_TOKENS, SUPERVISED = 1048, 1920, 100
 def released(name: str, parallel: ParallelConfig) -> Config:
     config = load_config(CONFIGS / "model" / f"{name}.yaml", ["name=size"])
     return dataclasses.replace(config, parallel=parallel)
-
-
-@contextlib.contextmanager
-def fake_world(parallel: ParallelConfig, rank: int) -> Iterator[None]:
-    """This process plays one rank of a layout whose other ranks do not exist."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    world = parallel.tensor * parallel.pipeline
-    dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
-    parallel_state.initialize_model_parallel(parallel.tensor, parallel.pipeline, create_gloo_process_groups=False)
-    yield
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
 
 
 def count_parameters(rank: int, world_size: int, name: str) -> tuple[dict[str, int], list[int]]:
@@ -92,13 +76,6 @@ def test_parameter_counts_are_the_published_ones(name):
     assert totals["lm"] == lm
     assert xattn is None or totals["xattn"] == xattn
     assert per_rank[0::2] == per_rank[1::2], "tensor ranks hold equal parts"
-
-
-class NoRandomStates:
-    """In place of megatron-core's tracker of random states: fake tensors have none, and nothing here is random."""
-
-    def fork(self, *args: object) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
 
 def packed_sight() -> Sight:

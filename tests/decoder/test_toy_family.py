@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +18,8 @@ from safetensors.torch import save_file
 from megatron_af.config.loading import load_config
 from megatron_af.decoder.family import LanguageFamily
 from megatron_af.flops import Amounts, Tally
-from tests.train import test_trainer as tool
+from tests.train import toy_run as tool
+from tests.train.toy_run import newest, tool_run
 
 pytestmark = pytest.mark.slow
 
@@ -129,18 +128,6 @@ def test_the_tools_convert_train_and_measure_it(run_folder: Path) -> None:
     tool_run("tools/evaluate.py", "--config", str(top), *changes)
     assert json.loads((run_folder / "runs/toy/align/hearing.json").read_text())["heard"]["overall"]["n"] > 0
     assert weights["words.weight"].std() > 0
-
-
-def newest(folder: Path) -> Path:
-    return folder / "converted" / (folder / "converted/latest").read_text()
-
-
-def tool_run(script: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(tool.ROOT / script), *arguments],
-        env=tool.environment(), capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_its_own_rules_and_cost_count() -> None:

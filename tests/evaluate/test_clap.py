@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from megatron_af.data.rows import Clip, Row
 from megatron_af.evaluate import clap
@@ -20,6 +19,7 @@ from megatron_af.evaluate.clap import (
     table,
     zero_shot,
 )
+from tests.evaluate.stub import Stub
 
 
 def test_retrieval_by_hand():
@@ -103,18 +103,6 @@ def test_zero_shot_averages_over_classes_too():
     assert zero_shot(audio, torch.eye(2), torch.tensor([0, 0, 0, 0])) == {"accuracy": 75.0, "mean_class_accuracy": 75.0}
     unequal = zero_shot(audio, torch.eye(2)[[0, 0]], torch.tensor([0, 0, 0, 1]))
     assert unequal == {"accuracy": 75.0, "mean_class_accuracy": 50.0}
-
-
-class Stub:
-    """Knows what every clip and every text mean."""
-
-    def audio(self, rows: list[Row]) -> Tensor:
-        return self.texts([row.clips[0].path for row in rows])
-
-    def texts(self, texts: list[str]) -> Tensor:
-        words = ["dog", "rain", "bell", "not"]
-        vectors = torch.tensor([[float(word in text) for word in words] for text in texts])
-        return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 def test_report_has_what_the_rows_allow():

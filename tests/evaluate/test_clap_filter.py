@@ -7,7 +7,7 @@ import pytest
 
 from megatron_af.data.rows import Clip, Question, Row, Span
 from megatron_af.evaluate.clap_filter import Wanted, filtered, judged, rank, text_of
-from tests.evaluate.test_clap import Stub
+from tests.evaluate.stub import Stub
 
 
 def row(name: str, sound: str, caption: str = "", answers: tuple[str, ...] = ()) -> Row:

@@ -9,7 +9,7 @@ from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.evaluate import exchange as module
 from megatron_af.evaluate.exchange import exchange, plain_answer
 from megatron_af.evaluate.hearing import questions_of
-from tests.evaluate.test_hearing import ROWS, row
+from tests.evaluate.rows import ROWS, row
 from tests.examples import run_example
 
 

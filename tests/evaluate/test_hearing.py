@@ -9,21 +9,14 @@ import pytest
 from rich.console import Console
 
 from megatron_af.config import Config, DataConfig, DatasetConfig
-from megatron_af.data.rows import Clip, Question, Row, to_json
+from megatron_af.data.rows import Question, Row, to_json
 from megatron_af.data.shards import record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate import hearing
 from megatron_af.evaluate.hearing import Asked, answer_lines, ask_all, evaluation_rows, summarise, table
 from megatron_af.inference.writing import Answer
+from tests.evaluate.rows import ROWS, row
 from tests.examples import run_example
-
-
-def row(number: int, *prompts: str) -> Row:
-    return Row(
-        id=str(number),
-        clips=(Clip(path=f"{number}.flac", duration=1.0),),
-        questions=tuple(Question(prompt=p, output=f"{p} {number}", skill=p) for p in prompts),
-    )
 
 
 def said(text: Callable[[Row], str | None]) -> Callable[[Sequence[Row]], list[Answer | None]]:
@@ -34,9 +27,6 @@ def said(text: Callable[[Row], str | None]) -> Callable[[Sequence[Row]], list[An
         return None if told is None else Answer(text=told, tokens=(), finish="stop", prompt_tokens=0, confidence=0.75)
 
     return lambda rows: [answer(row) for row in rows]
-
-
-ROWS = [row(0, "first?", "last?"), row(1, "first?"), row(2, "first?", "alone?"), row(3, "last?")]
 
 
 def test_every_question_is_asked_about_both_clips() -> None:

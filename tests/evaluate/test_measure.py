@@ -16,9 +16,9 @@ from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.results import Results
 from tests.data.toy import write_tone
-from tests.decoder.test_toy_family import tool_run
 from tests.distributed import run_distributed
-from tests.train import test_trainer as tool
+from tests.train import toy_run as tool
+from tests.train.toy_run import tool_run
 from tests.trained_run import trained_run
 
 

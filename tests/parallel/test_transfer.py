@@ -20,7 +20,7 @@ from megatron_af.parallel.device import make_megatron_portable
 from megatron_af.parallel.transfer import copies, send, there
 from megatron_af.train.objectives.answer_learner import AnswerLearner, token_shares
 from tests import tiny
-from tests.decoder.test_real_size import NoRandomStates, fake_world
+from tests.decoder.fake_world import NoRandomStates, fake_world
 from tests.decoder.toy import build_chunks
 from tests.distributed import run_distributed
 

@@ -7,7 +7,7 @@ import pytest
 from megatron_af.config.loading import load_config
 from megatron_af.plan.load import Sample, draw_steps, load_of, longest, made_of, mean
 from tests import tiny
-from tests.plan import test_real_size as real_size
+from tests.plan import packed_rows
 
 
 def test_a_planned_step_is_the_one_that_training_makes() -> None:
@@ -41,12 +41,12 @@ def test_packing_makes_fewer_rows() -> None:
 def test_packed_rows_look_at_what_training_counts() -> None:
     config = load_config("configs/af2_3b.yaml", ["stage=pretrain"])
     windows = (1, 2, 3, 1)
-    batch = real_size.batch(windows, 0)
+    batch = packed_rows.batch(windows, 0)
     real = load_of(batch.audio, batch.text, config.model.encoder.tokens_per_window)
-    each = real_size.LENGTH // real_size.SAMPLES
+    each = packed_rows.LENGTH // packed_rows.SAMPLES
     samples = [
-        Sample(windows=(windows[i % 4],), tokens=each, supervised=real_size.SUPERVISED / each)
-        for i in range(real_size.ROWS * real_size.SAMPLES)
+        Sample(windows=(windows[i % 4],), tokens=each, supervised=packed_rows.SUPERVISED / each)
+        for i in range(packed_rows.ROWS * packed_rows.SAMPLES)
     ]
     planned = made_of(samples, config, config.curriculum["pretrain"])
     same = "micro_batches rows length mean_keys mean_supervised text_scores audio_scores tokens"

@@ -28,7 +28,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from megatron_af.audio import encode_ahead
 from megatron_af.config import Config
 from megatron_af.config.loading import load_config
-from megatron_af.data.batch import IGNORED, StepAudio, StepBatch, TextBatch, TextRows, assign_clips
 from megatron_af.decoder.stretches import Sight
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
@@ -40,49 +39,15 @@ from megatron_af.plan.memory import memory, static
 from megatron_af.train.objectives import answer_learner
 from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.trainable import select
-from tests.decoder.test_real_size import NoRandomStates
+from tests.decoder.fake_world import NoRandomStates
 from tests.distributed import run_distributed
 from tests.plan.measured import LiveTensors
+from tests.plan.packed_rows import WORLD, batch
 
 pytestmark = pytest.mark.slow
 
-WORLD = 8
 ERROR = 0.05
 TP2_PP4 = ["parallel.tensor=2", "parallel.pipeline=4", "parallel.sequence=true", "layers=torch"]
-LENGTH, SAMPLES, ROWS, SUPERVISED = 4096, 32, 4, 40
-"""Positions of a packed row, samples in it, micro-batches of one row each, and a sample's supervised positions."""
-
-
-def batch(windows: tuple[int, ...], rank: int) -> StepBatch[TextBatch]:
-    """Packed rows of 32 samples, each with a clip of its own; mel is on the device.
-
-    Args:
-        windows: of a row's clips.
-    """
-    each = LENGTH // SAMPLES
-    place_1S = torch.arange(LENGTH, dtype=torch.int32)[None]
-    sample_1S = place_1S // each
-    ids_1S = torch.zeros(1, LENGTH, dtype=torch.int64)
-    labels_1S = torch.where(place_1S % each < SUPERVISED, 1, IGNORED)
-    rows = [
-        TextRows(
-            ids_BS=ids_1S,
-            labels_BS=labels_1S,
-            segment_BS=sample_1S,
-            first_audio_BS=sample_1S,
-            last_audio_BS=sample_1S,
-            dataset_BS=torch.zeros_like(sample_1S),
-            clips=(tuple(range(row * SAMPLES, (row + 1) * SAMPLES)),),
-        )
-        for row in range(ROWS)
-    ]
-    clip_windows = ROWS * tuple(windows[i % len(windows)] for i in range(SAMPLES))
-    owners = assign_clips(clip_windows, WORLD)
-    return StepBatch(
-        audio=StepAudio(clip_windows=clip_windows, owners=owners, mel_WFM=None, seconds=1.0),
-        text=TextBatch(rows=tuple(rows), num_tokens=ROWS * LENGTH, too_long={}),
-        sample_ids=(),
-    )
 
 
 def on_the_host(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import pytest
 from dali_pipes.waves import read_mono
 from megatron_af.data.rows import Manifest
 from megatron_af.prepare.mining import MiningConfig, cut, deciles, segments, select
-from tests.audio.test_text_tower import save_tower
+from tests.audio.tower import save_tower
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,16 +7,7 @@ from collections import Counter, defaultdict
 from megatron_af.data.rows import Question
 from megatron_af.prepare.skill_questions import questions
 from megatron_af.prepare.strong_labels import Sound
-
-LABELS = ["dog", "rain", "bell", "car", "wind", "door", "cat", "siren"]
-
-
-def scene(rng: random.Random) -> list[Sound]:
-    found, at = [], 0.0
-    for _ in range(rng.randrange(1, 7)):
-        at += rng.uniform(0.1, 3.0)
-        found.append(Sound(label=rng.choice(LABELS[:5]), start=at, end=at + rng.uniform(0.3, 2.5)))
-    return found
+from tests.prepare.labelled_scene import LABELS, scene
 
 
 def true_answer(question: Question, sounds: list[Sound]) -> str:

@@ -18,8 +18,8 @@ from megatron_af.prepare.skills import SkillsConfig, make_skills
 from megatron_af.runs.benchmarks import load_benchmark
 from tests.data.toy import write_tone
 from tests.prepare.endpoint import Answer, Server
-from tests.prepare.test_skill_questions import scene
-from tests.prepare.test_strong_labels import labelled
+from tests.prepare.labelled import labelled
+from tests.prepare.labelled_scene import scene
 
 
 def strong(folder: Path, count: int, bad: int = 0) -> SkillsConfig:

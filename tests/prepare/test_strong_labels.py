@@ -1,12 +1,8 @@
 """Strong labels are joined where they overlap, and refused where they are longer than their recording."""
 
-from megatron_af.data.rows import Clip, Row, Span
+from megatron_af.data.rows import Row
 from megatron_af.prepare.strong_labels import Sound, heard
-
-
-def labelled(*spans: tuple[str, float, float], seconds: float = 10.0, number: int = 0) -> Row:
-    made = tuple(Span(start=start, end=end, captions=(label,)) for label, start, end in spans)
-    return Row(id=f"r{number}", clips=(Clip(path=f"{number}.wav", duration=seconds),), spans=made)
+from tests.prepare.labelled import labelled
 
 
 def test_labels_of_one_sound_that_overlap_are_one() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_af.data.rows import Question
 from megatron_af.prepare.written_skills import LONG, SHORT, SelfCheck, WrittenSkill, known
-from tests.prepare.test_strong_labels import labelled
+from tests.prepare.labelled import labelled
 
 ROW = replace(
     labelled(("dog", 1.0, 2.0), ("door slam", 3.0, 3.5)),

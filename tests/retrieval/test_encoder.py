@@ -20,7 +20,7 @@ from megatron_af.retrieval.build import Builder
 from megatron_af.retrieval.encoder import embedder_of, encoder_digest, joint_dim
 from megatron_af.retrieval.index import NeighbourIndex, StaleIndex
 from megatron_af.retrieval.retriever import Retriever
-from tests.convert.test_clap_folder import waves
+from tests.convert.clap_waves import waves
 from tests.convert.toy_clap import RATE, write_clap
 from tests.distributed import run_distributed
 from tests.retrieval.toy import retrieval_config, write_checkpoint

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from megatron_af.config import Config, StageConfig
 from megatron_af.retrieval.catalogue import Catalogue, read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, StaleIndex, index_folder, index_inputs
-from tests.retrieval.toy import DIM, retrieval_config, write_checkpoint
+from tests.retrieval.clustered import clustered
+from tests.retrieval.toy import retrieval_config, write_checkpoint
 
 
 def catalogue_of(recordings: list[int], rows_per_piece: int = 1) -> Catalogue:
@@ -23,14 +24,6 @@ def catalogue_of(recordings: list[int], rows_per_piece: int = 1) -> Catalogue:
         recording_P=np.array(recordings),
         left_out={},
     )
-
-
-def clustered(pieces: int, clusters: int, dim: int = DIM) -> NDArray[np.float32]:
-    """Unit vectors in clusters, as the sounds of a few kinds are."""
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((clusters, dim))
-    vector = centres[np.arange(pieces) % clusters] + 0.5 * rng.standard_normal((pieces, dim))
-    return (vector / np.linalg.norm(vector, axis=1, keepdims=True)).astype(np.float32)
 
 
 def brute_force(

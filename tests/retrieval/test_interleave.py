@@ -13,7 +13,7 @@ from megatron_af.data.rows import Clip, Manifest, Question, Row, parse_row, to_j
 from megatron_af.retrieval.catalogue import read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex
 from megatron_af.retrieval.interleave import interleaved_rows, renamed
-from tests.retrieval.test_index import clustered
+from tests.retrieval.clustered import clustered
 from tests.retrieval.toy import retrieval_config
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from megatron_af.config import RetrievalConfig
 from megatron_af.retrieval import vector_index as module
 from megatron_af.retrieval.vector_index import COUNT, VectorIndex, exact, kind_of, recall_of
-from tests.retrieval.test_index import clustered
+from tests.retrieval.clustered import clustered
 
 KINDS = ("flat", "ivf", "ivf_pq", "hnsw")
 PIECES, DIM = 3000, 16

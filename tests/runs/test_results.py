@@ -18,7 +18,7 @@ from megatron_af.evaluate.ranking import mean_average_precision
 from megatron_af.runs.digests import recorded_digest
 from megatron_af.runs.results import BadResults, Results, bind_results, metric_patterns, result_files, tables
 from megatron_af.train.callbacks.meter import Meter
-from tests.train.callbacks.test_meter import measured
+from tests.train.callbacks.measured import measured
 
 SCORES = {"skills": {"what": {"audio": 54.0, "n": 9}}, "overall": {"audio": 39, "n": 9, "interval": [1, 2]}}
 

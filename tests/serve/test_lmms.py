@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.data.toy import write_tone
-from tests.test_serving_docs import ENVIRONMENT, free_port, started
+from tests.servers import ENVIRONMENT, free_port, started
 from tests.trained_run import trained_run
 
 pytest.importorskip("lmms_eval", reason="the harnesses have an environment of their own: make test-harnesses")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models
 
 from megatron_af.text.tokenizer import ADDED_TOKENS, Tokenizer
+from tests.text.opt_files import write_opt
 from tests.text.toy_tokenizer import toy_base, toy_tokenizer, words_tokenizer
 
 
@@ -68,17 +69,6 @@ def test_exported_tokenizer_keeps_its_ids(tmp_path: Path) -> None:
     assert tokenizer.added == toy_tokenizer().added
     assert tokenizer.decode(tokenizer.encode("a<SEP>b")) == "a<SEP>b"
     assert tokenizer.separator_id not in tokenizer.encode("a<SEP>b")
-
-
-def write_opt(folder: Path) -> None:
-    """Files as OPT's repositories have them, with 50,265 entries, the special ones first."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "ra", "in", "rain", "<|endoftext|>"]
-    words += [f"madeupword{i:05d}" for i in range(50_265 - len(words))]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nr a\ni n\nra in\n")
-    eos = {"__type": "AddedToken", "content": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "tokenizer_class": "GPT2Tokenizer"}))
 
 
 def test_opts_two_files_load_with_the_ids_of_audio_flamingo_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate.test_comparison import two
+from tests.evaluate.two_runs import two
 from tools.compare import main
 
 

@@ -25,14 +25,14 @@ from megatron_af.parallel.global_state import gather_global
 from megatron_af.runs.paths import MANIFEST, CheckpointError, Resume
 from megatron_af.train.checkpoint import Checkpoints, load_parts
 from megatron_af.train.conversion import WHOLE, Occupied, convert
-from tests.convert.test_language import write_folder
-from tests.convert.test_released import FIXTURE, folder
+from tests.convert.qwen_folder import write_folder
+from tests.convert.released_folder import FIXTURE, folder
 from tests.convert.toy_clap import write_clap
-from tests.decoder.test_opt import write_opt_folder
+from tests.decoder.opt_folder import write_opt_folder
 from tests.decoder.toy import full_audio, open_gates, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed
 from tests.parity import FOLDER, Fixture
-from tests.test_parity import _config
+from tests.parity_config import fixture_config
 
 __all__ = ["folder"]
 KNOWN_TOKENS = 85
@@ -199,7 +199,7 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
 
 
 def released_run(tokenizer: Path, tensor: int):
-    config, vocabulary = _config(FIXTURE)
+    config, vocabulary = fixture_config(FIXTURE)
     parallel = dataclasses.replace(config.parallel, tensor=tensor)
     return dataclasses.replace(config, parallel=parallel, data=DataConfig(tokenizer=str(tokenizer))), vocabulary
 
@@ -255,7 +255,7 @@ AF1 = Fixture.load(FOLDER / "af1_tiny.npz")
 
 
 def af1_run(tokenizer: Path):
-    config, _ = _config(AF1)
+    config, _ = fixture_config(AF1)
     return dataclasses.replace(config, data=DataConfig(tokenizer=str(tokenizer)))
 
 
@@ -267,7 +267,7 @@ def write_af1(rank: int, world_size: int, source: Path, target: Path) -> tuple[s
 def read_af1(rank: int, world_size: int, tokenizer: Path, checkpoint: str) -> dict[str, Tensor]:
     config = af1_run(tokenizer)
     groups = process_groups.initialize(config.parallel, config.seed)
-    model = build(config, _config(AF1)[1], current_device())
+    model = build(config, fixture_config(AF1)[1], current_device())
     load_parts(model, groups, Path(checkpoint), WHOLE[1:])
     with pytest.raises(CheckpointError, match="but no encoder"):
         load_parts(model, groups, Path(checkpoint), ["encoder"])

@@ -12,7 +12,7 @@ from dali_pipes.waves import read_wave
 from megatron_af.config import FrontEndConfig
 from megatron_af.convert.huggingface.feature_extraction_audio_flamingo import AudioFlamingoFeatureExtractor
 from megatron_af.release.export import FRONT_END
-from tests.dali_pipes.test_mel import AF1, AF2, ODD, broadband
+from tests.dali_pipes.mels import AF1, AF2, ODD, broadband
 from tests.data.toy import write_tone
 
 CLAPCAP = FrontEndConfig(
