@@ -227,6 +227,11 @@ def test_what_tests_share_is_no_test(path: Path) -> None:
     assert [name for name in found if re.match(r"tests\.(\w+\.)*test_\w+$", name)] == []
 
 
+def test_a_module_is_read_in_one_sitting() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}, "split it by what it answers for"
+
+
 def test_tools_stay_thin() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items() if name.startswith("tools.")}
     assert {name: length for name, length in lengths.items() if length >= 100} == {}

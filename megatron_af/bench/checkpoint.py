@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from megatron_af.bench.step import BATCH, Learning, Mixed, configuration, world
+from megatron_af.bench.machine import world
+from megatron_af.bench.step import BATCH, Learning, Mixed, configuration
 from megatron_af.progress import Progress
 
 WIDTH, ROUNDS = 512, 5

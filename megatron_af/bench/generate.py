@@ -23,7 +23,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from megatron_af.bench.step import clock, world
+from megatron_af.bench.machine import clock, world
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.parallel.device import current_device

@@ -15,7 +15,6 @@ Shapes: S text positions, B rows, W windows, L tokens of a window, D audio width
 """
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,10 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.table import Table
 from torch import Tensor
 
+from megatron_af.bench.machine import clock, matmul_rate, world
 from megatron_af.bench.public_way import PublicWay
 from megatron_af.config import (
     Config,
@@ -37,12 +36,10 @@ from megatron_af.config import (
     LMConfig,
     ModelConfig,
     OptimizerConfig,
-    ParallelConfig,
     StageConfig,
     TransformConfig,
 )
 from megatron_af.parallel.device import current_device
-from megatron_af.parallel.world import join_world
 from megatron_af.progress import Progress
 
 WIDTHS = (512, 2048)
@@ -127,36 +124,6 @@ def compared(learning: "Learning", batches: Sequence[Mixed], ways: Sequence[str]
     ]
 
 
-def matmul_rate(device: torch.device, size: int, dtype: torch.dtype, repeats: int = 20) -> float:
-    """Operations a second of ``size`` x ``size`` products; on the CPU a processor's second."""
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    product = one @ other
-    now = clock(device)
-    product.flatten()[0].item()  # waits for the product
-    began = now()
-    for _ in range(repeats):
-        product = one @ other
-    product.flatten()[0].item()
-    return 2 * size**3 * repeats / (now() - began)
-
-
-def copy_rate(device: torch.device, elements: int = 2**28, repeats: int = 20) -> float:
-    """Bytes a second that an operation on single elements reads and writes."""
-    one = torch.ones(elements, device=device, dtype=torch.bfloat16)
-    now = clock(device)
-    (one * 2.0)[0].item()
-    began = now()
-    for _ in range(repeats):
-        other = one * 2.0
-    other[0].item()
-    return 2 * one.nbytes * repeats / (now() - began)
-
-
-def clock(device: torch.device) -> Callable[[], float]:
-    """Other programs share a CPU, and a GPU computes while the processor waits."""
-    return time.process_time if device.type == "cpu" else time.perf_counter
-
-
 def useful(batches: Sequence[Mixed]) -> dict[str, float]:
     from megatron_af.model import length_groups
 
@@ -183,20 +150,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
     shares = ", ".join(f"{way} {share:.0%}" for way, share in result["useful"].items())
     table.caption = f"useful positions of the transformation layers in the mixed stream: {shares}"
     return [table]
-
-
-@contextmanager
-def world() -> Iterator[Any]:
-    """megatron-core's groups of this process alone."""
-    join_world()
-    # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.parallel import groups
-
-    try:
-        yield groups.initialize(ParallelConfig(), 0)
-    finally:
-        groups.destroy()
-        dist.destroy_process_group()
 
 
 def configuration(width: int, precision: str = "fp32") -> Config:

@@ -34,7 +34,7 @@ from megatron_af.parallel.device import current_device
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.text.tokenizer import Tokenizer
-from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.checkpoint_reading import load_parts
 from megatron_af.train.objectives.contrastive_learner import build_clap
 
 BATCH_ROWS, BATCH_TEXTS = 16, 64

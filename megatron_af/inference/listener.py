@@ -50,7 +50,7 @@ from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.text.tokenizer import Tokenizer
-from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.checkpoint_reading import load_parts
 
 HEARD_TOGETHER = 16
 """Recordings whose questions are answered in one batch; questions about one recording are never parted."""

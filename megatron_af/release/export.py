@@ -50,7 +50,7 @@ from megatron_af.release.model_card import model_card
 from megatron_af.runs.objectives import spec_of
 from megatron_af.serve.places import find
 from megatron_af.text.tokenizer import OPT_BEGIN, OPT_PAD, PAD, Tokenizer
-from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.checkpoint_reading import load_parts
 from megatron_af.train.conversion import refuse_occupied
 
 ENCODER = ("embed_dim", "depths", "heads", "patch_size", "window_size", "mlp_ratio", "absolute_positions", "vector")

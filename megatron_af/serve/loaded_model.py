@@ -11,7 +11,6 @@
 N recordings or texts, J joint dim.
 """
 
-import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,18 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali_pipes.waves import AudioError
-from megatron_af.config import Config, ParallelConfig
-from megatron_af.data.rows import Question, Row
+from megatron_af.config import ParallelConfig
+from megatron_af.data.rows import Row
 from megatron_af.data.templates import TooLong, UnknownWords
 from megatron_af.inference.decoding import Decoding
-from megatron_af.inference.requests import BadRequest, Opens, RequestRows, is_absent, own_files, read_decoding
-from megatron_af.inference.writing import Answer, Piece, Tell
-from megatron_af.parallel.device import current_device, make_megatron_portable
-from megatron_af.runs.bundle import INDEXES
+from megatron_af.inference.requests import BadRequest, Opens, RequestRows, own_files, read_decoding
+from megatron_af.inference.writing import Answer, Tell
+from megatron_af.parallel.device import make_megatron_portable
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.pointers import checkpoint_digest
+from megatron_af.serve.found_examples import FoundExamples
+from megatron_af.serve.parts import join_process_group, load_embedder, load_listener
+from megatron_af.serve.pieces import pieces_of
 from megatron_af.serve.places import embedding_stage, find
 from megatron_af.serve.settings import Precision
+from megatron_af.serve.teaching import check_lesson, show
 
 if TYPE_CHECKING:
     from megatron_af.inference.answers import Answering
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from megatron_af.inference.live import Live
     from megatron_af.inference.session import Session
     from megatron_af.inference.taught import Taught
-    from megatron_af.retrieval.retriever import Retriever
 
 type Audio = str | Path | bytes
 """A recording in any format that libsndfile or FFmpeg reads: a file, a ``data:`` URI, base64, or its bytes."""
@@ -95,17 +96,17 @@ class LoadedModel:
             self._config = replace(self._config, precision="fp32" if precision == "fp32" else "bf16")
         self._stage = self._config.curriculum[self._config.stage]
         make_megatron_portable()
-        _join_process_group()
+        join_process_group()
         self._lock, self._closed = threading.Lock(), False
         self._listener: Listener | None = None
         self._embedder: ClapEmbedder | None = None
-        self._retrievers: dict[str, Retriever] = {}
+        self._examples = FoundExamples(self._config, opens)
         self._together: Answering | None = None
         self._taught: Taught | None = None
         if self._stage.objective == "answer":
-            self._listener = _listener(self._config, checkpoint, parallel, in_int8=precision == "int8")
+            self._listener = load_listener(self._config, checkpoint, parallel, in_int8=precision == "int8")
         elif spec_of(self._stage).embeds:
-            self._embedder = _embedder(self._config, checkpoint)
+            self._embedder = load_embedder(self._config, checkpoint)
 
     def __enter__(self) -> Self:
         return self
@@ -200,29 +201,12 @@ class LoadedModel:
             BadRequest: there is no clip or it cannot be read, no label, or no room for more examples.
         """
         listener = self._answering()
-        if isinstance(clips, str | Path | bytes) or not clips:
-            got = "none" if not isinstance(clips, str | Path | bytes) else "one: put it into a list"
-            raise BadRequest(f"teach: {label!r}: expected recordings of it, got {got}")
-        if not label.strip():
-            raise BadRequest("teach: expected a label, got none")
-        if self._config.model.transform.sees == "row":
-            raise BadRequest("teach: under model.transform.sees = row audio changes what is before it: nothing is kept")
+        check_lesson(label, clips, self._config.model)
         from megatron_af.inference.taught import Taught
 
-        pair = Question(prompt=prompt, output=label)
-        with self._lock, RequestRows(self._opens) as files:
-            heard = [files.recording(clip, f"teach: {label!r}: clip {n}").clips[0] for n, clip in enumerate(clips)]
-            examples = Row(id=label, clips=tuple(heard), questions=(pair,) * len(heard), template="interleaved")
+        with self._lock:
             taught = self._taught or Taught(listener)
-            try:
-                taught.add(examples, files.root)
-            except AudioError as error:
-                raise BadRequest(f"teach: {label!r}: {error}") from None
-            except TooLong as error:
-                raise BadRequest(
-                    f"teach: {label!r}: {len(taught) + len(heard)} examples take more than the {error.max_tokens} "
-                    "tokens of the stage's max_text_tokens; teach fewer clips, or forget() what was taught"
-                ) from None
+            show(taught, label, clips, prompt, self._opens)
             self._taught = taught
 
     def forget(self) -> None:
@@ -244,32 +228,8 @@ class LoadedModel:
 
     def stream(self, audio: Audio | None, prompt: str, **how: Any) -> Iterator[str]:
         """:meth:`answer`, piece by piece as it is written; the model is free for others when it has ended."""
-        pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
-        wanted = threading.Event()
-        wanted.set()
-
         request = {"audio": audio, "prompt": prompt} | {key: how.pop(key) for key in TALK if key in how}
-
-        def tell(event: Piece | Answer) -> bool:
-            if isinstance(event, Piece):
-                pieces.put(event.text)
-            return wanted.is_set()
-
-        def run() -> None:
-            try:
-                self.complete([request], tell=[tell], **how)
-                pieces.put(None)
-            except Exception as error:
-                pieces.put(error)
-
-        threading.Thread(target=run, daemon=True).start()
-        try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
-        finally:
-            wanted.clear()
+        return pieces_of(lambda tell: self.complete([request], tell=[tell], **how))
 
     def scores(self, audio: Audio | None, prompt: str, options: Sequence[str], **talk: Any) -> dict[str, float]:
         """Log-probability of each option as the answer to a prompt, its end included.
@@ -299,11 +259,7 @@ class LoadedModel:
         listener = self._answering()
         with self._lock, RequestRows(self._opens) as files:
             if few_shot:
-                retriever = self._retriever(few_shot_from)
-                requests = [
-                    self._with_examples(retriever, request, few_shot, f"request {index}")
-                    for index, request in enumerate(requests)
-                ]
+                requests = self._examples.before(requests, few_shot, few_shot_from)
             rows = [files.row(request, f"request {index}") for index, request in enumerate(requests)]
             for row in rows:
                 self.prompt_tokens(row)
@@ -406,7 +362,7 @@ class LoadedModel:
         items = [given] if one else list(given)
         with self._lock:
             if self._embedder is None:
-                self._embedder = _embedder(*embedding_stage(self._config))
+                self._embedder = load_embedder(*embedding_stage(self._config))
             if audio is None:
                 vectors = self._embedder.texts(items)
             else:
@@ -421,11 +377,10 @@ class LoadedModel:
 
     def close(self) -> None:
         """Ends the model's threads; its memory goes with the last reference to it."""
-        for part in (self._listener, self._embedder, *self._retrievers.values()):
+        for part in (self._listener, self._embedder, self._examples):
             if part is not None:
                 part.close()
         self._listener = self._embedder = None
-        self._retrievers.clear()
         self._taught = None
         self._closed = True
 
@@ -441,53 +396,3 @@ class LoadedModel:
     def _check_open(self) -> None:
         if self._closed:
             raise BadRequest(f"{self._config.name} was closed; load it again")
-
-    def _retriever(self, dataset: str) -> "Retriever":
-        folder = Path(self._config.output) / self._config.name / INDEXES
-        indexed = sorted(file.parent.name for file in folder.glob("*/index.json"))
-        dataset = dataset or (indexed[0] if len(indexed) == 1 else "")
-        if dataset not in indexed:
-            known = ", ".join(indexed) or "none: build one (tools/build_retrieval.py), and release again"
-            raise BadRequest(f"few_shot_from: expected an index of this model, got {dataset!r}; it has {known}")
-        if dataset not in self._retrievers:
-            from megatron_af.retrieval.retriever import Retriever
-
-            self._retrievers[dataset] = Retriever(self._config, dataset, opens=self._opens)
-        return self._retrievers[dataset]
-
-    def _with_examples(
-        self, retriever: "Retriever", request: Mapping[str, Any], count: int, where: str
-    ) -> Mapping[str, Any]:
-        given = [key for key in ("history", "examples") if not is_absent(request.get(key))]
-        if given:
-            raise BadRequest(f"{where}: expected few_shot or {given[0]}, got both")
-        if is_absent(request.get("audio")):
-            raise BadRequest(f"{where}: audio: expected a recording to find examples for, got none")
-        return {**request, **retriever.request(request["audio"], request.get("prompt") or "", count)}
-
-
-def _listener(config: Config, checkpoint: Path, parallel: ParallelConfig, *, in_int8: bool) -> "Listener":
-    # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.decoder.int8 import hold_in_int8
-    from megatron_af.decoder.lora import merge_adapters
-    from megatron_af.inference.listener import Listener
-
-    listener = Listener(config, checkpoint, parallel=parallel)
-    for chunk in listener.model.chunks if in_int8 else ():
-        merge_adapters(chunk)
-        hold_in_int8(chunk)
-    return listener
-
-
-def _embedder(config: Config, checkpoint: Path) -> "ClapEmbedder":
-    from megatron_af.inference.embedder import ClapEmbedder
-
-    return ClapEmbedder(config, checkpoint)
-
-
-def _join_process_group() -> None:
-    """The default process group: torchrun's, another model's of this process, or one of this process alone."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        dist.init_process_group(current_device().backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

@@ -12,42 +12,28 @@ A part of the model that a stage does not train is not copied into its checkpoin
 checkpoint that already holds it (``runs/pointers.py``), which is not pruned as long as one does. A checkpoint is
 written beside its place and renamed when it is complete, so a run that dies at any moment leaves the previous one as it
 was. Each process digests the files that it wrote; a run goes on from a checkpoint whose files are what was written
-(``runs/whole.py``).
-
-megatron-core describes a checkpoint's tensors in ``.metadata``, a pickle, and torch reads it by ``pickle.load``, which
-runs whatever code a file asks for. What is loaded here is looked at first: it may name the classes that describe
-tensors, and nothing else (``train/described_tensors.py``).
+(``runs/whole.py``). ``train/checkpoint_reading.py`` reads them.
 """
 
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial as partial_of
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedTensor
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
-from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_af.config.loading import load_config
-from megatron_af.entry import sentence
 from megatron_af.files import write
 from megatron_af.model import AudioFlamingo
-from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
 from megatron_af.runs.digests import record_digest
-from megatron_af.runs.lock import StageBusy, ensure_kept
+from megatron_af.runs.lock import ensure_kept
 from megatron_af.runs.paths import (
     BEST,
     LATEST,
@@ -56,13 +42,12 @@ from megatron_af.runs.paths import (
     SETTINGS,
     CheckpointError,
     Resume,
-    read_resume,
     replaced,
 )
-from megatron_af.runs.pointers import checkpoint_digest, holds, is_pointed_at, source_of, verify
+from megatron_af.runs.pointers import checkpoint_digest, is_pointed_at
 from megatron_af.train.checkpoint_files import note_of, write_and_digest
+from megatron_af.train.checkpoint_state import model_state, on_first, updates
 from megatron_af.train.checkpoint_writer import CheckpointWriter, Saves, results_queue
-from megatron_af.train.described_tensors import only_tensors
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
 from megatron_af.train.trainable import part_of
 
@@ -120,9 +105,9 @@ class Checkpoints:
             partial.mkdir(parents=True)
         sources = _still_there(sources)
         own = set(parts) - set(sources)
-        state, weights = _model_state(model, groups, lambda name: part_of(name) in own)
+        state, weights = model_state(model, groups, lambda name: part_of(name) in own)
         if optimizer is not None:
-            state["optimizer"] = optimizer.sharded_state(weights, _updates(resume), is_loading=False)
+            state["optimizer"] = optimizer.sharded_state(weights, updates(resume), is_loading=False)
         manifest = {
             "resume": resume,
             "parts": {
@@ -151,7 +136,7 @@ class Checkpoints:
                     write(self._folder / BEST, final.name)
                 self._prune(final)
 
-            _on_first(put_in_place)
+            on_first(put_in_place)
             self._announce(final)
 
         results_queue()
@@ -229,69 +214,6 @@ def _still_there(sources: Mapping[str, Path]) -> Mapping[str, Path]:
     return found[0]
 
 
-def load_parts(
-    model: AudioFlamingo, groups: Groups, checkpoint: Path, parts: Iterable[str], *, settled: bool = False
-) -> dict[str, Path]:
-    """Load the weights of some parts; a collective.
-
-    Args:
-        settled: the checkpoint's own files were compared with their digests a moment ago (``runs/whole.py``).
-
-    Returns:
-        For each part the checkpoint that its weights really came from.
-
-    Raises:
-        CheckpointError: naming the checkpoint and what it lacks.
-    """
-    parts = list(parts)
-    _check_adapters(model, checkpoint, parts)
-    wanted: dict[Path, set[str]] = {}
-    for part in parts:
-        wanted.setdefault(source_of(checkpoint, part), set()).add(part)
-
-    def compare() -> None:
-        for source in wanted:
-            if not (settled and source == checkpoint.resolve()):
-                verify(source)
-
-    _on_first(compare)
-    for source, group in wanted.items():
-        _load_from(model, groups, source, group)
-    return {part: source for source, group in wanted.items() for part in group}
-
-
-def _check_adapters(model: AudioFlamingo, checkpoint: Path, parts: Sequence[str]) -> None:
-    """A language model is never read without the adapters that it was trained with, nor are they read as others."""
-    ours = model.chunks[0].lora if model.chunks else None
-    if ours is None:
-        if "lm" in parts and holds(checkpoint, "lora"):
-            raise CheckpointError(
-                f"checkpoint {checkpoint} has adapters on its language model, and this model has none; give the stage "
-                f"the lora that stands in {SETTINGS} beside it, or merge them first (tools/convert_checkpoint.py)"
-            )
-    elif "lora" in parts and (settings := source_of(checkpoint, "lora") / SETTINGS).is_file():
-        theirs = load_config(settings).lora
-        if theirs is not None and theirs.computes != ours.computes:
-            raise CheckpointError(
-                f"checkpoint {checkpoint} has adapters with {theirs}, and this model's are {ours}; set targets, rank "
-                "and alpha of the stage's lora to what it was trained with"
-            )
-
-
-def _on_first(action: Callable[[], None]) -> None:
-    """Do something on one rank; what the system or a checkpoint refuses, all ranks raise. A collective."""
-    trouble: list[tuple[str, int] | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except (CheckpointError, StageBusy, OSError) as error:
-            trouble = [sentence(error)]
-    dist.broadcast_object_list(trouble)
-    if trouble[0]:
-        message, code = trouble[0]
-        raise CheckpointError(message, exit_code=code)
-
-
 def _digests_of_all(folder: Path) -> dict[str, str]:
     """File -> digest, of what every rank has written; a collective."""
     note, written = note_of(folder, dist.get_rank()), {}
@@ -328,127 +250,3 @@ def _written(partial: Path) -> Iterator[None]:
 def _why(error: BaseException) -> str:
     """What a writer met, in one line."""
     return " ".join(str(error).removeprefix("Worker failure:").split()) or type(error).__name__
-
-
-def load_optimizer(
-    model: AudioFlamingo, optimizer: AudioFlamingoOptimizer, groups: Groups, checkpoint: Path, sources: Iterable[str]
-) -> None:
-    """Load the optimizer's state for the parts that are not in ``sources``; a collective."""
-    frozen = set(sources)
-    updates = _updates(read_resume(checkpoint))
-    _, weights = _model_state(model, groups, lambda name: part_of(name) not in frozen)
-    state = {"optimizer": optimizer.sharded_state(weights, updates, is_loading=True)}
-    loaded = _load(state, checkpoint)
-    optimizer.load_sharded_state(loaded.get("optimizer", {}), updates)
-
-
-def _updates(resume: Resume) -> int:
-    """Steps that the optimizer made."""
-    return resume["step"] - resume["skipped"]
-
-
-def _load_from(model: AudioFlamingo, groups: Groups, source: Path, parts: set[str]) -> None:
-    state, _ = _model_state(model, groups, lambda name: part_of(name) in parts)
-    loaded = _load(state, source)  # into the parameters themselves, where shapes allow
-    modules: dict[str, nn.Module] = {f"model{i}": chunk for i, chunk in enumerate(model.chunks)}
-    modules["front"] = model.front
-    with torch.no_grad():
-        for key, module in modules.items():
-            own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            for name, tensor in loaded.get(key, {}).items():
-                own[_local_name(name)].copy_(tensor)
-    if "lm" in parts:
-        _draw_new_words(model, source)
-
-
-def _draw_new_words(model: AudioFlamingo, checkpoint: Path) -> None:
-    """Where the model has words that a checkpoint has not: it has padding in their place."""
-    settings = checkpoint / SETTINGS
-    if model.chunks and settings.is_file():
-        vocab = load_config(settings).model.lm.vocab
-        for chunk in model.chunks:
-            if vocab < chunk.table.vocab:
-                chunk.draw_words(vocab)
-
-
-def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    try:
-        with only_tensors(checkpoint):
-            loaded: dict[str, Any] = dist_checkpointing.load(state, str(checkpoint))
-        return loaded
-    except (CheckpointingException, CheckpointException, KeyError, ValueError) as error:
-        why = _misfit(state, checkpoint) or error
-        raise CheckpointError(
-            f"checkpoint {checkpoint} does not fit the model: {why}. It was written for another model (its own stands "
-            f"in {SETTINGS} beside it), or holds other parts; check the stage's `entry` and the `model:` section"
-        ) from error
-
-
-def _misfit(state: dict[str, Any], checkpoint: Path) -> str:
-    """Which tensors the checkpoint has not, or of another shape, in a few words; empty where none."""
-    try:
-        held = dist_checkpointing.load_tensors_metadata(str(checkpoint))
-    except (CheckpointingException, OSError):
-        return ""
-    wanted = {part.key: part for part in nested_values(state) if isinstance(part, ShardedTensor)}
-    missing = sorted(key for key in wanted if key not in held)
-    shapes = {key: (part.global_shape, held[key].global_shape) for key, part in wanted.items() if key in held}
-    told = [f"it has no {', '.join(missing[:3])}" + (f" (and {len(missing) - 3} more)" if len(missing) > 3 else "")]
-    told = told if missing else []
-    for key, (ours, theirs) in sorted(shapes.items()):
-        if ours != theirs and not wanted[key].allow_shape_mismatch:
-            told.append(f"its {key} has shape {tuple(theirs)}, expected {tuple(ours)}")
-            break
-    return "; ".join(told)
-
-
-def _model_state(
-    model: AudioFlamingo, groups: Groups, keep: Callable[[str], bool]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sharded weights of the parameters and buffers whose canonical name ``keep`` accepts.
-
-    Returns:
-        The state to save or to load into, and the same entries restricted to parameters (what the optimizer
-        matches its own state with).
-    """
-    front_tensors = {**dict(model.front.named_parameters()), **_persistent_buffers(model.front)}
-    state: dict[str, Any] = {
-        "front": make_sharded_tensors_for_checkpoint(
-            {name: tensor for name, tensor in front_tensors.items() if keep(name)},
-            "",
-            {},
-            # Every rank of the world holds the same audio side: it is stored once.
-            tp_group=groups.front.tp,
-            dp_cp_group=groups.front.dp_cp,
-        )
-    }
-    metadata = {
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-        # Layers with and without a gated block cannot share one stacked tensor.
-        "non_homogeneous_layers": True,
-        "singleton_local_shards": False,
-    }
-    for index, chunk in enumerate(model.chunks):
-        entries = chunk.sharded_state_dict(prefix="lm.", metadata=metadata)
-        state[f"model{index}"] = {
-            name: entry
-            for name, entry in entries.items()
-            if isinstance(entry, ShardedBase)
-            and not name.endswith("_extra_state")
-            and keep(canonical_name(chunk, name.removeprefix("lm.")))
-        }
-    parameters = {id(parameter) for _, parameter in model.named_parameters()}
-    weights = {
-        key: {name: entry for name, entry in entries.items() if id(entry.data) in parameters}
-        for key, entries in state.items()
-    }
-    return {key: entries for key, entries in state.items() if entries}, weights
-
-
-def _persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    stored = module.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in module.named_buffers() if name in stored}
-
-
-def _local_name(name: str) -> str:
-    return name.removeprefix("lm.")

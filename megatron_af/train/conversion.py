@@ -43,7 +43,8 @@ from megatron_af.parallel.device import current_device
 from megatron_af.runs.paths import MANIFEST, SETTINGS, Resume
 from megatron_af.runs.pointers import holds
 from megatron_af.text.tokenizer import Tokenizer
-from megatron_af.train.checkpoint import Checkpoints, load_parts
+from megatron_af.train.checkpoint import Checkpoints
+from megatron_af.train.checkpoint_reading import load_parts
 
 LANGUAGE, ENCODER = ("lm", "rows"), ("encoder",)  # of a language model, of ClapCap or LAION-CLAP
 WHOLE = ("encoder", "transform", "rows", "xattn", "lm")  # of a released AF2

@@ -40,7 +40,8 @@ from megatron_af.train.callbacks.saving import ReturnMemory, SaveEvery
 from megatron_af.train.callbacks.skipped_steps import SkippedSteps
 from megatron_af.train.callbacks.spikes import GoBack, Spikes, Stretches
 from megatron_af.train.callbacks.watch import Watch
-from megatron_af.train.checkpoint import Checkpoints, load_optimizer, load_parts
+from megatron_af.train.checkpoint import Checkpoints
+from megatron_af.train.checkpoint_reading import load_optimizer, load_parts
 from megatron_af.train.objectives.base import Learner, objective_of
 from megatron_af.train.optimizer import NonFiniteGradient, build_schedule
 from megatron_af.train.trainable import global_counts, part_of, select

@@ -7,6 +7,7 @@ import torch
 
 from megatron_af.bench import step
 from megatron_af.bench.step import Mixed
+from megatron_af.config import ParallelConfig
 from tests.distributed import run_distributed
 
 pytestmark = pytest.mark.slow
@@ -16,7 +17,7 @@ def padding(rank: int, world_size: int) -> tuple[float, float, float]:
     """Losses of a short clip alone, beside a longer one whose text supervises nothing, and of another clip."""
     from megatron_af.parallel import groups
 
-    learning = step.Learning(step.configuration(64), groups.initialize(step.ParallelConfig(), 0))
+    learning = step.Learning(step.configuration(64), groups.initialize(ParallelConfig(), 0))
     features, ids = learning._samples(Mixed((1, 3), (40, 90)))
     public: Any = learning.public
 

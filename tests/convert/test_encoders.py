@@ -16,7 +16,7 @@ from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.text.tokenizer import Tokenizer
-from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.checkpoint_reading import load_parts
 from megatron_af.train.conversion import convert
 from tests import tiny
 from tests.distributed import run_distributed

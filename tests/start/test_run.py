@@ -15,7 +15,7 @@ from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.start.run import slug, start
 from megatron_af.text.tokenizer import Tokenizer, read_tokenizer
 from megatron_af.text.words import extend
-from megatron_af.train.checkpoint import load_parts
+from megatron_af.train.checkpoint_reading import load_parts
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
 from tests.trained_run import trained_run

@@ -23,7 +23,8 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
 from megatron_af.runs.paths import MANIFEST, CheckpointError, Resume
-from megatron_af.train.checkpoint import Checkpoints, load_parts
+from megatron_af.train.checkpoint import Checkpoints
+from megatron_af.train.checkpoint_reading import load_parts
 from megatron_af.train.conversion import WHOLE, Occupied, convert
 from tests.convert.qwen_folder import write_folder
 from tests.convert.released_folder import FIXTURE, folder

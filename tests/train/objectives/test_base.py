@@ -142,7 +142,7 @@ def main() -> None:
     from megatron_af.data.storage import DataRoot
     from megatron_af.data.stream import hear
     from megatron_af.parallel import groups as process_groups
-    from megatron_af.train.checkpoint import load_parts
+    from megatron_af.train.checkpoint_reading import load_parts
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
