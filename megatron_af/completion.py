@@ -55,7 +55,8 @@ def _choices(call: ast.Call) -> Iterator[str]:
 SCRIPT = """\
 if [ -n "${{ZSH_VERSION-}}" ]; then autoload -U +X compinit bashcompinit && compinit -u && bashcompinit; fi
 _megatron_af() {{
-  local line="${{COMP_LINE:0:COMP_POINT}}" word tool="" known=""
+  [ -z "${{ZSH_VERSION-}}" ] || emulate -L ksh
+  local line="${{COMP_LINE:0:$COMP_POINT}}" word tool="" known=""
   local current="${{line##*[[:space:]]}}"
   for word in $line; do
     case "$word" in tools/*.py|*/tools/*.py) tool="${{word##*/}}" ;; esac
@@ -77,10 +78,13 @@ _megatron_af() {{
       "$current"*)
         # bash breaks words at = and :, and wants what stands behind the last one
         case "$current" in *=*) [ -n "${{ZSH_VERSION-}}" ] || word="${{word#*=}}" ;; esac
-        case "$word" in *=) compopt -o nospace 2>/dev/null || true ;; esac
+        # zsh has one choice for all words: they bring their own space, where one belongs behind them
+        if [ -n "${{ZSH_VERSION-}}" ]; then case "$word" in *=) ;; *) word="$word " ;; esac
+        else case "$word" in *=) compopt -o nospace 2>/dev/null || true ;; esac; fi
         COMPREPLY[${{#COMPREPLY[@]}}]="$word" ;;
     esac
   done
 }}
-complete -o default -o bashdefault -F _megatron_af python python3 torchrun
+complete -o default -o bashdefault ${{ZSH_VERSION:+-o}} ${{ZSH_VERSION:+nospace}} \\
+  -F _megatron_af python python3 torchrun
 """

@@ -1,8 +1,11 @@
 """A TAB offers what the tools know, and nothing behind other programs."""
 
+import os
+import pty
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from megatron_af.config.loading import describe
 from tests.pages import help_of
 
 TOOLS = Path(__file__).parents[1] / "tools"
-BASH = shutil.which("bash")
+BASH, ZSH = shutil.which("bash"), shutil.which("zsh")
 PROGRAMS = sorted(path.name for path in TOOLS.glob("*.py") if path.name != "__init__.py")
 
 
@@ -44,6 +47,49 @@ def offered(line: str) -> list[str]:
 )
 def test_what_is_completed(line: str, shown: list[str]) -> None:
     assert offered(line) == shown
+
+
+TYPED_IN_ZSH = {
+    "python tools/start.py --d": "python tools/start.py --dry-run ",
+    "python tools/prepare_data.py prep": "python tools/prepare_data.py prepare ",
+    "torchrun --nproc_per_node 2 tools/pretrain_af.py --config a.yaml precision=b":
+        "torchrun --nproc_per_node 2 tools/pretrain_af.py --config a.yaml precision=bf16 ",
+    "python /x/tools/pretrain_af.py model.lm.hid": "python /x/tools/pretrain_af.py model.lm.hidden=",
+    "python other.py --d": "python other.py --d",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ZSH, reason="there is no zsh")
+def test_zsh_completes_what_is_typed(tmp_path: Path) -> None:
+    """In a terminal, by the TAB key; a key of zsh's own says what then stands in the line."""
+    (tmp_path / "complete.sh").write_text(script(TOOLS))
+    (tmp_path / ".zshrc").write_text(
+        "unsetopt beep\nsource complete.sh\n"
+        "said() { print -r -- \"$BUFFER|\" >> said; BUFFER= }\nzle -N said\nbindkey '^T' said\nprint -n > said\n"
+    )
+    child, terminal = pty.fork()
+    if child == 0:  # pragma: no cover
+        os.chdir(tmp_path)
+        os.environ.update(TERM="dumb", HOME=str(tmp_path), ZDOTDIR=str(tmp_path))
+        os.execv(str(ZSH), [str(ZSH), "-d", "-i"])
+
+    def lines_when(count: int) -> list[str]:
+        late = time.monotonic() + 30
+        while not (tmp_path / "said").exists() or (tmp_path / "said").read_text().count("|\n") < count:
+            assert time.monotonic() < late, "zsh says nothing"
+            time.sleep(0.05)
+        return (tmp_path / "said").read_text().split("|\n")
+
+    try:
+        lines_when(0)
+        for number, line in enumerate(TYPED_IN_ZSH, 1):
+            os.write(terminal, f"{line}\t\x14".encode())
+            lines_when(number)
+        assert dict(zip(TYPED_IN_ZSH, lines_when(len(TYPED_IN_ZSH)), strict=False)) == TYPED_IN_ZSH
+    finally:
+        os.close(terminal)
+        os.waitpid(child, 0)
 
 
 def test_every_key_without_a_name_in_it_is_known() -> None:

@@ -146,15 +146,16 @@ class Ended:
         return "" if self.code == 0 or self.said.strip() else f"code {self.code} without a word"
 
 
-def ask(module: str, arguments: Sequence[str], folder: Path) -> Ended:
-    """One command in a forked process, in that folder."""
+def ask(module: str, arguments: Sequence[str], folder: Path, terminal: int | None = None) -> Ended:
+    """One command in a forked process, in that folder; it writes into a file, or into somebody's terminal."""
     began, out = time.monotonic(), folder.parent / "said"
+    out.touch()
     if (child := os.fork()) == 0:
         code = 99
         with contextlib.suppress(BaseException):
             os.setsid()
             os.chdir(folder)
-            into = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            into = os.open(out, os.O_WRONLY | os.O_TRUNC) if terminal is None else terminal
             for stream, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, into), (2, into)):
                 os.dup2(target, stream)
             sys.stdout, sys.stderr, sys.stdin = open(1, "w"), open(2, "w"), open(0)  # noqa: SIM115
