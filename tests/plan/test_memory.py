@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-from typing import Any
 
 import pytest
 import torch
@@ -23,27 +22,12 @@ from megatron_af.train.trainable import select
 from tests import tiny
 from tests.distributed import run_distributed
 from tests.plan.measured import LiveTensors, addmm_in_place
+from tests.plan.sized import ALIGN, WHOLE_LM, of_family, sized
 
 ERROR = 0.05
 STATIC_ERROR = 0.02
 """Room for padding of buffers, tables of positions and masks of the encoder, which the plan leaves out."""
 OPERATIONS_ERROR = 0.02
-ALIGN = ("transform.*", "added_rows", "lm.*.xattn.*")
-WHOLE_LM = ("transform.*", "added_rows", "lm.*")
-
-
-def sized(config: Config, *, wide: bool = True, **encoder: Any) -> Config:
-    """Wide enough that neither side of the model is lost beside the other."""
-    lm = config.model.lm
-    if wide:
-        lm = dataclasses.replace(lm, hidden=256, heads=8, ffn=512, max_positions=128)
-    model = dataclasses.replace(config.model, lm=lm, encoder=dataclasses.replace(config.model.encoder, **encoder))
-    return dataclasses.replace(config, model=model)
-
-
-def of_family(config: Config, family: str) -> Config:
-    lm = dataclasses.replace(config.model.lm, family=family, kv_heads=config.model.lm.heads)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
 
 
 CASES: dict[str, tuple[int, Config]] = {

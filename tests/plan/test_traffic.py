@@ -23,7 +23,7 @@ from megatron_af.train.objectives.answer_learner import AnswerLearner
 from megatron_af.train.trainable import select
 from tests import tiny
 from tests.distributed import run_distributed
-from tests.plan.test_memory import ALIGN, WHOLE_LM, of_family, sized
+from tests.plan.sized import ALIGN, WHOLE_LM, of_family, sized
 
 KINDS = {
     "allreduce_": "all-reduce",
