@@ -55,7 +55,6 @@ def _choices(call: ast.Call) -> Iterator[str]:
 SCRIPT = """\
 if [ -n "${{ZSH_VERSION-}}" ]; then autoload -U +X compinit bashcompinit && compinit -u && bashcompinit; fi
 _megatron_af() {{
-  [ -z "${{ZSH_VERSION-}}" ] || emulate -L ksh
   local line="${{COMP_LINE:0:$COMP_POINT}}" word tool="" known=""
   local current="${{line##*[[:space:]]}}"
   for word in $line; do
