@@ -17,7 +17,7 @@ SMALLER = {
     "model.transform.ffn=64 model.lm.hidden=64 model.lm.ffn=96 curriculum.answer.max_text_tokens=96 "
     "curriculum.clap.steps=2 curriculum.answer.steps=2 curriculum.clap.global_batch_samples=4 "
     "curriculum.clap.micro_batch_samples=2 curriculum.answer.global_batch_samples=4 "
-    "curriculum.answer.micro_batch_samples=2 evaluation.max_answer_tokens=4",
+    "curriculum.answer.micro_batch_samples=2 evaluation.max_answer_tokens=4 data.prepare.workers=1",
 }
 FEWER_STEPS = {"SETTINGS": "curriculum.clap.steps=2"}
 
