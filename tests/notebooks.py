@@ -1,6 +1,7 @@
 """Runs the notebooks of docs/examples as Jupyter would, without Jupyter: what their cells use of it is small.
 
     python -m tests.notebooks             # all of them anew, in a new folder; what they print is written into them
+    python -m tests.notebooks FOLDER '{"encoder": {"SETTINGS": "…"}}'     # smaller, into FOLDER/told.json
 
 A cell is Python, whose last line's value is shown; a line that begins with ``!`` is a command, with ``{NAME}`` filled
 in; ``%%writefile FILE`` keeps the rest of a cell. The cell with the tag ``parameters`` holds what a test makes smaller.
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,22 @@ def _shell(command: str, scope: Mapping[str, Any]) -> str:
     return done.stdout
 
 
+def try_all(root: Path, smaller: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each notebook prints, or how it fails, by name; in a process of its own, for tests fork."""
+    prepare(root)
+    told = {}
+    for name in ORDER:
+        try:
+            told[name] = {"said": "".join(run(read(name), root, **smaller.get(name, {})))}
+        except BaseException:
+            told[name] = {"failed": traceback.format_exc()}
+    (root / "told.json").write_text(json.dumps(told))
+
+
 def main() -> None:
+    if sys.argv[1:]:
+        try_all(Path(sys.argv[1]).resolve(), json.loads(sys.argv[2]))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         prepare(root)
