@@ -7,6 +7,7 @@ through all of it. A forward pass is timed alone, and taken from one with its wa
 seconds of one thread, float32. Both have texts of short questions and hear one window each.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -37,24 +38,32 @@ def settings(hidden: int = 1024, layers: int = 6) -> dict[str, Config]:
     }
 
 
-def measure(folder: Path, progress: Progress, models: dict[str, Config] | None = None) -> dict[str, Any]:
+def measure(folder: Path, progress: Progress) -> dict[str, Any]:
+    """
+    Returns:
+        as :func:`compare`.
+    """
+    torch.set_num_threads(1)
+    with world() as groups:
+        return compare(settings(), groups, progress)
+
+
+def compare(models: Mapping[str, Config], groups: Any, progress: Progress) -> dict[str, Any]:
     """
     Args:
-        models: of `LEARNS`, each; `settings` where there are none.
+        models: of `LEARNS`, each.
 
     Returns:
         ``seconds``: by model the forward pass and the way back (medians); ``ratio``: of the ways back, the frozen
         model's by the trained one's.
     """
-    torch.set_num_threads(1)
+    learning = {name: Learning(config, groups) for name, config in models.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in learning}
+    for number in range(ROUNDS):
+        for name, one in learning.items():
+            taken[name].append(one.passes(BATCH))
+        progress.update("frozen", number + 1, ROUNDS)
     seconds: dict[str, dict[str, float]] = {}
-    with world() as groups:
-        learning = {name: Learning(config, groups) for name, config in (models or settings()).items()}
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in learning}
-        for number in range(ROUNDS):
-            for name, one in learning.items():
-                taken[name].append(one.passes(BATCH))
-            progress.update("frozen", number + 1, ROUNDS)
     for name, found in taken.items():
         forward, both = (median(each) for each in zip(*found, strict=True))
         seconds[name] = {"forward": forward, "backward": both - forward}
