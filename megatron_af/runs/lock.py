@@ -126,10 +126,14 @@ def _is_alive(holder: dict[str, Any], file: Path) -> bool:
 
 
 def _began(pid: int) -> str:
-    """When a process began, in the kernel's ticks; empty where there is none of that number."""
+    """When a process began, in the kernel's ticks; empty where there is none of that number, or a dead one.
+
+    A dead one keeps its number until somebody has waited for it, which a container's first process may never do.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
+    except (OSError, IndexError, ValueError):
         return ""
 
 

@@ -47,6 +47,15 @@ def test_a_second_process_is_refused_by_name_and_a_dead_one_is_not_waited_for(tm
     assert [file.name for file in (tmp_path / "align").iterdir()] == []
 
 
+@pytest.mark.slow
+def test_a_dead_holder_that_nobody_has_waited_for_is_dead(tmp_path: Path, holder: Any) -> None:
+    os.kill(holder.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # until it has ended, and leave it as it is
+    assert Path(f"/proc/{holder.pid}/stat").is_file()
+    with StageLock(tmp_path / "align"):
+        pass
+
+
 def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:
     with StageLock(tmp_path):
         held = json.loads((tmp_path / FILE).read_text())
