@@ -78,12 +78,10 @@ class DataRoot:
         Raises:
             StorageError: it cannot be reached.
         """
-        try:
+        with self._naming(path):
             if (local := self.local(path)) is not None:
                 return local.stat().st_size
             return int(self._ask(path, lambda store, address: store.size(address)))
-        except OSError as error:
-            raise StorageError(f"{self._address(path)}: {error}") from error
 
     def stamp(self, path: str) -> str:
         """What changes whenever a file is replaced, without reading it; empty where there is none."""
@@ -103,11 +101,8 @@ class DataRoot:
         """
         if length is not None or (local := self.local(path)) is None:
             return hashlib.sha256(self.read(path, offset, length)).hexdigest()
-        try:
-            with local.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise StorageError(f"{self._address(path)}: {error}") from error
+        with self._naming(path), local.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """A file, or ``length`` bytes of it from ``offset`` on.
@@ -115,15 +110,13 @@ class DataRoot:
         Raises:
             StorageError: it cannot be read, or ends before.
         """
-        try:
+        with self._naming(path):
             if (local := self.local(path)) is not None:
                 with local.open("rb", buffering=0) as file:
                     data = file.read() if length is None else os.pread(file.fileno(), length, offset)
             else:
                 end = None if length is None else offset + length
                 data = self._ask(path, lambda store, address: store.cat_file(address, start=offset, end=end))
-        except OSError as error:
-            raise StorageError(f"{self._address(path)}: {error}") from error
         if length is not None and len(data) != length:
             raise StorageError(f"{self._address(path)} ends at byte {offset + len(data)}, before {offset + length}")
         return data
@@ -208,6 +201,18 @@ class DataRoot:
                     print(f"{address}: {said}; asked again for {AWAY_SECONDS:.0f} s", file=sys.stderr, flush=True)
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    @contextmanager
+    def _naming(self, path: str) -> Iterator[None]:
+        """What the system or a store says of a file becomes a `StorageError` that names it, once."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except FileNotFoundError as error:
+            raise StorageError(f"{self._address(path)} does not exist") from error
+        except OSError as error:
+            raise StorageError(f"{self._address(path)}: {error.strerror or error}") from error
 
     def _address(self, path: str) -> str:
         return f"{self._url}/{_inside(path)}"

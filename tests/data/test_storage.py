@@ -47,6 +47,20 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, kind: str) -> None:
         assert not list((tmp_path / "a").iterdir())
 
 
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_a_message_names_its_file_once(tmp_path: Path, kind: str) -> None:
+    root = DataRoot(str(tmp_path) if kind == "folder" else f"memory://{tmp_path.name}/data")
+    root.write("a/b.bin", b"0123456789")
+    for ask in (root.size, root.read, root.digest, lambda path: root.read(path, 0, 3)):
+        with pytest.raises(StorageError) as refused:
+            ask("a/c.bin")
+        assert str(refused.value) == f"{root}/a/c.bin does not exist"
+    if kind == "folder":
+        with pytest.raises(StorageError) as refused:
+            root.read("a")
+        assert str(refused.value) == f"{root}/a: Is a directory"
+
+
 class Store:
     """Files below a folder over HTTP; until ``back`` it answers ``status``."""
 
