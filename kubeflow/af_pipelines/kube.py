@@ -23,6 +23,7 @@ from af_pipelines import clock
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.refusals import explain, message_of
 from megatron_af.pipeline.job import StepFailed
+from megatron_af.retry_after import retry_after
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 KSERVE = {"group": "serving.kserve.io", "version": "v1beta1", "plural": "inferenceservices"}
@@ -216,7 +217,7 @@ class Kube:
                 elif error.status not in PASSING:
                     raise ClusterError(explain(error, self._cluster), error.status) from error
                 reason, refusal = f"{error.status} {error.reason}: {message_of(error)}", error
-                asked = float((error.headers or {}).get("Retry-After", 0) or 0)
+                asked = retry_after((error.headers or {}).get("Retry-After"))
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 reason, refusal, asked = " ".join(str(error).split()), None, 0.0
             if clock.now() + wait > began + minutes * 60:

@@ -136,6 +136,9 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
         problems.append(f"{parents[-1]}: include {path} includes itself; remove it from one of the two")
         return []
     try:
+        if path.exists() and not path.is_file():  # reading a pipe waits for ever
+            problems.append(f"{path}: expected a YAML file, got a folder, a pipe or a device")
+            return []
         layer = OmegaConf.load(path)
     except FileNotFoundError:
         problems.append(f"{parents[-1]}: include {path.name}: no such file" if parents else f"{path}: no such file")

@@ -28,11 +28,14 @@ from typing import Any, ClassVar
 
 from megatron_af.data.rows import Manifest, Row, RowError, to_json
 from megatron_af.files import write
+from megatron_af.retry_after import retry_after
 
 RETRIED_STATUS = (408, 409, 429, 500, 502, 503, 504)
 OF_ONE_REQUEST = (400, 413, 422)
 """Statuses of a request that is too long or otherwise not to a server's liking, which may like the next one."""
 LONGEST_WAIT_SECONDS = 60.0
+LARGEST_REPLY = 16 * 2**20
+"""Bytes; of a longer one the rest is not read."""
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 type Found = dict[str, Any]
@@ -304,8 +307,7 @@ class Client:
                         f"{config.endpoint} refuses requests for model {config.model} ({problem}); check endpoint, "
                         f"model and the environment's {KEY_VARIABLE}"
                     ) from None
-                wished = error.headers.get("Retry-After") or ""
-                pause = float(wished if wished.replace(".", "", 1).isdigit() else 2**attempt)  # it may be a date
+                pause = retry_after(error.headers.get("Retry-After")) or float(2**attempt)
             except (OSError, http.client.HTTPException) as error:  # away, or gone half-way
                 problem, pause = str(error), float(2**attempt)
             time.sleep(min(pause, LONGEST_WAIT_SECONDS))
@@ -331,9 +333,9 @@ class Client:
         if key := os.environ.get(KEY_VARIABLE):
             request.add_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=self._config.timeout_seconds) as response:
-            reply = response.read()
+            reply = response.read(LARGEST_REPLY)
         try:
             content = json.loads(reply)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise EndpointError(f"{self._config.endpoint} does not speak the chat completions protocol") from None
         return content if isinstance(content, str) else ""

@@ -1,5 +1,7 @@
 """Loading YAML into the typed tree: what is merged, what is refused, and that all of it is said at once."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,3 +190,12 @@ def test_other_trees_of_dataclasses_load_the_same_way(tmp_path: Path) -> None:
     write(tmp_path, top="{volumes: [{claim: data, readonly: true}]}")
     with pytest.raises(ConfigError, match=r"did you mean volumes\[0\]\.read_only"):
         read_values(Cluster, top)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "other.yaml")
+    (problem,) = problems_of(tmp_path / "other.yaml")
+    assert problem == f"{tmp_path}/other.yaml: expected a YAML file, got a folder, a pipe or a device"
+    (problem,) = problems_of(write(tmp_path, top="{name: x, include: [other.yaml]}"))
+    assert "other.yaml: expected a YAML file" in problem

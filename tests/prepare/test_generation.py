@@ -1,7 +1,9 @@
 """What every kind of written text shares: stopping and going on, a server that is busy, slow or gone."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +60,13 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_named(tmp_path, start):
     dead = replace(config, endpoint="http://127.0.0.1:9/v1", output=str(tmp_path / "dead.jsonl"), attempts=1)
     with pytest.raises(EndpointError, match="did not answer 1 times"):
         expand(dead)
+
+
+@pytest.mark.parametrize("reply", ["[" * 200_000, "{}", '{"choices": [{"message": {"content": "', " " * 17 * 2**20])
+def test_what_is_no_chat_completion_is_told(tmp_path, monkeypatch, reply):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(reply.encode()))
+    with pytest.raises(EndpointError, match="does not speak the chat completions protocol"):
+        expand(job(tmp_path, SimpleNamespace(endpoint="http://127.0.0.1:9/v1"), rows=1))
 
 
 def test_a_request_that_is_not_answered_costs_its_own_rows_alone(tmp_path, start):
