@@ -13,6 +13,7 @@ Everything that is read by another process or after a crash is written this way;
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,15 @@ def _name(error: OSError, path: Path) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to, which takes its name when the block ends well and is removed otherwise."""
+    """A place beside ``path`` to write to, which takes its name when the block ends well and is removed otherwise.
+
+    What is neither file nor folder stays what it is: ``/dev/null`` under another file's name would end many a program.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with tempfile.TemporaryDirectory() as folder:
+            yield (draft := Path(folder) / "draft")
+            path.write_bytes(draft.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}{DRAFT}")
     try:
@@ -75,6 +84,8 @@ def put_in_place(partial: Path, folder: Path) -> None:
     Between two renames there is none for an instant; :func:`settled` brings the old one back if the process died then.
     """
     old = settled(folder).with_name(folder.name + REPLACED)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "expected a folder, or nothing", str(folder))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,3 +137,17 @@ def test_appending_makes_the_folder_and_whole_lines(tmp_path: Path) -> None:
     append(tmp_path / "a/b.jsonl", "one\n")
     append(tmp_path / "a/b.jsonl", b"two\n")
     assert (tmp_path / "a/b.jsonl").read_text() == "one\ntwo\n"
+
+
+def test_a_device_or_pipe_stays_what_it_is(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write(pipe, "numbers")
+    reader.join()
+    assert read == [b"numbers"] and pipe.is_fifo()
+    (tmp_path / "partial").mkdir()
+    with pytest.raises(NotADirectoryError, match="expected a folder"):
+        put_in_place(tmp_path / "partial", pipe)
+    assert pipe.is_fifo() and (tmp_path / "partial").is_dir()

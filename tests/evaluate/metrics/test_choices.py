@@ -59,12 +59,12 @@ def test_match_follows_mmaus_rule() -> None:
     words = ("a", "dog", "barks", "twice", "rain", "(B)", "the", "C#", "roof,", "It's")
     right = 0
     for _ in range(3000):
-        options = tuple({" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(4)})
+        options = tuple(dict.fromkeys(" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(4)))
         wanted, heard = rng.choice(options), " ".join(rng.choices(words, k=rng.randint(0, 5)))
         expected = by_the_rule(wanted, heard, options)
         assert (Match(Means()).score([said(heard, wanted, options)])["match"].each == [1.0]) is expected
         right += expected
-    assert 100 < right < 2900
+    assert 50 < right < 2900
 
 
 def test_answers_without_options() -> None:
