@@ -12,6 +12,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Self, overload
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span
 from megatron_af.data.storage import DataRoot
+from megatron_af.foreign import ForeignError
 
 INDEX = "index.arrow"
 PREPARED = "prepared.json"
@@ -99,10 +101,18 @@ class PreparedRows(Sequence[Row]):
     """The rows of an index file."""
 
     def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            FileNotFoundError: there is none.
+            ForeignError: it is damaged, or of another form.
+        """
         self.path = path
-        self._reader = pa.ipc.open_file(pa.OSFile(str(path)))  # not memory-mapped: pages once touched would stay
-        batches = self._reader.num_record_batches
-        self._last = self._reader.get_batch(batches - 1) if batches else None
+        with _told(path):
+            self._reader = pa.ipc.open_file(pa.OSFile(str(path)))  # not memory-mapped: pages once touched would stay
+            if not self._reader.schema.equals(SCHEMA):
+                raise pa.ArrowInvalid("its columns are others")
+            batches = self._reader.num_record_batches
+            self._last = self._reader.get_batch(batches - 1) if batches else None
         self._length = 0 if self._last is None else (batches - 1) * BATCH_ROWS + self._last.num_rows
         self._batch: tuple[int, pa.RecordBatch] | None = None
 
@@ -120,7 +130,10 @@ class PreparedRows(Sequence[Row]):
             raise IndexError(f"{self.path} has {len(self)} rows; asked for {index}")
         number, place = divmod(index % len(self), BATCH_ROWS)
         if self._batch is None or self._batch[0] != number:
-            self._batch = number, self._reader.get_batch(number)
+            with _told(self.path):
+                batch = self._reader.get_batch(number)
+                batch.validate(full=True)  # places that lie outside of it would be read
+            self._batch = number, batch
         return row_from_record(self._batch[1].slice(place, 1).to_pylist()[0])
 
 
@@ -134,6 +147,7 @@ def open_rows(root: DataRoot, manifest: str) -> Sequence[Row]:
 
     Raises:
         FileNotFoundError: there is neither.
+        ForeignError: an index is damaged, or of another form.
     """
     try:
         file = root.fetch(rows_file(manifest))
@@ -170,9 +184,24 @@ def row_durations(rows: Sequence[Row]) -> Iterator[NDArray[np.float64]]:
 def _clips(rows: PreparedRows) -> Iterator[pa.ListArray]:
     """The column of clips alone, by record batch."""
     only_clips = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index("clips")])
-    reader = pa.ipc.open_file(pa.OSFile(str(rows.path)), options=only_clips)
-    for number in range(reader.num_record_batches):
-        yield reader.get_batch(number).column(0)
+    with _told(rows.path):
+        reader = pa.ipc.open_file(pa.OSFile(str(rows.path)), options=only_clips)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number).column(0)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say of an index that cannot be read which one it is, and the cure."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # the system's, not the reader's
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ForeignError(
+            f"{path}: expected the index of a prepared data set ({reason}); run tools/prepare_data.py prepare again"
+        ) from None
 
 
 def write_index(path: Path, batches: Iterable[pa.RecordBatch]) -> int:

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,8 @@ class NeighbourIndex:
         arrays |= {name: np.array(arrays[name], "S64") for name in ("key_P", "audio_P")}
         np.savez(partial / "catalogue.npz", **arrays)
         counts = {"rows": len(catalogue.row_N), "pieces": len(catalogue.key_P)}
-        about = {"inputs": inputs, "kind": kind, "left_out": left_out, **counts}
+        sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+        about = {"inputs": inputs, "kind": kind, "left_out": left_out, "bytes": sizes, **counts}
         write(partial / "index.json", json.dumps(about, indent=1) + "\n")
         put_in_place(partial, folder)
         return cls.read(folder)
@@ -83,18 +85,31 @@ class NeighbourIndex:
 
     @classmethod
     def read(cls, folder: Path) -> "NeighbourIndex":
-        """What :meth:`make` wrote, whatever it was built of."""
+        """What :meth:`make` wrote, whatever it was built of.
+
+        Raises:
+            StaleIndex: files of it are damaged, missing, or of another form.
+        """
         about = read_json(folder / "index.json")
-        with np.load(folder / "catalogue.npz") as arrays:
-            catalogue = Catalogue(
-                row_N=arrays["row_N"],
-                piece_N=arrays["piece_N"],
-                key_P=arrays["key_P"].astype("U64").tolist(),
-                audio_P=arrays["audio_P"].astype("U64").tolist(),
-                recording_P=arrays["recording_P"],
-                left_out=about["left_out"],
-            )
-        return cls(catalogue, VectorIndex.open(folder, about["kind"]))
+        try:
+            # faiss believes what a file says of itself: one that was cut would end the process.
+            if other := [name for name, size in about["bytes"].items() if (folder / name).stat().st_size != size]:
+                raise ValueError(f"{other[0]} has another size than it was written with")
+            with np.load(folder / "catalogue.npz") as arrays:
+                catalogue = Catalogue(
+                    row_N=arrays["row_N"],
+                    piece_N=arrays["piece_N"],
+                    key_P=arrays["key_P"].astype("U64").tolist(),
+                    audio_P=arrays["audio_P"].astype("U64").tolist(),
+                    recording_P=arrays["recording_P"],
+                    left_out=about["left_out"],
+                )
+            return cls(catalogue, VectorIndex.open(folder, about["kind"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StaleIndex(
+                f"{folder}: expected an index as tools/build_retrieval.py index writes it ({reason}); build it anew"
+            ) from error
 
     def vectors(self, piece_Q: NDArray[np.int64]) -> NDArray[np.float32]:
         """vector_QJ of pieces."""
@@ -153,7 +168,10 @@ def why_stale(config: Config, dataset: str) -> str:
     file = index_folder(config, dataset) / "index.json"
     if not file.is_file():
         return f"{dataset} has no index in {file.parent}"
-    built_of, now = read_json(file)["inputs"], index_inputs(config, dataset)
+    about = read_json(file)
+    if not isinstance(about, dict) or not isinstance(about.get("inputs"), dict):
+        return f"{file} does not say what the index of {dataset} was built of"
+    built_of, now = about["inputs"], index_inputs(config, dataset)
     changed = sorted(name for name in built_of | now if built_of.get(name) != now.get(name))
     return f"the index of {dataset} was built before {', '.join(changed)} changed" if changed else ""
 

@@ -1,16 +1,19 @@
 """The columnar index: same rows back, random access, and its cost at ten million rows."""
 
+import random
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from megatron_af.data.rows import Clip, Manifest, Question, Row, Span, to_json
+from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span, to_json
 from megatron_af.data.shards import BATCH_ROWS, PreparedRows, open_rows, record_batch, row_durations, write_index
 from megatron_af.data.storage import DataRoot
+from megatron_af.foreign import ForeignError
 
 
 def row(i: int) -> Row:
@@ -71,6 +74,29 @@ def test_ten_million_rows_open_at_once_in_little_memory(tmp_path: Path) -> None:
     out = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     opened, mebibytes = map(float, out.stdout.split())
     assert opened < 2 and mebibytes < 200
+
+
+@pytest.mark.parametrize("what", ["cut", "empty", "text", "other columns", *range(40)])
+def test_a_damaged_index_is_told_of_or_read(tmp_path: Path, what: str | int) -> None:
+    index = tmp_path / "index.arrow"
+    rows = [row(i) for i in range(2 * BATCH_ROWS)]
+    write_index(index, [record_batch(rows, [len(r.clips) for r in rows])])
+    whole = index.read_bytes()
+    if what == "other columns":
+        with pa.ipc.new_file(index, pa.schema({"id": pa.string()})) as writer:
+            writer.write_batch(pa.record_batch({"id": ["r0"]}))
+    else:
+        damaged = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no index" * 100}
+        draw = random.Random(str(what))
+        places = [draw.randrange(len(whole)) for _ in range(8)]
+        flipped = bytes(byte ^ 0xFF * (place in places) for place, byte in enumerate(whole))
+        index.write_bytes(damaged.get(str(what), flipped))
+    with (pytest.raises(ForeignError, match=r"index\.arrow: expected the index of a prepared data set.*prepare again")
+          if isinstance(what, str) else suppress(ForeignError, RowError)):  # fmt: skip
+        found = PreparedRows(index)
+        for place in range(len(found)):
+            assert isinstance(found[place], Row)
+        list(row_durations(found))
 
 
 def test_missing_data_sets_say_what_to_do(tmp_path: Path) -> None:

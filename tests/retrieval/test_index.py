@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from megatron_af.config import Config, StageConfig
+from megatron_af.foreign import ForeignError
 from megatron_af.retrieval.catalogue import Catalogue, read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, StaleIndex, index_folder, index_inputs
 from tests.retrieval.clustered import clustered
@@ -80,6 +81,21 @@ def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.rows_of(3).tolist() == made.rows_of(3).tolist()
     build(config)
     assert not list(index_folder(config, "train").parent.glob(".*")), "nothing half-written stays"
+
+
+@pytest.mark.parametrize("name", ["catalogue.npz", "vectors.0.faiss", "index.json"])
+@pytest.mark.parametrize("damage", ["cut", "other bytes", "gone", "{}"])
+def test_a_damaged_index_is_told_of(tmp_path: Path, name: str, damage: str) -> None:
+    folder = tmp_path / "index"
+    NeighbourIndex.make(catalogue_of([0, 1, 2]), clustered(3, 1), folder, {})
+    file = folder / name
+    whole = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes({"cut": whole[:-9], "other bytes": b"?" * len(whole)}.get(damage, damage.encode()))
+    with pytest.raises((StaleIndex, ForeignError, FileNotFoundError), match=r"index"):
+        NeighbourIndex.read(folder)
 
 
 def test_a_changed_encoder_or_data_never_reads_an_old_index(tmp_path: Path) -> None:
