@@ -70,11 +70,20 @@ def test_warm_up_then_cosine_with_rates_of_their_own_for_gates_and_encoder() -> 
         assert rate[ENCODER] == pytest.approx(0.5 * rate[PLAIN])
 
 
-def poisoned(rank: int, world_size: int) -> tuple[str, bool]:
-    """One rank alone gets a NaN; all must refuse, with no weight changed."""
+def poisoned(rank: int, world_size: int, gradient: float | None) -> tuple[str, bool]:
+    """One rank alone gets a NaN to hear, or such a gradient of one number; all must refuse, with no weight changed."""
     model, objective = objective_of(tiny.config())
     batch = tiny.step_batch(0, dp_rank=rank, dp_size=2, mp_rank=0, mp_size=1)
-    if rank == 1 and batch.audio.mel_WFM is not None:
+    if rank == 1 and gradient is not None:
+        weight = dict(model.named_parameters())[PLAIN]
+
+        def spoil(grad: torch.Tensor) -> torch.Tensor:
+            grad = grad.clone()
+            grad.view(-1)[0] = gradient
+            return grad
+
+        weight.register_hook(spoil)
+    elif rank == 1 and batch.audio.mel_WFM is not None:
         batch.audio.mel_WFM[0, 0, 0] = float("nan")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     objective.forward_backward(batch)
@@ -85,6 +94,9 @@ def poisoned(rank: int, world_size: int) -> tuple[str, bool]:
     return "", False
 
 
-def test_gradients_that_are_not_finite_change_no_weight_on_any_rank() -> None:
-    for message, unchanged in run_distributed(poisoned, 2):
-        assert "gradient norm is nan" in message and unchanged
+@pytest.mark.parametrize(
+    ("gradient", "norm"), [(None, "nan"), (math.nan, "nan"), (math.inf, "inf"), (-math.inf, "inf"), (3e38, "inf")]
+)
+def test_gradients_that_are_not_finite_change_no_weight_on_any_rank(gradient: float | None, norm: str) -> None:
+    for message, unchanged in run_distributed(poisoned, 2, gradient):
+        assert f"gradient norm is {norm}" in message and unchanged
