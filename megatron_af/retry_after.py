@@ -3,19 +3,21 @@
     pause = retry_after(error.headers.get("Retry-After")) or 2.0
 """
 
-import math
 import re
 import time
 from email.utils import parsedate_to_datetime
 
 
+LONGEST = 300.0
+"""Seconds that anybody waits for because a server says so: its date may be of another clock."""
+
+
 def retry_after(value: str | None) -> float:
-    """Seconds from now on; 0 where nothing, or nothing that can be read, was asked for."""
+    """Seconds from now on, `LONGEST` at most; 0 where nothing, or nothing that can be read, was asked for."""
     text = (value or "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
-        seconds = float(text)
-        return seconds if math.isfinite(seconds) else 0.0
+        return min(float(text), LONGEST)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return min(max(0.0, parsedate_to_datetime(text).timestamp() - time.time()), LONGEST)
     except (ValueError, OverflowError, OSError):
         return 0.0

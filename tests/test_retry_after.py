@@ -10,7 +10,7 @@ from megatron_af.retry_after import retry_after
 
 @pytest.mark.parametrize(
     ("said", "seconds"), [("7", 7.0), (" 1.5 ", 1.5), ("0", 0.0), (None, 0.0), ("", 0.0), ("soon", 0.0), ("²", 0.0),
-                          ("-3", 0.0), ("nan", 0.0), ("9" * 400, 0.0), ("Wed, 99 Oct 2025 07:28:00 GMT", 0.0)],
+                          ("-3", 0.0), ("nan", 0.0), ("9" * 400, 300.0), ("Wed, 99 Oct 2025 07:28:00 GMT", 0.0)],
 )  # fmt: skip
 def test_seconds(said: str | None, seconds: float) -> None:
     assert retry_after(said) == seconds
@@ -19,3 +19,4 @@ def test_seconds(said: str | None, seconds: float) -> None:
 def test_a_date_is_so_far_away() -> None:
     assert 50 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
     assert retry_after(formatdate(time.time() - 60, usegmt=True)) == 0
+    assert retry_after(formatdate(time.time() + 86_400, usegmt=True)) == 300

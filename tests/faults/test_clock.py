@@ -11,6 +11,7 @@ READERS = {
     "megatron_af.pipeline.records": "when a step began, for people; no step took less than nothing",
     "megatron_af.release.aliases": "another machine's move; too old and too new are the same",
     "megatron_af.release.versions": "a date in a record",
+    "megatron_af.retry_after": "a server's date; what it makes anybody wait has a limit",
     "megatron_af.runs.lock": "a volume's clock, and whoever seems dead by it is watched for a renewal",
     "megatron_af.serve.chat": "a date in a reply",
     "megatron_af.serve.counts": "a date in a page of figures",
