@@ -7,7 +7,6 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 
-
 LONGEST = 300.0
 """Seconds that anybody waits for because a server says so: its date may be of another clock."""
 
