@@ -144,7 +144,7 @@ def foundation(folder: Path) -> Config:
         rows = [
             {"id": one, "clips": [{"path": f"w/{one}.wav", "duration": 1.0}], "captions": ["w3"],
              "questions": [{"prompt": "w1", "output": f"w{number}"}]}
-            for number, one in enumerate(recordings)
+            for number, one in enumerate(recordings, 1)
         ]  # fmt: skip
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "requests.jsonl").write_text('{"prompt": "w1", "audio": "w/a.wav"}\n')
