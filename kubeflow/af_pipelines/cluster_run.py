@@ -13,9 +13,10 @@ from af_pipelines.endpoint import ENDED, IMPLEMENTATION, Endpoint
 from af_pipelines.execute import Arguments
 from af_pipelines.follow import LogReader, show_status
 from af_pipelines.kube import Kube, Object
-from af_pipelines.manifest import HEARTBEAT, MANAGED_BY, PROGRESS, RUN, STEP
+from af_pipelines.manifest import MANAGED_BY, PROGRESS, RUN, STEP
 from af_pipelines.pipelines import compile_pipeline
-from af_pipelines.trainjob import delete_run, ended
+from af_pipelines.shapes import BEGINNING, moment
+from af_pipelines.trainjob import delete_run, ended, last_sign
 from megatron_af.config import ConfigError
 from megatron_af.config.as_json import from_json
 from megatron_af.pipeline.job import StepFailed
@@ -135,19 +136,20 @@ def reap_jobs(cluster: ClusterConfig, now: datetime | None = None) -> int:
     for job in kube.jobs(",".join(f"{name}={value}" for name, value in MANAGED_BY.items())):
         name, condition = job["metadata"]["name"], ended(job)
         if condition:
-            since, limit, why = condition.get("lastTransitionTime", ""), KEPT, f"ended ({condition['type']})"
+            since = max(moment(condition.get("lastTransitionTime")), moment(job["metadata"].get("creationTimestamp")))
+            limit, why = KEPT, f"ended ({condition['type']})"
         else:
-            since = job["metadata"].get("annotations", {}).get(HEARTBEAT, "")
-            limit, why = ORPHAN, "lost its pipeline"
-        age = now - datetime.fromisoformat(since or job["metadata"]["creationTimestamp"])
-        if age > limit:
+            since, limit, why = last_sign(job), ORPHAN, "lost its pipeline"
+        age = now - since
+        if since > BEGINNING and age > limit:
             kube.delete(name)
             print(f"deleted {name}: {why} {age.total_seconds() / 3600:.1f} h ago")
     return 0
 
 
 def _job_line(job: Object, kube: Kube) -> str:
-    name, step, condition = job["metadata"]["name"], job["metadata"]["labels"][STEP], ended(job)
+    name, condition = job["metadata"]["name"], ended(job)
+    step = job["metadata"].get("labels", {}).get(STEP, "")
     if condition:
         return f"{step:20} TrainJob {name}: {condition['type'].lower()} {condition.get('message', '')}"
     status = show_status(job, kube.pods(name))

@@ -11,6 +11,7 @@ from typing import Any
 
 from af_pipelines import clock
 from af_pipelines.kube import CONTAINER, Kube, Object, node_of
+from af_pipelines.shapes import number
 from megatron_af.pipeline.job import Job, describe_exit
 from megatron_af.pipeline.logs import last_error
 
@@ -93,7 +94,7 @@ class PodLogs:
 
 def restarts_of(pods: Sequence[Any]) -> int:
     """How often JobSet has started the nodes again."""
-    return max((int((pod.metadata.labels or {}).get(RESTART_LABEL, 0)) for pod in pods), default=0)
+    return max((number((pod.metadata.labels or {}).get(RESTART_LABEL)) for pod in pods), default=0)
 
 
 def is_queued(found: Object) -> bool:
@@ -107,7 +108,7 @@ def show_status(found: Object, pods: Sequence[Any]) -> str:
     if is_queued(found):
         return "waiting in the queue to be admitted"
     ready = sum(pod.status.phase == "Running" for pod in pods)
-    nodes = found["spec"].get("trainer", {}).get("numNodes", 1)
+    nodes = found.get("spec", {}).get("trainer", {}).get("numNodes", 1)
     status = f"{ready} of {nodes} nodes running"
     progress = found.get("status", {}).get("trainerStatus", {})
     if "progressPercentage" in progress:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import urllib3
@@ -22,6 +22,7 @@ from kubernetes.config import ConfigException
 from af_pipelines import clock
 from af_pipelines.cluster import ClusterConfig
 from af_pipelines.refusals import explain, message_of
+from af_pipelines.shapes import JOB, JOBS, SERVICE, ShapeError, checked, moment, number
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.retry_after import retry_after
 
@@ -40,6 +41,8 @@ JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 Object = dict[str, Any]
+_ODD = (ShapeError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What is raised of an answer that is none of Kubernetes: our own, and what the client stumbles over."""
 
 
 class ClusterError(StepFailed):
@@ -103,7 +106,7 @@ class Kube:
 
     def get(self, name: str) -> Object | None:
         with _unless(404):
-            return self._call(self._custom.get_namespaced_custom_object, name=name, **self._jobs)
+            return self._call(self._custom.get_namespaced_custom_object, name=name, shape=JOB, **self._jobs)
         return None
 
     def delete(self, name: str) -> None:
@@ -123,7 +126,8 @@ class Kube:
         return self._once(self._custom.patch_namespaced_custom_object, name=name, body=body, **self._jobs) is not None
 
     def jobs(self, selector: str) -> list[Object]:
-        answer = self._call(self._custom.list_namespaced_custom_object, label_selector=selector, **self._jobs)
+        listing = self._custom.list_namespaced_custom_object
+        answer = self._call(listing, label_selector=selector, shape=JOBS, **self._jobs)
         return list(answer["items"])
 
     def pods(self, job: str) -> list[Any]:
@@ -131,7 +135,10 @@ class Kube:
         return sorted(self.select_pods(f"{JOBSET_LABEL}={job}"), key=node_of)
 
     def select_pods(self, selector: str) -> list[Any]:
-        return list(self._call(self._core.list_namespaced_pod, self.namespace, label_selector=selector).items)
+        pods = self._call(self._core.list_namespaced_pod, self.namespace, label_selector=selector).items
+        if not all(pod.metadata and pod.metadata.name and pod.status for pod in pods):
+            raise self._odd("a pod without name or status")
+        return list(pods)
 
     def has_queue(self, name: str) -> bool:
         """Whether Kueue has this queue in the namespace; also where this account may not ask."""
@@ -147,7 +154,10 @@ class Kube:
 
     def deployment(self, name: str) -> Any | None:
         with _unless(404):
-            return self._call(self._apps.read_namespaced_deployment, name, self.namespace)
+            found = self._call(self._apps.read_namespaced_deployment, name, self.namespace)
+            if found.spec is None:
+                raise self._odd("a Deployment without spec")
+            return found
         return None
 
     def patch_deployment(
@@ -161,7 +171,7 @@ class Kube:
     def inference_service(self, name: str) -> Object | None:
         """One of KServe's; None also on a cluster without KServe, and where this account may not ask."""
         with _unless(403, 404):
-            return self._call(self._custom.get_namespaced_custom_object, name=name, **self._services)
+            return self._call(self._custom.get_namespaced_custom_object, name=name, shape=SERVICE, **self._services)
         return None
 
     def patch_inference_service(
@@ -177,9 +187,9 @@ class Kube:
 
         Those of an earlier job of the same name are still listed for an hour; they are older than this one.
         """
-        name, made = job["metadata"]["name"], _moment(job["metadata"].get("creationTimestamp"))
+        name, made = job["metadata"]["name"], moment(job["metadata"].get("creationTimestamp"))
         events = self._call(self._core.list_namespaced_event, self.namespace, field_selector="type=Warning").items
-        mine = [event for event in events if _belongs(event.involved_object.name, name) and _when(event) >= made]
+        mine = [event for event in events if _belongs(event.involved_object.name or "", name) and _when(event) >= made]
         return [f"{event.reason}: {event.message}" for event in sorted(mine, key=_when)]
 
     def log(
@@ -201,16 +211,30 @@ class Kube:
         """The answer to one request that nothing depends on; None where it fails."""
         try:
             return request(*arguments, _request_timeout=ONE_TRY_SECONDS, **named)
-        except (client.ApiException, urllib3.exceptions.HTTPError, OSError):
+        except (client.ApiException, urllib3.exceptions.HTTPError, OSError, *_ODD):
             return None
 
-    def _call(self, request: Callable[..., Any], *arguments: Any, doing: str = "", **named: Any) -> Any:
-        """Make a request, again while its failure may pass; anything else is a `ClusterError`."""
+    def _odd(self, what: object) -> ClusterError:
+        """For an answer that no API server gives."""
+        return ClusterError(
+            f"what answers as the cluster is no Kubernetes API server ({' '.join(str(what).split())[:200]}): check the "
+            "kubeconfig's server, and the proxy or login page in front of it"
+        )
+
+    def _call(
+        self, request: Callable[..., Any], *arguments: Any, doing: str = "", shape: Any = None, **named: Any
+    ) -> Any:
+        """Make a request, again while its failure may pass; anything else is a `ClusterError`.
+
+        Args:
+            shape: of the answer, where the client does not know its kind (``shapes.py``).
+        """
         wait, began, said = FIRST_WAIT_SECONDS, clock.now(), False
         while True:
             minutes = self._cluster.away_minutes
             try:
-                return request(*arguments, _request_timeout=(10, 60), **named)
+                answer = request(*arguments, _request_timeout=(10, 60), **named)
+                return answer if shape is None else checked(answer, shape)
             except client.ApiException as error:
                 if error.status == 401:
                     minutes = min(minutes, LOGIN_MINUTES)
@@ -220,6 +244,8 @@ class Kube:
                 asked = retry_after((error.headers or {}).get("Retry-After"))
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 reason, refusal, asked = " ".join(str(error).split()), None, 0.0
+            except _ODD as error:
+                raise self._odd(error) from error
             if clock.now() + wait > began + minutes * 60:
                 goes_on = "the training job goes on, and a retry or `af-pipelines resume` finds it again"
                 if refusal is not None and refusal.status == 401:
@@ -239,7 +265,7 @@ class Kube:
 
 def node_of(pod: Any) -> int:
     """The node that a pod is, by its label: a list of pods comes in no order, and not always whole."""
-    return int((pod.metadata.labels or {}).get(INDEX_LABEL, 0))
+    return number((pod.metadata.labels or {}).get(INDEX_LABEL))
 
 
 def _belongs(name: str, job: str) -> bool:
@@ -250,14 +276,7 @@ def _belongs(name: str, job: str) -> bool:
 def _when(event: Any) -> datetime:
     """When an event was last seen; controllers of different age fill different fields."""
     series = event.series.last_observed_time if event.series else None
-    return _moment(series or event.last_timestamp or event.event_time or event.metadata.creation_timestamp)
-
-
-def _moment(value: datetime | str | None) -> datetime:
-    """A time in whole seconds, as a creation's is; the beginning of time where none is known."""
-    if value is None:
-        return datetime.min.replace(tzinfo=UTC)
-    return (datetime.fromisoformat(value) if isinstance(value, str) else value).replace(microsecond=0)
+    return moment(series or event.last_timestamp or event.event_time or event.metadata.creation_timestamp)
 
 
 @contextlib.contextmanager

@@ -52,5 +52,5 @@ def message_of(error: ApiException) -> str:
     """The sentence in the answer's body, which is a Status, plain text or nothing."""
     try:
         return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, RecursionError):
         return " ".join(str(error.body or error.reason).split())

@@ -44,7 +44,8 @@ class _Deployment:
     def __init__(self, kube: Kube, found: object) -> None:
         spec = found.spec  # type: ignore[attr-defined]
         self._kube, self._replicas = kube, spec.replicas or 0
-        self.annotations = dict(spec.template.metadata.annotations or {})
+        metadata = spec.template.metadata
+        self.annotations = dict(metadata.annotations or {}) if metadata else {}
 
     def change(self, annotations: Mapping[str, str | None]) -> None:
         self._kube.patch_deployment(SERVER, annotations)

@@ -16,6 +16,7 @@ from af_pipelines.cluster import ORPHAN, ClusterConfig
 from af_pipelines.follow import PodLogs, blocked, is_queued, restarts_of, show_status
 from af_pipelines.kube import JOBSET_LABEL, ClusterError, Kube, Object
 from af_pipelines.manifest import ATTEMPT, HEARTBEAT, PROGRESS, RUN, SPEC, STEP, WATCHER, now_text, trainjob_manifest
+from af_pipelines.shapes import moment
 from megatron_af.entry import Cancelled, cancellable
 from megatron_af.pipeline.job import Job, StepFailed
 from megatron_af.pipeline.logs import read_progress
@@ -85,9 +86,13 @@ def delete_run(cluster: ClusterConfig, run: str) -> None:
 
 def is_watched(found: Object, *, within: timedelta = ORPHAN, now: datetime | None = None) -> bool:
     """Whether a process watches a job that lives, by its last heartbeat."""
+    return (now or datetime.now(UTC)) - last_sign(found) <= within
+
+
+def last_sign(found: Object) -> datetime:
+    """When a process last said that it watches the job, or made it; the beginning of time where neither is known."""
     metadata = found["metadata"]
-    since = metadata.get("annotations", {}).get(HEARTBEAT) or metadata["creationTimestamp"]
-    return (now or datetime.now(UTC)) - datetime.fromisoformat(since) <= within
+    return max(moment(metadata.get("annotations", {}).get(HEARTBEAT)), moment(metadata.get("creationTimestamp")))
 
 
 def ended(found: Object) -> Object | None:
@@ -127,7 +132,7 @@ def _create_or_adopt(kube: Kube, body: Object, run: Launch, say: Callable[[str],
         elif owner == run.run and same and (condition is None or condition["type"] == "Complete"):
             say(f"[{step}] goes on with TrainJob {name}, which an earlier try of this step created")
             return
-        elif owner == run.run and same and _gave_up(condition) and int(annotations.get(ATTEMPT, 0)) == run.attempt:
+        elif owner == run.run and same and _gave_up(condition) and annotations.get(ATTEMPT) == str(run.attempt):
             return  # the watch reports its failure again instead of repeating it
         else:
             why = f"of run {owner}" if owner != run.run else "made from other settings" if not same else ""

@@ -94,3 +94,21 @@ def test_a_check_refuses_what_would_be_dropped_and_a_job_shows_the_warning(
     cluster.on_get(0, lambda job: cluster.finish(job))
     assert launch() == 0
     assert 'the API server warns: 299 - "unknown field' in launch.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("trainjobs", '{"kind": "TrainJobList"}', r"items: expected a list, got nothing"),
+        ("trainjobs", '{"items": [{"metadata": {}}]}', r"items\[0\]\.metadata\.name: expected text, got nothing"),
+        ("trainjobs", "<html>", "the answer: expected an object, got text"),
+        ("pods", '{"kind": "PodList"}', "must not be `None`"),
+        ("pods", '{"items": [{"metadata": {"name": "a"}}]}', "a pod without name or status"),
+        ("pods", "[3]", "no Kubernetes API server"),
+    ],
+)
+def test_what_is_no_api_server_is_told_of(cluster: FakeCluster, path: str, body: str, told: str) -> None:
+    cluster._refusals.append(("GET", path, 200, body, {"Content-Type": "application/json"}))
+    kube = cluster.kube(CLUSTER)
+    with pytest.raises(ClusterError, match=rf"is no Kubernetes API server.*{told}|{told}.*check the kubeconfig"):
+        kube.jobs("") if path == "trainjobs" else kube.pods(NAME)
