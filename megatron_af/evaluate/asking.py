@@ -6,8 +6,10 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import batched
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -46,10 +48,11 @@ class Kept:
         whole = self.path.read_bytes()
         end = whole.rfind(b"\n") + 1
         os.truncate(self.path, end)  # a line under way when the measurement was stopped
-        for text in whole[:end].decode().splitlines():
-            entry = json.loads(text)
-            if entry["state"] == self._state:
-                done[entry["wording"], entry["question"]] = entry["answer"], entry["logprobs"]
+        for line in whole[:end].split(b"\n"):
+            with suppress(ValueError, KeyError, TypeError, RecursionError):  # damaged: asked again
+                entry = json.loads(line)
+                if entry["state"] == self._state and _is_whole(entry["answer"], entry["logprobs"]):
+                    done[int(entry["wording"]), int(entry["question"])] = entry["answer"], entry["logprobs"]
         return done
 
     def add(self, new: Done) -> None:
@@ -61,6 +64,12 @@ class Kept:
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _is_whole(answer: Any, logprobs: Any) -> bool:
+    """Whether these are an answer and the log-probabilities of options, as `Kept.add` puts them down."""
+    scored = logprobs is None or (isinstance(logprobs, list) and all(isinstance(one, float) for one in logprobs))
+    return scored and (answer is None or isinstance(answer, str))
 
 
 def state_of(config: Config, suite: Benchmark, checkpoint: Path, questions: Sequence[Asked], shots: str = "") -> str:

@@ -23,10 +23,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_af.data.rows import Manifest, Row, RowError, to_json
+from megatron_af.data.rows import Manifest, Row, RowError, parse_row, to_json
 from megatron_af.files import write
 from megatron_af.retry_after import retry_after
 
@@ -234,12 +235,19 @@ class _Writer:
             whole = self._partial.read_bytes()
             end = whole.rfind(b"\n") + 1
             os.truncate(self._partial, end)  # a line under way when the job was stopped
-            for line in whole[:end].decode().splitlines():
-                entry = json.loads(line)
-                row = rows.get(entry["id"])
-                if row is not None and entry["asked"] == self._question(row) and {"found", "refused"} & entry.keys():
-                    done[entry["id"]] = entry
+            for line in whole[:end].split(b"\n"):
+                with suppress(ValueError, KeyError, TypeError, RecursionError):  # damaged: asked again
+                    entry = json.loads(line)
+                    row = rows[entry["id"]]
+                    if entry["asked"] == self._question(row) and self._is_whole(row, entry):
+                        done[row.id] = entry
         return done
+
+    def _is_whole(self, row: Row, entry: dict[str, Any]) -> bool:
+        """Whether something can be made of what was put down of a row; raises what its parts raise where not."""
+        if "refused" in entry:
+            return isinstance(entry["refused"], str)
+        return bool(parse_row(json.loads(to_json(self._task.made(row, entry["found"]))), row.id))
 
 
 def read_reply(task: Task, reply: str, rows: Sequence[Row]) -> list[Found | str]:
@@ -265,6 +273,19 @@ def plain_reason(problem: str) -> str:
 def plain_words(text: str) -> str:
     """A text as it is compared: its words, in small letters."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Nobody who answers for an endpoint sends rows and key somewhere else."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    """One for all requests: making one reads all certificates."""
+    return urllib.request.build_opener(_StayHere)
 
 
 class Client:
@@ -298,8 +319,9 @@ class Client:
             except urllib.error.HTTPError as error:
                 text = ""
                 with suppress(OSError, http.client.HTTPException):
-                    text = error.read().decode(errors="replace")[:200]
-                problem = f"HTTP {error.code}: {text}"
+                    text = error.read(LARGEST_REPLY).decode(errors="replace")[:200]
+                elsewhere = f", it is at {error.headers['Location']}" if error.headers.get("Location") else ""
+                problem = f"HTTP {error.code}: {text}{elsewhere}"
                 if error.code in OF_ONE_REQUEST:
                     raise Unanswered(f"{config.endpoint} does not take the request ({problem})") from None
                 if error.code not in RETRIED_STATUS:
@@ -332,7 +354,7 @@ class Client:
         )
         if key := os.environ.get(KEY_VARIABLE):
             request.add_header("Authorization", f"Bearer {key}")
-        with urllib.request.urlopen(request, timeout=self._config.timeout_seconds) as response:
+        with _opener().open(request, timeout=self._config.timeout_seconds) as response:
             reply = response.read(LARGEST_REPLY)
         try:
             content = json.loads(reply)["choices"][0]["message"]["content"]

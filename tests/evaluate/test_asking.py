@@ -15,6 +15,11 @@ def test_a_stopped_measurement_keeps_whole_lines_of_its_own_state(tmp_path: Path
     assert kept.read() == {(0, 3): ("rain", [-1.0, -2.5]), (1, 3): (None, None)}
     kept.add({(0, 5): ("bells", None)})
     assert kept.read()[0, 5] == ("bells", None), "goes on behind what was whole"
+    whole = kept.read()
+    other = b'{"state": "now", "wording": 0, "question": 9, "answer": 3, "logprobs": 0}'
+    for damage in (b"[]", b"\xff", b"[" * 9000, other):
+        kept.path.write_bytes(damage + b"\n" + kept.path.read_bytes())
+    assert kept.read() == whole, "a damaged line is asked again"
     kept.forget()
     kept.forget()
     assert not kept.path.exists()

@@ -1,6 +1,7 @@
 """What every kind of written text shares: stopping and going on, a server that is busy, slow or gone."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,26 @@ def test_a_stopped_job_asks_only_for_the_rest(tmp_path, start):
     assert sorted(text for asked in again.asked for text in asked) == [f"sound {i} then bell" for i in range(3, 7)]
     assert expand(replace(config, endpoint=again.endpoint)).requests == 0
     assert expand(replace(config, endpoint=again.endpoint, negatives=1)).requests == 3  # other numbers: all over
+
+
+def test_what_was_put_down_and_is_damaged_since_is_asked_again(tmp_path, start):
+    config = job(tmp_path, start(good))
+    expand(config)
+    partial = Path(f"{config.output}.partial")
+    _, second, third, *rest = partial.read_bytes().splitlines(keepends=True)
+    broken = json.dumps(json.loads(second) | {"found": {"paraphrases": 3}}).encode() + b"\n"
+    for damage in (b"[]\n", b"\xff\n", b"[" * 9000 + b"\n", broken, b'{"id": "r1"}\n'):
+        partial.write_bytes(damage + third + b"".join(rest))
+        report = expand(config)
+        assert (report.written, report.requests) == (7, 1), damage[:20]
+
+
+def test_nobody_who_answers_sends_rows_and_key_elsewhere(tmp_path, start):
+    other = start(good)
+    moved = start(lambda items, number: (307, "", {"Location": f"{other.endpoint}/chat/completions"}))
+    with pytest.raises(EndpointError, match=rf"HTTP 307: , it is at {other.endpoint}"):
+        expand(job(tmp_path, moved))
+    assert other.asked == []
 
 
 def test_two_rows_of_one_id_are_refused(tmp_path, start):
@@ -64,7 +85,7 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_named(tmp_path, start):
 
 @pytest.mark.parametrize("reply", ["[" * 200_000, "{}", '{"choices": [{"message": {"content": "', " " * 17 * 2**20])
 def test_what_is_no_chat_completion_is_told(tmp_path, monkeypatch, reply):
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(reply.encode()))
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", lambda *_, **__: io.BytesIO(reply.encode()))
     with pytest.raises(EndpointError, match="does not speak the chat completions protocol"):
         expand(job(tmp_path, SimpleNamespace(endpoint="http://127.0.0.1:9/v1"), rows=1))
 
