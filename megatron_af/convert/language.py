@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from megatron_af.config import LMConfig
+from megatron_af.config.loading import EXPECTED
 from megatron_af.convert.keys import KeyReport
 from megatron_af.convert.shards import SHARD_BYTES, open_weights, tensor_files, write_shards
 from megatron_af.decoder.family import LanguageFamily, family_of
@@ -56,7 +58,25 @@ def hugging_face_names(name: str, family: LanguageFamily | type[LanguageFamily])
 
 
 def read_part(placement: Placement, lm: LMConfig, source: Source) -> Tensor:
-    """This rank's part of one parameter, from the slices it is made of."""
+    """This rank's part of one parameter, from the slices it is made of.
+
+    Raises:
+        ForeignError: they have other shapes than the configuration says.
+    """
+    expected, found = list(placement.shape), "others, which do not go together"
+    if placement.dim is not None:
+        expected[placement.dim] = sum(stop - start for start, stop in placement.ranges())
+    try:
+        part = _part(placement, lm, source)
+        if list(part.shape) == expected:
+            return part
+        found = str(tuple(part.shape))
+    except (RuntimeError, IndexError, SafetensorError):
+        pass
+    raise ForeignError(f"{placement.name}: expected shapes that make {tuple(expected)}, got {found}; check model.lm")
+
+
+def _part(placement: Placement, lm: LMConfig, source: Source) -> Tensor:
     tensors = [source(name) for name in hugging_face_names(placement.name, family_of(lm))]
     if placement.dim is None:
         return tensors[0][WHOLE]
@@ -162,10 +182,22 @@ class LanguageFolder:
     @property
     def lm_config(self) -> LMConfig:
         """The sizes that ``config.json`` states."""
+        file, usual = f"{self.folder}/config.json", LMConfig()
         try:
-            return LMConfig(family=self._name, **self._family.read_config(self._config))
+            stated = self._family.read_config(self._config)
+        except KeyError as missing:
+            raise ForeignError(f"{file} does not state {missing.args[0]}: fetch it again") from None
+        except (TypeError, AttributeError):
+            raise ForeignError(f"{file} holds values of other kinds than a {self._name} has: fetch it again") from None
         except ValueError as error:
-            raise ValueError(f"{self.folder}/config.json: {error}") from error
+            raise ValueError(f"{file}: {error}") from error
+        for key, value in stated.items():
+            kind = type(getattr(usual, key))
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ForeignError(f"{file}: expected {EXPECTED[kind]} as model.lm.{key}, got {value!r:.80}")
+        if not 0 < stated["layers"] <= len(self._file_of):
+            raise ForeignError(f"{file} states {stated['layers']} layers, and there are {len(self._file_of)} tensors")
+        return LMConfig(family=self._name, **stated)
 
     def check(self, lm: LMConfig) -> None:
         """Raises ValueError with every key of ``model.lm`` that describes another model than the folder's."""
@@ -192,7 +224,7 @@ class LanguageFolder:
     def source(self, name: str) -> Sliceable:
         """A tensor to slice; nothing is read before it is."""
         if name not in self._file_of:
-            raise KeyError(f"{self.folder} holds no {name}")
+            raise ForeignError(f"{self.folder} holds no {name}: fetch it again")
         file = self._file_of[name]
         if file not in self._open:
             self._open[file] = open_weights(self.folder / file)
@@ -205,6 +237,11 @@ class LanguageFolder:
         Qwen2.5's table has more rows than its tokenizer has tokens; the rest is untrained and left out.
         """
         table = self.source(self._family.outside_layers["embedding.word_embeddings.weight"])
+        if (rows := len(table[:, :1])) < known_tokens:
+            raise ForeignError(
+                f"{self.folder} has a table of {rows} rows, and data.tokenizer {known_tokens} tokens: they are of two "
+                "models"
+            )
         spans = [(start, min(start + block, known_tokens)) for start in range(0, known_tokens, block)]
         sums = [table[start:stop].double().sum(0) for start, stop in spans]
         return (torch.stack(sums).sum(0) / known_tokens).float()

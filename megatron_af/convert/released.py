@@ -130,7 +130,7 @@ def load_released(
 
     Raises:
         ValueError: the configuration describes another model.
-        KeyError: a tensor is missing.
+        ForeignError: a tensor is missing, or of another shape.
     """
     table = source(released_names(EMBEDDING, config.lm)[0])
     rows = table[:, :1].shape[0]
@@ -167,7 +167,7 @@ def _decoder_part(placement: Placement, config: ModelConfig, source: Source) -> 
     if ".xattn." not in placement.name:
         return read_part(placement, config.lm, lambda name: source(_in_flamingo(name, family_of(config.lm))))
     whole = source(released_names(placement.name, config.lm)[0])[...]
-    if placement.name.endswith("linear_kv.weight"):
+    if placement.name.endswith("linear_kv.weight") and whole.shape == placement.shape:
         whole = _kv_by_head(whole, config.cross_attention)
     return placement.take(whole)
 
@@ -260,7 +260,7 @@ class ReleasedFile:
 def _held_name(held: Mapping[str, Any], name: str, place: Path) -> str:
     found = next((known for known in (name, *aliases(name)) if known in held), None)
     if found is None:
-        raise KeyError(f"{place} holds no {name}")
+        raise ForeignError(f"{place} holds no {name}: fetch it again")
     return found
 
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megatron_af.config import LMConfig
-from megatron_af.convert.language import LanguageFolder, load_language
+from megatron_af.convert.language import LanguageFolder, load_language, read_part
 from megatron_af.decoder.lm import AudioLM
 from megatron_af.decoder.qwen2 import Qwen2
 from megatron_af.foreign import ForeignError
-from megatron_af.parallel.global_state import placements
+from megatron_af.parallel.global_state import Placement, placements
 from tests.convert.qwen_folder import write_folder
 from tests.decoder.opt_folder import transformers_model
 from tests.decoder.toy import (
@@ -247,3 +247,35 @@ def test_a_quantised_folder_is_refused_by_name(folder, tmp_path):
     settings.write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
     with pytest.raises(ForeignError, match=r"config\.json: its weights are quantised \(gptq\)"):
         LanguageFolder(tmp_path / "lm")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"hidden_size": None}, r"config\.json: expected a whole number as model\.lm\.hidden, got None"),
+        ({"tie_word_embeddings": "no"}, r"expected true or false as model\.lm\.tied, got 'no'"),
+        ({"num_hidden_layers": 2**63}, r"states 9223372036854775808 layers, and there are \d+ tensors"),
+        ({"rope_scaling": 3}, r"values of other kinds than a qwen2 has"),
+    ],
+)
+def test_sizes_that_are_none_are_told_of(folder, tmp_path, changed, told):
+    shutil.copytree(folder, tmp_path / "lm")
+    settings = tmp_path / "lm" / "config.json"
+    config = json.loads(settings.read_text())
+    settings.write_text(json.dumps(config | changed))
+    with pytest.raises(ForeignError, match=told):
+        _ = LanguageFolder(tmp_path / "lm").lm_config
+    del config["hidden_size"]
+    settings.write_text(json.dumps(config))
+    with pytest.raises(ForeignError, match="does not state hidden_size"):
+        _ = LanguageFolder(tmp_path / "lm").lm_config
+
+
+def test_tensors_of_other_shapes_are_told_of():
+    lm = LMConfig(hidden=8, layers=1, heads=2, kv_heads=1, ffn=16, vocab=9)
+    whole = Placement(name="lm.decoder.layers.0.mlp.linear_fc1.weight", shape=torch.Size((32, 8)), dim=0, halves=2,
+                      local_length=32)  # fmt: skip
+    assert read_part(whole, lm, lambda name: torch.ones(16, 8)).shape == (32, 8)
+    for shape in ((8, 8), (16, 9), (16,)):
+        with pytest.raises(ForeignError, match=r"linear_fc1\.weight: expected shapes that make \(32, 8\)"):
+            read_part(whole, lm, lambda name, shape=shape: torch.ones(shape))

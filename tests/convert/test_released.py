@@ -1,6 +1,5 @@
 """Released names and layouts: aliases, several ranks, and back again to the same tensors."""
 
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +13,7 @@ from megatron_af.convert.released import (
     released_names,
     released_tensors,
 )
+from megatron_af.foreign import ForeignError
 from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups
 from megatron_af.parallel.device import current_device
@@ -86,5 +86,5 @@ def test_incomplete_folders_say_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model_chunk_0\.safetensors"):
         ReleasedFolder(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model_chunk_0.safetensors")
-    with pytest.raises(KeyError, match="holds no"):
+    with pytest.raises(ForeignError, match="holds no"):
         ReleasedFolder(tmp_path).source(released_names("encoder.norm.weight", LMConfig())[0])
