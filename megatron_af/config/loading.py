@@ -143,7 +143,13 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
     except FileNotFoundError:
         problems.append(f"{parents[-1]}: include {path.name}: no such file" if parents else f"{path}: no such file")
         return []
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except AssertionError:  # of a library, about a text in quotes
+        problems.append(f"{path}: expected keys and values at the top, got a single value")
+        return []
+    except RecursionError:
+        problems.append(f"{path}: cannot be read as YAML: it is nested too deeply")
+        return []
+    except (OSError, YAMLError, ValueError, OmegaConfBaseException) as error:  # also a number of thousands of digits
         problems.append(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}")
         return []
     if not isinstance(layer, DictConfig):
@@ -175,7 +181,7 @@ def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
             continue
         try:
             layer.merge_with_dotlist([override])
-        except (YAMLError, OmegaConfBaseException) as error:
+        except (YAMLError, ValueError, OmegaConfBaseException) as error:
             problems.append(f"{override} ({COMMAND_LINE}): {' '.join(str(error).split())}")
     return _plain(layer)
 

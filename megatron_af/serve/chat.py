@@ -290,7 +290,9 @@ def error_body(refused: Refused) -> dict[str, Any]:
     """OpenAI's form of a refusal."""
     kind = "server_error" if refused.status >= 500 else "invalid_request_error"
     kind = "rate_limit_error" if refused.status == 429 else kind
-    return {"error": {"message": str(refused), "type": kind, "param": refused.field, "code": refused.code}}
+    # What it quotes of the request may hold half of a surrogate pair, which no answer can.
+    message, field = (text and text.encode(errors="replace").decode() for text in (str(refused), refused.field))
+    return {"error": {"message": message, "type": kind, "param": field, "code": refused.code}}
 
 
 def _head(ask: Ask, kind: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """OpenAI's messages become requests, or one sentence says why not."""
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -166,3 +167,9 @@ def test_whole_and_in_pieces_an_answer_is_the_same() -> None:
 def test_errors_in_openais_form(status: int, kind: str) -> None:
     body = error_body(Refused(status, "no", field="n", code="c"))
     assert body == {"error": {"message": "no", "type": kind, "param": "n", "code": "c"}}
+
+
+def test_a_refusal_can_be_sent_whatever_it_quotes() -> None:
+    with pytest.raises(Refused) as refused:
+        read([user("x")], **{"\ud800": 1})
+    assert json.dumps(error_body(refused.value), ensure_ascii=False).encode()
