@@ -241,7 +241,7 @@ class Kube:
                 elif error.status not in PASSING:
                     raise ClusterError(explain(error, self._cluster), error.status) from error
                 reason, refusal = f"{error.status} {error.reason}: {message_of(error)}", error
-                asked = retry_after((error.headers or {}).get("Retry-After"))
+                asked = retry_after((error.headers or {}).get("Retry-After")) or 0.0
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 reason, refusal, asked = " ".join(str(error).split()), None, 0.0
             except _ODD as error:

@@ -329,7 +329,8 @@ class Client:
                         f"{config.endpoint} refuses requests for model {config.model} ({problem}); check endpoint, "
                         f"model and the environment's {KEY_VARIABLE}"
                     ) from None
-                pause = retry_after(error.headers.get("Retry-After")) or float(2**attempt)
+                asked = retry_after(error.headers.get("Retry-After"))
+                pause = float(2**attempt) if asked is None else asked
             except (OSError, http.client.HTTPException) as error:  # away, or gone half-way
                 problem, pause = str(error), float(2**attempt)
             time.sleep(min(pause, LONGEST_WAIT_SECONDS))
