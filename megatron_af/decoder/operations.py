@@ -47,14 +47,22 @@ def tally_decoder(tally: Tally, model: ModelConfig, audio: bool, *, blocks: bool
         audio: a gradient flows into the audio tokens.
         blocks: the gated blocks run (False: they are left out, frozen with closed gates).
     """
-    lm, family = model.lm, family_of(model.lm)
-    outside = [f"lm.{name}" for name in family.outside_layers]
-    last_norm = [name for name in outside if name.startswith("lm.decoder.final_layernorm.")]
-    tables = [name for name in outside if name not in (*last_norm, "lm.output_layer.weight")]
-    x = tally.passes(False, *tables, "added_rows")
-    for layer in range(lm.layers):
+    x = tally_tables(tally, model)
+    for layer in range(model.lm.layers):
         x = tally_layer(tally, model, layer, x, audio, blocks=blocks)
-    tally_head(tally, model, tally.passes(x, *last_norm))
+    tally_head(tally, model, tally.passes(x, *_last_norm(model)))
+
+
+def tally_tables(tally: Tally, model: ModelConfig) -> bool:
+    """Whether a gradient flows into what the first layer is given: tables and added rows multiply nothing there."""
+    beside = (*_last_norm(model), "lm.output_layer.weight")
+    tables = [f"lm.{name}" for name in family_of(model.lm).outside_layers if f"lm.{name}" not in beside]
+    return tally.passes(False, *tables, "added_rows")
+
+
+def _last_norm(model: ModelConfig) -> list[str]:
+    outside = [f"lm.{name}" for name in family_of(model.lm).outside_layers]
+    return [name for name in outside if name.startswith("lm.decoder.final_layernorm.")]
 
 
 def tally_layer(tally: Tally, model: ModelConfig, layer: int, x: bool, audio: bool, *, blocks: bool = True) -> bool:

@@ -282,14 +282,14 @@ def _contrastive(case: Case, load: Load) -> dict[str, dict[str, float]]:
     position = TEXT_LAYER * width * case.element / 2 * kept_layers + case.element * width * layers
     scores = 2.5 * heads * clap.text_max_tokens * case.element * kept_layers
     tower = at_once * clap.text_max_tokens * (position + scores)
-    running = side.front_end * min(load.own_windows, WINDOWS_AT_ONCE)
-    if several:  # only their vectors are kept, and they are computed again part by part (``audio/clap.py``)
-        audio, kept, again = {"working": running}, 0.0, {"working": learnt}
-    else:
-        audio, kept, again = {"encoder": learnt, "working": block}, learnt, {"encoder": learnt, "working": block}
+    running = {"working": side.front_end * min(load.own_windows, WINDOWS_AT_ONCE)}
+    # Of several only the vectors are kept, and they are computed again part by part (``audio/clap.py``).
+    kept = 0.0 if several else learnt
+    whole = {"encoder": learnt, "working": block}
+    audio, again = (running, {"working": learnt}) if several else (whole, whole)
     # The way back goes through the texts' tower first, which keeps nothing when the encoder's turn comes.
     return {
-        "embed audio": audio if side.features_flow else {"working": running},
+        "embed audio": audio if side.features_flow else running,
         "embed texts": {"encoder": kept, "activations": tower},
         "encoder backward": again if side.features_flow else {},
         "update": {},

@@ -265,8 +265,9 @@ def _stage(case: Case, load: Load, stage: int) -> Work:
                 if how.recompute == "full":
                     one += Work(forward=0.0, backward=one.forward)
                 elif how.recompute == "selective":
-                    scores = 4 * load.text_scores * model.lm.hidden / tensor
-                    one += Work(forward=0.0, backward=scores / case.gpu.rates[case.config.precision].attention)
+                    rates = case.gpu.rates[case.config.precision]
+                    scores = _with_empty_tiles(micro, rates.half_rate_keys).text_scores
+                    one += Work(forward=0.0, backward=4 * scores * model.lm.hidden / tensor / rates.attention)
                 seen[block] = one
             work += seen[block]
         if chunk.last:
@@ -300,7 +301,7 @@ def _pipeline(case: Case, load: Load, stages: list[Work]) -> dict[str, float]:
 def _seconds(case: Case, told: Iterable[Traffic], span: int) -> float:
     """Of collectives one behind another, among ranks of which the first and the last are ``span`` apart."""
     bandwidth, latency = case.gpu.bandwidth(span), case.gpu.latency_seconds
-    return sum(one.sent / bandwidth + one.calls * latency for one in told if one.ranks > 1 and one.bytes)
+    return sum(one.sent / bandwidth + one.calls * latency for one in told if one.happens)
 
 
 def _exchange(case: Case, load: Load) -> dict[str, float]:

@@ -17,6 +17,7 @@ from megatron_af.audio.encoder import encoder_of
 from megatron_af.audio.transform import tally_transform
 from megatron_af.decoder.added_tokens import TokenTable
 from megatron_af.decoder.layer_spec import has_block
+from megatron_af.decoder.operations import tally_tables
 from megatron_af.flops import Tally
 from megatron_af.plan.case import Case
 from megatron_af.plan.load import Load
@@ -41,6 +42,10 @@ class Traffic:
     """Of all calls, of the tensor that is whole: what is summed, what is put together, what is cut up."""
 
     @property
+    def happens(self) -> bool:
+        return self.ranks > 1 and self.bytes > 0
+
+    @property
     def sent(self) -> float:
         """Bytes that one rank sends: a ring sends every part of a tensor to all ranks but one, and to sum and to hand
         round takes it twice (Patarasuk and Yuan 2009)."""
@@ -58,7 +63,7 @@ def traffic(case: Case, stage: int, load: Load) -> tuple[Traffic, ...]:
     found = [one.times(load.micro_batches) for one in each]
     if case.answers:
         found += [*audio_tokens(case, load), *inside_a_copy(case, stage)]
-    return tuple(one for one in [*found, *gradients(case, stage)] if one.ranks > 1 and one.bytes)
+    return tuple(one for one in [*found, *gradients(case, stage)] if one.happens)
 
 
 def tensor_parallel(case: Case, stage: int, load: Load) -> Iterator[Traffic]:
@@ -200,10 +205,6 @@ HELD_ALIKE = re.compile(
 """What every tensor rank has whole, and sees a part of the sequence under sequence parallelism."""
 
 
-def _table_flows(case: Case) -> bool:
-    return any(map(case.trains, (TABLE, "lm.position_embeddings.weight", "added_rows")))
-
-
 @lru_cache(maxsize=64)
 def _halves(case: Case) -> list[list[_Half]]:
     """Of every layer of the model."""
@@ -213,7 +214,7 @@ def _halves(case: Case) -> list[list[_Half]]:
             if name.startswith("lm.decoder.layers."):
                 number, rest = name.removeprefix("lm.decoder.layers.").split(".", 1)
                 names.setdefault(int(number), []).append(rest)
-    flows, found = _table_flows(case), []
+    flows, found = tally_tables(Tally(case.trains), case.config.model), []
     for layer in range(case.config.model.lm.layers):
         halves = []
         learning = [name for name in names[layer] if case.trains(f"lm.decoder.layers.{layer}.{name}")]
