@@ -1,4 +1,4 @@
-"""No command writes anything but plain lines into a file, and none writes colours where ``NO_COLOR`` is set."""
+"""What tells how far it is writes plain lines into a file, and no colours where ``NO_COLOR`` is set."""
 
 import importlib
 import os
@@ -11,15 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.entry_points import COMMANDS, Ended, ask, foundation
+from tests.faults.entry_points import ODD, Ended, ask, foundation
 
 pytestmark = pytest.mark.slow
 
-QUIET = ("bench", "measure_network", "prove", "doctor")
-"""Minutes of measuring, or nothing but their end to say."""
-SHOWN = [name for name in COMMANDS if "." not in name and name not in QUIET]
-ODD = re.compile(r"[\x1b\x08]|\r(?!\n)")
-"""What moves a cursor or changes colours."""
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|10\d)(?:;\d+)*m")
 
 
@@ -60,15 +55,6 @@ def on_a_terminal(module: str, arguments: list[str], folder: Path) -> tuple[Ende
         listener.join(20)
         os.close(ours)
     return ended, sent.decode(errors="replace")
-
-
-@pytest.mark.parametrize("name", SHOWN)
-def test_a_file_gets_plain_lines(name: str, folder: Path) -> None:
-    importlib.import_module(name)
-    for arguments in COMMANDS[name]:
-        ended = ask(name, arguments, folder)
-        assert not ended.fault, ended.said
-        assert not ODD.search(ended.said), repr(ended.said)
 
 
 RUN = ["--config", "config.yaml"]

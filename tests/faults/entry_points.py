@@ -44,6 +44,8 @@ CPU_SECONDS, SECONDS = 120, 400
 CODES = {0, AGAIN, NO_USE, 3, 4, 42, 130, 143}
 RAW = re.compile(r"Traceback \(most|a fault of Megatron-AF|^\w*(?:Error|Exception)\b: ", re.MULTILINE)
 """A traceback, our own word for one, or the last line of one."""
+ODD = re.compile(r"[\x1b\x08]|\r(?!\n)")
+"""What moves a cursor or changes colours: no file gets any of it."""
 
 RUN = ["--config", "config.yaml"]
 CHECKPOINT = "runs/tiny/stage/checkpoints/step_00000001"

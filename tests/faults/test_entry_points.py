@@ -12,7 +12,7 @@ import pytest
 from megatron_af.config.loading import CONFIGS
 from megatron_af.entry import AGAIN, NO_USE
 from tests.faults import entry_points
-from tests.faults.entry_points import COMMANDS, REFUSED, ask, broken, foundation
+from tests.faults.entry_points import COMMANDS, ODD, REFUSED, ask, broken, foundation
 
 CANARIES = {
     "MLFLOW_TRACKING_USERNAME": "canary-user-5f1e",
@@ -55,6 +55,7 @@ def test_unbroken_commands_do_what_they_are_for(tmp_path: Path) -> None:
             refused = [said for begin, said in REFUSED.items() if line.startswith(f"{begin} ")]
             assert not ended.fault and bool(ended.code) == bool(refused), f"{line}: {ended}"
             assert all(said in ended.said for said in refused), f"{line}: {ended}"
+            assert not ODD.search(ended.said), f"{line}: {ended.said!r}"
 
 
 @pytest.mark.slow
