@@ -3,6 +3,7 @@
     page_of(json.loads(Path("docs/examples/chat.ipynb").read_text()))     # Markdown
 """
 
+import json
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -11,8 +12,6 @@ from mkdocs.structure.files import File, Files
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Beside each notebook, which stays to be downloaded, a page of it."""
-    import json
-
     for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
         page = page_of(json.loads(file.content_string))
         name = file.src_uri.rpartition("/")[2]

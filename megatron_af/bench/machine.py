@@ -12,9 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_af.config import (
-    ParallelConfig,
-)
+from megatron_af.config import ParallelConfig
 from megatron_af.parallel.world import join_world
 
 

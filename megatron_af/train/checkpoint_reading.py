@@ -24,11 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_af.config.loading import load_config
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.groups import Groups
-from megatron_af.runs.paths import (
-    SETTINGS,
-    CheckpointError,
-    read_resume,
-)
+from megatron_af.runs.paths import SETTINGS, CheckpointError, read_resume
 from megatron_af.runs.pointers import holds, source_of, verify
 from megatron_af.train.checkpoint_state import local_name, model_state, on_first, updates
 from megatron_af.train.described_tensors import only_tensors

@@ -17,10 +17,7 @@ from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.global_state import canonical_name
 from megatron_af.parallel.groups import Groups
 from megatron_af.runs.lock import StageBusy
-from megatron_af.runs.paths import (
-    CheckpointError,
-    Resume,
-)
+from megatron_af.runs.paths import CheckpointError, Resume
 
 
 def on_first(action: Callable[[], None]) -> None:

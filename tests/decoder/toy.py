@@ -91,6 +91,15 @@ def open_gates(name: str, shape: torch.Size) -> Tensor:
     return 1 + weight if "norm" in name and name.endswith("weight") else weight
 
 
+def roughen(model: torch.nn.Module) -> None:
+    """Biases and norms of a model of transformers away from the zeros and ones that it begins with, which would hide
+    them."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
 def relative_error(value: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest expected value."""
     assert value.shape == expected.shape, (value.shape, expected.shape)
