@@ -7,6 +7,7 @@
 # make faults      a run that is killed at MOMENTS=100 moments, drawn from SEED=0, against the one that is not;
 #                  and the faults that a proof must catch
 # make fuzz        INPUTS=100000 broken inputs to each parser, TRIES=1000 broken commands, drawn from SEED=0
+# make growth      10,000 steps and a million rows: whether memory, handles, threads or a step's time grow (STEPS, ROWS)
 # make docs        the documentation as a site, in site/; a link that leads nowhere fails
 # make audit       known vulnerabilities of what requirements.lock names, and licences that docs/licences.md does not
 # make lint        ruff
@@ -24,7 +25,7 @@ RUN = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-long test test-fast test-slow test-harnesses faults fuzz docs audit lint types
+.PHONY: help demo demo-long test test-fast test-slow test-harnesses faults fuzz growth docs audit lint types
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -59,12 +60,17 @@ fuzz: .venv/ready
 	$(RUN) -m tests.faults.fuzz --inputs $(INPUTS) --seed $(SEED) $(ARGS)
 	$(RUN) -m tests.faults.entry_points --inputs $(TRIES) --seed $(SEED)
 
+STEPS ?= 10000
+ROWS ?= 1000000
+growth: .venv/ready
+	$(RUN) -m tests.faults.growth --steps $(STEPS) --rows $(ROWS)
+
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 audit: .venv/ready .venv-audit/ready
 	$(RUN) kubeflow/images/inventory.py licences | diff docs/licences.md -
-	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 lint: .venv/ready
 	$(RUN) -m ruff check .
