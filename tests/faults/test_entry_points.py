@@ -40,6 +40,7 @@ def test_the_same_seed_breaks_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_unbroken_commands_do_what_they_are_for(tmp_path: Path) -> None:
     whole, lines = tmp_path / "whole", 0
     whole.mkdir()
