@@ -35,7 +35,7 @@ def checked(value: Any, shape: Any, where: str = "") -> Any:
     Raises:
         ShapeError: it has not.
     """
-    kind = shape if isinstance(shape, type) else type(shape)
+    kind: Any = shape if isinstance(shape, type) else type(shape)
     if type(value) is not kind:
         got = _NAMES.get(type(value), "a value")
         raise ShapeError(f"{where or 'the answer'}: expected {_NAMES[kind]}, got {got}")
