@@ -18,7 +18,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from megatron_af.foreign import described, head_of
+from megatron_af.foreign import described, head_of, opened
 
 _OGG_PAGE = 27
 """Bytes of a page's header before its table of segments (RFC 3533, section 6)."""
@@ -124,7 +124,7 @@ def is_chained(source: Path | bytes) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
         begun = False
         while len(head := file.read(_OGG_PAGE)) == _OGG_PAGE and head[:4] == b"OggS":
             first_of_stream = bool(head[5] & 2)
@@ -140,7 +140,7 @@ def has_mp3_header(source: Path | bytes) -> bool:
 
     Otherwise every program guesses it: without one, or of several MP3s one behind another.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
         head = file.read(10)
         tag = 0
         if head[:3] == b"ID3":  # sizes in an ID3 tag have 7 bits a byte

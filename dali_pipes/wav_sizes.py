@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from megatron_af.foreign import opened
+
 NOT_STATED = 0x7FFF_0000
 """Writers that do not know the length yet state about 2^31 or 2^32 bytes."""
 SLACK_SECONDS = 0.01
@@ -54,7 +56,7 @@ def second_recording(source: Path | bytes) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
         head = file.read(12)
         if len(head) < 12 or head[:4] not in (b"RIFF", b"RIFX", b"FORM", b".snd"):
             return False
@@ -71,7 +73,7 @@ def wav_correction(source: Path | bytes) -> WavCorrection | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
         head = file.read(12)
         if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:12] != b"WAVE":
             return None

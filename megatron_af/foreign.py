@@ -9,6 +9,7 @@ page, a clone without Git LFS left pointers.
 import codecs
 import json
 import stat
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -101,6 +102,36 @@ def no_file(path: Path) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "")
 
 
+def file_at(path: Path) -> Path:
+    """The path, where it may be opened: who reads a pipe, a socket or a device may wait for ever.
+
+    Whoever opens what somebody may have put there does it by this, or by the functions below.
+
+    Raises:
+        ForeignError: it is one of these; the message names it.
+    """
+    if (kind := no_file(path)) and kind != _KINDS[stat.S_IFDIR]:  # of a folder the system itself says so
+        raise ForeignError(f"{path} is {kind}, no file")
+    return path
+
+
+def opened(path: Path) -> BufferedReader:
+    """A file to read bytes from; raises what :func:`file_at` and the system raise."""
+    return file_at(path).open("rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; raises what :func:`opened` raises."""
+    with opened(path) as file:
+        return file.read()
+
+
+def read_text(path: Path) -> str:
+    """What a file of ours holds, in UTF-8; raises what :func:`opened` and :func:`decoded` raise."""
+    data = read_bytes(path)
+    return decoded(data, str(path)) if data else ""
+
+
 def head_of(source: Path | bytes) -> bytes:
     """The first bytes of a file, none where it cannot be read."""
     if isinstance(source, bytes):
@@ -108,7 +139,7 @@ def head_of(source: Path | bytes) -> bytes:
     if no_file(source):
         return b""
     try:
-        with source.open("rb") as file:
+        with opened(source) as file:
             return file.read(HEAD_BYTES)
     except OSError:
         return b""
@@ -172,7 +203,7 @@ def read_json(path: Path) -> Any:
         ForeignError: it is something else, or the copy is broken; the message names the file.
         OSError: it cannot be read.
     """
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_bytes(path), str(path))
 
 
 def read_record[Record](kind: type[Record], path: Path) -> Record:

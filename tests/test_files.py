@@ -151,3 +151,9 @@ def test_a_device_or_pipe_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="expected a folder"):
         put_in_place(tmp_path / "partial", pipe)
     assert pipe.is_fifo() and (tmp_path / "partial").is_dir()
+
+
+def test_lines_behind_a_pipe_that_nobody_reads_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(OSError, match="No such device or address"):
+        append(tmp_path / "a", "text")

@@ -2,8 +2,10 @@
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +13,16 @@ from megatron_af.foreign import (
     ForeignError,
     decoded,
     described,
+    file_at,
     head_of,
     is_litter,
     no_file,
+    opened,
     parse_json,
+    read_bytes,
     read_json,
     read_record,
+    read_text,
     shown,
 )
 
@@ -106,3 +112,26 @@ def test_rows_that_are_no_text_are_called_by_their_name(head: bytes, words: str)
     assert words in described(head)
     with pytest.raises(ForeignError, match=f"t.csv {re.escape(described(head))}"):
         decoded(head, "t.csv")
+
+
+@pytest.mark.parametrize("read", [opened, read_bytes, read_text, read_json, file_at, head_of])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    if read is head_of:
+        assert head_of(tmp_path / "a.json") == b""
+        return
+    with pytest.raises(ForeignError, match=r"a\.json is a pipe, no file"):
+        read(tmp_path / "a.json")
+    with pytest.raises(ForeignError, match="is a device, no file"):
+        read(Path("/dev/zero"))
+    (tmp_path / "a").mkdir()
+    if read is not file_at:
+        with pytest.raises(IsADirectoryError):
+            read(tmp_path / "a")
+
+
+def test_text_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("\ufeffré\r\nn".encode())
+    (tmp_path / "b").touch()
+    assert read_text(tmp_path / "a") == "ré\nn"
+    assert read_text(tmp_path / "b") == ""

@@ -204,6 +204,31 @@ def test_names_of_a_package_are_told_apart() -> None:
     assert {name for name in MODULES if re.search(r"(^|[._])tests?($|[._])", name)} == set()
 
 
+READS = re.compile(
+    r'\.read_(?:text|bytes)\(|\.open\((?:"rb?"|encoding=|\))|\b(?:np|torch|OmegaConf)\.load\((?!file)'
+    r"|\b(?:safe_open|from_file|memmap|read_table|OSFile|read_index)\("
+)
+READS_WELL = re.compile(r'file_at\(|"/proc/|"wb"|\*both')
+OWN_FILES = (
+    "megatron_af.foreign", "megatron_af.files",  # the owners of reading and of writing
+    "megatron_af.bench.", "megatron_af.parallel.ranks", "megatron_af.release.export", "megatron_af.doctor.examine",
+    "megatron_af.completion",  # what they wrote a moment ago, and what lies in this repository
+    "megatron_af.serve.terminal",  # listens to a pipe on purpose
+    "dali_pipes.wav_sizes",  # behind wav_correction, which has read the file
+)  # fmt: skip
+
+
+def test_nobody_opens_what_may_be_a_pipe_by_himself() -> None:
+    """``foreign.file_at`` and those around it refuse what a reader would wait for."""
+    found = [
+        f"{name}: {line.strip()}"
+        for name, path in MODULES.items() if not name.startswith(OWN_FILES)
+        for line in re.sub(r'"""(?s:.*?)"""', "", path.read_text()).splitlines()
+        if READS.search(line) and not READS_WELL.search(line)
+    ]  # fmt: skip
+    assert found == [], "open it by foreign.opened, read_bytes or read_text, or hand a library foreign.file_at(path)"
+
+
 STARTS_PROCESSES = re.compile(
     r"\brun_distributed\((?!function)|subprocess\.(run|Popen|check_\w+)\((?!\s*\[?\s*\"git\")|os\.fork\("
 )

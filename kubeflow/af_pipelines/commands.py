@@ -16,6 +16,7 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.config.as_json import from_json, to_json
 from megatron_af.config.loading import load_config
 from megatron_af.entry import Cancelled
+from megatron_af.foreign import opened
 from megatron_af.pipeline.driver import drive
 from megatron_af.pipeline.graph import for_pipeline, pipeline_steps
 from megatron_af.pipeline.job import Job, StepFailed
@@ -89,9 +90,9 @@ def logs(options: argparse.Namespace) -> int:
         for name in names:
             path = folder.log(name)
             if path.exists():
-                with path.open() as file:
+                with opened(path) as file:
                     file.seek(read[name])
-                    print(file.read(), end="", flush=True)
+                    print(file.read().decode(errors="replace"), end="", flush=True)
                     read[name] = file.tell()
         if not options.follow or not alive:
             return 0

@@ -20,6 +20,7 @@ import kfp_server_api  # type: ignore[import-untyped]
 import urllib3
 
 from af_pipelines.cluster import ClusterConfig
+from megatron_af.foreign import read_text
 from megatron_af.pipeline.job import StepFailed
 
 with warnings.catch_warnings():
@@ -62,7 +63,7 @@ class Endpoint:
         token = os.environ.get("AF_PIPELINES_TOKEN")
         if path := os.environ.get("KF_PIPELINES_SA_TOKEN_PATH"):
             try:
-                token = Path(path).read_text().strip()
+                token = read_text(Path(path)).strip()
             except OSError as error:
                 raise EndpointError(
                     f"KF_PIPELINES_SA_TOKEN_PATH names {path}, which cannot be read ({error.strerror}): write the "

@@ -40,9 +40,10 @@ def checked(value: Any, shape: Any, where: str = "") -> Any:
         got = _NAMES.get(type(value), "a value")
         raise ShapeError(f"{where or 'the answer'}: expected {_NAMES[kind]}, got {got}")
     if isinstance(shape, list):
-        return [checked(one, shape[0], f"{where}[{place}]") for place, one in enumerate(value)]
+        entries: list[Any] = value
+        return [checked(entry, shape[0], f"{where}[{place}]") for place, entry in enumerate(entries)]
     if isinstance(shape, dict):
-        there = {key: inner for key, inner in value.items() if inner is not None}
+        there: dict[str, Any] = {key: inner for key, inner in value.items() if inner is not None}
         inside = f"{where}." if where else ""
         for name, inner in shape.items():
             key = name.removesuffix("?")

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_af.config import FrontEndConfig
+from megatron_af.foreign import read_bytes
 
 _HEADER = struct.Struct("<4sIIIII")
 """Magic, W, L, D, bytes of an element, CRC-32 of the elements."""
@@ -86,7 +87,7 @@ class FeatureCache:
 
     def _read(self, path: Path) -> Tensor | None:
         try:
-            data = bytearray(path.read_bytes())
+            data = bytearray(read_bytes(path))
         except FileNotFoundError:
             return None
         body = memoryview(data)[_HEADER.size :]

@@ -5,7 +5,6 @@
 Only what was measured on one machine compares: files of two are refused.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from megatron_af.config import ConfigError
+from megatron_af.foreign import read_json
 from megatron_af.progress import Progress
 
 
@@ -58,7 +58,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text())
+        record = read_json(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"tools/bench.py compare: {file} is no result of --json: {error}") from error
     if not isinstance(record, dict) or not {"subject", "machine", "commit"} <= record.keys():

@@ -23,17 +23,21 @@ from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import IO, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.errors import suggestion
+from megatron_af.foreign import ForeignError, no_file, opened
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMAND_LINE = "command line"
+DEEPEST = 100
+"""Levels of a file."""
 DEFINED_IN_FILES = ("curriculum", "data.datasets", "steps")
 type Tree = dict[Any, Any]
 """A YAML file: nested mappings, lists and scalars."""
@@ -136,18 +140,18 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
         problems.append(f"{parents[-1]}: include {path} includes itself; remove it from one of the two")
         return []
     try:
-        if path.exists() and not path.is_file():  # reading a pipe waits for ever
-            problems.append(f"{path}: expected a YAML file, got a folder, a pipe or a device")
-            return []
-        layer = OmegaConf.load(path)
+        with opened(path) as file:
+            _refuse_depth(file)
+            file.seek(0)
+            layer = OmegaConf.load(file)
     except FileNotFoundError:
         problems.append(f"{parents[-1]}: include {path.name}: no such file" if parents else f"{path}: no such file")
         return []
     except AssertionError:  # of a library, about a text in quotes
         problems.append(f"{path}: expected keys and values at the top, got a single value")
         return []
-    except RecursionError:
-        problems.append(f"{path}: cannot be read as YAML: it is nested too deeply")
+    except (ForeignError, IsADirectoryError):
+        problems.append(f"{path}: expected a YAML file, got {no_file(path)}")
         return []
     except (OSError, YAMLError, ValueError, OmegaConfBaseException) as error:  # also a number of thousands of digits
         problems.append(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}")
@@ -172,6 +176,15 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
     return [*layers, (str(path), tree)]
 
 
+def _refuse_depth(text: IO[bytes] | str) -> None:
+    """The library builds values in C, which knows no end of depth but the process's; marks are read one by one."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise YAMLError(f"it is nested more than {DEEPEST} levels deep")
+
+
 def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
     layer = OmegaConf.create()
     for override in overrides:
@@ -180,6 +193,7 @@ def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
             problems.append(f"{override} ({COMMAND_LINE}): expected key=value, for example stage=align")
             continue
         try:
+            _refuse_depth(override.partition("=")[2])
             layer.merge_with_dotlist([override])
         except (YAMLError, ValueError, OmegaConfBaseException) as error:
             problems.append(f"{override} ({COMMAND_LINE}): {' '.join(str(error).split())}")

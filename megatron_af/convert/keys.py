@@ -11,9 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
+
+from megatron_af.foreign import file_at
 
 REASONS = {
     r"relative_position_index$|attn_mask$|\.position_ids$": "indices and masks, computed here",
@@ -102,7 +105,7 @@ def pickled_weights(path: Any) -> dict[str, torch.Tensor]:
         ValueError: the file holds more than tensors and plain values, or no state.
     """
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        held = torch.load(file_at(Path(path)), map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle's own, zip's, or torch's: of a file from elsewhere any may come
         raise ValueError(
             f"{path}: expected a file of torch.save with tensors alone, got what cannot be read as such "

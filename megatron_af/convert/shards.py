@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_af.files import appearing, write
-from megatron_af.foreign import ForeignError, described, head_of, read_json
+from megatron_af.foreign import ForeignError, described, file_at, head_of, read_json
 
 SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"
@@ -106,7 +106,7 @@ def open_weights(path: Path) -> Any:
         ForeignError: it is something else, broken, or quantised; the message names the file.
     """
     try:
-        file: Any = safe_open(path, framework="pt")
+        file: Any = safe_open(file_at(path), framework="pt")
         for name in file.keys():  # noqa: SIM118  # a handle, no mapping
             kind = file.get_slice(name).get_dtype()
             counts = kind.startswith(("I", "U", "BOOL")) and "weight" not in name.rpartition(".")[2]  # positions, masks

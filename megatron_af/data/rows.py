@@ -26,6 +26,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from megatron_af.foreign import opened
+
 TEMPLATES = ("single", "interleaved", "interleaved_random", "dialogue")
 
 
@@ -189,24 +191,24 @@ class Manifest(Sequence[Row]):
             raise IndexError(f"{self.path} has {len(self)} rows; asked for {index}")
         index %= len(self)
         begin, end = int(self._offsets[index]), int(self._offsets[index + 1])
-        with self.path.open("rb") as file:
+        with opened(self.path) as file:
             file.seek(begin)
             line = file.read(end - begin)
         try:
             return parse_row(json.loads(line), f"{self.path}, row {index + 1}")
-        except (RowError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
             message = str(error).removeprefix(f"{self.path}, row {index + 1}: ")
             raise RowError(f"{self.path}:{self._line_number(begin)}: {message}") from None
 
     def _line_number(self, offset: int) -> int:
-        with self.path.open("rb") as file:
+        with opened(self.path) as file:
             before = file.read(offset)
         return before.count(b"\n") + 1 + _blank_lines_at(self.path, offset)
 
 
 def _blank_lines_at(path: Path, offset: int) -> int:
     """Blank lines between ``offset`` (just after a row) and the row that begins there."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         file.seek(offset)
         blank = 0
         while (line := file.readline()) and not line.strip():
@@ -218,7 +220,7 @@ def _line_offsets(path: Path, block: int = 1 << 24) -> np.ndarray:
     """Byte offsets between rows, ``rows + 1`` of them; a row's span may begin with blank lines."""
     ends = [np.zeros(1, np.int64)]
     position = 0
-    with path.open("rb") as file:
+    with opened(path) as file:
         while data := file.read(block):
             ends.append(np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1 + position)
             position += len(data)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span
 from megatron_af.data.storage import DataRoot
-from megatron_af.foreign import ForeignError
+from megatron_af.foreign import ForeignError, file_at
 
 INDEX = "index.arrow"
 PREPARED = "prepared.json"
@@ -108,7 +108,8 @@ class PreparedRows(Sequence[Row]):
         """
         self.path = path
         with _told(path):
-            self._reader = pa.ipc.open_file(pa.OSFile(str(path)))  # not memory-mapped: pages once touched would stay
+            # Not memory-mapped: pages once touched would stay.
+            self._reader = pa.ipc.open_file(pa.OSFile(str(file_at(path))))
             if not self._reader.schema.equals(SCHEMA):
                 raise pa.ArrowInvalid("its columns are others")
             batches = self._reader.num_record_batches
@@ -134,7 +135,8 @@ class PreparedRows(Sequence[Row]):
                 batch = self._reader.get_batch(number)
                 batch.validate(full=True)  # places that lie outside of it would be read
             self._batch = number, batch
-        return row_from_record(self._batch[1].slice(place, 1).to_pylist()[0])
+        with _told(self.path):
+            return row_from_record(self._batch[1].slice(place, 1).to_pylist()[0])
 
 
 def rows_file(manifest: str) -> str:
@@ -185,7 +187,7 @@ def _clips(rows: PreparedRows) -> Iterator[pa.ListArray]:
     """The column of clips alone, by record batch."""
     only_clips = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index("clips")])
     with _told(rows.path):
-        reader = pa.ipc.open_file(pa.OSFile(str(rows.path)), options=only_clips)
+        reader = pa.ipc.open_file(pa.OSFile(str(file_at(rows.path))), options=only_clips)
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number).column(0)
 
@@ -195,8 +197,8 @@ def _told(path: Path) -> Iterator[None]:
     """Say of an index that cannot be read which one it is, and the cure."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None):  # the system's, not the reader's
+    except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
+        if getattr(error, "errno", None) or isinstance(error, ForeignError):  # the system's, not the reader's
             raise
         reason = " ".join(str(error).split())[:200]
         raise ForeignError(

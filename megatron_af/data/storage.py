@@ -21,6 +21,7 @@ from typing import IO, Any
 import fsspec
 
 from megatron_af.files import appearing, sweep
+from megatron_af.foreign import ForeignError, opened
 
 AWAY_SECONDS = 180.0
 """Outages of stores last a minute or two; well below ``launch.hang_seconds``."""
@@ -101,7 +102,7 @@ class DataRoot:
         """
         if length is not None or (local := self.local(path)) is None:
             return hashlib.sha256(self.read(path, offset, length)).hexdigest()
-        with self._naming(path), local.open("rb") as file:
+        with self._naming(path), opened(local) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -112,7 +113,7 @@ class DataRoot:
         """
         with self._naming(path):
             if (local := self.local(path)) is not None:
-                with local.open("rb", buffering=0) as file:
+                with opened(local) as file:
                     data = file.read() if length is None else os.pread(file.fileno(), length, offset)
             else:
                 end = None if length is None else offset + length
@@ -209,6 +210,8 @@ class DataRoot:
             yield
         except StorageError:
             raise
+        except ForeignError as error:
+            raise StorageError(str(error)) from error
         except FileNotFoundError as error:
             raise StorageError(f"{self._address(path)} does not exist") from error
         except OSError as error:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from megatron_af.demo.synthesis import synthesise
 from megatron_af.files import write
-from megatron_af.foreign import read_json
+from megatron_af.foreign import read_bytes, read_json
 
 Waveform = NDArray[np.float32]
 
@@ -197,7 +197,7 @@ def _soundfont(path: Path, rules: list[tuple[str, re.Pattern[str]]]) -> Iterator
 
     Chunks are not padded to even lengths in this format. Header fields: SoundFont 2.04 specification, 7.10.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     chunks = dict(_chunks(data, 12, len(data)))
     samples, _ = chunks[b"smpl"]
     begin, end = chunks[b"shdr"]

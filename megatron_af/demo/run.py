@@ -23,7 +23,7 @@ from megatron_af.demo.recordings import Recordings
 from megatron_af.demo.scenes import prepare_scenes
 from megatron_af.evaluate.hearing import table
 from megatron_af.files import write
-from megatron_af.foreign import read_json
+from megatron_af.foreign import read_json, read_text
 from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.pipeline.stage_progress import StageProgress
 from megatron_af.progress import Progress
@@ -62,7 +62,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "sources": recordings.source,
     }
     told, file, report = json.dumps(summary, indent=1), folder / "summary.json", folder / REPORT
-    if not (report.is_file() and file.is_file() and file.read_text() == told):
+    if not (report.is_file() and file.is_file() and read_text(file) == told):
         write(file, told)
         write_report(folder)
     for name, scores in sets.items():

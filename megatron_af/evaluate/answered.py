@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_af.files import appearing
+from megatron_af.foreign import file_at
 from megatron_af.runs.results import SCORE
 
 
@@ -81,7 +82,7 @@ def write_answered(path: Path, answered: Sequence[Answered], scores: Mapping[str
 
 def read_answered(path: Path) -> list[Answered]:
     names = [field.name for field in fields(Answered)]
-    lines: list[dict[str, Any]] = pq.read_table(path, columns=names).to_pylist()
+    lines: list[dict[str, Any]] = pq.read_table(file_at(path), columns=names).to_pylist()
     return [_answered(line) for line in lines]
 
 
@@ -92,7 +93,7 @@ def _answered(line: dict[str, Any]) -> Answered:
 
 def read_scores(path: Path) -> dict[str, dict[str, float | None]]:
     """Name -> question's id -> what its answer was worth."""
-    table = pq.read_table(path)
+    table = pq.read_table(file_at(path))
     ids = table["id"].to_pylist()
     return {
         name.removeprefix(SCORE): dict(zip(ids, table[name].to_pylist(), strict=True))

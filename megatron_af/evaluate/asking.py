@@ -17,6 +17,8 @@ from megatron_af.config import Config
 from megatron_af.data.rows import Row
 from megatron_af.evaluate.answered import Answered
 from megatron_af.evaluate.benchmarks import Asked
+from megatron_af.files import append
+from megatron_af.foreign import read_bytes
 from megatron_af.inference.listener import Listener
 from megatron_af.parallel.collectives import from_first
 from megatron_af.runs.benchmarks import Benchmark
@@ -45,7 +47,7 @@ class Kept:
         done: Done = {}
         if not self.path.is_file():
             return done
-        whole = self.path.read_bytes()
+        whole = read_bytes(self.path)
         end = whole.rfind(b"\n") + 1
         os.truncate(self.path, end)  # a line under way when the measurement was stopped
         for line in whole[:end].split(b"\n"):
@@ -56,11 +58,11 @@ class Kept:
         return done
 
     def add(self, new: Done) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            for (wording, question), (answer, logprobs) in new.items():
-                entry = {"state": self._state, "wording": wording, "question": question}
-                file.write(json.dumps({**entry, "answer": answer, "logprobs": logprobs}) + "\n")
+        lines = [
+            {"state": self._state, "wording": wording, "question": question, "answer": answer, "logprobs": logprobs}
+            for (wording, question), (answer, logprobs) in new.items()
+        ]
+        append(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -215,7 +215,7 @@ def settings_of(given: Sequence[str]) -> Decoding:
             raise BadRequest(f"{setting}: expected key=value, such as temperature=0.7")
         try:
             values[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             values[name] = value
     return read_decoding(values)
 

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_af.data.rows import Manifest, Row, RowError, parse_row, to_json
-from megatron_af.files import write
+from megatron_af.files import append, write
+from megatron_af.foreign import read_bytes
 from megatron_af.retry_after import retry_after
 
 RETRIED_STATUS = (408, 409, 429, 500, 502, 503, 504)
@@ -222,8 +223,7 @@ class _Writer:
     def _put(self, row: Row, entry: dict[str, Any]) -> None:
         with self._lock:
             self.done[row.id] = entry
-            with self._partial.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"id": row.id, "asked": self._question(row), **entry}) + "\n")
+            append(self._partial, json.dumps({"id": row.id, "asked": self._question(row), **entry}) + "\n")
 
     def _question(self, row: Row) -> list[Any]:
         return [self._config.model, *self._task.settings, self._task.asked(row)]
@@ -232,7 +232,7 @@ class _Writer:
         """Finished rows by id; what was asked otherwise, or of another model, does not count."""
         done: dict[str, dict[str, Any]] = {}
         if self._partial.exists():
-            whole = self._partial.read_bytes()
+            whole = read_bytes(self._partial)
             end = whole.rfind(b"\n") + 1
             os.truncate(self._partial, end)  # a line under way when the job was stopped
             for line in whole[:end].split(b"\n"):

@@ -19,6 +19,7 @@ from typing import Any
 from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.data.rows import Clip, Row, to_json
 from megatron_af.files import appearing, write
+from megatron_af.foreign import opened, parse_json
 
 Similarity = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Similarity of each pair of texts, 1 for the same meaning."""
@@ -143,12 +144,12 @@ def _row(segment: dict[str, Any], similarity: float) -> Row:
 def _lines(path: str) -> Iterator[dict[str, Any]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; correct the job's configuration")
-    with Path(path).open(encoding="utf-8") as file:
+    with opened(Path(path)) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                value = json.loads(line)
+                value = parse_json(line, f"{path}:{number}")
                 if not isinstance(value, dict):
-                    raise ValueError(f"{path}:{number}: expected an object, got {line[:80]!r}")
+                    raise ValueError(f"{path}:{number}: expected an object, got {line[:80].decode(errors='replace')!r}")
                 yield value
 
 

@@ -38,6 +38,7 @@ from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, write_index
 from megatron_af.data.storage import DataRoot, StorageError
+from megatron_af.foreign import opened
 from megatron_af.progress import Progress
 
 FORMAT = 1
@@ -373,5 +374,5 @@ def _part(plan: Recipe, group: int, kind: str) -> str:
 
 
 def _file_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").digest()

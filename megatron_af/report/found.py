@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.evaluate.intervals import interval
-from megatron_af.foreign import read_json
+from megatron_af.foreign import read_json, read_text
 from megatron_af.inference.looks import Look, read_looks
 from megatron_af.pipeline.records import RunFolder, StepRecord
 from megatron_af.runs.paths import latest, read_result, read_resume
@@ -76,7 +76,7 @@ def _read_stage(config: Config, name: str) -> StageFound:
     assert newest is not None
     answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
     if (folder / SAMPLES).is_file():
-        for line in (folder / SAMPLES).read_text().splitlines():
+        for line in read_text(folder / SAMPLES).splitlines():
             told = json.loads(line)
             answers[told["set"]].append(told)
     pictures = folder / "pictures"

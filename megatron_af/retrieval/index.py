@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from megatron_af.config import Config, RetrievalConfig
 from megatron_af.files import put_in_place, settled, write
-from megatron_af.foreign import read_json
+from megatron_af.foreign import file_at, read_json
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
 from megatron_af.retrieval.encoder import encoder_digest
 from megatron_af.retrieval.vector_index import VectorIndex, Vectors
@@ -95,7 +95,7 @@ class NeighbourIndex:
             # faiss believes what a file says of itself: one that was cut would end the process.
             if other := [name for name, size in about["bytes"].items() if (folder / name).stat().st_size != size]:
                 raise ValueError(f"{other[0]} has another size than it was written with")
-            with np.load(folder / "catalogue.npz") as arrays:
+            with np.load(file_at(folder / "catalogue.npz")) as arrays:
                 catalogue = Catalogue(
                     row_N=arrays["row_N"],
                     piece_N=arrays["piece_N"],

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from megatron_af.config import RetrievalConfig
 from megatron_af.files import write
+from megatron_af.foreign import file_at, read_text
 
 EXACT_UP_TO = 200_000
 """Vectors that ``auto`` still compares all. A search among that many of 512 dimensions takes one core 2.5 ms."""
@@ -85,9 +86,9 @@ class VectorIndex:
     def open(cls, folder: Path, kind: str) -> Self:
         files = sorted(folder.glob("vectors.*.faiss"), key=lambda file: int(file.suffixes[0][1:]))
         flags = faiss.IO_FLAG_MMAP_IFC if len(files) > 1 else 0
-        index = cls(kind, [faiss.read_index(str(file), flags) for file in files], folder)
+        index = cls(kind, [faiss.read_index(str(file_at(file)), flags) for file in files], folder)
         if (depth := folder / DEPTH).is_file():
-            index._set_depth(int(depth.read_text()))
+            index._set_depth(int(read_text(depth)))
         return index
 
     def search(self, query_QJ: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_af.files import append
+from megatron_af.foreign import file_at
 
 KEY_BYTES = 64
 
@@ -62,7 +63,7 @@ class VectorStore:
     def _read(self) -> NDArray[np.void]:
         if not self._path.stat().st_size:
             return np.empty(0, self._record)
-        return np.memmap(self._path, self._record, "r")
+        return np.memmap(file_at(self._path), self._record, "r")
 
 
 class StoredVectors:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_af.files import write
-from megatron_af.foreign import ForeignError, read_json
+from megatron_af.foreign import ForeignError, file_at, read_json
 
 CALIBRATION, VECTORS = "calibration.json", "calibration.npy"
 KEPT = 0.95
@@ -83,7 +83,7 @@ def read_calibration(folder: Path, weights: str) -> Calibration | None:
     try:
         if told["weights"] != weights:
             return None
-        return Calibration(**told, vectors_ND=np.load(folder / VECTORS, allow_pickle=False).astype(np.float32))
+        return Calibration(**told, vectors_ND=np.load(file_at(folder / VECTORS), allow_pickle=False).astype(np.float32))
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ForeignError(
             f"{folder / CALIBRATION} and {VECTORS} beside it are no calibration of this version ({error}): "

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_af.files import write
+from megatron_af.foreign import opened, read_bytes
 
 DIGEST_FILE = "digest.txt"
 """Holds a folder's recorded digests; the only file that they leave out."""
@@ -34,7 +35,7 @@ class DigestMismatch(RuntimeError):
 
 def digest_file(path: Path) -> str:
     """``sha256:<hex>`` of one file, read in blocks."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -115,7 +116,7 @@ def _recorded(file: Path) -> tuple[str, dict[str, str]]:
 
     Raises ``DigestMismatch`` where the record itself is damaged.
     """
-    first, *lines = file.read_bytes().decode(errors="replace").splitlines() or [""]
+    first, *lines = read_bytes(file).decode(errors="replace").splitlines() or [""]
     listed = {name: f"sha256:{digest}" for digest, _, name in (line.partition("  ") for line in lines)}
     if not first.startswith("sha256:") or len(first) != len("sha256:") + 64 or (lines and "" in listed):
         raise DigestMismatch(f"{file} is damaged: it should begin with a digest, sha256:…; use the original file.")

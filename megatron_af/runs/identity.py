@@ -28,6 +28,7 @@ from megatron_af.config.effects import Effect, values
 from megatron_af.config.loading import load_config
 from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
+from megatron_af.foreign import opened
 from megatron_af.runs.benchmarks import load_benchmark, name_of
 from megatron_af.runs.digests import digest_file, digest_tree, digest_value
 from megatron_af.runs.objectives import spec_of
@@ -157,12 +158,12 @@ def dataset_digest(config: Config, dataset: str) -> str:
 def recordings_of(rows: Path) -> list[str]:
     """Paths of the recordings that the rows of a JSONL name; what is no row is told by whoever reads it."""
     found = set()
-    with rows.open(encoding="utf-8", errors="replace") as file:
+    with opened(rows) as file:
         for line in file:
             try:
                 clips = json.loads(line).get("clips", [])
                 found |= {clip["path"] for clip in clips}
-            except (ValueError, AttributeError, KeyError, TypeError):
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
                 continue
     return sorted(path for path in found if isinstance(path, str))
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from megatron_af.files import write
+from megatron_af.foreign import read_text
 
 FILE = "writer.json"
 RENEW_SECONDS = 20.0
@@ -101,7 +102,7 @@ def ensure_kept(folder: Path) -> None:
 
 def _holder(file: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        found: dict[str, Any] = json.loads(read_text(file))
     except (FileNotFoundError, ValueError):
         return None
     return found

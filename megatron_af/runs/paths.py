@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from megatron_af.config import Config, StageConfig
-from megatron_af.foreign import read_json
+from megatron_af.foreign import read_bytes, read_json
 
 MANIFEST = "checkpoint.json"
 LATEST, BEST = "latest", "best"
@@ -92,7 +92,7 @@ def _named(pointer: Path) -> Path | None:
     folder = pointer.parent
     if not pointer.exists():
         return None
-    name = pointer.read_bytes().decode(errors="replace").strip()
+    name = read_bytes(pointer).decode(errors="replace").strip()
     checkpoint = folder / name
     if STEP.fullmatch(name):
         for complete in (checkpoint, replaced(checkpoint)):  # the latter: a run died between two renames

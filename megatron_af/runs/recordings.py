@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from megatron_af.data.storage import DataRoot, StorageError
+from megatron_af.foreign import file_at
 
 PIECE_BYTES = 32_768
 READERS = 16
@@ -69,7 +70,7 @@ class Recordings:
         file = self._output / KEPT
         if not file.is_file():
             return {}
-        with closing(sqlite3.connect(file, timeout=60)) as kept:
+        with closing(sqlite3.connect(file_at(file), timeout=60)) as kept:
             rows = kept.execute("select path, stamp, digest from recordings where root = ?", (str(self._root),))
             return {(path, stamp): digest for path, stamp, digest in rows}
 

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.files import write
+from megatron_af.foreign import file_at, read_text
 from megatron_af.runs.benchmarks import name_of
 from megatron_af.runs.calibration import CALIBRATION, VECTORS
 from megatron_af.runs.code import code_version
@@ -91,7 +92,7 @@ class Results:
             _check_weights(folder, weights)
         metrics = dict(numbers_of(_summaries(folder)))
         answers = folder / SAMPLES
-        lines = answers.read_text().splitlines() if answers.is_file() else []
+        lines = read_text(answers).splitlines() if answers.is_file() else []
         samples = [_sample(line, f"{answers}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
         return cls(
             metrics=metrics,
@@ -161,7 +162,7 @@ def bind_results(config: Config, files: Iterable[Path], checkpoint: Path | None 
 
 def _measured(folder: Path) -> dict[str, Any]:
     file = folder / MEASURED
-    measured: dict[str, Any] = _parse(file.read_text(), str(file)) if file.is_file() else {}
+    measured: dict[str, Any] = _parse(read_text(file), str(file)) if file.is_file() else {}
     return measured
 
 
@@ -217,7 +218,7 @@ def _summaries(folder: Path) -> dict[str, Any]:
     """Data set -> its numbers."""
     summaries: dict[str, Any] = {}
     for file in (*folder.glob(HEARING), *sorted(folder.glob(CLAP)), *sorted(folder.glob(SUITE))):
-        content = _parse(file.read_text(), str(file))
+        content = _parse(read_text(file), str(file))
         summaries |= content if file.name == HEARING else {file.stem.partition("-")[2]: content}
     return summaries
 
@@ -250,7 +251,7 @@ def _suite_samples(file: Path) -> Iterator[Sample]:
     """The questions of a benchmark; a score is called ``esc50/exact``, and what was unparseable scores 0."""
     name = file.stem.partition("-")[2]
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(file_at(file))
     except (OSError, pa.ArrowException) as error:
         raise BadResults(f"{file}: no Parquet ({error}); write the evaluation again") from None
     scores = [column for column in table.column_names if column.startswith(SCORE)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_af.files import write
-from megatron_af.foreign import ForeignError
+from megatron_af.foreign import ForeignError, read_text
 from megatron_af.runs.digests import DIGEST_FILE
 from megatron_af.runs.paths import BEST, LATEST, MANIFEST, CheckpointError, latest, read_manifest, read_resume
 from megatron_af.runs.pointers import verify
@@ -41,7 +41,7 @@ def settle(folder: Path, say: Callable[[str], None]) -> None:
                 shutil.rmtree(moved, ignore_errors=True)
                 other.rename(moved)
             best = folder / BEST
-            if best.exists() and best.read_text().strip() in {other.name for other in damaged}:
+            if best.exists() and read_text(best).strip() in {other.name for other in damaged}:
                 best.unlink()  # training comes to it again
             say(f"damaged: {'; '.join(told)}; going on from {checkpoint}")
             return

@@ -23,7 +23,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_af import files
-from megatron_af.foreign import ForeignError
+from megatron_af.foreign import ForeignError, read_text
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.writing import Answer
 from megatron_af.progress import Progress
@@ -85,18 +85,18 @@ def answer_file(
         for rest in output.parent.glob(f"{output.name}.part-*"):
             rest.unlink()
     dist.barrier()
-    refused = sum("error" in line for line in map(json.loads, output.read_text().splitlines()))
+    refused = sum("error" in line for line in map(json.loads, read_text(output).splitlines()))
     return Counts(answered=len(requests) - refused, refused=refused, kept=len(requests) - len(to_do))
 
 
 def read_requests(source: Path) -> Iterator[dict[str, Any]]:
     """The requests of a JSON Lines file. Raises `ForeignError` with the line."""
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(source).splitlines(), 1):
         if not line.strip():
             continue
         try:
             request = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ForeignError(f"{source}, line {number}: expected a JSON object: {error}") from None
         if not isinstance(request, dict):
             raise ForeignError(f"{source}, line {number}: expected an object with prompt and audio, got {line[:60]}")
@@ -136,11 +136,11 @@ def _known(output: Path) -> dict[str, dict[str, Any]]:
     """Lines that were written, by what they answer; a last one that a run broke off in is none."""
     known = {}
     for path in (output, *sorted(output.parent.glob(f"{output.name}.part-*"))):
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        for line in read_text(path).splitlines() if path.is_file() else ():
             try:
                 answer = json.loads(line)
                 known[str(answer["asked"])] = answer
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     return known
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from megatron_af.config import ImportConfig
 from megatron_af.files import write
-from megatron_af.foreign import ForeignError, decoded, is_litter
+from megatron_af.foreign import ForeignError, decoded, is_litter, read_bytes
 from megatron_af.prepare.importers.label_folders import SPLITS
 from megatron_af.prepare.importers.layout import is_audio
 
@@ -255,7 +255,7 @@ def _records(path: Path) -> Iterator[list[str]]:
 
 
 def _read(path: Path) -> str:
-    return decoded(path.read_bytes(), str(path))
+    return decoded(read_bytes(path), str(path))
 
 
 def _split_of(name: str) -> str:

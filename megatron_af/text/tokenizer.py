@@ -13,7 +13,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from megatron_af.foreign import ForeignError, described, head_of, read_json
+from megatron_af.foreign import ForeignError, described, file_at, head_of, read_json
 
 AUDIO, END_OF_CHUNK, PAD, SEPARATOR = "<audio>", "<|endofchunk|>", "<|PAD_TOKEN|>", "<SEP>"
 ADDED_TOKENS = (AUDIO, END_OF_CHUNK, PAD, SEPARATOR)
@@ -176,7 +176,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     Raises:
         ForeignError: it is something else, or broken; the message names the file.
     """
-    return _read(path, lambda: tokenizers.Tokenizer.from_file(str(path)))
+    return _read(path, lambda: tokenizers.Tokenizer.from_file(str(file_at(path))))
 
 
 def _read[Found](path: Path, read: Callable[[], Found]) -> Found:
@@ -204,7 +204,8 @@ def _opt_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
         raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt (data.tokenizer)")
-    base = tokenizers.Tokenizer(_read(vocabulary, lambda: models.BPE.from_file(str(vocabulary), str(merges))))
+    both = str(file_at(vocabulary)), str(file_at(merges))
+    base = tokenizers.Tokenizer(_read(vocabulary, lambda: models.BPE.from_file(*both)))
     if base.token_to_id(OPT_PAD) is None or base.token_to_id(OPT_BEGIN) is None:
         raise FileNotFoundError(f"{folder} holds no tokenizer.json, and its vocab.json is not OPT's (data.tokenizer)")
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -10,6 +10,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from megatron_af.foreign import read_text
 from megatron_af.runs.code import installed, source_revision
 
 PACKAGES = (
@@ -48,7 +49,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text().splitlines():
+        for line in read_text(info).splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.machine()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_af.files import write
-from megatron_af.foreign import read_record
+from megatron_af.foreign import file_at, opened, read_record, read_text
 
 METRICS_PREFIX = re.compile(rb'\{"kind":"metrics","step":(\d+),')
 REFUSED_IN_NAMES = re.compile(r"[^\w.\-/ ]", re.ASCII)
@@ -84,7 +84,7 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError), (folder / "key").open("x") as key:
             key.write(uuid.uuid4().hex)
-        self._handle = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._handle = os.open(file_at(self.file), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._end_torn_line()
         self._warned = False
 
@@ -116,7 +116,7 @@ class Spool:
     def last_step(self) -> int:
         """Step of the last metrics in the spool, sent or not; -1 where there are none."""
         last = -1
-        with self.file.open("rb") as lines:
+        with opened(self.file) as lines:
             for line in lines:
                 if line.endswith(b"}\n") and (match := METRICS_PREFIX.match(line)):
                     last = int(match[1])
@@ -126,7 +126,7 @@ class Spool:
         """A process killed while it wrote leaves half a line; end it, so that it spoils no record after it."""
         size = self.file.stat().st_size
         if size:
-            with self.file.open("rb") as file:
+            with opened(self.file) as file:
                 file.seek(size - 1)
                 if file.read(1) != b"\n":
                     os.write(self._handle, b"\n")
@@ -137,7 +137,7 @@ def read_spool(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
     file = folder / "spool.jsonl"
     if not file.is_file():
         return
-    with file.open("rb") as lines:
+    with opened(file) as lines:
         lines.seek(offset)
         while (line := lines.readline()).endswith(b"\n"):
             offset += len(line)
@@ -149,7 +149,7 @@ def read_spool(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
 
 def spool_key(folder: Path) -> str:
     """Random name of the spool; its run carries it as a tag, so that a lost reply never makes a second run."""
-    return (folder / "key").read_text()
+    return read_text(folder / "key")
 
 
 def metric_name(key: str) -> str:

@@ -30,6 +30,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_af.files import write
+from megatron_af.foreign import read_text
 from megatron_af.model import AudioFlamingo
 from megatron_af.parallel.groups import Groups
 from megatron_af.runs.digests import record_digest
@@ -188,7 +189,7 @@ class Checkpoints:
             shutil.rmtree(left)
         complete = sorted(p for p in self._folder.glob("step_" + 8 * "[0-9]") if (p / MANIFEST).exists())
         best = self._folder / BEST
-        named = {newest.name, best.read_text().strip() if best.exists() else ""}
+        named = {newest.name, read_text(best).strip() if best.exists() else ""}
         old = [p for p in complete[: -self._keep] if p.name not in named] if self._keep > 0 else []
         for checkpoint in (*old, *self._folder.glob(f"step_*{KEPT}*")):
             if not self._is_needed(checkpoint):
@@ -218,7 +219,7 @@ def _digests_of_all(folder: Path) -> dict[str, str]:
     """File -> digest, of what every rank has written; a collective."""
     note, written = note_of(folder, dist.get_rank()), {}
     if note.exists():
-        written = json.loads(note.read_text())
+        written = json.loads(read_text(note))
         note.unlink()
     of_ranks: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(of_ranks, written)

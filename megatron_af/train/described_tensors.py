@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
+from megatron_af.foreign import read_bytes
 from megatron_af.runs.paths import CheckpointError
 
 METADATA = ".metadata"
@@ -54,7 +55,7 @@ def only_tensors(checkpoint: Path) -> Iterator[None]:
     """
     file = checkpoint / METADATA
     try:
-        if not isinstance(_Describing(io.BytesIO(file.read_bytes())).load(), Metadata):
+        if not isinstance(_Describing(io.BytesIO(read_bytes(file))).load(), Metadata):
             raise TypeError("no description of tensors")
     except FileNotFoundError as missing:
         raise CheckpointError(f"checkpoint {checkpoint} is not whole, it has no {METADATA}: take another") from missing

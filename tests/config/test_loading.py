@@ -121,6 +121,10 @@ def test_resolved_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
         ("{include: ['']}", "", "include: expected names of files, such as [model/af2_3b.yaml], got ''"),
         ("[1, 2]", "", "got a list"),
         ("a: [1", "", "cannot be read as YAML"),
+        ("a: " + "[" * 20_000, "", "cannot be read as YAML: it is nested more than 100 levels deep"),
+        ("{}", "seed=" + "[" * 20_000, "it is nested more than 100 levels deep"),
+        ("a: " + "9" * 5000, "", "cannot be read as YAML: Exceeds the limit"),
+        ("'9'", "", "expected keys and values at the top, got a single value"),
         ("{}", "seed", "seed (command line): expected key=value"),
         ("{}", "seed=[1", "seed=[1 (command line): "),
         ("{}", "seed=one", "seed (command line): expected a whole number, got 'one'"),
@@ -192,10 +196,10 @@ def test_other_trees_of_dataclasses_load_the_same_way(tmp_path: Path) -> None:
         read_values(Cluster, top)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_file_is_not_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(("make", "what"), [(os.mkfifo, "a pipe"), (os.mkdir, "a folder")])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, make: Callable[[Path], None], what: str) -> None:
     make(tmp_path / "other.yaml")
     (problem,) = problems_of(tmp_path / "other.yaml")
-    assert problem == f"{tmp_path}/other.yaml: expected a YAML file, got a folder, a pipe or a device"
+    assert problem == f"{tmp_path}/other.yaml: expected a YAML file, got {what}"
     (problem,) = problems_of(write(tmp_path, top="{name: x, include: [other.yaml]}"))
     assert "other.yaml: expected a YAML file" in problem

@@ -13,7 +13,7 @@ from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.config import ImportConfig
 from megatron_af.data.rows import Clip, Row, RowError, parse_row
 from megatron_af.data.storage import DataRoot
-from megatron_af.foreign import ForeignError, described, head_of, is_litter, no_file, parse_json
+from megatron_af.foreign import ForeignError, described, head_of, is_litter, no_file, opened, parse_json
 from megatron_af.prepare.importers.layout import Maker, PassedOver, checked, failing, is_audio, object_of, said
 from megatron_af.prepare.importers.made_rows import captioned
 
@@ -46,9 +46,7 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
     passed: list[PassedOver] = []
     broken = ""
     try:
-        if no_file(shard):
-            raise tarfile.ReadError
-        with tarfile.open(shard, "r:") as tar:
+        with opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 _add(samples, passed, tar, member, path)
             if tar.offset > shard.stat().st_size:

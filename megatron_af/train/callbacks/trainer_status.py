@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_af.foreign import read_text
 from megatron_af.train.callbacks.base import Callback, Record
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def status(record: Record, steps: int) -> dict[str, Any]:
 
 
 def _post(url: str, report: dict[str, Any]) -> None:
-    token = Path(os.environ[TOKEN]).read_text().strip()  # each time: it is renewed every hour
+    token = read_text(Path(os.environ[TOKEN])).strip()  # each time: it is renewed every hour
     request = urllib.request.Request(
         url,
         data=json.dumps(report).encode(),
