@@ -36,8 +36,7 @@ from megatron_af.foreign import ForeignError, no_file, opened
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMAND_LINE = "command line"
-DEEPEST = 100
-"""Levels of a file."""
+DEEPEST = 100  # levels of a file
 DEFINED_IN_FILES = ("curriculum", "data.datasets", "steps")
 type Tree = dict[Any, Any]
 """A YAML file: nested mappings, lists and scalars."""
@@ -147,9 +146,8 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
     except FileNotFoundError:
         problems.append(f"{parents[-1]}: include {path.name}: no such file" if parents else f"{path}: no such file")
         return []
-    except AssertionError:  # of a library, about a text in quotes
-        problems.append(f"{path}: expected keys and values at the top, got a single value")
-        return []
+    except AssertionError:  # of the library, about a text in quotes
+        layer = None
     except (ForeignError, IsADirectoryError):
         problems.append(f"{path}: expected a YAML file, got {no_file(path)}")
         return []
@@ -157,7 +155,7 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
         problems.append(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}")
         return []
     if not isinstance(layer, DictConfig):
-        problems.append(f"{path}: expected keys and values at the top, got a list")
+        problems.append(f"{path}: expected keys and values at the top, got a list or a single value")
         return []
     tree = _plain(layer)
     includes = tree.pop("include", None) or []

@@ -32,6 +32,8 @@ COMPUTED = {
     "layer_norm_eps": 1e-5,
 }
 """What this encoder computes of ``audio_config``'s variants."""
+LARGEST = {"feature_size": 512, "fft_window_size": 16_384, "sampling_rate": 768_000, "max_length_s": 3_600}
+"""What the library makes tables of at once; they would take all memory."""
 SHORT_CLIPS = {"repeatpad": "repeat_whole", "repeat": "repeat", "pad": "pad"}
 
 
@@ -140,6 +142,10 @@ def _settings(folder: Path) -> tuple[Any, Any]:
     from transformers import ClapFeatureExtractor
 
     config, hears = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
+    for key, most in LARGEST.items():
+        value = hears.get(key, 0) if isinstance(hears, dict) else None
+        if not isinstance(value, int | float) or not 0 <= value <= most:
+            raise ForeignError(f"{folder}/preprocessor_config.json: expected {key} up to {most:,}, got {value!r:.80}")
     try:
         audio: Any = TheirConfig(**config).audio_config
         return audio, ClapFeatureExtractor(**hears)

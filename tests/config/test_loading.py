@@ -124,7 +124,7 @@ def test_resolved_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
         ("a: " + "[" * 20_000, "", "cannot be read as YAML: it is nested more than 100 levels deep"),
         ("{}", "seed=" + "[" * 20_000, "it is nested more than 100 levels deep"),
         ("a: " + "9" * 5000, "", "cannot be read as YAML: Exceeds the limit"),
-        ("'9'", "", "expected keys and values at the top, got a single value"),
+        ("'9'", "", "expected keys and values at the top, got a list or a single value"),
         ("{}", "seed", "seed (command line): expected key=value"),
         ("{}", "seed=[1", "seed=[1 (command line): "),
         ("{}", "seed=one", "seed (command line): expected a whole number, got 'one'"),
