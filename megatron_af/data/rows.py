@@ -139,6 +139,16 @@ def parse_row(value: object, where: str) -> Row:
     return row
 
 
+def is_unicode(value: object) -> bool:
+    """Whether decoded JSON can be written again: it may hold half of a surrogate pair, which no file and no tokenizer
+    takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def to_json(row: Row) -> str:
     """The row as one manifest line (without the line end); values equal to their defaults are left out."""
 
@@ -195,7 +205,10 @@ class Manifest(Sequence[Row]):
             file.seek(begin)
             line = file.read(end - begin)
         try:
-            return parse_row(json.loads(line), f"{self.path}, row {index + 1}")
+            value, where = json.loads(line), f"{self.path}, row {index + 1}"
+            if b"\\ud" in line.lower() and not is_unicode(value):
+                raise RowError(f"{where}: half of a surrogate pair, which is no text: correct or remove it")
+            return parse_row(value, where)
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
             message = str(error).removeprefix(f"{self.path}, row {index + 1}: ")
             raise RowError(f"{self.path}:{self._line_number(begin)}: {message}") from None

@@ -15,7 +15,6 @@ Whoever answers strangers says which files they may name: `files_below` a folder
 """
 
 import base64
-import binascii
 import itertools
 import math
 import tempfile
@@ -169,7 +168,7 @@ def _content(audio: Any, where: str) -> bytes:
         raise BadRequest(f"{where}: expected a file, base64 or bytes, got {type(audio).__name__}")
     try:
         return base64.b64decode(audio.partition(",")[2] if audio.startswith("data:") else audio, validate=True)
-    except binascii.Error:
+    except ValueError:  # also of text that is no ASCII
         raise BadRequest(f"{where}: expected a file, base64 or bytes, got {audio[:60]!r}, which is neither") from None
 
 

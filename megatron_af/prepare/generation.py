@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_af.data.rows import Manifest, Row, RowError, parse_row, to_json
+from megatron_af.data.rows import Manifest, Row, RowError, is_unicode, parse_row, to_json
 from megatron_af.files import append, write
 from megatron_af.foreign import read_bytes
 from megatron_af.retry_after import retry_after
@@ -247,7 +247,7 @@ class _Writer:
         """Whether something can be made of what was put down of a row; raises what its parts raise where not."""
         if "refused" in entry:
             return isinstance(entry["refused"], str)
-        return bool(parse_row(json.loads(to_json(self._task.made(row, entry["found"]))), row.id))
+        return bool(parse_row(json.loads(to_json(self._task.made(row, entry["found"])).encode()), row.id))
 
 
 def read_reply(task: Task, reply: str, rows: Sequence[Row]) -> list[Found | str]:
@@ -258,10 +258,15 @@ def read_reply(task: Task, reply: str, rows: Sequence[Row]) -> list[Found | str]
         by_id = {entry["id"]: entry for entry in entries}
     except (ValueError, KeyError, TypeError, RecursionError):  # prose, or JSON meant to break its reader
         return [f"the reply is not the JSON that was asked for: {reply[:80]!r}"] * len(rows)
-    return [
-        task.check(by_id[i], row) if isinstance(by_id.get(i), dict) else "the reply leaves this row out"
-        for i, row in enumerate(rows)
-    ]
+    return [_answer(task, by_id.get(i), row) for i, row in enumerate(rows)]
+
+
+def _answer(task: Task, entry: Any, row: Row) -> Found | str:
+    if not isinstance(entry, dict):
+        return "the reply leaves this row out"
+    if not is_unicode(entry):
+        return "the reply holds half of a surrogate pair"
+    return task.check(entry, row)
 
 
 def plain_reason(problem: str) -> str:

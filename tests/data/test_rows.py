@@ -84,3 +84,13 @@ def test_json_leaves_defaults_out() -> None:
     line = json.loads(to_json(Row(id="a", captions=("x",))))
     assert line == {"id": "a", "clips": [], "captions": ["x"]}
     assert parse_row(line, "here").captions == ("x",)
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    """No file and no tokenizer takes it; a whole pair is a letter."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "a", "captions": ["\\ud83d\\ude00"]}\n{"id": "b", "captions": ["\\ud83d rain"]}\n')
+    rows = Manifest(path)
+    assert rows[0].captions == ("\U0001f600",)
+    with pytest.raises(RowError, match=r"a\.jsonl:2: half of a surrogate pair"):
+        _ = rows[1]

@@ -120,7 +120,7 @@ def _asked(folder: Path, data: bytes) -> None:
 
 def _replied(folder: Path, data: bytes) -> None:
     for task in TASKS:
-        (found,) = read_reply(task, data.decode(errors="surrogateescape"), [ROW])
+        (found,) = read_reply(task, data.decode(errors="replace"), [ROW])
         if not isinstance(found, str):
             made = to_json(task.made(ROW, json.loads(json.dumps(found))))
             parse_row(json.loads(made.encode()), "what was made")

@@ -96,7 +96,7 @@ def test_strangers_name_files_below_one_folder_only(wav: Path, tmp_path: Path) -
     with RequestRows(files_below(shared)) as requests:
         for name in ("tone.wav", str(inside), f"file://{inside}"):
             assert requests.recording(name, "audio 0").clips[0].duration == 2.0
-        for name in (str(outside), "../secret.wav", "way_out.wav", f"file://{outside}", "gone.wav", "a\0b"):
+        for name in (str(outside), "../secret.wav", "way_out.wav", f"file://{outside}", "gone.wav", "a\0b", "é"):
             with pytest.raises(BadRequest, match=r"audio 1: expected a file, base64 or bytes, got .* is neither"):
                 requests.recording(name, "audio 1")
     with RequestRows(no_files) as requests, pytest.raises(BadRequest, match="which is neither"):

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from megatron_af.data.rows import RowError
+from megatron_af.data.rows import Row, RowError
+from megatron_af.evaluate.metrics.judge import Judgement
 from megatron_af.prepare.caption_expansion import expand
-from megatron_af.prepare.generation import EndpointError, Report
+from megatron_af.prepare.generation import EndpointError, Report, read_reply
 from tests.prepare.endpoint import good, job
 
 
@@ -131,3 +132,11 @@ def test_a_report_says_what_was_refused_and_how_often():
     assert told.lines[1:] == ["  3 refused: the reply is no JSON: …"], "one line for each kind"
     assert report.lines == ["18 of 21 rows written with 5 requests", "  2 refused: too long", "  1 refused: no clip"]
     assert report.exit_code == 1 and replace(report, rows=30).exit_code == 0
+
+
+def test_half_of_a_surrogate_pair_costs_its_row_alone() -> None:
+    task, row = Judgement(), Row(id="a", meta={"answer": "rain"})
+    entries = [{"id": i, "correctness": 7, "detail": 5, "bluntness": 9, "why": why} for i, why in enumerate("a\ud800")]
+    found, refused = read_reply(task, json.dumps({"judgements": entries}), [row, row])
+    assert found == {"correctness": 7, "detail": 5, "bluntness": 9}
+    assert refused == "the reply holds half of a surrogate pair"
