@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-POINTS_KEPT = 4096
+POINTS_KEPT = 1024
 Floats = NDArray[np.float64]
 
 
@@ -56,7 +56,7 @@ def loss_curves(history: History) -> Figure | None:
         axes.plot(steps, running_mean(values), color=color, label=name.removeprefix("loss/"), linewidth=1.6)
     axes.set(xlabel="step", ylabel="loss (nats per supervised token)")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     return figure
 
 
