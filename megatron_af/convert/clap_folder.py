@@ -54,7 +54,11 @@ class ClapFolder:
             )
         self._audio, self._hears = _settings(folder)
         self._weights = _Weights(folder)
-        self.model = self._read()
+        try:
+            self.model = self._read()
+        except (TypeError, ZeroDivisionError, AttributeError, OverflowError) as error:
+            both = "config.json and preprocessor_config.json"
+            raise ForeignError(f"{folder}: {both} state values that make no encoder ({error})") from error
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -100,6 +100,7 @@ def test_folders_that_hold_something_else_are_named(tmp_path: Path) -> None:
         ("preprocessor_config.json", {"padding": "wrap"}, "padding = wrap"),
         ("preprocessor_config.json", {"max_length_s": 60}, "cannot be built here: model.front_end.window_seconds"),
         ("preprocessor_config.json", {"feature_size": 614_000}, "expected feature_size up to 512, got 614000"),
+        ("preprocessor_config.json", {"hop_length": 0}, "state values that make no encoder"),
         ("preprocessor_config.json", {"sampling_rate": "a"}, "expected sampling_rate up to 768,000, got 'a'"),
     ):  # fmt: skip
         with pytest.raises(ForeignError, match=message):
