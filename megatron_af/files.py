@@ -70,6 +70,8 @@ def appearing(path: Path) -> Iterator[Path]:
             yield (draft := Path(folder) / "draft")
             path.write_bytes(draft.read_bytes())
         return
+    if not path.name:  # of an output that somebody left empty
+        raise IsADirectoryError(errno.EISDIR, "expected the name of a file to write, got a folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}{DRAFT}")
     try:

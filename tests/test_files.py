@@ -157,3 +157,8 @@ def test_lines_behind_a_pipe_that_nobody_reads_are_not_waited_for(tmp_path: Path
     os.mkfifo(tmp_path / "a")
     with pytest.raises(OSError, match="No such device or address"):
         append(tmp_path / "a", "text")
+
+
+def test_no_name_is_told_of() -> None:
+    with pytest.raises(IsADirectoryError, match="expected the name of a file to write"):
+        write(Path(), "text")

@@ -193,7 +193,7 @@ def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
         try:
             _refuse_depth(override.partition("=")[2])
             layer.merge_with_dotlist([override])
-        except (YAMLError, ValueError, OmegaConfBaseException) as error:
+        except (YAMLError, ValueError, LookupError, OmegaConfBaseException) as error:
             problems.append(f"{override} ({COMMAND_LINE}): {' '.join(str(error).split())}")
     return _plain(layer)
 

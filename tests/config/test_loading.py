@@ -127,6 +127,7 @@ def test_resolved_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
         ("'9'", "", "expected keys and values at the top, got a list or a single value"),
         ("{}", "seed", "seed (command line): expected key=value"),
         ("{}", "seed=[1", "seed=[1 (command line): "),
+        ("{}", "[=", "[= (command line): "),
         ("{}", "seed=one", "seed (command line): expected a whole number, got 'one'"),
         ("{}", "model.lm.layer=3", "model.lm.layer (command line): unknown key; did you mean model.lm.layers?"),
         ("{curriculum: {align: {}}}", "curriculum.algn.steps=3", "not in curriculum; did you mean align?"),
