@@ -144,22 +144,25 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
     if not made and root.exists(done) and (earlier := json.loads(root.read(done)))["inputs"] == whole:
         progress.say(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
         return Summary(**earlier["summary"])
-    states = [json.loads(root.read(_part(plan, group, "json"))) for group in groups]
+    bad, notes, seconds, cut = list[_Entry](), list[_Entry](), 0.0, 0
+    for group in groups:  # one by one: each knows every recording of its own
+        state = json.loads(root.read(_part(plan, group, "json")))
+        bad += state["bad"]
+        notes += state["notes"]
+        seconds, cut = seconds + state["seconds"], cut + state.get("cut", 0)
     with root.writing(f"{plan.output}/{INDEX}") as file:
         write_index(Path(file.name), _indexed(root, plan, groups))
-    bad = [entry for state in states for entry in state["bad"]]
     report = f"{plan.output}/report.jsonl"
-    notes = [entry for state in states for entry in state["notes"]]
     root.write(report, "".join(json.dumps(entry) + "\n" for entry in bad + notes).encode())
     summary = Summary(
         name=name,
         rows=rows,
         kept=rows - len(bad),
-        seconds=sum(state["seconds"] for state in states),
+        seconds=seconds,
         reasons=dict(Counter(entry["reason"] for entry in bad).most_common()),
         report=report,
         notes=len(notes),
-        cut=sum(state.get("cut", 0) for state in states),
+        cut=cut,
         max_seconds=plan.max_seconds,
         sample_rate=plan.front_end.sample_rate,
     )

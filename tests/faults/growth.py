@@ -36,7 +36,7 @@ LOOKS = 100
 MEBIBYTE = 2**20
 MEMORY_SHARE, TIME_SHARE = 0.03, 0.1
 """Of its middle that a figure may grow by: allocators and other work on the machine are not still."""
-RECORDINGS, PIECE_SECONDS = 200, 0.2
+SOUNDS, SECONDS = 200, 0.2
 ROWS_SHARE = 0.2
 """That peak memory may grow by from a hundredth of the rows to all of them."""
 ROW_BYTES = 100
@@ -160,18 +160,16 @@ def over_rows(folder: Path, rows: int, tell: Callable[[str], None]) -> dict[str,
 
 
 def of_rows(folder: Path, number: int, config: Config) -> Path:
-    """A configuration that prepares so many rows, pieces of a few recordings, and trains on them for some steps."""
-    root, seconds = Path(config.data.root), 20.0
-    for recording in range(RECORDINGS):
-        if not (path := root / f"long/{recording}.wav").exists():
-            write_tone(path, seconds, recording)
-    pieces = int(seconds / PIECE_SECONDS)
+    """A configuration that prepares so many rows, each with a recording of its own (other names of a few sounds), and
+    trains on them for some steps."""
+    root = Path(config.data.root)
+    for sound in range(SOUNDS):
+        write_tone(root / f"sounds/{sound}.wav", SECONDS, sound)
     with (root / f"rows{number}.jsonl").open("w", encoding="utf-8") as file:
         for at in range(number):
-            clip = Clip(
-                path=f"long/{at % RECORDINGS}.wav", duration=PIECE_SECONDS,
-                start=at // RECORDINGS % pieces * PIECE_SECONDS,
-            )  # fmt: skip
+            clip = Clip(path=f"rows{number}/{at // 1000}/{at}.wav", duration=SECONDS)
+            (root / clip.path).parent.mkdir(parents=True, exist_ok=True)
+            (root / clip.path).hardlink_to(root / f"sounds/{at % SOUNDS}.wav")
             asked = Question(prompt=f"what is number {at}?", output=f"answer {at % 97}")
             file.write(to_json(Row(id=f"r{at}", clips=(clip,), questions=(asked,))) + "\n")
     stage = replace(config.curriculum["align"], blend={"rows": 1.0}, steps=30)
