@@ -353,11 +353,15 @@ class Client:
         time.sleep(turn - now)
 
     def _post(self, body: dict[str, Any]) -> str:
-        request = urllib.request.Request(
-            self._config.endpoint.rstrip("/") + "/chat/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
+        address = self._config.endpoint.rstrip("/") + "/chat/completions"
+        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        try:
+            request = urllib.request.Request(address, data=data, headers=headers)
+        except ValueError:
+            given = self._config.endpoint
+            raise EndpointError(
+                f"endpoint: expected an address such as http://localhost:8000/v1, got {given!r}"
+            ) from None
         if key := os.environ.get(KEY_VARIABLE):
             request.add_header("Authorization", f"Bearer {key}")
         with _opener().open(request, timeout=self._config.timeout_seconds) as response:

@@ -84,6 +84,12 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_named(tmp_path, start):
         expand(dead)
 
 
+@pytest.mark.parametrize("endpoint", ["a\0b", "localhost", "x y"])
+def test_an_endpoint_that_is_no_address_is_told(tmp_path, endpoint):
+    with pytest.raises(EndpointError, match=r"endpoint: expected an address such as http://localhost:8000/v1, got '"):
+        expand(job(tmp_path, SimpleNamespace(endpoint=endpoint), rows=1))
+
+
 @pytest.mark.parametrize("reply", ["[" * 200_000, "{}", '{"choices": [{"message": {"content": "', " " * 17 * 2**20])
 def test_what_is_no_chat_completion_is_told(tmp_path, monkeypatch, reply):
     monkeypatch.setattr("urllib.request.OpenerDirector.open", lambda *_, **__: io.BytesIO(reply.encode()))
