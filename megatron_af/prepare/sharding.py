@@ -159,7 +159,7 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
         rows=rows,
         kept=rows - len(bad),
         seconds=seconds,
-        reasons=dict(Counter(entry["reason"] for entry in bad).most_common()),
+        reasons=dict(Counter(str(entry["reason"]) for entry in bad).most_common()),
         report=report,
         notes=len(notes),
         cut=cut,
