@@ -7,7 +7,7 @@ ranks, writers of checkpoints, MLflow's sender) memory, open handles and threads
 ranks' processor time; what the second to the last fifth of the run says of each is a line (Theil and Sen's: the median
 slope of all pairs).
 
-``--rows``: a data set of so many rows is prepared and trained on, and one of a hundredth of it; peaks are compared.
+``--rows``: a data set of so many rows is prepared and trained on, and one of a tenth of it; peaks are compared.
 """
 
 import argparse
@@ -38,7 +38,8 @@ MEMORY_SHARE, TIME_SHARE = 0.03, 0.1
 """Of its middle that a figure may grow by: allocators and other work on the machine are not still."""
 SOUNDS, SECONDS = 200, 0.2
 ROWS_SHARE = 0.2
-"""That peak memory may grow by from a hundredth of the rows to all of them."""
+"""That peak memory may grow by from a tenth of the rows to all of them: with a thousand, buffers of a fixed size
+are not full."""
 ROW_BYTES = 100
 """And so many for each row: what a process may know of every row."""
 
@@ -143,7 +144,7 @@ def over_rows(folder: Path, rows: int, tell: Callable[[str], None]) -> dict[str,
     """
     found: dict[str, dict[str, float]] = {}
     config = load_config(prepare(folder), [])
-    for number in (max(1, rows // 100), rows):
+    for number in (max(1, rows // 10), rows):
         run_file = of_rows(folder, number, config)
         began = time.monotonic()
         prepared = peak(["tools/prepare_data.py", "prepare", "--config", str(run_file)])
@@ -155,7 +156,7 @@ def over_rows(folder: Path, rows: int, tell: Callable[[str], None]) -> dict[str,
     for what, before in few.items():
         allowed = (1 + ROWS_SHARE) * before + rows * ROW_BYTES / MEBIBYTE
         if many[what] > allowed:
-            raise Grows(f"{what} of {rows:,} rows takes {many[what]:.0f} MiB, of a hundredth of them {before:.0f}")
+            raise Grows(f"{what} of {rows:,} rows takes {many[what]:.0f} MiB, of a tenth of them {before:.0f}")
     return found
 
 
