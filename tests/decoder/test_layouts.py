@@ -143,6 +143,14 @@ def reference(lm: dict[str, object], frozen: bool) -> Result:
     return _references[key]
 
 
+def gates_as_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A gate's gradient is one number, a sum of many terms that may nearly cancel out: its error is held against the
+    largest gate's."""
+    gates = sorted(name for name in tensors if ".gate_" in name)
+    rest = {name: tensor for name, tensor in tensors.items() if name not in gates}
+    return rest | ({"gates": torch.stack([tensors[name].flatten() for name in gates])} if gates else {})
+
+
 def compare(results: list[Result], expected: Result) -> None:
     first, last = results[0], results[-1]
     assert last["losses"] and last["logits"], "the last rank is on the last stage"
@@ -153,7 +161,8 @@ def compare(results: list[Result], expected: Result) -> None:
         ("inputs", first["inputs"]),
     ):
         assert found.keys() == expected[kind].keys(), kind
-        errors = {name: relative_error(found[name], expected[kind][name]) for name in found}
+        values, right = gates_as_one(found), gates_as_one(expected[kind])
+        errors = {name: relative_error(values[name], right[name]) for name in values}
         worst = max(errors, key=errors.__getitem__)
         print(f"{kind}: worst relative error {errors[worst]:.1e} ({worst})")
         assert errors[worst] <= TOLERANCE, (kind, worst, errors[worst])
