@@ -27,7 +27,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo_test.yaml"
 @pytest.mark.timeout(1200)
 def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     overrides = [f"output={tmp_path / 'runs'}", f"data.root={tmp_path / 'data'}"]
+    began = time.monotonic()
     summary = run_demo(str(CONFIG), overrides)
+    whole = time.monotonic() - began
     folder = tmp_path / "runs" / "demo_test"
     assert json.loads((folder / "summary.json").read_text()) == summary
     report = (folder / "report.html").read_text()
@@ -45,7 +47,7 @@ def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixtur
 
     started = time.monotonic()
     assert run_demo(str(CONFIG), overrides) == summary  # everything is there: nothing runs again
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < whole / 5
 
     sorted((tmp_path / "data" / "test").glob("*.flac"))[-1].unlink()
     with pytest.raises(StepFailed, match=r"(?s)evaluate-long: exit code 2, which no restart mends.*does not exist"):
