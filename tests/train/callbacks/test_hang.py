@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_af.data.storage import DataRoot
+from megatron_af.data import storage
 from megatron_af.train.callbacks import EndHangs, hang
 from tests.distributed import RankError, run_distributed
 
@@ -71,15 +71,27 @@ def test_a_run_that_has_ended_is_not_watched(tmp_path: Path) -> None:
 
 
 def hanging(rank: int, world_size: int, folder: Path, where: str) -> None:
-    """The last rank waits for ever, the others for it in a collective."""
-    hang.OTHERS_SECONDS = 2.0  # a rank whose peer has ended writes no stacks
-    callback, trainer = EndHangs(2.0), SimpleNamespace(folder=folder, rank=rank, step=7)
+    """The last rank waits for ever, the others for it in a collective; what they watch for ends later there."""
+
+    def till_all_have_written(seconds: float) -> None:
+        assert seconds == hang.OTHERS_SECONDS
+        (folder / f"written_{rank}").touch()
+        while len(list(folder.glob("written_*"))) < world_size:
+            time.sleep(0.01)
+
+    # A rank whose peer has ended writes no stacks, and on a busy machine no number of seconds is surely enough for it.
+    hang.time = SimpleNamespace(  # type: ignore[assignment]
+        monotonic=time.monotonic, strftime=time.strftime, sleep=till_all_have_written
+    )
+    callback, trainer = EndHangs(3.0 - rank), SimpleNamespace(folder=folder, rank=rank, step=7)
+    dist.barrier()  # as in training, where every step is one
     callback.on_start(trainer)  # type: ignore[arg-type]
     if rank == world_size - 1:
         if where == "python":
             threading.Event().wait()
+        storage.opened = open  # type: ignore[assignment]  # ours refuses the pipe that stands in for such a volume
         with ThreadPoolExecutor(1, thread_name_prefix="clips") as readers:  # as data/clips.py reads
-            readers.submit(DataRoot(str(folder)).read, "never.wav").result()
+            readers.submit(storage.DataRoot(str(folder)).read, "never.wav").result()
     dist.all_reduce(torch.ones(1))
 
 
