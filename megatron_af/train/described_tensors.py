@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import pickle
+import pickletools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ class _Describing(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def _refuse_far_places(data: bytes) -> None:
+    """The library keeps a value at whatever place a pickle names, and takes the memory up to there: gigabytes."""
+    for step, place, _ in pickletools.genops(data):
+        if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and (place or 0) > len(data):
+            raise CheckpointError(f"keeps a value at place {place:,} of {len(data):,} bytes")
+
+
 @contextlib.contextmanager
 def only_tensors(checkpoint: Path) -> Iterator[None]:
     """Inside, loading this checkpoint builds tensors and their descriptions alone.
@@ -55,7 +63,9 @@ def only_tensors(checkpoint: Path) -> Iterator[None]:
     """
     file = checkpoint / METADATA
     try:
-        if not isinstance(_Describing(io.BytesIO(read_bytes(file))).load(), Metadata):
+        data = read_bytes(file)
+        _refuse_far_places(data)
+        if not isinstance(_Describing(io.BytesIO(data)).load(), Metadata):
             raise TypeError("no description of tensors")
     except FileNotFoundError as missing:
         raise CheckpointError(f"checkpoint {checkpoint} is not whole, it has no {METADATA}: take another") from missing

@@ -1,5 +1,6 @@
 """A checkpoint's pickles describe tensors or are refused: nothing that a file names is run."""
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -42,6 +43,16 @@ def test_what_is_no_description_is_one_sentence(tmp_path: Path, content: bytes) 
     (tmp_path / ".metadata").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"\.metadata"), only_tensors(tmp_path):
         pytest.fail("it was believed")
+
+
+def test_a_place_far_away_is_not_made_room_for(tmp_path: Path) -> None:
+    """At four bytes' largest, the room is 64 GiB."""
+    whole = pickle.dumps(Metadata(state_dict_metadata={}), protocol=3)
+    for place, told in ((1 << 20, "place 1,048,576 of"), (len(whole), "")):
+        (tmp_path / ".metadata").write_bytes(whole[:-1] + b"r" + place.to_bytes(4, "little") + b".")
+        refused = pytest.raises(CheckpointError, match=told) if told else contextlib.nullcontext()
+        with refused, only_tensors(tmp_path):
+            assert not told, "it was believed"
 
 
 def test_small_objects_in_tensor_files_build_no_classes(tmp_path: Path) -> None:
