@@ -1,7 +1,9 @@
 """What a configuration that cannot run raises, and how its message helps."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -24,6 +26,14 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
+def shown(value: Any) -> str:
+    """A value as YAML would write it, shortened."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = f"'{value}'" if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
+    return textwrap.shorten(text, 80, placeholder=" …")
+
+
 def divides(divisor_key: str, divisor: int, key: str, value: int) -> Iterator[str]:
     """The problem that ``divisor`` leaves a rest, with the divisors that do not."""
     if value % divisor:
@@ -36,5 +46,5 @@ def divisors(value: int) -> list[int]:
 
 
 def listed(values: Sequence[object], most: int = 12) -> str:
-    shown = ", ".join(map(str, values[:most])) or "(none)"
-    return shown + (", …" if len(values) > most else "")
+    some = ", ".join(map(str, values[:most])) or "(none)"
+    return some + (", …" if len(values) > most else "")

@@ -31,13 +31,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config.errors import suggestion
+from megatron_af.config.errors import shown, suggestion
 from megatron_af.foreign import ForeignError, no_file, opened
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMAND_LINE = "command line"
 DEEPEST = 100  # levels of a file
 DEFINED_IN_FILES = ("curriculum", "data.datasets", "steps")
+_hints = cache(get_type_hints)
 type Tree = dict[Any, Any]
 """A YAML file: nested mappings, lists and scalars."""
 EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -101,11 +102,12 @@ def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str
             first_source.setdefault(key, source)
             last_source[key] = source
     merged = reduce(_merge, [defaults, *(layer for _, layer in layers)])
-    try:
-        tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
-    except OmegaConfBaseException as error:
-        problems.append(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
-        tree = merged
+    tree: Any = merged
+    if _refers(merged):  # else there is nothing to look up, which costs more than all the rest
+        try:
+            tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+        except OmegaConfBaseException as error:
+            problems.append(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
     reader = _Reader(first_source, last_source, problems)
     values = reader.read(schema, tree, "")
     assert isinstance(values, schema)
@@ -121,7 +123,7 @@ def describe(schema: type = Config) -> str:
     """Every key of a configuration with its type, default and docstring, as the end of a tool's ``--help``."""
     lines = ["configuration keys (in the YAML file, or as key=value):"]
     for key, kind, default, doc in _schema(schema, ""):
-        value = "(required)" if default is MISSING else f"= {_show(default)}"
+        value = "(required)" if default is MISSING else f"= {shown(default)}"
         lines.append(f"  {key}: {_type_name(kind)} {value}")
         lines += textwrap.wrap(doc, width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
@@ -163,7 +165,7 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
     layers = []
     for name in includes:
         if not isinstance(name, str) or not name or "\0" in name or "${" in name:
-            problems.append(f"{path}: include: expected names of files, such as [model/af2_3b.yaml], got {_show(name)}")
+            problems.append(f"{path}: include: expected names of files, such as [model/af2_3b.yaml], got {shown(name)}")
             continue
         beside = path.parent / name
         included = beside if beside.exists() else CONFIGS / name
@@ -222,6 +224,12 @@ def _merge(under: Tree, over: Tree) -> Tree:
     return merged
 
 
+def _refers(value: Any) -> bool:
+    """Whether something in a tree stands for another key, ``${a.b}``."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (isinstance(value, str) and "${" in value) or any(map(_refers, inner))
+
+
 def _keys(tree: Tree, prefix: str = "") -> Iterator[str]:
     for name, value in tree.items():
         yield f"{prefix}{name}"
@@ -263,7 +271,7 @@ class _Reader:
         if origin is Literal:
             if value not in options:
                 known = [str(option) for option in options]
-                return self._report(key, f"expected {' or '.join(known)}, got {_show(value)}")
+                return self._report(key, f"expected {' or '.join(known)}, got {shown(value)}")
             return value
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):
             return self._read_section(kind, value, key)
@@ -279,11 +287,11 @@ class _Reader:
         if kind in EXPECTED and type(value) is kind:
             return value
         hint = f"; write it as [{value}]" if origin is tuple and isinstance(value, str) else ""
-        return self._report(key, f"expected {_expected(kind)}, got {_show(value)}{hint}")
+        return self._report(key, f"expected {_expected(kind)}, got {shown(value)}{hint}")
 
     def _read_section(self, kind: Any, value: dict[Any, Any], key: str) -> Any:
         prefix = f"{key}." if key else ""
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         values = {}
         for name, inner in value.items():
             if name in hints:
@@ -316,7 +324,7 @@ class _Reader:
                 self._report(entry, f"not in {key}{suggestion(str(name), known)}")
                 continue
             if not isinstance(name, str):
-                self._report(entry, f"expected text as the key, got {_show(name)}; put it in quotes")
+                self._report(entry, f"expected text as the key, got {shown(name)}; put it in quotes")
                 continue
             if (item := self.read(kind, inner, entry)) is not MISSING:
                 entries[name] = item
@@ -339,7 +347,7 @@ def _placeholder(kind: Any) -> Any:
 
 def _schema(kind: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
     """(key, type, default, docstring) of every leaf; ``<name>`` stands for the keys of a mapping."""
-    hints, docs = get_type_hints(kind), _docstrings(kind)
+    hints, docs = _hints(kind), _docstrings(kind)
     for field in dataclasses.fields(kind):
         key, hint = f"{prefix}{field.name}", hints[field.name]
         default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -390,11 +398,3 @@ def _type_name(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " | ".join("null" if option is type(None) else _type_name(option) for option in options)
     return str(kind.__name__)
-
-
-def _show(value: Any) -> str:
-    """A value as YAML would write it, shortened."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = f"'{value}'" if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
-    return textwrap.shorten(text, 80, placeholder=" …")
