@@ -42,6 +42,8 @@ def digest_file(path: Path) -> str:
 def digest_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Name -> ``sha256:<hex>`` of files below ``folder``, several at a time."""
     names = list(names)
+    if len(names) == 1:
+        return {names[0]: digest_file(folder / names[0])}
     with ThreadPoolExecutor(READERS) as readers:
         return dict(zip(names, readers.map(lambda name: digest_file(folder / name), names), strict=True))
 
