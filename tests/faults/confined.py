@@ -42,6 +42,7 @@ OF_PYTHON = (
     "/dev/null", "/dev/urandom", "/etc/mime.types", "/etc/localtime", "/etc/ssl",
 )  # fmt: skip
 """What a process reads of itself: modules, the time zone, the machine."""
+_STATUS = re.compile(r"(VmSize|VmHWM|VmRSS):\s+(\d+) kB")
 
 
 class Confined:
@@ -64,6 +65,9 @@ class Confined:
             os.dup2(said, stream)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         os.fsync = lambda handle: None  # nobody asks whether a disk has it, and it takes most of the time
+        # Opened once: the memory that is asked for stays this process's.
+        self._status = os.open("/proc/self/status", os.O_RDONLY)
+        self._clear = os.open("/proc/self/clear_refs", os.O_WRONLY)
         self._passing = place / "passing"
         self._passing.mkdir()
         tempfile.tempdir = str(self._passing)
@@ -73,21 +77,21 @@ class Confined:
 
     def begin(self) -> None:
         """From now on memory is bounded."""
-        most = int(_status("VmSize")) * 1024 + ADDRESSES
+        most = self._memory()["VmSize"] * 1024 + ADDRESSES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
     @contextmanager
     def watched(self, size: int) -> Iterator[None]:
         self._did.clear()
         said = os.fstat(1).st_size
-        Path("/proc/self/clear_refs").write_text("5")  # the most memory so far is what it has now
-        before = _status("VmRSS")
+        os.write(self._clear, b"5")  # the most memory so far is what it has now
+        before = self._memory()["VmRSS"]
         self._watching = True
         try:
             yield
         finally:
             self._watching = False
-        took = 1024 * (_status("VmHWM") - before)
+        took = 1024 * (self._memory()["VmHWM"] - before)
         self.took_mib = took / 2**20
         if set(self._place.iterdir()) != self._beside:
             self._did.append("wrote outside of its folder")
@@ -99,6 +103,11 @@ class Confined:
         if words.strip():
             self._did.append(f"printed {words[:300]!r}")
         self.problem = "; ".join(self._did)
+
+    def _memory(self) -> dict[str, int]:
+        """Of this process, in KiB."""
+        text = os.pread(self._status, 4096, 0).decode()
+        return {name: int(size) for name, size in _STATUS.findall(text)}
 
     def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._watching:
@@ -133,16 +142,3 @@ class Confined:
             return
         if real.rstrip(os.sep) != "/dev/null":
             self._did.append(f"{what} {real[:200]}")
-
-
-_STATUS = re.compile(rb"(VmSize|VmHWM|VmRSS):\s+(\d+) kB")
-
-
-def _status(name: str) -> int:
-    """Of /proc/self/status, in KiB."""
-    status = os.open("/proc/self/status", os.O_RDONLY)
-    try:
-        text = os.read(status, 4096)
-    finally:
-        os.close(status)
-    return int(dict(_STATUS.findall(text))[name.encode()])

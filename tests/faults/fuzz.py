@@ -210,13 +210,27 @@ class _Feeding:
     def _problem(self, data: bytes) -> str:
         """What is wrong with how a parser took some bytes."""
         self._under_way[: 8 + len(data)] = len(data).to_bytes(8) + data
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir()
+        self._empty()
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         with self._confined.watched(len(data)):
             problem = _unanswered(lambda: self._parser.read(self._folder, data))
         signal.setitimer(signal.ITIMER_REAL, 0)
         return problem or self._confined.problem
+
+    def _empty(self) -> None:
+        try:
+            if self._folder.is_symlink():
+                raise NotADirectoryError(self._folder)
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        Path(entry.path).unlink()
+        except OSError:  # it is no longer the folder that was made
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.unlink(missing_ok=True)
+            self._folder.mkdir()
 
     def _shrunk(self, data: bytes, kind: str) -> bytes:
         """A shorter input with the same problem, after at most 300 tries."""

@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ TENSORS = {"model.embed_tokens.weight": torch.ones(300, 8)} | {
 }  # fmt: skip
 
 
+@cache
 def _sound(kind: str) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, WAVE, 16_000, format=kind)
@@ -212,24 +214,29 @@ def _language(folder: Path) -> None:
     Tokenizer.load(folder)
 
 
-def _checkpoint(folder: Path) -> None:
-    """A folder of two checkpoints, of which one file of the newer one is foreign."""
-    for step in (1, 2):
-        checkpoint = folder / f"step_0000000{step}"
-        if not checkpoint.exists():
+@cache
+def _checkpoints() -> dict[str, bytes]:
+    """Files of a folder of two checkpoints."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for step in (1, 2):
+            checkpoint = folder / f"step_0000000{step}"
             checkpoint.mkdir()
             (checkpoint / MANIFEST).write_text(json.dumps({"resume": {"step": step}, "parts": {"lm": "."}}))
             record_digest(checkpoint)
-    settle(folder, lambda line: None)
+        settle(folder, lambda line: None)
+        (folder / LATEST).write_text("step_00000002")
+        return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def _in_newest(name: str) -> Callable[[Path, bytes], Any]:
+    """A parser of two checkpoints of which one file of the newer one, or the pointer, is foreign."""
+
     def parse(folder: Path, data: bytes) -> None:
-        if not (folder / LATEST).exists():
-            _checkpoint(folder)
-        (folder / LATEST).write_text("step_00000002")
-        (folder / name).write_bytes(data)
-        _checkpoint(folder)
+        for file, content in {**_checkpoints(), name: data}.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(content)
+        settle(folder, lambda line: None)
 
     return parse
 

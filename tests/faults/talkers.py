@@ -8,10 +8,12 @@ import base64
 import http.client
 import io
 import json
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -143,6 +145,7 @@ def _kept(folder: Path, data: bytes) -> None:
         assert logprobs is None or all(isinstance(one, float) for one in logprobs)
 
 
+@cache
 def _tone() -> str:
     out = io.BytesIO()
     soundfile.write(out, np.zeros(1600, np.float32), 16_000, format="WAV")
@@ -227,7 +230,12 @@ def _clustered(folder: Path, data: bytes) -> None:
         lambda: asked.patch_deployment("d", {"a": "b"}),
     ]
     refused: list[Exception] = []
-    with answering(data), mock.patch.object(clock, "sleep", lambda seconds: None):
+    with (
+        answering(data),
+        mock.patch.object(clock, "sleep", lambda seconds: None),
+        # The client sets a logger's level for every object that it makes, and logging then forgets all loggers' levels.
+        mock.patch.object(logging.Manager, "_clear_cache", lambda loggers: None),
+    ):
         for question in questions:
             try:
                 question()
