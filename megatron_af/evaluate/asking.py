@@ -53,8 +53,9 @@ class Kept:
         for line in whole[:end].split(b"\n"):
             with suppress(ValueError, KeyError, TypeError, RecursionError):  # damaged: asked again
                 entry = json.loads(line)
-                if entry["state"] == self._state and _is_whole(entry["answer"], entry["logprobs"]):
-                    done[int(entry["wording"]), int(entry["question"])] = entry["answer"], entry["logprobs"]
+                asked, answer, logprobs = (entry["wording"], entry["question"]), entry["answer"], entry["logprobs"]
+                if entry["state"] == self._state and _is_whole(asked, answer, logprobs):
+                    done[asked] = answer, logprobs
         return done
 
     def add(self, new: Done) -> None:
@@ -68,8 +69,10 @@ class Kept:
         self.path.unlink(missing_ok=True)
 
 
-def _is_whole(answer: Any, logprobs: Any) -> bool:
-    """Whether these are an answer and the log-probabilities of options, as `Kept.add` puts them down."""
+def _is_whole(asked: tuple[Any, Any], answer: Any, logprobs: Any) -> bool:
+    """Whether these are two numbers, an answer and the log-probabilities of options, as `Kept.add` puts them down."""
+    if any(type(number) is not int for number in asked):  # a float may be infinite, and 9.5 is no question
+        return False
     scored = logprobs is None or (isinstance(logprobs, list) and all(isinstance(one, float) for one in logprobs))
     return scored and (answer is None or isinstance(answer, str))
 

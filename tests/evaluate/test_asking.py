@@ -17,7 +17,9 @@ def test_a_stopped_measurement_keeps_whole_lines_of_its_own_state(tmp_path: Path
     assert kept.read()[0, 5] == ("bells", None), "goes on behind what was whole"
     whole = kept.read()
     other = b'{"state": "now", "wording": 0, "question": 9, "answer": 3, "logprobs": 0}'
-    for damage in (b"[]", b"\xff", b"[" * 9000, other):
+    usable = other.replace(b"3", b'"a"').replace(b" 0}", b" null}")
+    numbers = [usable.replace(b"9", number) for number in (b"1e999", b"9.5")]
+    for damage in (b"[]", b"\xff", b"[" * 9000, other, *numbers):
         kept.path.write_bytes(damage + b"\n" + kept.path.read_bytes())
     assert kept.read() == whole, "a damaged line is asked again"
     kept.forget()
