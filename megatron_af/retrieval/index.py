@@ -95,6 +95,9 @@ class NeighbourIndex:
             # faiss believes what a file says of itself: one that was cut would end the process.
             if other := [name for name, size in about["bytes"].items() if (folder / name).stat().st_size != size]:
                 raise ValueError(f"{other[0]} has another size than it was written with")
+            held = ["catalogue.npz", *(file.name for file in folder.glob("vectors.*.faiss"))]
+            if other := [name for name in held if name not in about["bytes"]]:
+                raise ValueError(f"{other[0]} is not among the files that it was written with")
             with np.load(file_at(folder / "catalogue.npz")) as arrays:
                 catalogue = Catalogue(
                     row_N=arrays["row_N"],

@@ -85,6 +85,8 @@ class VectorIndex:
     @classmethod
     def open(cls, folder: Path, kind: str) -> Self:
         files = sorted(folder.glob("vectors.*.faiss"), key=lambda file: int(file.suffixes[0][1:]))
+        if not files:
+            raise ValueError("it holds no vectors")
         flags = faiss.IO_FLAG_MMAP_IFC if len(files) > 1 else 0
         index = cls(kind, [faiss.read_index(str(file_at(file)), flags) for file in files], folder)
         if (depth := folder / DEPTH).is_file():

@@ -1,5 +1,6 @@
 """Neighbours against brute force; an index is read for what it was built of."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,19 @@ def test_a_damaged_index_is_told_of(tmp_path: Path, name: str, damage: str) -> N
     else:
         file.write_bytes({"cut": whole[:-9], "other bytes": b"?" * len(whole)}.get(damage, damage.encode()))
     with pytest.raises((StaleIndex, ForeignError, FileNotFoundError), match=r"index"):
+        NeighbourIndex.read(folder)
+
+
+@pytest.mark.parametrize(("removed", "told"), [(False, "vectors.0.faiss is not among"), (True, "it holds no vectors")])
+def test_files_that_an_index_does_not_list_are_not_read(tmp_path: Path, removed: bool, told: str) -> None:
+    folder = tmp_path / "index"
+    NeighbourIndex.make(catalogue_of([0, 1, 2]), clustered(3, 1), folder, {})
+    about = json.loads((folder / "index.json").read_text())
+    del about["bytes"]["vectors.0.faiss"]
+    (folder / "index.json").write_text(json.dumps(about))
+    if removed:
+        (folder / "vectors.0.faiss").unlink()
+    with pytest.raises(StaleIndex, match=told):
         NeighbourIndex.read(folder)
 
 
