@@ -11,19 +11,21 @@ newest checkpoint of ``retrieval.stage``. ``interleave`` does the same and then 
 import argparse
 import sys
 
-import torch.distributed as dist
-
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.entry import command
-from megatron_af.parallel.world import join_world
 from megatron_af.progress import Progress, silent
 from megatron_af.runs.check import retrieval_problems
 
 
 def build(config: Config, command: str) -> None:
-    # Imported only now: megatron-core must have been made portable before its modules run.
+    # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
+    import torch.distributed as dist
+
+    from megatron_af.parallel.world import join_world
+
+    join_world()
     from megatron_af.retrieval.build import Builder
 
     made = {name: dataset.neighbours.of for name, dataset in config.data.datasets.items() if dataset.neighbours}
@@ -34,6 +36,7 @@ def build(config: Config, command: str) -> None:
         if command == "interleave":
             for name in made:
                 builder.interleave(name)
+    dist.destroy_process_group()
 
 
 @command
@@ -46,12 +49,10 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     if problems := list(retrieval_problems(config)):
         raise ConfigError(f"{arguments.config} cannot be used", problems)
-    join_world()
     try:
         build(config, arguments.command)
     except AudioError as error:
         raise ConfigError(f"{error}; prepare the data set (tools/prepare_data.py), which leaves it out") from error
-    dist.destroy_process_group()
     return 0
 
 

@@ -28,12 +28,9 @@ import os
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
-
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.entry import command
-from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import check
 
 
@@ -51,8 +48,12 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     if problems := check(config, int(os.environ.get("WORLD_SIZE", "1"))):
         raise ConfigError(f"{config.name} cannot be built", problems)
+    # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
+    import torch.distributed as dist
+
+    from megatron_af.parallel.world import join_world
+
     join_world()
-    # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.train.conversion import convert
 
     written = convert(config, arguments.source, arguments.target, adapter=arguments.adapter, tell=print)

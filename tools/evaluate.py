@@ -25,14 +25,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch.distributed as dist
-
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import read_config
 from megatron_af.entry import command
 from megatron_af.evaluate.few_shot import behind_examples, few_shot_problems, few_shot_sets
 from megatron_af.evaluate.hearing import evaluation_rows
-from megatron_af.parallel.world import join_world
 from megatron_af.runs.check import validate_evaluation
 from megatron_af.runs.paths import resolve_entry
 
@@ -66,13 +63,16 @@ def main() -> int:
     if elsewhere and (not arguments.output or shots != [0]):
         problem = "--rows, --suite and --checkpoint need --output FOLDER, and go without --shots: name one"
         raise ConfigError("nowhere to write", [problem])
-    if named:
-        config = _asking(config, arguments.rows, arguments.suite)
+    config = _asking(config, arguments.rows, arguments.suite) if named else config
     validate_evaluation(config, unread, arguments.checkpoint)
     if problems := list(few_shot_problems(config, arguments.source, shots)):
         raise ConfigError(f"stage {config.stage} of {config.name} cannot be asked with examples", problems)
+    # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
+    import torch.distributed as dist
+
+    from megatron_af.parallel.world import join_world
+
     join_world()
-    # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.evaluate.measure import measure, measure_contrastive, measure_elsewhere
     from megatron_af.evaluate.suites import measure_suites
 

@@ -12,10 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
-
 from megatron_af.entry import command
-from megatron_af.parallel.world import join_world
 
 
 @command
@@ -24,8 +21,12 @@ def main() -> int:
     parser.add_argument("release", type=Path, help="folder of a release, run, stage or checkpoint")
     parser.add_argument("folder", type=Path, help="new or empty folder to write")
     arguments = parser.parse_args()
+    # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
+    import torch.distributed as dist
+
+    from megatron_af.parallel.world import join_world
+
     join_world()
-    # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.release.export import export
 
     try:

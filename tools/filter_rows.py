@@ -15,15 +15,12 @@ import json
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
-
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.data.rows import to_json
 from megatron_af.entry import command
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.files import write
-from megatron_af.parallel.world import join_world
 
 
 @command
@@ -46,8 +43,12 @@ def main() -> int:
     if arguments.rows not in config.data.datasets:
         known = ", ".join(config.data.datasets)
         raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
+    # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
+    import torch.distributed as dist
+
+    from megatron_af.parallel.world import join_world
+
     join_world()
-    # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.evaluate.clap_filter import Wanted, filtered, judged
     from megatron_af.inference.embedder import ClapEmbedder
 

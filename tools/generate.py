@@ -18,12 +18,9 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-import torch.distributed as dist
-
 from megatron_af.config import ConfigError, ParallelConfig
 from megatron_af.entry import command
 from megatron_af.inference.requests import BadRequest, settings_of
-from megatron_af.parallel.world import join_world
 from megatron_af.progress import Progress, silent
 from megatron_af.release.named import named
 from megatron_af.serve.settings import Precision
@@ -52,6 +49,11 @@ def main() -> int:
     if arguments.requests is not None and arguments.output is None:
         raise BadRequest("--requests: expected --output FILE for the answers beside it")
     decoding = vars(settings_of(arguments.decoding))
+    # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
+    import torch.distributed as dist
+
+    from megatron_af.parallel.world import join_world
+
     join_world()
     ranks = arguments.tensor * arguments.pipeline
     if min(arguments.tensor, arguments.pipeline) < 1 or dist.get_world_size() % ranks:
@@ -60,7 +62,6 @@ def main() -> int:
             [f"--tensor {arguments.tensor} x --pipeline {arguments.pipeline} on {dist.get_world_size()} processes: "
              "expected a product that divides their number (torchrun --nproc_per_node)"],
         )  # fmt: skip
-    # Imported only now: megatron-core must have been made portable before its modules run.
     from megatron_af.serve.answer_file import answer_file
     from megatron_af.serve.loaded_model import LoadedModel
 
@@ -70,11 +71,10 @@ def main() -> int:
     with LoadedModel(named(arguments.model), precision=arguments.precision, parallel=parallel) as model:
         if arguments.requests is not None:
             with Progress() if first else silent() as progress:
-                counts = answer_file(
-                    model, arguments.requests, arguments.output, decoding, **few_shot, progress=progress
-                )
+                asked, answered = arguments.requests, arguments.output
+                counts = answer_file(model, asked, answered, decoding, **few_shot, progress=progress)
                 told = f"{counts.answered} answered, {counts.refused} refused, {counts.kept} of an earlier run"
-                progress.say(f"{arguments.output}: {told}")
+                progress.say(f"{answered}: {told}")
         elif arguments.option:
             for option, logprob in model.scores(arguments.audio, arguments.prompt, arguments.option).items():
                 _print(f"{logprob:9.3f}  {option}\n", first)

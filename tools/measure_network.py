@@ -8,12 +8,7 @@ On a cluster `af-pipelines smoke` runs it on two nodes.
 import argparse
 import sys
 
-import torch.distributed as dist
-
-from megatron_af.bench.network import measure, pinned_memory_limit
 from megatron_af.entry import command
-from megatron_af.parallel.device import current_device
-from megatron_af.parallel.world import join_world
 
 MIB = 2**20
 
@@ -21,6 +16,12 @@ MIB = 2**20
 @command
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    import torch.distributed as dist  # a command answers at once
+
+    from megatron_af.bench.network import measure, pinned_memory_limit
+    from megatron_af.parallel.device import current_device
+    from megatron_af.parallel.world import join_world
+
     device = current_device()
     join_world()
     first = dist.get_rank() == 0

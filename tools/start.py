@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 from megatron_af.entry import command
-from megatron_af.start.run import start
 
 
 @command
@@ -27,6 +26,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--from", dest="origin", type=Path, help="run or release to begin with")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys of the YAML")
     options = parser.parse_intermixed_args(arguments)
+    from megatron_af.start.run import start
+
     start(options.folder, options.overrides, dry_run=options.dry_run, origin=options.origin)
     return 0
 

@@ -12,9 +12,10 @@ S text positions, B rows of a micro-batch, L audio tokens, D feature dim, W wind
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100
 """Label of a position that is not supervised."""
@@ -24,23 +25,23 @@ IGNORED = -100
 class TextRows:
     """One micro-batch of text; a row may hold several segments (packed samples, questions of one sample)."""
 
-    ids_BS: Tensor
+    ids_BS: "Tensor"
     """int64, right padded."""
-    labels_BS: Tensor
+    labels_BS: "Tensor"
     """int64; the label at s is the token at s + 1 (already shifted), ``IGNORED`` where not supervised."""
-    segment_BS: Tensor
+    segment_BS: "Tensor"
     """int32; which segment of the row a position belongs to, -1 at padding."""
-    first_audio_BS: Tensor
+    first_audio_BS: "Tensor"
     """int32; first visible audio of the position, in the row's own order (index into ``clips[b]``)."""
-    last_audio_BS: Tensor
+    last_audio_BS: "Tensor"
     """int32; last visible audio; smaller than ``first_audio_BS`` where none is visible."""
-    dataset_BS: Tensor
+    dataset_BS: "Tensor"
     """int32; index of the position's data set in ``sorted(stage.blend)``."""
     clips: tuple[tuple[int, ...], ...]
     """Per row: indices into ``StepAudio.clip_windows``, in the row's audio order."""
 
     @cached_property
-    def supervised(self) -> tuple[Tensor, Tensor]:
+    def supervised(self) -> "tuple[Tensor, Tensor]":
         """Supervised positions in row-major order, as indices into [S * B] hidden states, and their labels."""
         batch, length = self.labels_BS.shape
         index_T = (self.labels_BS != IGNORED).flatten().nonzero().squeeze(1)
@@ -51,9 +52,9 @@ class TextRows:
 class AudioKeys:
     """What the decoder's cross-attention attends to, made by encode-ahead for one micro-batch."""
 
-    tokens_LBD: Tensor
+    tokens_LBD: "Tensor"
     """Right padded along L; the gradient flows into it."""
-    audio_of_BL: Tensor
+    audio_of_BL: "Tensor"
     """int32; index of the row's audio that a key belongs to, -1 at padding."""
 
 
@@ -110,7 +111,7 @@ class StepAudio:
     """Windows of every distinct clip of this step; a clip that several samples use appears once."""
     owners: tuple[tuple[int, ...], ...]
     """Per rank of the model-parallel group: the clips it encodes, in ascending order."""
-    mel_WFM: Tensor | None
+    mel_WFM: "Tensor | None"
     """dB mel windows of the clips this rank must encode, in ``owners`` order; None: nothing to do."""
     known: Known | None = None
     """What the encoder's side answered about this rank's clips; None: it was not asked, all of them are in the mel."""

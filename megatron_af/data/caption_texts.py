@@ -16,10 +16,6 @@ from megatron_af.data.rows import Row, RowError
 from megatron_af.data.sample_source import Sample, Shown
 from megatron_af.data.sampler import Draw, keyed_hash
 
-CLASS_PHRASES = ("{}", "the sound of {}", "this is a sound of {}")
-"""A class as it is said of a recording: what rows of labels bring as captions, and what zero-shot classification asks
-with (LAION-CLAP uses the last)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:

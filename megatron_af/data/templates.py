@@ -52,6 +52,10 @@ STYLES = {
 FIXED_TEXTS = ("Here are similar examples. Here are random examples. The task is dialog.", "user: assistant: Answer:")
 """What the templates write around questions and answers, for tokenizers that are made to fit."""
 
+CLASS_PHRASES = ("{}", "the sound of {}", "this is a sound of {}")
+"""A class as it is said of a recording: what rows of labels bring as captions, and what zero-shot classification asks
+with (LAION-CLAP uses the last)."""
+
 
 WORDS = "Here are similar random examples. The task is dialog. user: assistant: Answer:"
 """All that the templates write themselves, for vocabularies of whole words."""

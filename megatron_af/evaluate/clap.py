@@ -21,8 +21,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.data.rows import Question, Row
+from megatron_af.data.templates import CLASS_PHRASES
 from megatron_af.evaluate.exchange import exchange, plain_answer
 from megatron_af.evaluate.intervals import interval
 from megatron_af.evaluate.ranking import mean_average_precision, mean_average_precision_interval

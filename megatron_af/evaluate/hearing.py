@@ -17,7 +17,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -27,9 +27,11 @@ from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import exchange, plain_answer
 from megatron_af.evaluate.intervals import interval
-from megatron_af.inference.writing import Answer
 from megatron_af.progress import Progress
 from megatron_af.runs.calibration import calibration_error
+
+if TYPE_CHECKING:
+    from megatron_af.inference.writing import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def evaluation_rows(config: Config, dataset: str) -> list[Row]:
 
 
 def ask_all(
-    answer: Callable[[Sequence[Row]], Sequence[Answer | None]], rows: Sequence[Row], *, calibrated: bool = False
+    answer: "Callable[[Sequence[Row]], Sequence[Answer | None]]", rows: Sequence[Row], *, calibrated: bool = False
 ) -> list[Asked]:
     """Every question of the rows, with their own and with exchanged audio.
 

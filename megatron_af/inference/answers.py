@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from megatron_af.inference.beams import search
-from megatron_af.inference.decoding import Decoding, drawn, penalized, without_never
+from megatron_af.inference.decoding import Decoding
+from megatron_af.inference.logits import drawn, penalized, without_never
 from megatron_af.inference.reading import Reading
 from megatron_af.inference.writing import Answer, Tell, TokenScore, Writing
 from megatron_af.text.tokenizer import Tokenizer

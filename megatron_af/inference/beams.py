@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_af.inference.decoding import Decoding, penalized, without_never
+from megatron_af.inference.decoding import Decoding
+from megatron_af.inference.logits import penalized, without_never
 from megatron_af.inference.reading import Reading
 from megatron_af.inference.writing import Answer, Tell, Writing
 from megatron_af.text.tokenizer import Tokenizer

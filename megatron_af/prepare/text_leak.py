@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.feature_extraction import FeatureHasher
-from sklearn.linear_model import LogisticRegression
 
 from megatron_af.data.rows import Question, Row
 
@@ -66,6 +64,10 @@ def text_leak(rows: Sequence[Row]) -> dict[str, Leak]:
 
 
 def _answers(learnt: Sequence[Question], asked: Sequence[Question]) -> list[str]:
+    # Imported only now: it takes seconds, and a command answers at once.
+    from sklearn.feature_extraction import FeatureHasher
+    from sklearn.linear_model import LogisticRegression
+
     hasher = FeatureHasher(FEATURES, input_type="string")
     seen = [(q, place) for q in learnt for place in range(len(q.options))]
     truth = [q.options[place] == q.output for q, place in seen]

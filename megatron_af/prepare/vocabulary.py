@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.data.rows import Manifest, Row, RowError, Span
 from megatron_af.data.shards import open_rows, rows_file
 from megatron_af.data.storage import DataRoot
-from megatron_af.data.templates import FIXED_TEXTS
+from megatron_af.data.templates import CLASS_PHRASES, FIXED_TEXTS
 from megatron_af.files import write
 from megatron_af.text.tokenizer import Tokenizer, read_tokenizer
 from megatron_af.text.words import NoWords, build, extend

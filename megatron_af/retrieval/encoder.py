@@ -10,34 +10,40 @@ N rows, J joint dim.
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_af.config import Config
-from megatron_af.convert.clap_folder import ClapFolder
-from megatron_af.inference.embedder import AudioEmbedder, ClapEmbedder, PublishedEmbedder
 from megatron_af.runs.digests import digest_files, digest_value
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest, source_of
 
+if TYPE_CHECKING:
+    from megatron_af.convert.clap_folder import ClapFolder
+    from megatron_af.inference.embedder import AudioEmbedder
+
 FORMAT = 1
 """Part of every digest of embeddings; raised when their making changes."""
 
 
-def embedder_of(config: Config) -> AudioEmbedder:
+def embedder_of(config: Config) -> "AudioEmbedder":
     """
     Raises:
         FileNotFoundError: the stage has no checkpoint, or the folder is not there, or not whole.
         ForeignError: the folder holds something else.
     """
+    # Imported only now, as below: whether an index is stale is answered at once, without torch.
+    from megatron_af.inference.embedder import ClapEmbedder, PublishedEmbedder
+
     if config.retrieval.encoder:
-        return PublishedEmbedder(config, ClapFolder(Path(config.retrieval.encoder)))
+        return PublishedEmbedder(config, _published(config))
     return ClapEmbedder(replace(config, stage=config.retrieval.stage))
 
 
 def joint_dim(config: Config) -> int:
     """Length of an embedding. Raises as `embedder_of`."""
     if config.retrieval.encoder:
-        return ClapFolder(Path(config.retrieval.encoder)).model.clap.joint_dim
+        return _published(config).model.clap.joint_dim
     return config.model.clap.joint_dim
 
 
@@ -45,13 +51,21 @@ def encoder_digest(config: Config) -> str:
     """Digest of all that an embedding follows from, besides the sound. Raises as `embedder_of`."""
     stage, model = config.retrieval.stage, config.model
     if config.retrieval.encoder:
-        folder = ClapFolder(Path(config.retrieval.encoder))
+        from megatron_af.inference.embedder import PublishedEmbedder
+
+        folder = _published(config)
         of_files = _digests(folder.folder, tuple((name, *_changed(folder.folder / name)) for name in folder.files))
         return digest_value([FORMAT, of_files, folder.model, PublishedEmbedder.MAX_WINDOWS])
     checkpoint = resolve_entry(replace(config, stage=stage), stage)
     weights = [checkpoint_digest(source_of(checkpoint, part)) for part in spec_of(config.curriculum[stage]).parts]
     settings = [model.front_end, model.encoder, model.clap, config.curriculum[stage].max_windows, config.precision]
     return digest_value([FORMAT, weights, settings])
+
+
+def _published(config: Config) -> "ClapFolder":
+    from megatron_af.convert.clap_folder import ClapFolder
+
+    return ClapFolder(Path(config.retrieval.encoder))
 
 
 def _changed(file: Path) -> tuple[int, int]:

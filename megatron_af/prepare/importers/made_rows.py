@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from megatron_af.config import ImportConfig
-from megatron_af.data.caption_texts import CLASS_PHRASES
 from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.data.templates import CLASS_PHRASES
 
 CAPTIONING, CLASSIFICATION = "audio captioning", "event classification"
 """What is asked for, where nobody says it otherwise: the rows' task, and the skill that evaluation reports by."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import ImportConfig
-from megatron_af.data.caption_texts import CLASS_PHRASES
+from megatron_af.data.templates import CLASS_PHRASES
 from megatron_af.foreign import ForeignError
 from tests.data.toy import write_tone
 from tests.prepare.importing import problems, run, table
