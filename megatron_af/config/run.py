@@ -180,8 +180,9 @@ class SceneSet:
     min_seconds: Files[Positive] = 10.0
     """Length of a scene, drawn between this and ``max_seconds``."""
     max_seconds: Files[Positive] = 10.0
-    min_events: Files[Count] = 2
-    max_events: Files[Count] = 5
+    min_events: Files[Whole] = 1
+    """0: a scene may be nothing but its background noise."""
+    max_events: Files[Whole] = 5
     questions: Files[Whole] = 12
     """Questions written per scene; training scenes are listed and described as well."""
 

@@ -24,6 +24,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 TIMES = ("never", "once", "twice", *(f"{number} times" for number in NUMBERS[3:]))
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 PLACES = ("start", "middle", "end")
+NOTHING = "nothing"
+"""What is heard in a scene without a sound."""
 SKILLS = ("order", "counting", "presence", "attribute", "duration", "comparison", "position")
 
 
@@ -76,7 +78,7 @@ def captions(scene: Scene, rng: random.Random, number: int) -> tuple[str, ...]:
 
 def negatives(scene: Scene, kinds: Sequence[str], rng: random.Random, number: int) -> tuple[str, ...]:
     """Captions of scenes that differ in one thing: a sound, the order, an attribute or a count."""
-    changes = [_other_kind, _other_kind, _other_order, _other_attribute, _other_count]
+    changes = [_other_kind, _other_kind, _other_order, _other_attribute, _other_count] if scene.events else [_a_sound]
     out: list[str] = []
     while len(out) < number:
         changed = rng.choice(changes)(scene, kinds, rng)
@@ -126,7 +128,12 @@ def _caption(scene: Scene, rng: random.Random) -> str:
             runs.append((event.phrase, 1))
     joint = rng.choice([" then ", " followed by ", " and then "])
     opening = rng.choice(["", "", "the sound of ", "we hear "])
-    return opening + joint.join(f"{phrase} {TIMES[n]}" if n > 1 else phrase for phrase, n in runs)
+    return opening + (joint.join(f"{phrase} {TIMES[n]}" if n > 1 else phrase for phrase, n in runs) or NOTHING)
+
+
+def _a_sound(scene: Scene, kinds: Sequence[str], rng: random.Random) -> Scene:
+    loud, long = rng.random() < 0.5, rng.random() < 0.5
+    return _replaced(scene, [Event(kind=rng.choice(kinds), start=0.0, end=scene.seconds, loud=loud, long=long)])
 
 
 def _other_kind(scene: Scene, kinds: Sequence[str], rng: random.Random) -> Scene:
@@ -162,7 +169,7 @@ def _replaced(scene: Scene, events: Sequence[Event]) -> Scene:
 
 def transcript(scene: Scene) -> str:
     """Everything a question can be about, as text: what the language model learns to answer from."""
-    return " then ".join(f"{PLACES[scene.third(event)]} {event.phrase}" for event in scene.events)
+    return " then ".join(f"{PLACES[scene.third(event)]} {event.phrase}" for event in scene.events) or NOTHING
 
 
 def listing(scene: Scene, rng: random.Random) -> list[Question]:
@@ -170,7 +177,7 @@ def listing(scene: Scene, rng: random.Random) -> list[Question]:
     order = rng.choice(["list the sounds in order", "which sounds are heard, in order?"])
     detail = rng.choice(["describe the recording", "describe every sound"])
     return [
-        Question(prompt=order, output=" then ".join(scene.kinds), skill="listing"),
+        Question(prompt=order, output=" then ".join(scene.kinds) or NOTHING, skill="listing"),
         Question(prompt=detail, output=transcript(scene), skill="description"),
     ]
 
@@ -223,9 +230,9 @@ def _questions(scene: Scene, kinds: Sequence[str], rng: random.Random) -> list[Q
     missing = [kind for kind in kinds if kind not in count]
 
     # order
-    if len(events) > 1:
-        add("order", events[0].kind, "what is the first sound?", "which sound comes first?")
-        add("order", events[-1].kind, "what is the last sound?", "which sound comes last?")
+    first, last = (events[0].kind, events[-1].kind) if events else (NOTHING, NOTHING)
+    add("order", first, "what is the first sound?", "which sound comes first?")
+    add("order", last, "what is the last sound?", "which sound comes last?")
     if len(events) > 2:
         add("order", events[1].kind, "what is the second sound?", "which sound comes second?")
     for before, after in pairwise(events):
@@ -236,6 +243,11 @@ def _questions(scene: Scene, kinds: Sequence[str], rng: random.Random) -> list[Q
 
     # counting
     add("counting", NUMBERS[len(events)], "how many sounds are heard?", "how many sounds are there?")
+    if not events:
+        absent = rng.sample(missing, 2)
+        add("counting", NUMBERS[0], f"how many times is the {absent[0]} heard?", f"how often is the {absent[0]} heard?")
+        add("presence", "no", f"is there a {absent[1]}?", f"is a {absent[1]} heard?")
+        return found  # nothing else can be asked
     often = max(heard, key=lambda kind: (count[kind], rng.random()))
     counted = [often, rng.choice(heard)] if count[often] > 1 else [rng.choice(heard)]
     for kind in dict.fromkeys(counted):

@@ -48,15 +48,19 @@ LOUD_DB, QUIET_DB, NOISE_DB = (-14.0, -10.0), (-34.0, -30.0), (-75.0, -60.0)
 """Level of an event's loudest 100 ms, and of the background noise, in dB of full scale."""
 GAP_SECONDS = 0.4
 """Least silence between two events."""
+HEARD = 0.95
+"""Share of the scenes that are only told in which there is a sound."""
 
 
 def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progress) -> Recordings:
-    """Write every set's scenes and manifest, the same scenes in conversation (``NAME_dialogue``), the text-only
-    manifest and the tokenizer; returns the recordings used.
+    """Write every set's scenes and manifest, the same scenes in conversation (``NAME_dialogue``; not of a set with
+    silent ones), the text-only manifest and the tokenizer; returns the recordings used.
 
     Raises:
-        ConfigError: ``scenes.kinds`` names a kind that there is no recording of.
+        ConfigError: ``scenes.kinds`` names a kind that there is no recording of, or a set's scenes cannot be mixed.
     """
+    if problems := [f"scenes.sets.{name}.{told}" for name, s in config.sets.items() for told in _never_mixed(s)]:
+        raise ConfigError("no such scenes", problems)
     progress.update("recordings", 0, 1)
     recordings = fetch_recordings(root / "recordings", offline=config.offline)
     progress.update("recordings", 1, 1)
@@ -76,7 +80,11 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
         for done, (name, rows) in enumerate(pool.imap(_call, jobs), 1):
             lines[name] += rows
             progress.update("scenes", done, len(jobs))
-    dialogues = {f"{name}_dialogue": [dialogue_line(row, seed) for row in rows] for name, rows in lines.items()}
+    dialogues = {
+        f"{name}_dialogue": [dialogue_line(row, seed) for row in rows]
+        for name, rows in lines.items()
+        if config.sets[name].min_events
+    }
     lines["text"] = [to_json(row) for row in _texts(config, seed, kinds)]
     for name, rows in (lines | dialogues).items():
         write(root / f"{name}.jsonl", "".join(row + "\n" for row in rows))
@@ -89,6 +97,17 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
     scenes = words.build([*NUMBERS, *kinds, *written, *asked])
     words.extend(scenes, [templates.WORDS, *said])[0].save(str(root / "tokenizer.json"))
     return recordings
+
+
+def _never_mixed(s: SceneSet) -> Iterator[str]:
+    """Keys of a set whose scenes would be drawn for ever, and what is wrong with them."""
+    if s.min_events > s.max_events:
+        yield f"min_events: {s.min_events} is above max_events, {s.max_events}; raise that"
+    if s.min_seconds > s.max_seconds:
+        yield f"min_seconds: {s.min_seconds:g} is above max_seconds, {s.max_seconds:g}; raise that"
+    needed = s.max_events * (SHORT_SECONDS[0] + GAP_SECONDS)
+    if needed >= s.min_seconds:
+        yield f"max_events: {s.max_events} of the shortest sounds need {needed:g} s; lower it, or raise min_seconds"
 
 
 def dialogue_line(line: str, seed: int) -> str:
@@ -215,7 +234,8 @@ def mix(bank: Bank, scene_set: SceneSet, rng: np.random.Generator) -> tuple[Wave
         sequence = _sequence(bank.kinds, int(rng.integers(scene_set.min_events, scene_set.max_events + 1)), rng)
         drawn = {kind: _shaped(bank.draw(kind, rng), rng) for kind in dict.fromkeys(sequence)}
         loud = {kind: rng.random() < 0.5 for kind in drawn}
-        loud[sequence[int(rng.integers(len(sequence)))]] = True  # quiet is relative to something
+        if sequence:
+            loud[sequence[int(rng.integers(len(sequence)))]] = True  # quiet is relative to something
         sounds = {
             kind: (x * np.float32(10 ** (rng.uniform(*(LOUD_DB if loud[kind] else QUIET_DB)) / 20)), long)
             for kind, (x, long) in drawn.items()
@@ -238,6 +258,8 @@ def mix(bank: Bank, scene_set: SceneSet, rng: np.random.Generator) -> tuple[Wave
 
 def _sequence(kinds: Sequence[str], number: int, rng: np.random.Generator) -> list[str]:
     """Kinds in order: half of the time all different, else some return."""
+    if not number:
+        return []
     different = number if rng.random() < 0.5 else int(rng.integers(1, number + 1))
     chosen = [kinds[i] for i in rng.choice(len(kinds), different, replace=False)]
     again = chosen[:1] if rng.random() < 0.5 else chosen
@@ -277,7 +299,7 @@ def _texts(config: ScenesConfig, seed: int, kinds: Sequence[str]) -> Iterator[Ro
 
 
 def _told(kinds: Sequence[str], rng: np.random.Generator) -> Scene:
-    sequence = _sequence(kinds, int(rng.integers(1, 6)), rng)
+    sequence = _sequence(kinds, int(rng.integers(1, 6)) if rng.random() < HEARD else 0, rng)
     loud = {kind: bool(rng.random() < 0.5) for kind in sequence}
     long = {kind: bool(rng.random() < 0.5) for kind in sequence}
     times = np.sort(rng.uniform(0, 10, len(sequence))).tolist()

@@ -75,7 +75,20 @@ def test_every_skill_is_asked_and_nothing_twice() -> None:
 def test_one_sound_alone() -> None:
     found = asked(Scene(seconds=10.0, events=(event("wind", 3.0, long=True),)))
     assert found["how many sounds are heard?"] == {"one"}
-    assert not any("first" in prompt or "louder" in prompt for prompt in found)
+    assert found["what is the first sound?"] == found["which sound comes last?"] == {"wind"}
+    assert not any("second" in prompt or "louder" in prompt for prompt in found)
+
+
+def test_no_sound_at_all() -> None:
+    silence = Scene(seconds=10.0, events=())
+    found = asked(silence)
+    assert found["how many sounds are heard?"] == found["how often is the bell heard?"] == {"zero"}
+    assert found["what is the first sound?"] == found["which sound comes last?"] == {"nothing"}
+    assert found["is there a siren?"] == {"no"} and set.union(*found.values()) == {"zero", "nothing", "no"}
+    assert {question.output for question in listing(silence, random.Random(0))} == {"nothing"}
+    assert captions(silence, random.Random(1), 1)[0].endswith("nothing")
+    assert not spans(silence, KINDS, random.Random(0))
+    assert all(text.split()[-1] in KINDS for text in negatives(silence, KINDS, random.Random(0), 8))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,9 +1,11 @@
 """Mixed scenes hold what their truth says, recordings never cross the split, and all of it follows from the seed."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ CONFIG = ScenesConfig(
     sets={
         "train": SceneSet(part="train", scenes=6),
         "test": SceneSet(part="test", scenes=4, min_seconds=15, max_seconds=20, max_events=7),
+        "silent": SceneSet(part="test", scenes=3, min_events=0, max_events=0),
     },
 )
 
@@ -62,6 +65,21 @@ def test_scenes_of_some_kinds_hold_no_others(root: Path, tmp_path: Path) -> None
         assert heard and heard <= set(kinds)
         with pytest.raises(ConfigError, match=r"scenes\.kinds: thunder is none of"):
             prepare_scenes(replace(config, kinds=("thunder",)), 0, tmp_path, progress)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"min_events": 3, "max_events": 2}, "min_events: 3 is above max_events, 2"),
+        ({"min_seconds": 12.0}, "min_seconds: 12 is above max_seconds, 10"),
+        ({"max_events": 13}, "max_events: 13 of the shortest sounds need 10.4 s"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
+    sets = {"few": SceneSet(part="test", scenes=1, **wrong)}
+    with Progress(Console(file=io.StringIO())) as progress, pytest.raises(ConfigError, match=re.escape(told)):
+        prepare_scenes(replace(CONFIG, sets=sets), 0, tmp_path, progress)
+    assert not any(tmp_path.iterdir())
 
 
 def test_parts_share_no_recording(root: Path) -> None:
@@ -115,10 +133,13 @@ def test_manifests_are_complete(root: Path) -> None:
             info = soundfile.info(root / clip.path)
             assert (info.samplerate, info.channels) == (SAMPLE_RATE, 1)
             assert info.duration == pytest.approx(clip.duration)
-            assert row.captions and row.negatives and row.spans
+            assert row.captions and row.negatives and len(row.spans) == 3 * len(row.meta["events"])
             assert ("listing" in {q.skill for q in row.questions}) == (name == "train")
             for text in [*row.captions, *row.negatives, *(q.prompt for q in row.questions)]:
                 assert "<unknown>" not in tokenizer.decode(tokenizer.encode(text), skip_special=False)
+        if not scene_set.min_events:  # nobody talks about silence
+            assert not any(row.meta["events"] for row in rows) and not (root / f"{name}_dialogue.jsonl").exists()
+            continue
         talked = list(Manifest(root / f"{name}_dialogue.jsonl"))
         assert [(row.id, row.clips) for row in talked] == [(row.id, row.clips) for row in rows]
         for row, scene in zip(talked, rows, strict=True):
