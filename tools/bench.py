@@ -35,6 +35,7 @@ SUBJECTS = {
     "serve": "a server in a crowd: failures, answers against those given alone, memory, latency (5 minutes)",
     "start": "from the launcher to the first step, and from the last step to the end, by what takes how long",
     "step": "a step with cached features, by what is padded to what, beside the public code's",
+    "encode-ahead": "audio encoded ahead of the pipeline's schedule, beside audio that its first stage sends along",
     "frozen": "what a frozen language model spares on the way back",
     "plan": "rates of this machine for a file of configs/gpus, and planned against measured time of a step",
     "data": "decode, windows and mel: the reference, recordings, prepared shards, and the floor",

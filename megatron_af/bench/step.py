@@ -11,7 +11,7 @@ transformation layers together; ``packed`` puts several samples into a text row 
 optimizer step are timed, the ways in turn; on the CPU in processor seconds of one thread, float32. A way's part of the
 limit is what its samples need without any padding, over what a large matrix product would compute in the same time.
 
-Shapes: S text positions, B rows, W windows, L tokens of a window, D audio width.
+Shapes: S text positions, B rows, W windows, F mel frames, M mel bins, L tokens of a window, D audio width.
 """
 
 import random
@@ -315,12 +315,6 @@ class Learning:
         )
         return features, [torch.randint(self._first_added, (n,), generator=generator) for n in mixed.tokens]
 
-    def _mel(self, windows: int) -> Tensor:
-        front = self._config.model.front_end
-        generator = torch.Generator().manual_seed(windows)
-        mel_WFM = torch.randn(windows, front.window_frames, front.mel_bins, generator=generator) * 10 - 40
-        return mel_WFM.to(self._device.torch)
-
     def _wait(self) -> None:
         if self._device.is_gpu:
             torch.cuda.synchronize()
@@ -338,20 +332,27 @@ class Learning:
         rows = [[sample] for sample in range(len(ids))]
         if way in ("packed", "live"):
             rows = pack(list(zip(mixed.tokens, mixed.windows, strict=True)), self._stage.pack_tokens)
-        text = _rows(rows, ids)
+        text, windows = answer_rows(rows, ids), sum(mixed.windows)
         audio = StepAudio(
             clip_windows=mixed.windows,
             owners=(tuple(range(len(ids))),),
-            mel_WFM=self._mel(sum(mixed.windows)) if way == "live" else None,
+            mel_WFM=mel(self._config, windows).to(self._device.torch) if way == "live" else None,
             known=None if way == "live" else KnownFeatures(keys=("",) * len(ids), found=features),
-            seconds=10.0 * sum(mixed.windows),
+            seconds=10.0 * windows,
         )
         return StepBatch(
             audio=audio, text=TextBatch(rows=(text,), num_tokens=sum(mixed.tokens)), sample_ids=("",) * len(ids)
         )
 
 
-def _rows(rows: Sequence[Sequence[int]], ids: Sequence[Tensor]) -> Any:
+def mel(config: Config, windows: int, seed: int = 0) -> Tensor:
+    """Decibels of some windows, [W, F, M], on the host."""
+    front = config.model.front_end
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(windows, front.window_frames, front.mel_bins, generator=generator) * 10 - 40
+
+
+def answer_rows(rows: Sequence[Sequence[int]], ids: Sequence[Tensor]) -> Any:
     """One micro-batch; every sample hears its own clip, and its second half is supervised."""
     from megatron_af.data.batch import IGNORED, TextRows
 
