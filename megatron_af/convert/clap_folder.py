@@ -7,6 +7,7 @@
 The folder itself says how audio is heard and how large the encoder is: ``folder.model``.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def _settings(folder: Path) -> tuple[Any, Any]:
             raise ForeignError(f"{folder}/preprocessor_config.json: expected {key} up to {most:,}, got {value!r:.80}")
     try:
         audio: Any = TheirConfig(**config).audio_config
-        return audio, ClapFeatureExtractor(**hears)
+        with warnings.catch_warnings(action="ignore"):  # of filters that it makes, and nobody here uses
+            return audio, ClapFeatureExtractor(**hears)
     except Exception as error:  # the library checks some values, by types of its own, and stumbles over others
         said = " ".join(str(error).split())[:300]
         raise ForeignError(f"{folder}: its configuration is no CLAP's ({said})") from error

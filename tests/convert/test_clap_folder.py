@@ -108,3 +108,14 @@ def test_folders_that_hold_something_else_are_named(tmp_path: Path) -> None:
     (folder := broken("config.json", {})).joinpath("preprocessor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="expected preprocessor_config"):
         ClapFolder(folder)
+
+
+def test_what_transformers_thinks_of_filters_is_not_printed(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    write_clap(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fft_window_size": 128}))
+    recwarn.clear()
+    assert ClapFolder(tmp_path).model.front_end.fft_size == 128
+    assert not [str(one.message) for one in recwarn]
