@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForTextEncoding, AutoTokenizer, BertConfig
 
 from megatron_af.config import ClapConfig
 
@@ -67,6 +66,9 @@ class TextTower(nn.Module):
 
 
 def _build(config: ClapConfig, tokenizer: TextTokenizer | None) -> tuple[Any, TextTokenizer]:
+    # Imported only now, as below: it takes more than a second, and stages that answer read this module too.
+    from transformers import AutoModelForTextEncoding, BertConfig
+
     if not config.text_tower:
         if tokenizer is None:
             raise ValueError("a fresh text tower needs a tokenizer: set data.tokenizer or model.clap.text_tower")
@@ -101,6 +103,8 @@ class _PretrainedTokenizer:
     """A Hugging Face tokenizer as a :class:`TextTokenizer`, with the special tokens its tower was trained with."""
 
     def __init__(self, config: ClapConfig) -> None:
+        from transformers import AutoTokenizer
+
         self._tokenizer: Any = AutoTokenizer.from_pretrained(config.text_tower)
         self._max_tokens = config.text_max_tokens
         self.pad_id: int = self._tokenizer.pad_token_id

@@ -6,10 +6,13 @@
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 POINTS_KEPT = 1024
 Floats = NDArray[np.float64]
@@ -42,12 +45,12 @@ class History:
         return np.array([p[0] for p in points], dtype=float), np.array([p[1] for p in points], dtype=float)
 
 
-def loss_curves(history: History) -> Figure | None:
+def loss_curves(history: History) -> "Figure | None":
     """Loss over all data and by data set, each with its running mean; None before the first step."""
     names = [name for name in ("loss", *history.names("loss/")) if len(history.series(name)[0])]
     if not names:
         return None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = _figure(8, 4.5)
     axes = figure.subplots()
     for index, name in enumerate(names):
         steps, values = history.series(name)
@@ -60,7 +63,7 @@ def loss_curves(history: History) -> Figure | None:
     return figure
 
 
-def gates_by_depth(history: History) -> Figure | None:
+def gates_by_depth(history: History) -> "Figure | None":
     """tanh of every gate over training (across) and depth (up); None for a model without gates."""
     panels = {
         title: history.names(prefix)
@@ -69,7 +72,7 @@ def gates_by_depth(history: History) -> Figure | None:
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return None
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = _figure(5 * len(panels), 4)
     all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     series = {name: history.series(name) for names in panels.values() for name in names}
     limit = max(1e-3, max(float(np.abs(values).max()) for _, values in series.values()))
@@ -88,7 +91,7 @@ def gates_by_depth(history: History) -> Figure | None:
 
 def attention_over_time(
     weights_TL: Floats, tokens: list[str], seconds: float, *, title: str = "", order: Floats | None = None
-) -> Figure:
+) -> "Figure":
     """Where on the audio's time line the tokens of an answer look.
 
     Args:
@@ -103,7 +106,7 @@ def attention_over_time(
     # Tokens of the same moment (HTS-AT: the two halves of the frequency axis) add up.
     weights = np.stack([weights_TL[:, times == moment].sum(axis=1) for moment in bins], axis=1)
     edges = np.append(bins, seconds)
-    figure = Figure(figsize=(9, 1.2 + 0.28 * num_tokens), layout="constrained")
+    figure = _figure(9, 1.2 + 0.28 * num_tokens)
     axes = figure.subplots()
     image = axes.pcolormesh(edges, np.arange(num_tokens + 1), weights, cmap="magma", vmin=0, rasterized=True)
     axes.set(xlabel="seconds", title=title)
@@ -111,6 +114,13 @@ def attention_over_time(
     axes.invert_yaxis()
     figure.colorbar(image, label="attention")
     return figure
+
+
+def _figure(width: float, height: float) -> "Figure":
+    # Imported only now: whoever reads a history, or asks without drawing, need not wait for it.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def running_mean(values: Floats) -> Floats:
