@@ -236,6 +236,7 @@ def test_no_input_makes_a_command_end_in_a_traceback(
     good.write_text(f"name: x\noutput: {tmp_path}/runs\ndata: {{root: {tmp_path}}}\ntracking: {{enabled: false}}\n")
     cases = [[str(tmp_path / name)] for name in (*BAD_FILES, "folder.yaml", "not-there.yaml")]
     cases += [[str(good), *more] for more in OVERRIDES]
+    import megatron_af.demo.run
     import megatron_af.release.commands  # noqa: F401  # once here, not in every child
 
     monkeypatch.chdir(tmp_path)
