@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_af.serve import loaded_model  # noqa: F401 - once, for all forked processes
 from tests.data.toy import write_tone
+from tests.faults.entry_points import ask
 from tests.trained_run import trained_run
 
 pytestmark = pytest.mark.slow
@@ -49,18 +51,25 @@ def run(folder: Path, tool: str, *arguments: str, typed: str = "", ranks: int = 
     return done.stdout if code == 0 else done.stderr
 
 
+def forked(folder: Path, tool: str, *arguments: str, code: int = 0) -> str:
+    """What the same command says, without imports of its own."""
+    ended = ask(tool, arguments, folder)
+    assert ended.code == code, ended.said
+    return ended.said
+
+
 def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_one_question(folder: Path) -> None:
-    ask = ("generate.py", "runs/demo", "--audio", "dog.wav", "--prompt", "w3 w17")
-    whole = run(folder, *ask, "max_new_tokens=5")
-    assert whole == run(folder, *ask, "max_new_tokens=5", "--stream") and len(whole.split()) == 5
-    scores = run(folder, *ask, "--option", "w1", "--option", "w2 w3").splitlines()
+    question = ("runs/demo", "--audio", "dog.wav", "--prompt", "w3 w17")
+    whole = run(folder, "generate.py", *question, "max_new_tokens=5")
+    assert whole == forked(folder, "generate", *question, "max_new_tokens=5", "--stream") and len(whole.split()) == 5
+    scores = forked(folder, "generate", *question, "--option", "w1", "--option", "w2 w3").splitlines()
     assert [line.split()[1:] for line in scores] == [["w1"], ["w2", "w3"]] and float(scores[0].split()[0]) < 0
-    rounded = run(folder, *ask, "--precision", "bf16", "--option", "w1", "--option", "w2 w3").splitlines()
-    assert rounded != scores, "weights of half the bits are likely to differ in the third decimal"
+    rounded = forked(folder, "generate", *question, "--precision", "bf16", "--option", "w1", "--option", "w2 w3")
+    assert rounded.splitlines() != scores, "weights of half the bits are likely to differ in the third decimal"
     # The same words in a conversation, which keeps what it read.
     said = run(folder, "chat.py", "runs/demo", "dog.wav", "max_new_tokens=5", typed="w3 w17\n/show\n/reset\nw3 w17\n")
     lines = said.splitlines()
@@ -73,30 +82,30 @@ def test_a_file_on_every_number_of_ranks(folder: Path) -> None:
     asked += [{"prompt": "w3", "audio": "broken.wav"}]
     asked += [{"prompt": "w4", "options": ["w1", "w2"], "decoding": {"seed": 1}}]
     (folder / "asked.jsonl").write_text("".join(json.dumps(request) + "\n" for request in asked))
-    ask = ("generate.py", "runs/demo", "--requests", "asked.jsonl", "max_new_tokens=4", "temperature=1.2", "--output")
-    told = run(folder, *ask, "one.jsonl")
+    answer = ("runs/demo", "--requests", "asked.jsonl", "max_new_tokens=4", "temperature=1.2", "--output")
+    told = forked(folder, "generate", *answer, "one.jsonl")
     assert "one.jsonl: 19 answered, 1 refused, 0 of an earlier run" in told
-    run(folder, *ask, "two.jsonl", ranks=2)
-    run(folder, *ask, "split.jsonl", "--tensor", "2", ranks=2)
+    run(folder, "generate.py", *answer, "two.jsonl", ranks=2)
+    run(folder, "generate.py", *answer, "split.jsonl", "--tensor", "2", ranks=2)
     one, two, split = (read(folder / name) for name in ("one.jsonl", "two.jsonl", "split.jsonl"))
     assert [line["id"] for line in one] == [str(n) for n in range(20)]
     assert "expected a recording" in str(one[18]["error"]) and set(one[19]["scores"]) == {"w1", "w2"}  # type: ignore[call-overload]
     for line, other, third in zip(one, two, split, strict=True):
         assert line.get("answer") == other.get("answer") == third.get("answer")
     assert len({str(line.get("answer")) for line in one}) > 5
-    assert "20 of an earlier run" in run(folder, *ask, "one.jsonl")
+    assert "20 of an earlier run" in forked(folder, "generate", *answer, "one.jsonl")
 
 
 def test_what_cannot_be_asked_is_one_message(folder: Path) -> None:
     for tool, arguments, says in (
-        ("generate.py", ["runs/demo"], "expected one of --prompt and --requests"),
-        ("generate.py", ["runs/demo", "--requests", "asked.jsonl"], "--requests: expected --output FILE"),
-        ("generate.py", ["runs/demo", "--prompt", "w1", "tempo=3"], "tempo: no setting of an answer"),
-        ("generate.py", ["runs/demo", "--prompt", "w1", "top_p=2"], "top_p: expected a number above 0, at most 1"),
-        ("generate.py", ["runs/demo", "--prompt", "w1", "--tensor", "2"], "on 1 processes"),
-        ("generate.py", ["runs/demo", "--prompt", "w1", "--audio", "gone.wav"], "'gone.wav'"),
-        ("chat.py", ["runs/demo", "gone.wav"], "'gone.wav'"),
-        ("chat.py", ["runs/gone"], "runs/gone: not there"),
+        ("generate", ["runs/demo"], "expected one of --prompt and --requests"),
+        ("generate", ["runs/demo", "--requests", "asked.jsonl"], "--requests: expected --output FILE"),
+        ("generate", ["runs/demo", "--prompt", "w1", "tempo=3"], "tempo: no setting of an answer"),
+        ("generate", ["runs/demo", "--prompt", "w1", "top_p=2"], "top_p: expected a number above 0, at most 1"),
+        ("generate", ["runs/demo", "--prompt", "w1", "--tensor", "2"], "on 1 processes"),
+        ("generate", ["runs/demo", "--prompt", "w1", "--audio", "gone.wav"], "'gone.wav'"),
+        ("chat", ["runs/demo", "gone.wav"], "'gone.wav'"),
+        ("chat", ["runs/gone"], "runs/gone: not there"),
     ):
-        said = run(folder, tool, *arguments, code=2)
+        said = forked(folder, tool, *arguments, code=2)
         assert says in said and "Traceback" not in said, said
