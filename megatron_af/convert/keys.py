@@ -8,6 +8,7 @@ errors: the file is of another model than the configuration.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -105,17 +106,19 @@ def pickled_weights(path: Any) -> dict[str, torch.Tensor]:
         ValueError: the file holds more than tensors and plain values, or no state.
     """
     try:
-        held = torch.load(file_at(Path(path)), map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle's version, which stands on a damaged byte
+            held = torch.load(file_at(Path(path)), map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle's own, zip's, or torch's: of a file from elsewhere any may come
         raise ValueError(
             f"{path}: expected a file of torch.save with tensors alone, got what cannot be read as such "
-            f"({str(error).splitlines()[0][:120]})"
+            f"({' '.join(str(error).split())[:120]})"
         ) from error
     for holder in ("state_dict", "model_state_dict", "model"):
         if isinstance(held, dict) and isinstance(held.get(holder), dict):
             held = held[holder]
             break
-    weights = {key: value for key, value in held.items() if isinstance(value, torch.Tensor)} if held else {}
+    named = held.items() if isinstance(held, dict) else ()
+    weights = {key: value for key, value in named if isinstance(key, str) and isinstance(value, torch.Tensor)}
     if not weights:
         raise ValueError(f"{path}: expected the state of a model, got a file without tensors under names")
     return {key.removeprefix("module."): tensor for key, tensor in weights.items()}

@@ -50,6 +50,20 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path: Path, capsys: pytest.Captur
     assert "code ran" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("held", ["text", torch.ones(2), [torch.ones(2)], {3: torch.ones(2)}, {"model": {}}, None])
+def test_a_file_without_names_holds_no_state(tmp_path: Path, held: object) -> None:
+    torch.save(held, tmp_path / "f.pt")
+    with pytest.raises(ValueError, match=r"f\.pt: expected the state of a model, got a file without tensors"):
+        pickled_weights(tmp_path / "f.pt")
+
+
+def test_what_torch_thinks_of_a_pickle_is_not_printed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "f.pt", pickle_protocol=3)
+    recwarn.clear()
+    assert list(pickled_weights(tmp_path / "f.pt")) == ["a"]
+    assert not [str(one.message) for one in recwarn]
+
+
 @pytest.mark.parametrize("holder", ["state_dict", "model_state_dict", "model", ""])
 def test_a_state_is_found_wherever_it_was_put(tmp_path: Path, holder: str) -> None:
     state = {"module.a": torch.arange(3.0), "b": torch.ones(2)}
