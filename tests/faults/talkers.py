@@ -214,11 +214,16 @@ DEPLOYMENT = {"metadata": NAMED, "spec": {"replicas": 1, "selector": {}, "templa
 OUR_JOB = Job(name="s", owner="runs/toy", argv=("a",), nodes=2, processes=1)
 
 
-def _clustered(folder: Path, data: bytes) -> None:
-    """Every question that is put to a cluster, answered with the same."""
+@cache
+def _address() -> client.Configuration:
     settings = client.Configuration(host="http://cluster:1")
     settings.retries = False
-    asked = Kube(ClusterConfig(away_minutes=0.01), client.ApiClient(settings))
+    return settings
+
+
+def _clustered(folder: Path, data: bytes) -> None:
+    """Every question that is put to a cluster, answered with the same."""
+    asked = Kube(ClusterConfig(away_minutes=0.01), client.ApiClient(_address()))
     questions: list[Callable[[], Any]] = [
         lambda: [_job_line(job, asked) for job in asked.jobs("")],
         lambda: _followed(asked),
