@@ -88,6 +88,8 @@ class VectorIndex:
         if not files:
             raise ValueError("it holds no vectors")
         flags = faiss.IO_FLAG_MMAP_IFC if len(files) > 1 else 0
+        for file in files:  # to read makes room for all vectors that a file says it holds, to map looks whether it does
+            faiss.read_index(str(file_at(file)), faiss.IO_FLAG_MMAP_IFC)
         index = cls(kind, [faiss.read_index(str(file_at(file)), flags) for file in files], folder)
         if (depth := folder / DEPTH).is_file():
             index._set_depth(int(read_text(depth)))

@@ -112,6 +112,25 @@ def test_files_that_an_index_does_not_list_are_not_read(tmp_path: Path, removed:
         NeighbourIndex.read(folder)
 
 
+def test_no_room_is_made_for_vectors_that_a_file_does_not_hold(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    NeighbourIndex.make(catalogue_of([0, 1, 2]), clustered(3, 1), folder, {})
+    file = folder / "vectors.0.faiss"
+    data = bytearray(file.read_bytes())
+    assert int.from_bytes(data[37:45], "little") == (len(data) - 45) / 4, "how many numbers there are"
+    data[37:45] = (1 << 28).to_bytes(8, "little")
+    file.write_bytes(data)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = most_kib()
+    with pytest.raises(StaleIndex, match="faiss"):
+        NeighbourIndex.read(folder)
+    assert most_kib() - before < 200_000
+
+
+def most_kib() -> int:
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
 def test_a_changed_encoder_or_data_never_reads_an_old_index(tmp_path: Path) -> None:
     config = retrieval_config(tmp_path)
     write_checkpoint(config, "a")
