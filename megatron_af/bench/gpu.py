@@ -26,7 +26,8 @@ from rich.table import Table
 
 from megatron_af.bench import checkpoint, released, step
 from megatron_af.bench.machine import copy_rate, matmul_rate, world
-from megatron_af.bench.step import Computed, Learning, Mixed, configuration
+from megatron_af.bench.same import Computed, check_same
+from megatron_af.bench.step import Learning, Mixed, configuration
 from megatron_af.config import Config, ConfigError
 from megatron_af.parallel.device import Device, current_device, transformer_engine_problem
 from megatron_af.progress import Progress
@@ -136,7 +137,7 @@ def parity(folder: Path, device: Device) -> dict[str, float]:
     with world() as groups:
         exact = Learning(parity_configuration("fp32", WIDTH), groups).computed(BATCH, "packed")
         rounded = Learning(parity_configuration("bf16", WIDTH), groups).computed(BATCH, "packed")
-    step.check_same(exact, wanted, FLOAT32_LOSS, FLOAT32_GRADIENT)
+    check_same(exact, wanted, FLOAT32_LOSS, FLOAT32_GRADIENT)
     loss = abs(rounded.loss - wanted.loss) / abs(wanted.loss)
     cosines = {part: _cosine(rounded, wanted, part) for part in ("transform.", "added_rows", "lm.")}
     if loss > BF16_LOSS or min(cosines.values()) < BF16_COSINE:

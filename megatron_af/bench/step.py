@@ -29,6 +29,15 @@ from torch import Tensor
 
 from megatron_af.bench.machine import clock, matmul_rate, world
 from megatron_af.bench.public_way import PublicWay
+from megatron_af.bench.same import (
+    GRADIENT,
+    LOSS,
+    ROUNDED_GRADIENT,
+    ROUNDED_LOSS,
+    Computed,
+    check_same,
+    without_corners,
+)
 from megatron_af.config import (
     Config,
     CrossAttentionConfig,
@@ -49,9 +58,6 @@ STEPS, BATCH = 5, 8
 WAYS = ("public", "longest", "groups", "packed")
 ONE_SAMPLE = ("public", "packed")
 """Ways that differ where a batch is one sample."""
-LOSS, GRADIENT = 1e-5, 1e-4
-ROUNDED_LOSS, ROUNDED_GRADIENT = 2e-2, 1e-1
-"""Relative differences up to which two ways compute the same, in float32 and in bf16."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 VOCABULARY, ADDED = 4_096, 8
 
@@ -106,7 +112,8 @@ def compared(learning: "Learning", batches: Sequence[Mixed], ways: Sequence[str]
     operations = 0.0
     bounds = (LOSS, GRADIENT) if learning.exact else (ROUNDED_LOSS, ROUNDED_GRADIENT)
     for batch in batches:
-        same = [learning.computed(batch, way) for way in ways]
+        with without_corners():
+            same = [learning.computed(batch, way) for way in ways]
         for found in same[1:]:
             check_same(found, same[0], *bounds)
         operations += learning.operations(batch)
@@ -177,25 +184,6 @@ def configuration(width: int, precision: str = "fp32") -> Config:
         curriculum={"step": stage},
         stage="step",
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Computed:
-    loss: float
-    gradients: dict[str, Tensor]
-
-
-def check_same(one: Computed, other: Computed, loss: float = LOSS, gradient: float = GRADIENT) -> None:
-    """
-    Raises:
-        RuntimeError: they differ by more than the rounding of their sums.
-    """
-    if abs(one.loss - other.loss) > loss * abs(other.loss):
-        raise RuntimeError(f"two ways gave losses of {one.loss} and {other.loss}: their costs cannot be compared")
-    for name, wanted in other.gradients.items():
-        error = float((one.gradients[name] - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
-        if error > gradient:
-            raise RuntimeError(f"two ways gave {name} gradients that differ by {error:.1e} of the largest")
 
 
 class Learning:
