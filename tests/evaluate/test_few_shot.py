@@ -11,7 +11,7 @@ from megatron_af.config import Config, RetrievalConfig
 from megatron_af.data.rows import Manifest, Row
 from megatron_af.data.templates import RowText, TooLong
 from megatron_af.evaluate.few_shot import cut_short, few_shot_problems, few_shot_sets, few_shot_table
-from megatron_af.retrieval import encoder as module
+from megatron_af.inference import embedder as module
 from megatron_af.retrieval.catalogue import read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, index_folder, index_inputs
 from tests.retrieval.toy import StubEmbedder, hear, retrieval_config, write_checkpoint

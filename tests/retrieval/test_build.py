@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron_af.config import Config, ConfigError, NeighboursConfig
 from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Manifest
-from megatron_af.retrieval import encoder
+from megatron_af.inference import embedder
 from megatron_af.retrieval.build import Builder
 from megatron_af.retrieval.retriever import Retriever
 from megatron_af.runs.check import check
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 def _with_stub(rank: int, world_size: int, config: Config, steps: Callable[[Config], object]) -> object:
-    encoder.ClapEmbedder = StubEmbedder  # type: ignore[misc, assignment]  # in this forked process alone
+    embedder.ClapEmbedder = StubEmbedder  # type: ignore[misc, assignment]  # in this forked process alone
     return steps(config)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from megatron_af.config import Config
 from megatron_af.data.rows import Manifest
+from megatron_af.inference import embedder as module
 from megatron_af.inference.requests import BadRequest, RequestRows
-from megatron_af.retrieval import encoder as module
 from megatron_af.retrieval.catalogue import read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, StaleIndex, index_folder, index_inputs
 from megatron_af.retrieval.retriever import Retriever
