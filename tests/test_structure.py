@@ -159,7 +159,6 @@ TESTS = {"megatron_af": ROOT / "tests"} | {
 NO_MIRROR = {
     "dali_pipes.sound": "fields and constants alone",
     "megatron_af.config.data": "fields alone: tests/config/test_effects.py and test_ranges.py walk them",
-    "megatron_af.config.errors": "an exception; what it prints is in tests/config/test_loading.py",
     "megatron_af.config.model": "fields alone",
     "megatron_af.config.run": "fields alone",
     "megatron_af.config.stage": "fields alone",

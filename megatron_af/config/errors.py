@@ -1,9 +1,12 @@
 """What a configuration that cannot run raises, and how its message helps."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+MOST_TRIED = 1_000_000
 
 
 class ConfigError(ValueError):
@@ -42,7 +45,9 @@ def divides(divisor_key: str, divisor: int, key: str, value: int) -> Iterator[st
 
 
 def divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
+    """In order; all of a size that anything has, of larger numbers those that are found in a moment."""
+    small = [d for d in range(1, min(math.isqrt(value), MOST_TRIED) + 1) if value % d == 0]
+    return sorted({*small, *(value // d for d in small)})
 
 
 def listed(values: Sequence[object], most: int = 12) -> str:
