@@ -105,9 +105,9 @@ def _never_mixed(s: SceneSet) -> Iterator[str]:
         yield f"min_events: {s.min_events} is above max_events, {s.max_events}; raise that"
     if s.min_seconds > s.max_seconds:
         yield f"min_seconds: {s.min_seconds:g} is above max_seconds, {s.max_seconds:g}; raise that"
-    needed = s.max_events * (SHORT_SECONDS[0] + GAP_SECONDS)
-    if needed >= s.min_seconds:
-        yield f"max_events: {s.max_events} of the shortest sounds need {needed:g} s; lower it, or raise min_seconds"
+    needed = s.min_events * (SHORT_SECONDS[0] + GAP_SECONDS)  # what does not fit is drawn again, number and length
+    if needed >= s.max_seconds:
+        yield f"min_events: {s.min_events} of the shortest sounds need {needed:g} s; lower it, or raise max_seconds"
 
 
 def dialogue_line(line: str, seed: int) -> str:

@@ -16,7 +16,7 @@ from megatron_af.config import ConfigError, ScenesConfig, SceneSet
 from megatron_af.data.rows import Manifest
 from megatron_af.data.templates import STYLES, render
 from megatron_af.demo.recordings import SAMPLE_RATE, Recordings, fetch_recordings, load
-from megatron_af.demo.scenes import Bank, augment, mix, prepare_scenes, split
+from megatron_af.demo.scenes import Bank, _never_mixed, augment, mix, prepare_scenes, split
 from megatron_af.progress import Progress
 from megatron_af.text.tokenizer import Tokenizer
 
@@ -72,7 +72,7 @@ def test_scenes_of_some_kinds_hold_no_others(root: Path, tmp_path: Path) -> None
     [
         ({"min_events": 3, "max_events": 2}, "min_events: 3 is above max_events, 2"),
         ({"min_seconds": 12.0}, "min_seconds: 12 is above max_seconds, 10"),
-        ({"max_events": 13}, "max_events: 13 of the shortest sounds need 10.4 s"),
+        ({"min_events": 13, "max_events": 13}, "min_events: 13 of the shortest sounds need 10.4 s"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
@@ -80,6 +80,15 @@ def test_what_cannot_be_mixed_is_refused(tmp_path: Path, wrong: dict[str, Any], 
     with Progress(Console(file=io.StringIO())) as progress, pytest.raises(ConfigError, match=re.escape(told)):
         prepare_scenes(replace(CONFIG, sets=sets), 0, tmp_path, progress)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_fits_now_and_then_is_mixed(root: Path) -> None:
+    """A number of sounds or a length that do not go together are drawn again."""
+    recordings = split(fetch_recordings(root / "recordings").items, seed=0)["test"]
+    bank, rng = Bank(root / "recordings", recordings, variants=1), np.random.default_rng(0)
+    few = SceneSet(part="test", scenes=1, min_seconds=2, max_seconds=10, max_events=13)
+    assert not list(_never_mixed(few))
+    assert all(scene.events for _, scene in (mix(bank, few, rng) for _ in range(5)))
 
 
 def test_parts_share_no_recording(root: Path) -> None:
