@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from megatron_af.bench.same import Computed, check_same, without_corners
-from megatron_af.bench.step import ADDED, answer_rows, configuration, mel
+from megatron_af.bench.step import ADDED, answer_rows, configuration, mel, open_gates
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.ranks import run_distributed
@@ -145,10 +145,7 @@ class _Stage:
         device = current_device()
         vocabulary = Vocabulary(first_added_id=config.model.lm.vocab - ADDED, num_added=4)
         self.model = build(config, vocabulary, device)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if "gate_" in name:
-                    parameter.fill_(0.5)  # else nothing that is heard would have a gradient
+        open_gates(self.model)
         select(self.model.named_parameters(), config.curriculum["step"])
         self._learner = AnswerLearner(config, config.curriculum["step"], self.model, groups, device.torch)
         self._first, self._per_window = rank == 0, config.model.encoder.tokens_per_window

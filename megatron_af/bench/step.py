@@ -204,7 +204,9 @@ class Learning:
         self._first_added = config.model.lm.vocab - ADDED
         vocabulary = Vocabulary(first_added_id=self._first_added, num_added=4)
         self.model = build(config, vocabulary, self._device, drawn=lambda name: not in_place)
-        self._draw(in_place)
+        open_gates(self.model)
+        if in_place:
+            self._draw_in_place()
         stage = self._stage
         select(self.model.named_parameters(), stage)
         self._learner = AnswerLearner(config, stage, self.model, groups, self._device.torch)
@@ -213,12 +215,10 @@ class Learning:
         self.exact = config.precision == "fp32"
 
     @torch.no_grad()
-    def _draw(self, in_place: bool) -> None:
+    def _draw_in_place(self) -> None:
         generator = torch.Generator(self._device.torch).manual_seed(0)
         for name, parameter in self.model.named_parameters():
-            if "gate_" in name:
-                parameter.fill_(0.5)  # else nothing that is heard would have a gradient
-            elif in_place and name.startswith("lm."):
+            if name.startswith("lm.") and "gate_" not in name:
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, 0.02, generator=generator)
                 else:
@@ -331,6 +331,14 @@ class Learning:
         return StepBatch(
             audio=audio, text=TextBatch(rows=(text,), num_tokens=sum(mixed.tokens)), sample_ids=("",) * len(ids)
         )
+
+
+@torch.no_grad()
+def open_gates(model: Any) -> None:
+    """Else nothing that is heard would have a gradient."""
+    for name, parameter in model.named_parameters():
+        if "gate_" in name:
+            parameter.fill_(0.5)
 
 
 def mel(config: Config, windows: int, seed: int = 0) -> Tensor:
