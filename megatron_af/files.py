@@ -68,7 +68,8 @@ def appearing(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         with tempfile.TemporaryDirectory() as folder:
             yield (draft := Path(folder) / "draft")
-            path.write_bytes(draft.read_bytes())
+            with open(path, "wb", buffering=0, opener=_at_once) as file:
+                file.write(draft.read_bytes())
         return
     if not path.name:  # of an output that somebody left empty
         raise IsADirectoryError(errno.EISDIR, "expected the name of a file to write, got a folder", str(path))
