@@ -32,6 +32,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import wraps
+from opcode import opmap
 from pathlib import Path
 from types import TracebackType
 
@@ -178,9 +179,14 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether a ``raise`` of ours made it, not something that we called."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0] in _HOUSE
+    """Whether a ``raise`` of ours made it, not something that we called: of what is written in C, such as ``int``, no
+    frame says that it did."""
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    if last is None or str(last.tb_frame.f_globals.get("__name__", "")).partition(".")[0] not in _HOUSE:
+        return False
+    return last.tb_frame.f_code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
 def _fault(error: Exception) -> int:

@@ -14,6 +14,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,26 @@ def test_a_value_that_a_library_refuses_is_no_message_of_ours() -> None:
         recipe(Config(name="x"), "clotho")
     told = sentence(ours.value)
     assert told is not None and told[0].startswith("data.datasets.clotho: preparing needs source") and told[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "is_ours"),
+    [
+        ("raise ValueError('x: expected a number')", True),
+        ("int('12,5')", False),  # no frame of its own says so
+        ("b'\\xff'.decode()", False),
+        ("[][:0].index(3)", False),
+        ("\n  try: int('x')\n  except ValueError as e: raise ValueError('told') from e", True),
+        ("\n  try: raise ValueError('x')\n  finally: sum([])", True),
+        ("\n  try: int('x')\n  finally: sum([])", False),
+    ],
+)
+def test_what_c_refuses_in_a_line_of_ours_is_no_message_either(body: str, is_ours: bool) -> None:
+    made: dict[str, Any] = {"__name__": "megatron_af.made"}
+    exec(f"def run():\n  {body}", made)
+    with pytest.raises(ValueError) as caught:
+        made["run"]()
+    assert (sentence(caught.value) is not None) == is_ours
 
 
 def test_a_fault_is_told_in_one_line_and_keeps_its_traceback(
