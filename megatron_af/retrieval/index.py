@@ -23,11 +23,19 @@ from megatron_af.foreign import file_at, read_json
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
 from megatron_af.retrieval.encoder import encoder_digest
 from megatron_af.retrieval.vector_index import VectorIndex, Vectors
-from megatron_af.runs.digests import digest_value
+from megatron_af.runs.digests import digest_files, digest_value, names_of
 from megatron_af.runs.identity import dataset_digest
 
+ABOUT = "index.json"
+"""What an index was built of, and the digests of its other files."""
 SPARE = 51
 """Neighbours asked for beyond those wanted: pieces of one recording often lie together (AF1: 51)."""
+
+
+_DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, RuntimeError, MemoryError
+)  # fmt: skip
+"""What numpy and faiss raise about files that are not what they wrote."""
 
 
 class StaleIndex(RuntimeError):
@@ -66,9 +74,9 @@ class NeighbourIndex:
         arrays |= {name: np.array(arrays[name], "S64") for name in ("key_P", "audio_P")}
         np.savez(partial / "catalogue.npz", **arrays)
         counts = {"rows": len(catalogue.row_N), "pieces": len(catalogue.key_P)}
-        sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        about = {"inputs": inputs, "kind": kind, "left_out": left_out, "bytes": sizes, **counts}
-        write(partial / "index.json", json.dumps(about, indent=1) + "\n")
+        digests = digest_files(partial, names_of(partial))
+        about = {"inputs": inputs, "kind": kind, "left_out": left_out, "files": digests, **counts}
+        write(partial / ABOUT, json.dumps(about, indent=1) + "\n")
         put_in_place(partial, folder)
         return cls.read(folder)
 
@@ -90,14 +98,13 @@ class NeighbourIndex:
         Raises:
             StaleIndex: files of it are damaged, missing, or of another form.
         """
-        about = read_json(folder / "index.json")
+        about = read_json(folder / ABOUT)
         try:
-            # faiss believes what a file says of itself: one that was cut would end the process.
-            if other := [name for name, size in about["bytes"].items() if (folder / name).stat().st_size != size]:
-                raise ValueError(f"{other[0]} has another size than it was written with")
-            held = ["catalogue.npz", *(file.name for file in folder.glob("vectors.*.faiss"))]
-            if other := [name for name in held if name not in about["bytes"]]:
-                raise ValueError(f"{other[0]} is not among the files that it was written with")
+            # faiss believes what a file says of itself: one damaged byte of a graph or a list could end the process.
+            written = about["files"]
+            held = digest_files(folder, [name for name in names_of(folder) if name != ABOUT])
+            if other := sorted(name for name in written.keys() | held if written.get(name) != held.get(name)):
+                raise ValueError(f"{other[0]} is not as it was written")
             with np.load(file_at(folder / "catalogue.npz")) as arrays:
                 catalogue = Catalogue(
                     row_N=arrays["row_N"],
@@ -108,7 +115,7 @@ class NeighbourIndex:
                     left_out=about["left_out"],
                 )
             return cls(catalogue, VectorIndex.open(folder, about["kind"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, RuntimeError) as error:
+        except _DAMAGED as error:
             reason = " ".join(str(error).split())[:200]
             raise StaleIndex(
                 f"{folder}: expected an index as tools/build_retrieval.py index writes it ({reason}); build it anew"
@@ -168,7 +175,7 @@ def index_folder(config: Config, dataset: str) -> Path:
 
 def why_stale(config: Config, dataset: str) -> str:
     """Why the index of a data set must not be read; empty where it may. Raises ``FileNotFoundError``."""
-    file = index_folder(config, dataset) / "index.json"
+    file = index_folder(config, dataset) / ABOUT
     if not file.is_file():
         return f"{dataset} has no index in {file.parent}"
     about = read_json(file)

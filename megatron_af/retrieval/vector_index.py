@@ -14,7 +14,8 @@ C neighbours.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -98,7 +99,8 @@ class VectorIndex:
     def search(self, query_QJ: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """similarity_QC and place_QC of the nearest, best first; -1 where no more were found."""
         index = self._gpu if self._gpu is not None and count <= GPU_NEIGHBOURS else self._whole
-        found_QC, place_QC = index.search(np.ascontiguousarray(query_QJ), count)
+        with self._trusted():
+            found_QC, place_QC = index.search(np.ascontiguousarray(query_QJ), count)
         similarity_QC = found_QC if index.metric_type == faiss.METRIC_INNER_PRODUCT else 1 - found_QC / 2
         return similarity_QC, place_QC
 
@@ -108,8 +110,18 @@ class VectorIndex:
         shard_Q = np.searchsorted(self._first, place_Q, side="right") - 1
         for number in np.unique(shard_Q).tolist():
             inside = np.flatnonzero(shard_Q == number)
-            vector_QJ[inside] = self._shards[number].reconstruct_batch(place_Q[inside] - self._first[number])
+            with self._trusted():
+                vector_QJ[inside] = self._shards[number].reconstruct_batch(place_Q[inside] - self._first[number])
         return vector_QJ
+
+    @contextmanager
+    def _trusted(self) -> Iterator[None]:
+        """What faiss finds wrong only when it follows a list or a graph."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise ValueError(f"{self._folder}: faiss cannot search this index ({reason}); build it anew") from error
 
     def _look_as_far_as_needed(self, vectors: Vectors, recall: float) -> None:
         """Double how far is looked until the neighbours of some new vectors are found, and keep how far that was."""

@@ -7,6 +7,7 @@ network are in ``tests/faults/talkers.py``.
 """
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -42,7 +43,7 @@ from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, read_record
 from megatron_af.parallel.global_state import Placement
 from megatron_af.retrieval.index import NeighbourIndex
-from megatron_af.runs.digests import DIGEST_FILE, record_digest, verify_digest
+from megatron_af.runs.digests import DIGEST_FILE, digest_files, names_of, record_digest, verify_digest
 from megatron_af.runs.paths import LATEST, MANIFEST
 from megatron_af.runs.records import RECORD, StageRecord
 from megatron_af.runs.whole import settle
@@ -67,6 +68,9 @@ CLAP = {"model_type": "clap", "audio_config": {"patch_embeds_hidden_size": 8, "d
         "num_attention_heads": [1, 2], "hidden_size": 16, "projection_dim": 8}}  # fmt: skip
 HEARS = {"feature_size": 64, "sampling_rate": 48000, "hop_length": 480, "max_length_s": 10, "fft_window_size": 1024,
          "frequency_min": 50, "frequency_max": 14000, "truncation": "rand_trunc", "padding": "repeatpad"}  # fmt: skip
+FACTORIES = {"flat": "Flat", "hnsw": "HNSW32", "ivf": "PCA4,IVF2_HNSW32,PQ4x4fs,RFlat",
+             "ivf_pq": "IVF2,PQ4x4fs,Refine(SQ8)"}  # fmt: skip
+"""What the kinds of ``retrieval/vector_index.py`` are made of, in small."""
 TENSORS = {"model.embed_tokens.weight": torch.ones(300, 8)} | {
     f"model.layers.0.{name}.weight": torch.ones(rows, 8)
     for name, rows in {"self_attn.q_proj": 8, "self_attn.k_proj": 4, "self_attn.v_proj": 4, "mlp.gate_proj": 16,
@@ -175,18 +179,38 @@ def _prepared(folder: Path) -> None:
         pass
 
 
-def _neighbours() -> bytes:
-    index = faiss.IndexFlatIP(4)
-    index.add(np.eye(4, dtype=np.float32))
-    out = io.BytesIO()
-    np.savez(out, row_N=np.arange(4), piece_N=np.arange(4), key_P=np.array(list("abcd"), "S64"),
-             audio_P=np.array(list("abcd"), "S64"), recording_P=np.arange(4))  # fmt: skip
-    files = {"catalogue.npz": out.getvalue(), "vectors.0.faiss": faiss.serialize_index(index).tobytes()}
-    about = {"inputs": {}, "kind": "flat", "left_out": {}, "bytes": {n: len(x) for n, x in files.items()}}
+@cache
+def _searched(kind: str) -> bytes:
+    """A file of faiss."""
+    vector_PJ = np.random.default_rng(0).standard_normal((20, 4), np.float32)
+    faiss.omp_set_num_threads(1)  # the fuzz forks, and OpenMP's threads are then missed and waited for
+    index = faiss.index_factory(4, FACTORIES[kind], faiss.METRIC_L2)
+    if not index.is_trained:
+        cells = faiss.downcast_index(faiss.extract_index_ivf(index))
+        cells.cp.min_points_per_centroid = cells.pq.cp.min_points_per_centroid = 1
+        index.train(vector_PJ)
+    index.add(vector_PJ)
+    return faiss.serialize_index(index).tobytes()
+
+
+def _neighbours(kind: str) -> bytes:
+    out, letters = io.BytesIO(), np.array(list("abcdefghijklmnopqrst"), "S64")
+    np.savez(out, row_N=np.arange(20), piece_N=np.arange(20), key_P=letters, audio_P=letters,
+             recording_P=np.arange(20))  # fmt: skip
+    files = {"catalogue.npz": out.getvalue(), "vectors.0.faiss": _searched(kind)}
+    digests = {name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in files.items()}
+    about = {"inputs": {}, "kind": kind, "left_out": {}, "files": digests}
     return _folder({"index.json": about, **files})
 
 
 def _near(folder: Path) -> None:
+    # Whoever means to do harm writes digests as well. What faiss then reads is checked by it, but in a flat index alone
+    # all that could ask for memory.
+    with suppress(ValueError, OSError, LookupError, AttributeError, TypeError):
+        about, flat = json.loads((folder / "index.json").read_bytes()), _searched("flat")[:4]
+        if all(file.read_bytes()[:4] == flat for file in folder.glob("*.faiss")):
+            about["files"] |= digest_files(folder, [name for name in names_of(folder) if name in about["files"]])
+            (folder / "index.json").write_text(json.dumps(about))
     index = NeighbourIndex.read(folder)
     for found in index.nearest(np.ones((1, 4), np.float32), 2, own=[set()])[0]:
         index.rows_of(found[0])
@@ -290,7 +314,7 @@ PARSERS: dict[str, Parser] = {
         examples=[_sound(kind) for kind in ("WAV", "FLAC", "OGG", "AIFF", "AU", "W64")], read=_recording
     ),
     "index of rows": Parser(examples=[_index()], read=_written("index.arrow", _prepared)),
-    "index of neighbours": Parser(examples=[_neighbours()], read=_unpacked(_near)),
+    "index of neighbours": Parser(examples=[_neighbours(kind) for kind in FACTORIES], read=_unpacked(_near)),
     "weights": Parser(
         examples=[save({"a.weight": torch.ones(3), "b": torch.ones(2, 2)}), save({"a": torch.ones(3).to(torch.int8)})],
         read=_written("model.safetensors", tensor_files),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import Config, RetrievalConfig, StageConfig
 from megatron_af.foreign import ForeignError
 from megatron_af.retrieval.catalogue import Catalogue, read_catalogue
 from megatron_af.retrieval.index import NeighbourIndex, StaleIndex, index_folder, index_inputs
+from megatron_af.runs.digests import digest_files
 from tests.retrieval.clustered import clustered
 from tests.retrieval.toy import retrieval_config, write_checkpoint
 
@@ -99,12 +100,27 @@ def test_a_damaged_index_is_told_of(tmp_path: Path, name: str, damage: str) -> N
         NeighbourIndex.read(folder)
 
 
-@pytest.mark.parametrize(("removed", "told"), [(False, "vectors.0.faiss is not among"), (True, "it holds no vectors")])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_one_flipped_bit_is_told_of(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "index"
+    settings = RetrievalConfig(index=kind)  # type: ignore[arg-type]
+    NeighbourIndex.make(catalogue_of(list(range(300))), clustered(300, 1), folder, {}, settings)
+    file = folder / "vectors.0.faiss"
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 1  # the same length, and no word of its form
+    file.write_bytes(data)
+    with pytest.raises(StaleIndex, match=r"vectors.0.faiss is not as it was written"):
+        NeighbourIndex.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("removed", "told"), [(False, "vectors.0.faiss is not as it was written"), (True, "it holds no vectors")]
+)
 def test_files_that_an_index_does_not_list_are_not_read(tmp_path: Path, removed: bool, told: str) -> None:
     folder = tmp_path / "index"
     NeighbourIndex.make(catalogue_of([0, 1, 2]), clustered(3, 1), folder, {})
     about = json.loads((folder / "index.json").read_text())
-    del about["bytes"]["vectors.0.faiss"]
+    del about["files"]["vectors.0.faiss"]
     (folder / "index.json").write_text(json.dumps(about))
     if removed:
         (folder / "vectors.0.faiss").unlink()
@@ -120,6 +136,9 @@ def test_no_room_is_made_for_vectors_that_a_file_does_not_hold(tmp_path: Path) -
     assert int.from_bytes(data[37:45], "little") == (len(data) - 45) / 4, "how many numbers there are"
     data[37:45] = (1 << 28).to_bytes(8, "little")
     file.write_bytes(data)
+    about = json.loads((folder / "index.json").read_text())
+    about["files"] |= digest_files(folder, [file.name])
+    (folder / "index.json").write_text(json.dumps(about))
     Path("/proc/self/clear_refs").write_text("5")
     before = most_kib()
     with pytest.raises(StaleIndex, match="faiss"):
