@@ -5,6 +5,7 @@
 Nothing is left behind. The exchange between processes starts two of them, which takes some seconds.
 """
 
+import http.client
 import importlib.metadata
 import os
 import re
@@ -230,7 +231,7 @@ def tracking(config: Config) -> Finding:
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS):
             return Finding(part="MLflow", state=State.WORKS, told=f"{uri} answers")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             told = f"{uri} answers with {error.code}"
             fix = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"

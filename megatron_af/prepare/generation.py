@@ -283,8 +283,10 @@ def plain_words(text: str) -> str:
 class _StayHere(urllib.request.HTTPRedirectHandler):
     """Nobody who answers for an endpoint sends rows and key somewhere else."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
+        """Python's own looks at the other address, which may be none."""
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 @cache

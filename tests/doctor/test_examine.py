@@ -168,6 +168,9 @@ def server() -> Iterator[tuple[str, list[int]]]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if status[0] == 0:  # not HTTP
+                self.wfile.write(b"\x15\x03\x01 hello\r\n")
+                return
             self.send_response(status[0] if self.path == "/health" else 404)
             self.end_headers()
 
@@ -186,6 +189,8 @@ def test_mlflow_is_asked(server: tuple[str, list[int]], tmp_path: Path, monkeypa
     assert examine.tracking(config).state is WORKS
     status[0] = 401
     assert examine.tracking(config).state is SLOW and "MLFLOW_TRACKING_TOKEN" in examine.tracking(config).fix
+    status[0] = 0
+    assert examine.tracking(config).state is SLOW and "hello" in examine.tracking(config).told
     away = replace(config, tracking=TrackingConfig(uri="http://127.0.0.1:9"))
     assert examine.tracking(away).state is SLOW and "runs wait on disk" in examine.tracking(away).told
     assert examine.tracking(replace(config, tracking=TrackingConfig(enabled=False))).state is ABSENT

@@ -54,6 +54,13 @@ def test_nobody_who_answers_sends_rows_and_key_elsewhere(tmp_path, start):
     assert other.asked == []
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_an_address_elsewhere_that_is_none_is_told_of(tmp_path, start, status):
+    moved = start(lambda items, number: (status, "", {"Location": "//]"}))
+    with pytest.raises(EndpointError, match=rf"HTTP {status}: , it is at //\]"):
+        expand(job(tmp_path, moved))
+
+
 def test_two_rows_of_one_id_are_refused(tmp_path, start):
     config = job(tmp_path, start(good))
     source = Path(config.source)

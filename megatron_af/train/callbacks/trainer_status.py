@@ -4,6 +4,7 @@ Where Trainer's feature gate ``TrainJobStatus`` (alpha, 2.2) is on, it gives eve
 its certificate by ``KUBEFLOW_TRAINER_SERVER_URL``, ``_TOKEN`` and ``_CA_CERT`` (both files). Elsewhere nothing happens.
 """
 
+import http.client
 import json
 import math
 import os
@@ -67,7 +68,7 @@ class TrainerStatus(Callback):
                 continue
             try:
                 _post(self._url, newest)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 if not failed:  # said once; the next report may arrive
                     print(f"Kubeflow Trainer takes no progress at {self._url} ({error}); training goes on", flush=True)
                 failed = True

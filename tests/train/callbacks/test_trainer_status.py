@@ -28,6 +28,8 @@ class Controller:
 
     def __init__(self, folder: Path) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
+        self.garbles: list[bool] = []
+        """Filled: its answers are not HTTP."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
         now = datetime.datetime.now(datetime.UTC)
@@ -46,12 +48,15 @@ class Controller:
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
         )
-        told = self.told
+        told, garbles = self.told, self.garbles
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 told.append((self.headers["Authorization"], body))
+                if garbles:
+                    self.wfile.write(b"\x15\x03\x01 hello\r\n")
+                    return
                 self.send_response(200)
                 self.end_headers()
 
@@ -130,6 +135,16 @@ def test_a_server_that_is_away_is_told_once_and_ends_nothing(
     monkeypatch.setattr(trainer_status, "SECONDS", 0.0)
     run()
     assert capsys.readouterr().out.count("takes no progress at https://127.0.0.1:1/status") == 1
+
+
+def test_one_that_does_not_speak_http_is_told_of_once_and_asked_again(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer_status, "SECONDS", 0.0)
+    controller.garbles.append(True)
+    run()
+    assert capsys.readouterr().out.count("takes no progress") == 1
+    assert controller.told[-1][1]["trainerStatus"]["progressPercentage"] == 100, "the last report is sent as well"
 
 
 def test_a_stranger_with_another_certificate_is_not_told(
