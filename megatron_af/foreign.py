@@ -9,6 +9,7 @@ page, a clone without Git LFS left pointers.
 import codecs
 import json
 import stat
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -169,19 +170,24 @@ def decoded(data: bytes, where: str) -> str:
         line = data[: error.start].count(b"\n") + 1
         raise ForeignError(
             f"{where}, line {line}: not {encoding.removesuffix('-sig').upper()} (byte 0x{data[error.start]:02x}); "
-            "save it as UTF-8, for instance by iconv -f latin1 -t utf-8"
+            "save it as UTF-8, for instance by iconv -f windows-1252 -t utf-8"
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
+def parse_json(
+    data: bytes | str, where: str, objects: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
     """Decoded JSON, UTF-8 or UTF-16.
+
+    Args:
+        objects: what makes an object of its keys and values; without, a dict.
 
     Raises:
         ForeignError: it is something else; the message begins with ``where``.
     """
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=objects)
     except json.JSONDecodeError as error:
         known = described(data if isinstance(data, bytes) else data[:HEAD_BYTES].encode("utf-8", "replace"))
         if known and not known.startswith("is text"):

@@ -14,6 +14,7 @@ from megatron_af.prepare.importers.layout import (
     Recordings,
     checked,
     json_file,
+    keyed,
     object_of,
     said,
     seconds_of,
@@ -104,10 +105,7 @@ def _manifest(root: DataRoot, path: str) -> Mapping[str, Any]:
 def _part(root: DataRoot, path: str, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if key not in content:
         raise ForeignError(f"{root}/{path}: expected keys 'data' or 'interleaved_data', got {sorted(content)}")
-    if not isinstance(content[key], dict):
-        raise ForeignError(f"{root}/{path}: {key!r} must be an object, key -> row, got {said(content[key])}")
-    part: Mapping[str, Any] = content[key]
-    return part
+    return keyed(content[key], f"{root}/{path}: {key!r}")
 
 
 def _recordings(root: DataRoot, origin: ImportConfig, content: Mapping[str, Any]) -> Recordings:

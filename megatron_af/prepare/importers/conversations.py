@@ -4,15 +4,14 @@
     {"audios": ["a.wav"], "messages": [{"role": "user", "content": "<audio>what?"}, {"role": "assistant", …}]}
     {"audio_name": "a.mp3", "conversation": [{"from": "human", "value": "what?"}, …]}        # MusicQA
     {"audios": ["a.wav"], "query": "<audio>what?", "response": "rain"}
+    {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}, {"type": "text", …}]}, …]}
 
-The marks in the questions say where recordings belong; there must be as many as recordings, or none. A mark inside a
-sentence becomes words ("is sound 1 louder than sound 2?"), any other goes. ``start`` and ``end`` (``start_time``,
+The marks in the questions say where recordings belong (``marks.py``). ``start`` and ``end`` (``start_time``,
 ``audio_start`` ...) are the seconds of the one recording that a row may be about a part of.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import count
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -33,35 +32,36 @@ from megatron_af.prepare.importers.layout import (
 )
 
 AUDIO_KEYS = ("sound", "sounds", "audio", "audios", "audio_name")
-_NAMES_AUDIO = re.compile(r"(?:audio|sound|speech|wav)s?(?:_?(?:path|file|filename|name|url|id))?", re.IGNORECASE)
+_NAMES_AUDIO = re.compile(
+    r"(?:.*_)?(?:audio|sound|speech|wave?|voice|recording|clip|media|music|song|track)s?"
+    r"(?:_.*|path|file|filename|name|url|id|data|bytes)?|file(?:_?(?:name|path))?s?|paths?",
+    re.IGNORECASE,
+)
+"""Keys that are about a recording where a row has none under those that are known."""
 _START, _END = ("start", "start_time", "audio_start"), ("end", "end_time", "audio_end")
 _TURNS = {"conversations": ("from", "value"), "conversation": ("from", "value"), "messages": ("role", "content")}
 """Key of the turns -> keys of who speaks and of what is said."""
 _HUMAN, _ASSISTANT = ("human", "user"), ("gpt", "assistant")
-_MARK = re.compile(
-    r"<\|audio_bos\|>(?:<\|AUDIO\|>)+<\|audio_eos\|>|<\|(?:AUDIO|audio)\|>|<(?:sound|audio|speech)(?:-(\d+))?>|</(?:sound|audio|speech)>"
-)
-_LAST_MARK = re.compile(f"(?:{_MARK.pattern})$")
-_LIKE_A_MARK = re.compile(r"<[^<>\s]{0,20}(?:audio|sound|speech|wav)[^<>\s]{0,20}>", re.IGNORECASE)
-_INLINE = re.compile(r"<(sound|audio|speech)>([^<\n]*\.\w{2,5})</\1>")
-"""Qwen-Audio's way: the file's name in the text."""
+_SEEN = re.compile(r"(?:image|picture|photo|img|video|frame)s?(?:_?(?:path|file|filename|name|url|id))?", re.IGNORECASE)
+"""Keys of what no model here sees."""
+_PARTS_WITH_SOUND = ("audio", "audio_url", "input_audio")
+"""Types of the parts of a turn in which Qwen2-Audio's and OpenAI's clients say what is heard."""
 
 
 def conversations(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     recordings = Recordings(root, origin.audio)
 
     def make(key: str, value: object) -> Row:
-        item = object_of(value, "an object with 'conversations', 'messages' or 'query'")
+        item = _with_names(object_of(value, "an object with 'conversations', 'messages' or 'query'"))
         names = _names(item)
         pairs = _pairs(item)
-        _check_marks([asked for asked, _ in pairs], [answer for _, answer in pairs], len(names))
         start, seconds = _part(item, len(names))
         clips = tuple(recordings.clip(name, start, seconds) for name in names)
-        questions = tuple(Question(prompt=_without_marks(q, len(names)), output=a.strip()) for q, a in pairs)
+        questions = tuple(Question(prompt=q.strip(), output=a.strip()) for q, a in pairs)
         template = "dialogue" if len(questions) > 1 else "single"
         return Row(id=key, clips=clips, questions=questions, task=origin.task, template=template)
 
-    for number, item in objects(root, origin.path):
+    for number, item in objects(root, origin.path, is_one=_has_turns):
         if isinstance(item, RowError):
             yield failing(item)
             continue
@@ -78,14 +78,55 @@ def _names(item: Mapping[str, Any]) -> list[Any]:
         if key in AUDIO_KEYS or key in ("id", *_TURNS, "query", "response", "history"):
             continue
         first = _first_text(value)
+        if first and _SEEN.fullmatch(key):
+            raise RowError(f"key {key!r} holds what is seen ({said(first)}), and these models only hear")
         named = bool(_NAMES_AUDIO.fullmatch(key)) and " " not in first and not present
-        if first and len(first) < 1000 and (is_audio(first) or named):
+        if first and (named or (len(first) < 1000 and is_audio(first))):
             if present and _basename(first) in map(_basename, _listed(item[present[0]])):
                 continue  # the same name again, as a path elsewhere
             raise RowError(
                 f"key {key!r} holds a recording ({said(first)}) but is not known; expected 'sound' or 'audios'"
             )
     return _listed(item[present[0]]) if present else []
+
+
+def _has_turns(item: Mapping[str, Any]) -> bool:
+    return "query" in item or any(key in item for key in _TURNS)
+
+
+def _with_names(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with texts and marks in place of turns in parts, and the recordings that these name."""
+    key = next((key for key in _TURNS if isinstance(item.get(key), list)), None)
+    if key is None:
+        return item
+    what, names, turns = _TURNS[key][1], list[str](), []
+    for turn in item[key]:
+        if isinstance(turn, dict) and isinstance(turn.get(what), list):
+            turn = {**turn, what: "".join(_text_of_part(part, names) for part in turn[what])}
+        turns.append(turn)
+    if not names:
+        return {**item, key: turns}
+    if present := [other for other in AUDIO_KEYS if item.get(other)]:
+        raise RowError(f"names recordings in its turns and under {present[0]!r}: expected one of them")
+    return {**item, key: turns, "audios": names}
+
+
+def _text_of_part(value: object, names: list[str]) -> str:
+    """What a part of a turn says, a mark if it is sound; its name goes to ``names``."""
+    part = object_of(value, "a part of a turn with 'type'")
+    kind = part.get("type", "text")
+    if kind == "text":
+        return text_of(part, "text")
+    if kind not in _PARTS_WITH_SOUND:
+        raise RowError(f"has a part of type {said(kind)}; expected text or {', '.join(_PARTS_WITH_SOUND)}")
+    found = next((part[key] for key in (*_PARTS_WITH_SOUND, "path", "url") if part.get(key)), None)
+    if isinstance(found, dict):
+        found = found.get("url") or found.get("path") or said(found)
+    if isinstance(found, str) and (len(found) > 1000 or found.startswith(("data:", "{"))):
+        raise RowError("holds a sound inside its text: write it to a file, and name that")
+    if isinstance(found, str):
+        names.append(found)
+    return "<audio>\n"
 
 
 def _first_text(value: Any) -> str:
@@ -102,8 +143,10 @@ def _part(item: Mapping[str, Any], recordings: int) -> tuple[float, float | None
         for keys in (_START, _END)
     )
     duration = seconds_of(item, "duration") or None
-    if recordings != 1 or (start is None and end is None):
-        return 0.0, duration
+    if recordings > 1 and (start is not None or end is not None):
+        raise RowError(f"says where its sound begins or ends, and names {recordings} recordings: whose is it?")
+    if recordings > 1 or (start is None and end is None):
+        return 0.0, duration if recordings == 1 else None  # of several, each has its own length
     begin = start or 0.0
     if end is not None and end <= begin:
         raise RowError(f"ends at {end:g} s, before it begins at {begin:g} s")
@@ -141,46 +184,3 @@ def _pairs(item: Mapping[str, Any]) -> list[tuple[str, str]]:
         raise RowError(f"{present[0]} must alternate between human and gpt (user and assistant), got {said(speakers)}")
     texts = [text_of(turn, what) for turn in turns]
     return list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _check_marks(questions: list[str], answers: list[str], recordings: int) -> None:
-    for text in answers:
-        if found := _MARK.search(text):
-            raise RowError(f"has the mark {found[0]} in an answer, which would be learnt: marks stand in questions")
-    for text in questions:
-        if found := _LIKE_A_MARK.search(_MARK.sub("", text)):
-            raise RowError(
-                f"its text has {found[0]}, which looks like the mark of a recording but is none that is known; "
-                "expected <sound>, <audio>, <speech>, <sound-1> or <|AUDIO|>"
-            )
-        if found := _INLINE.search(text):
-            raise RowError(f"names its recording {found[2]!r} inside the text: put it under 'sound', leave the mark")
-    marks = [mark for text in questions for mark in _MARK.finditer(text) if not mark[0].startswith("</")]
-    numbers = {int(mark[1]) for mark in marks if mark[1]}
-    plain = sum(not mark[1] for mark in marks)
-    count = plain + len(numbers)
-    if marks and (count != recordings or (numbers and numbers != set(range(1, len(numbers) + 1)))):
-        shown = ", ".join(dict.fromkeys(mark[0] for mark in marks))
-        where = "names no recording" if not recordings else f"names {recordings}"
-        raise RowError(
-            f"its text has marks for {count} recordings ({shown}), the row {where}; recordings stand under "
-            f"{', '.join(map(repr, AUDIO_KEYS))}"
-        )
-
-
-def _without_marks(text: str, recordings: int) -> str:
-    """The text with words in place of marks inside a sentence, and without those before, behind and between lines."""
-    plain = count(1)
-
-    def words(mark: re.Match[str]) -> str:
-        number = mark[1] or str(next(plain))
-        return f"sound {number}" if recordings > 1 else "the sound"
-
-    lines = []
-    for line in text.split("\n"):
-        bare = line.strip()
-        while found := _MARK.match(bare) or _LAST_MARK.search(bare):
-            bare = bare.removeprefix(found[0]).strip() if found.start() == 0 else bare[: found.start()].strip()
-        inside = _MARK.search(bare) is not None
-        lines.append(_MARK.sub(words, line) if inside else _MARK.sub("", line))
-    return "\n".join(lines).strip()

@@ -7,15 +7,17 @@ clip = recordings.clip("rain.wav")
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.data.rows import Clip, Row, RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, decoded, is_litter, parse_json
+from megatron_af.prepare.importers.marks import without_marks
 
 AUDIO_SUFFIXES = frozenset((
     ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi", ".caf", ".dts", ".eac3",
@@ -34,6 +36,16 @@ class PassedOver(Exception):
     def __init__(self, name: str, why: str) -> None:
         super().__init__(why)
         self.name = name
+
+
+class Object(dict[str, Any]):
+    """An object of JSON, which remembers a key that it had twice: the last counts, and what the others said is lost."""
+
+    def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
+        pairs = list(pairs)
+        super().__init__(pairs)
+        names = [name for name, _ in pairs] if len(self) < len(pairs) else []
+        self.twice = next((name for name in names if names.count(name) > 1), None)
 
 
 class Recordings:
@@ -74,10 +86,23 @@ class Recordings:
             name.encode()
         except UnicodeEncodeError:
             raise RowError(f"{name!r} is a name that is not UTF-8: rename the file (convmv does many)") from None
-        path = self.folder / name
-        if path.is_absolute() or ".." in path.parts:
+        if "://" in name and not name.startswith("file://"):
+            raise RowError(f"{name!r} is an address: fetch the recordings first, import reads files")
+        path = self.folder / name.removeprefix("file://")
+        if path.is_absolute():
+            path = self._below_root(path)
+        if ".." in path.parts:
             raise RowError(f"{name!r} leaves data.root; set origin.audio to the folder that names are relative to")
         return str(path)
+
+    def _below_root(self, path: PurePosixPath) -> PurePosixPath:
+        for root in (Path(str(self.root)).absolute(), Path(str(self.root)).resolve()):
+            if path.is_relative_to(root):
+                return path.relative_to(root)
+        raise RowError(
+            f"{str(path)!r} is no place below data.root ({self.root}): cut the beginning of such names, so that they "
+            "are relative to origin.audio"
+        )
 
     def has(self, name: str) -> bool:
         """Whether there is a recording of that name."""
@@ -93,7 +118,8 @@ class Recordings:
         if "\\" in name:
             return ": folders are separated by / and not by a backslash"
         names = self._names(folder)
-        near = names.get(name.strip().casefold()) or names.get(PurePosixPath(name.strip()).stem.casefold())
+        name = unquote(name.strip())
+        near = names.get(name.casefold()) or names.get(PurePosixPath(name).stem.casefold())
         return f"; {near!r} is there" if near else ""
 
     def _names_in(self, folder: str) -> dict[str, str]:
@@ -109,7 +135,7 @@ def checked(make: Callable[[str, Any], Row], key: str, item: Any, kind: str) -> 
 
     def call() -> Row:
         try:
-            return make(key, item)
+            return without_marks(make(key, item))
         except (RowError, ForeignError) as error:
             raise RowError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -131,6 +157,17 @@ def object_of(value: object, what: str = "an object") -> Mapping[str, Any]:
     """The value, if it is a JSON object; else `RowError`."""
     if not isinstance(value, dict):
         raise RowError(f"expected {what}, got {said(value)}")
+    if isinstance(value, Object) and value.twice is not None:
+        raise RowError(f"has the key {value.twice!r} twice, and only the last would count")
+    return value
+
+
+def keyed(value: object, where: str) -> Mapping[str, Any]:
+    """The value, if it is a JSON object that holds rows by their keys; else `ForeignError`."""
+    if not isinstance(value, dict):
+        raise ForeignError(f"{where} must be an object, key -> row, got {said(value)}")
+    if isinstance(value, Object) and value.twice is not None:
+        raise ForeignError(f"{where} has the key {value.twice!r} twice, and only the last would count: rename one")
     return value
 
 
@@ -170,31 +207,50 @@ def json_file(root: DataRoot, path: str) -> Any:
     Raises:
         ForeignError, StorageError: it is none, or cannot be read.
     """
-    return parse_json(root.read(path), f"{root}/{path}")
+    return parse_json(root.read(path), f"{root}/{path}", Object)
 
 
-def objects(root: DataRoot, path: str) -> Iterator[tuple[int, Any]]:
+def objects(
+    root: DataRoot, path: str, is_one: Callable[[Mapping[str, Any]], bool] = lambda _: True
+) -> Iterator[tuple[int, Any]]:
     """Items of a JSON list, or lines of JSON Lines, with the number of each; a line that is no JSON as `RowError`.
+
+    Args:
+        is_one: whether an object that is alone is an item. If it is none, the list in it is read (``{"data": [...]}``),
+            or what it has under its keys, which are the ids of what has no ``id``.
 
     Raises:
         ForeignError, StorageError: the file is neither, or cannot be read.
     """
     text = decoded(root.read(path), f"{root}/{path}")
     try:
-        whole = parse_json(text, f"{root}/{path}")
+        whole = parse_json(text, f"{root}/{path}", Object)
     except ForeignError as error:
         lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
         found = [(n, _line(line, n)) for n, line in lines]
-        if not any(isinstance(value, dict) for _, value in found):
+        if text.lstrip()[:1] == "[" or not any(isinstance(value, dict) for _, value in found):
             raise error from None
         yield from found
         return
-    yield from enumerate(whole if isinstance(whole, list) else [whole], start=1)
+    yield from enumerate(whole if isinstance(whole, list) else _inside(whole, f"{root}/{path}", is_one), start=1)
+
+
+def _inside(whole: Any, where: str, is_one: Callable[[Mapping[str, Any]], bool]) -> list[Any]:
+    if not isinstance(whole, dict) or is_one(whole):
+        return [whole]
+    inside = [value for value in whole.values() if isinstance(value, dict | list)]
+    if len(inside) == 1 and isinstance(inside[0], list) and any(isinstance(item, dict) for item in inside[0]):
+        return inside[0]
+    if inside and all(isinstance(value, dict) for value in whole.values()):
+        for key, value in keyed(whole, where).items():
+            value.setdefault("id", key)
+        return list(whole.values())
+    return [whole]
 
 
 def _line(text: str, number: int) -> Any:
     try:
-        return parse_json(text, f"line {number}")
+        return parse_json(text, f"line {number}", Object)
     except ForeignError as error:
         return RowError(str(error))
 

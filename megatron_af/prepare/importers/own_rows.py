@@ -32,5 +32,5 @@ def own_rows(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
             clips.append({**clip, "path": found.path, "start": found.start, "duration": found.duration})
         return parse_row({**content, "clips": clips}, key)
 
-    for number, item in objects(root, origin.path):
+    for number, item in objects(root, origin.path, is_one=lambda item: "clips" in item or "id" in item):
         yield failing(item) if isinstance(item, RowError) else checked(make, f"row {number}", item, "rows")

@@ -14,7 +14,7 @@ from megatron_af.data.rows import RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, is_litter
 from megatron_af.prepare.importers.columns import Record, check_columns, rows_of_records, wanted
-from megatron_af.prepare.importers.layout import Maker, objects, said
+from megatron_af.prepare.importers.layout import Maker, object_of, objects
 
 NAME = "name"
 """The field of a file's name, relative to ``path``."""
@@ -22,22 +22,18 @@ NAME = "name"
 
 def json_records(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     """A list of objects, objects by key, or a line for each."""
-    found = [value for _, value in objects(root, origin.path)]
-    if len(found) == 1 and isinstance(found[0], dict) and not wanted(origin) <= found[0].keys():
-        inside = [value for value in found[0].values() if isinstance(value, dict | list)]
-        if len(inside) == 1 and isinstance(inside[0], list):  # the list under a name: {"data": [...]}
-            found = inside[0]
-        elif len(inside) == len(found[0]):  # a key for each object
-            found = list(found[0].values())
+    asked = wanted(origin)
+    found = [value for _, value in objects(root, origin.path, is_one=lambda item: asked <= item.keys())]
     known = list(dict.fromkeys(key for value in found if isinstance(value, dict) for key in value))
     check_columns(origin, known, f"{root}/{origin.path}")
     yield from rows_of_records(root, origin, [_record(f"record {n}", v) for n, v in enumerate(found)])
 
 
 def _record(where: str, value: object) -> tuple[str, Record | RowError]:
-    if isinstance(value, RowError | dict):
-        return where, value
-    return where, RowError(f"{where}: expected an object, got {said(value)}")
+    try:
+        return where, value if isinstance(value, RowError) else object_of(value)
+    except RowError as error:
+        return where, RowError(f"{where}: {error}")
 
 
 def file_names(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:

@@ -85,6 +85,18 @@ def test_another_layout_is_refused_by_name(tmp_path: Path, content: object) -> N
         run(tmp_path, ImportConfig(format="audio_flamingo", path="t.json"))
 
 
+def test_a_key_that_stands_twice_is_named_and_marks_are_none(tmp_path: Path) -> None:
+    write_tone(tmp_path / "w/a.wav", 3.0, 0)
+    item = '{"name": "a.wav", "prompt": "<audio> what?", "output": "rain"}'
+    origin = ImportConfig(format="audio_flamingo", path="t.json", audio="w")
+    (tmp_path / "t.json").write_text(f'{{"data": {{"0": {item}}}}}')
+    (row,), _ = run(tmp_path, origin)
+    assert row.questions[0].prompt == "what?"
+    (tmp_path / "t.json").write_text(f'{{"data": {{"0": {item}, "0": {item}}}}}')
+    with pytest.raises(ForeignError, match=r"'data' has the key '0' twice"):
+        run(tmp_path, origin)
+
+
 def test_few_shot_lists_of_another_split_are_named(tmp_path: Path) -> None:
     af_manifest(tmp_path, "train", 1)
     af_manifest(tmp_path, "val", 1)

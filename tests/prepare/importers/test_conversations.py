@@ -78,10 +78,16 @@ def test_the_field_s_ways_of_writing_them_are_read(tmp_path: Path, lines: bool) 
         ({"file": {"path": "a.wav"}, "conversations": NO_MARK}, "key 'file' holds a recording"),
         ({"media": [{"url": "a.wav"}], "conversations": NO_MARK}, "key 'media' holds a recording"),
         ({"audio_path": "clips/a", "conversations": NO_MARK}, "key 'audio_path' holds a recording"),
+        ({"file_name": "a", "conversations": NO_MARK}, "key 'file_name' holds a recording"),
+        ({"audio_files": ["clips/a"], "conversations": NO_MARK}, "key 'audio_files' holds a recording"),
+        ({"audio_b64": "UklG" * 500, "conversations": NO_MARK}, "key 'audio_b64' holds a recording"),
+        ({"image": "x.jpg", "conversations": NO_MARK}, "key 'image' holds what is seen"),
+        ({"sound": "a.wav", "images": ["x.jpg"], "conversations": ASKED}, "key 'images' holds what is seen"),
+        ({"sound": ["a.wav"] * 2, "start": 1, "conversations": NO_MARK}, "names 2 recordings: whose is it?"),
         ({"sound": "a.wav", "start": 2, "end": 1, "conversations": ASKED}, "ends at 1 s, before it begins at 2 s"),
         *(
             ({"sound": "a.wav", "conversations": [{"from": "human", "value": f"{mark}what?"}, ASKED[1]]}, mark)
-            for mark in ("<AUDIO>", "<audio_1>", "<|audio_1|>", "<SpeechHere>", "<wav>")
+            for mark in ("<AUDIO>", "<audio_1>", "<|audio_1|>", "<SpeechHere>", "<image>", "[AUDIO]", "{sound}")
         ),
         ({"sound": "a.wav", "conversations": [ASKED[0], {"from": "gpt", "value": "<sound>rain"}]}, "in an answer"),
         ({"sound": "a.wav", "conversations": [ASKED[0], {"from": "gpt", "value": None}]}, "'value' must be text"),
@@ -95,15 +101,52 @@ def test_a_row_that_is_none_is_named_and_the_others_stay(tmp_path: Path, item: o
     assert len(rows) == 2 and len(said) == 1 and words in said[0] and "Error" not in said[0]
 
 
+PARTS = {"type": "text", "text": "what?"}
+
+
+def chat(*parts: dict[str, object]) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": [*parts]}, {"role": "assistant", "content": [PARTS]}]}
+
+
+def test_turns_in_parts_are_read_as_qwen2_audio_and_openai_write_them(tmp_path: Path) -> None:
+    rows, said = imported(tmp_path, [
+        chat({"type": "audio", "audio_url": "a.wav"}, PARTS),
+        chat({"type": "audio", "audio": "a.wav"}, PARTS),
+        chat({"type": "audio_url", "audio_url": {"url": "a.wav"}}, PARTS),
+        chat(PARTS, {"type": "audio"}) | {"audios": ["a.wav"]},
+        chat({"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}}, PARTS),
+        chat({"type": "audio", "audio": "a.wav"}, PARTS) | {"audios": ["a.wav"]},
+        chat({"type": "image", "image": "x.jpg"}, PARTS),
+    ])  # fmt: skip
+    assert [(len(r.clips), r.questions[0].prompt, r.questions[0].output) for r in rows] == [(1, "what?", "what?")] * 4
+    for words, problem in zip(("inside its text", "in its turns and under 'audios'", "of type"), said, strict=True):
+        assert words in problem
+
+
+@pytest.mark.parametrize("form", ["keys", "named"])
+def test_conversations_by_key_or_under_a_name_are_read(tmp_path: Path, form: str) -> None:
+    item = {"sound": "a.wav", "conversations": ASKED}
+    write_tone(tmp_path / "w/a.wav", 3.0, 0)
+    dump(tmp_path / "t.json", {"keys": {"x": item, "y": item}, "named": {"version": 1, "data": [item, item]}}[form])
+    rows, report = run(tmp_path, ImportConfig(format="conversations", path="t.json", audio="w"))
+    assert [row.id for row in rows] == (["x", "y"] if form == "keys" else ["0", "1"]) and not report.left_out
+
+
+def test_each_of_several_recordings_has_its_own_length(tmp_path: Path) -> None:
+    (row,), said = imported(tmp_path, [{"sound": ["a.wav"] * 2, "duration": 6.0, "conversations": NO_MARK}])
+    assert [clip.duration for clip in row.clips] == [3.0, 3.0] and not said
+
+
 def test_a_broken_line_costs_itself_and_a_broken_list_is_refused(tmp_path: Path) -> None:
     good = json.dumps({"sound": "a.wav", "conversations": ASKED})
     write_tone(tmp_path / "w/a.wav", 3.0, 0)
     (tmp_path / "t.json").write_text(f"{good}\n{good[:-9]}\n{good}\n")
     rows, report = run(tmp_path, ImportConfig(format="conversations", path="t.json", audio="w"))
     assert len(rows) == 2 and "line 2 is not JSON" in problems(tmp_path, report)[0]
-    (tmp_path / "t.json").write_text(f"[{good},\n{good[:-9]}")
-    with pytest.raises(ForeignError, match=r"t.json is not JSON: .* in line 2"):
-        run(tmp_path, ImportConfig(format="conversations", path="t.json", audio="w"))
+    for broken in (f"[{good},\n{good[:-9]}", f"[\n{good}\n{good}\n]", f"[\n{good},\n{good}"):
+        (tmp_path / "t.json").write_text(broken)
+        with pytest.raises(ForeignError, match=r"t.json is not JSON: .* in line [23]"):
+            run(tmp_path, ImportConfig(format="conversations", path="t.json", audio="w"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dali_pipes.waves import AudioError
 from megatron_af.data.rows import Clip, RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError
-from megatron_af.prepare.importers.layout import Recordings, objects, seconds_of
+from megatron_af.prepare.importers.layout import Recordings, object_of, objects, seconds_of
 from tests.data.toy import write_tone
 
 
@@ -32,6 +32,32 @@ def test_recordings_stay_below_the_root_and_missing_ones_have_a_hint(tmp_path: P
             recordings.clip(name)
     with pytest.raises(AudioError, match=r"ends before 5\.00 s"):
         recordings.clip("a.wav", 5.0)
+
+
+def test_a_name_may_be_a_whole_path_below_the_root(tmp_path: Path) -> None:
+    write_tone(tmp_path / "w/a b.wav", 1.0, 0)
+    (tmp_path / "link").symlink_to(tmp_path)
+    recordings = Recordings(DataRoot(str(tmp_path / "link")), "w")
+    for name in (f"{tmp_path}/w/a b.wav", f"file://{tmp_path}/link/w/a b.wav"):
+        assert recordings.clip(name).path == "w/a b.wav"
+    with pytest.raises(RowError, match=r"is no place below data\.root .*: cut the beginning"):
+        recordings.clip("/elsewhere/a b.wav")
+    with pytest.raises(RowError, match="is an address: fetch"):
+        recordings.clip("https://example.org/a.wav")
+    with pytest.raises(AudioError, match=r"'a b\.wav' is there"):
+        recordings.clip("a%20b.wav")
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
+    root = DataRoot(str(tmp_path))
+    (tmp_path / "t.json").write_text('[{"a": 1, "b": 2, "b": 3}, {"a": 1}]')
+    (_, twice), (_, once) = objects(root, "t.json")
+    assert object_of(once) == {"a": 1}
+    with pytest.raises(RowError, match="has the key 'b' twice"):
+        object_of(twice)
+    (tmp_path / "t.json").write_text('{"x": {"a": 1}, "x": {"a": 2}}')
+    with pytest.raises(ForeignError, match=r"t\.json has the key 'x' twice"):
+        list(objects(root, "t.json", is_one=lambda item: "a" in item))
 
 
 def test_objects_of_lists_and_lines(tmp_path: Path) -> None:
