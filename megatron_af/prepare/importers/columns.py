@@ -7,8 +7,12 @@ A record may bring several things at once: an answer to its prompt, a label to c
 counts as (a label is one, too, unless it answers a prompt of its own record). What a blank field would say is not said.
 """
 
+import ast
+import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +35,15 @@ from megatron_af.prepare.importers.made_rows import (
 SAYING = ("output", "label", "labels", "caption", "class")
 """Columns that say something of a recording. The first of them that a record has is what its prompts ask for."""
 COLUMNS = ("audio", "id", "start", "end", "duration", "prompt", "values", "skill", "options", *SAYING)
+_FIELD = r"{([^{}]+)}"
+"""A column in a pattern of a name."""
+_NO_TEXT = frozenset(("nan", "<na>", "#n/a"))
+"""What pandas and spreadsheets write where there is no text."""
 KIND, TEXT = "kind", "text"
 """Fields of a record that stood in a column of another one (``origin.apart``)."""
+
+_LONGEST_LIST = 10_000
+"""Characters of a text that is looked at as a list."""
 
 type Record = Mapping[str, Any]
 """Texts by name; of JSON, lists of texts as well."""
@@ -110,7 +121,8 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
         if not name.strip():
             raise RowError(f"column {columns['audio']!r}, the recording's name, is empty")
         clip = recordings.clip(name, start, duration)
-        row_id = _filled(columns["id"], record) if "id" in columns else str(int(key.split()[-1]) - first)
+        row_id = _filled(columns["id"], record) if "id" in columns else ""
+        row_id = row_id or str(int(key.split()[-1]) - first)
         return _row(row_id, clip, record, options, origin)
 
     for where, record in records:
@@ -127,7 +139,9 @@ def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str
     listing = ("audio", "id", "caption", "options", "labels", "values")
     texts = {what: _text(record, c) for what, c in columns.items() if what not in listing}
     output, label, name = (texts.get(what, "") for what in ("output", "label", "class"))
-    captions = [text for c in columns.get("caption", "").split(",") if c for text in _texts(record, c)]
+    captions = [text for c in columns.get("caption", "").split(",") if c for text in _several(record, c)]
+    captions = [text for text in captions if text.lower() not in _NO_TEXT]
+    output = "" if output.lower() in _NO_TEXT else output
     labels = _labels(record, columns["labels"], origin) if "labels" in columns else []
     if not (output or label or labels or name or captions):
         raise RowError(", ".join(f"no {what}: {columns[what]} is empty" for what in SAYING if what in columns))
@@ -142,7 +156,7 @@ def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str
     usual = CLASSIFICATION if label or labels or name else CAPTIONING if captions else ""
     task = origin.task or usual
     skill = texts.get("skill") or task
-    options = [text for c in columns.get("options", "").split(",") if c for text in _texts(record, c)]
+    options = [text for c in columns.get("options", "").split(",") if c for text in _several(record, c)]
     asked = Question(prompt=prompts.get("output", ""), output=output, skill=skill, options=tuple(options))
     questions = [asked] if output else []
     if label:
@@ -230,8 +244,8 @@ def _said(label: str, origin: ImportConfig) -> str:
 
 def _labels(record: Record, column: str, origin: ImportConfig) -> list[str]:
     """Labels of a record, in the order of the alphabet; a text holds several between commas."""
-    found = _texts(record, column)
-    texts = found if isinstance(record[column], list) else ",".join(found).split(",")
+    found = _several(record, column)
+    texts = found if isinstance(record[column], list) or len(found) > 1 else ",".join(found).split(",")
     return sorted({_said(text.strip(), origin) for text in texts if text.strip()})
 
 
@@ -246,24 +260,46 @@ def _texts(record: Record, column: str) -> list[str]:
     value = record[column]
     found = []
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, bool) or not isinstance(item, str | int | float | None):
+        if isinstance(item, bool) or item in (math.inf, -math.inf) or not isinstance(item, str | int | float | None):
             raise RowError(f"{column!r} must be text or a list of texts, got {said(value)}")
-        found.append("" if item is None else str(item).strip())
+        found += [] if item is None or item != item else [str(item).strip()]  # JSON's NaN is no text either
     return [text for text in found if text]
+
+
+def _several(record: Record, column: str) -> list[str]:
+    """The texts of a field that may hold several, also as one text: JSON's ``["a"]`` or Python's ``['a']``."""
+    return [text for text in (one for field in _texts(record, column) for one in _listed(field)) if text]
+
+
+def _listed(text: str) -> list[str]:
+    if text[:1] + text[-1:] != "[]" or len(text) > _LONGEST_LIST:
+        return [text]
+    found = None
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        found = json.loads(text) if "\\" in text or text[1:2] == '"' else ast.literal_eval(text)
+    if not found or not all(isinstance(item, str) for item in found):
+        return [text]
+    if text[1:2] == "'" and re.search(r"'\s+'", text):
+        raise RowError(f"holds a list without commas ({said(text)}), as numpy prints it: write it as JSON")
+    return [item.strip() for item in found]
 
 
 def _filled(pattern: str, record: Record) -> str:
     """A column's text as it stands, or a pattern with columns in it."""
     if "{" not in pattern:
         value = record.get(pattern, "")
-        return value if isinstance(value, str) else _text(record, pattern)
-    if missing := [name for name in re.findall(r"{(\w+)}", pattern) if name not in record]:
+        if isinstance(value, str):
+            return value
+        if len(texts := _texts(record, pattern)) > 1:
+            raise RowError(f"{pattern!r} names {len(texts)}; origin.format=conversations reads rows about several")
+        return "".join(texts)
+    if missing := [name for name in re.findall(_FIELD, pattern) if name not in record]:
         raise RowError(f"{missing[0]!r} is missing; there are {', '.join(map(str, record)) or 'none'}")
-    return re.sub(r"{(\w+)}", lambda found: str(record[found[1]]), pattern)
+    return re.sub(_FIELD, lambda found: str(record[found[1]]), pattern)
 
 
 def _parts(pattern: str) -> set[str]:
-    return set(re.findall(r"{(\w+)}", pattern)) or {pattern}
+    return set(re.findall(_FIELD, pattern)) or {pattern}
 
 
 def _seconds(record: Record, column: str) -> float | None:

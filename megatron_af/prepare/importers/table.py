@@ -141,7 +141,7 @@ def _split(
                     yield begin + 1, fields
         except csv.Error:  # it read to the end, or to where the mark is closed in the middle of a text
             at += 1
-            yield at, _unclosed(at) if len(lines[start]) < csv.field_size_limit() else _too_long(at)
+            yield at, _unclosed(at) if len(lines[at - 1]) < csv.field_size_limit() else _too_long(at)
 
 
 def _too_long(line: int) -> RowError:

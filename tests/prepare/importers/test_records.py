@@ -37,6 +37,22 @@ def test_every_form_of_json_gives_the_same_rows(tmp_path: Path, form: str) -> No
         assert "'question' must be text or a list of texts" in deep and "expected an object, got" in none
 
 
+def test_what_is_no_text_says_nothing_and_keys_twice_are_named(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    said = ["NaN", '["rain", NaN, null]', "Infinity", '"hail", "caption": "snow"', '"nan"']
+    lines = [f'{{"file": "a.wav", "id": null, "caption": {caption}}}' for caption in said]
+    two = '{"file": ["a.wav", "b.wav"], "id": null, "caption": "x"}'
+    nameless = '{"file": NaN, "id": null, "caption": "x"}'
+    (tmp_path / "t.json").write_text("\n".join([*lines, two, nameless]))
+    columns = {"audio": "file", "id": "id", "caption": "caption"}
+    (row,), report = run(tmp_path, ImportConfig(format="json", path="t.json", columns=columns))
+    assert row.captions == ("rain",) and row.id == "1"
+    named = problems(tmp_path, report)
+    words = ["caption is empty", "got Infinity", "has the key 'caption' twice", "caption is empty", "'file' names 2"]
+    words.append("the recording's name, is empty")
+    assert all(word in problem for word, problem in zip(words, named, strict=True))
+
+
 def test_the_first_of_a_list_is_the_answer_where_a_list_is_named(tmp_path: Path) -> None:
     write_tone(tmp_path / "a.wav", 0.5, 0)
     dump(tmp_path / "t.json", [{"audio_id": "a.wav", "question": "what?", "answers": ["rain", "hail"]}])

@@ -189,7 +189,7 @@ def test_every_common_dialect_is_read(tmp_path: Path, encoding: str, end: str, b
 
 
 def test_other_encodings_are_refused_with_the_line(tmp_path: Path) -> None:
-    with pytest.raises(ForeignError, match=r"t.csv, line 3: not UTF-8 .byte 0xe9.*iconv"):
+    with pytest.raises(ForeignError, match=r"t.csv, line 3: not UTF-8 .byte 0xe9.*iconv -f windows-1252"):
         captions(tmp_path, "file,caption\na.wav,rain\na.wav,caf\u00e9\n".encode("latin-1"))
     with pytest.raises(ForeignError, match="UTF-16 without its mark"):
         captions(tmp_path, "file,caption\na.wav,rain\n".encode("utf-16-le"))
@@ -214,6 +214,33 @@ def test_excel_s_first_line_is_none(tmp_path: Path) -> None:
     assert captions(tmp_path, "sep=;\nfile;caption\na.wav;rain, far\n") == (["rain, far"], [])
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\"['a dog', \"\"it's a cat\"\"]\"", ["a dog", "it's a cat"]),
+        ('"[""a dog"", ""caf\\u00e9""]"', ["a dog", "café"]),
+        ("[laughs]", ["[laughs]"]),
+        ("[1]", ["[1]"]),
+    ],
+)
+def test_a_list_in_one_text_is_a_list(tmp_path: Path, text: str, expected: list[str]) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    (tmp_path / "t.csv").write_text(f"my file,caption\na,{text}\na,['a' 'b']\n")
+    origin = ImportConfig(format="csv", path="t.csv", columns={"audio": "{my file}.wav", "caption": "caption"})
+    (row,), report = run(tmp_path, origin)
+    assert list(row.captions) == expected and "a list without commas" in problems(tmp_path, report)[0]
+
+
+def test_a_mark_in_a_table_is_none(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    (tmp_path / "t.csv").write_text("file,q,a\na.wav,<audio>what?,rain\na.wav,<image>what?,rain\n")
+    columns = {"audio": "file", "prompt": "q", "output": "a"}
+    (row,), report = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))
+    assert row.questions[0].prompt == "what?" and "line 3: its text has <image>" in problems(tmp_path, report)[0]
+
+
 def test_a_text_without_end_is_named(tmp_path: Path) -> None:
     good, said = captions(tmp_path, f'file,caption\na.wav,"{"x" * 140_000}"\na.wav,ok\n')
     assert good == ["ok"] and said == ["line 2: its text has more than 131,072 characters"]
+    good, said = captions(tmp_path, f"file,caption\na.wav,ok\na.wav,{'x' * 140_000}\n")
+    assert good == ["ok"] and said == ["line 3: its text has more than 131,072 characters"]
