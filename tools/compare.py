@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     from megatron_af.data.storage import DataRoot
     from megatron_af.evaluate.comparison import NotComparable, compare, comparison_page, comparison_table, shared_suites
     from megatron_af.files import write
-    from megatron_af.tracking.spool import Spool
+    from megatron_af.tracking.runs import newest_spool
 
     suites = [s for s in options.suite.split(",") if s] or shared_suites(options.now, options.before)
     if not suites:
@@ -39,9 +39,8 @@ def main(arguments: list[str]) -> int:
     console.print(*map(comparison_table, compared))
     target: Path = options.output or options.now / "compared.html"
     write(target, comparison_page(compared, DataRoot(options.root)))
-    started = sorted(options.now.glob("tracking/*/run.json"), key=lambda file: file.stat().st_mtime)
-    for file in started[-1:]:
-        Spool(file.parent).append("artifact", file=str(target.absolute()), to="evaluation")
+    if spool := newest_spool(options.now):
+        spool.append("artifact", file=str(target.absolute()), to="evaluation")
     console.print(str(target), highlight=False, soft_wrap=True)
     return 0
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import read_config
 from megatron_af.entry import command
-from megatron_af.evaluate.few_shot import behind_examples, few_shot_problems, few_shot_sets
+from megatron_af.evaluate.few_shot import few_shot_problems, few_shot_sets
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.runs.check import validate_evaluation
 from megatron_af.runs.paths import resolve_entry
@@ -74,7 +74,8 @@ def main() -> int:
 
     join_world()
     from megatron_af.evaluate.measure import measure, measure_contrastive, measure_elsewhere
-    from megatron_af.evaluate.suites import measure_suites
+    from megatron_af.evaluate.suites import measure_suites_behind
+    from megatron_af.tracking.evaluation import log_few_shot
 
     stage = config.curriculum[config.stage]
     sets = {name: evaluation_rows(config, name) for name in stage.evaluation}
@@ -87,10 +88,9 @@ def main() -> int:
         measure_elsewhere(config, sets, checkpoint, arguments.output)
     else:
         measure(config, few_shot_sets(config, arguments.source, sets, shots), arguments.source)
-    for count in shots if stage.suites else ():
-        output = config.stage_folder(config.stage) / f"few_shot/{count}_from_{arguments.source}" if count else None
-        shown = partial(behind_examples, config, arguments.source, count)
-        measure_suites(config, stage.suites, checkpoint, arguments.output or output, shown, f"{count} shots")
+    measure_suites_behind(config, arguments.source, shots, checkpoint, arguments.output)
+    if dist.get_rank() == 0:
+        log_few_shot(config, shots, arguments.source)
     dist.destroy_process_group()
     return 0
 

@@ -54,7 +54,7 @@ from megatron_af.progress import Progress, silent
 from megatron_af.runs.calibration import KEPT, Calibration, calibrate
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest
-from megatron_af.runs.results import are_of, bind_results
+from megatron_af.runs.results import are_of, bind_results, few_shot_folder
 
 DRAWN = 4
 """Answers of each data set that are drawn."""
@@ -92,7 +92,7 @@ def measure(config: Config, plan: Mapping[int, Sets], source: str) -> None:
                     draw(looks, folder / "pictures", f"attention-{name}")
                     write_looks(looks, folder / "pictures" / f"attention-{name}.json")
             if first:
-                at = folder / f"few_shot/{shots}_from_{source}" if shots else folder
+                at = folder / few_shot_folder(shots, source) if shots else folder
                 write(at / "hearing.json", json.dumps(found[shots], indent=1))
                 write(at / "answers.jsonl", "\n".join(lines) + "\n")
         line.end()

@@ -28,6 +28,7 @@ from megatron_af.evaluate.asking import Kept, Way, ask, state_of
 from megatron_af.evaluate.benchmarks import Asked, Questions, read_questions
 from megatron_af.evaluate.clap import evaluate_clap
 from megatron_af.evaluate.cleaning import cleaned
+from megatron_af.evaluate.few_shot import behind_examples
 from megatron_af.evaluate.hearing import AskedLine
 from megatron_af.evaluate.metrics.base import Means, Metric, Scores
 from megatron_af.evaluate.probes import CITING, cited_spans, moved, probed
@@ -42,7 +43,7 @@ from megatron_af.runs.benchmarks import METRIC, METRICS, Benchmark, load_benchma
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, latest
 from megatron_af.runs.pointers import checkpoint_digest
-from megatron_af.runs.results import are_of, bind_results
+from megatron_af.runs.results import are_of, bind_results, few_shot_folder
 
 PARTIAL = "partial.jsonl"
 """Kind of the file of answers that are not measured to the end."""
@@ -119,6 +120,21 @@ def measure_suites(
             report = suite.put_down(found[suite.name], reports[suite.name])
             what = f"{suite.benchmark.title}, {config.name}, stage {config.stage}{f', {shots}' if shots else ''}"
             progress.console.print(suite_table(report, what))
+
+
+def measure_suites_behind(
+    config: Config, source: str, shots: Sequence[int], checkpoint: Path, output: Path | None = None
+) -> None:
+    """The benchmarks of ``config.stage`` behind each number of examples of ``source``; a collective of the whole world.
+
+    Args:
+        output: as of :func:`measure_suites`, of no examples; those behind examples go beside the stage's own.
+    """
+    suites = config.curriculum[config.stage].suites
+    for count in shots if suites else ():
+        behind = config.stage_folder(config.stage) / few_shot_folder(count, source) if count else output
+        shown = partial(behind_examples, config, source, count)
+        measure_suites(config, suites, checkpoint, behind, shown, f"{count} shots")
 
 
 def _ask_and_measure(

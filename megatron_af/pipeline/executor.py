@@ -11,9 +11,6 @@ asks for ``promote`` wants it done now.
 
 import contextlib
 import dataclasses
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +20,7 @@ from typing import Protocol
 from megatron_af.config import Config, ConfigError
 from megatron_af.entry import Cancelled, cancellable
 from megatron_af.pipeline.graph import StepSpec, pipeline_steps
-from megatron_af.pipeline.job import ROOT, Job, StepFailed
+from megatron_af.pipeline.job import Job, StepFailed
 from megatron_af.pipeline.local import launch_local
 from megatron_af.pipeline.logs import read_progress
 from megatron_af.pipeline.records import CANCELLED, DONE, FAILED, RUNNING, Launch, RunFolder, StepRecord
@@ -31,7 +28,13 @@ from megatron_af.pipeline.report import write_report
 from megatron_af.pipeline.stages import ExitGateFailed, hold_against_gate, measure_stage, train_stage
 from megatron_af.runs.paths import CheckpointError
 from megatron_af.runs.presence import missing_at_the_head
-from megatron_af.tracking.runs import TrackedRun, adopt_outer_run, curriculum_spool, start_curriculum_run
+from megatron_af.tracking.runs import (
+    TrackedRun,
+    adopt_outer_run,
+    curriculum_spool,
+    send_the_rest,
+    start_curriculum_run,
+)
 from megatron_af.tracking.spool import Spool
 
 type Say = Callable[[str], None]
@@ -144,16 +147,6 @@ TRAINING = ("curriculum", "stages")
 def _ending(folder: RunFolder, launch: Launch, state: str) -> str:
     failed = [record for record in folder.steps() if record.launch == launch and record.state == FAILED]
     return failed[0].error.splitlines()[0] if failed else f"pipeline {state.lower()}"
-
-
-def send_the_rest(config: Config) -> None:
-    """What was written after a stage's own sender had ended. Without the server it waits for the next time."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(
-            [sys.executable, "-m", "megatron_af.tracking", str(Path(config.output) / config.name)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=config.tracking.linger_seconds,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
 
 
 class _Work:

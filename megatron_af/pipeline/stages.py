@@ -17,18 +17,18 @@ from typing import Literal
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.errors import suggestion
 from megatron_af.pipeline.job import StepFailed
-from megatron_af.runs.benchmarks import name_of
 from megatron_af.runs.identity import check_resume, evaluation_inputs, stage_inputs
 from megatron_af.runs.lock import StageBusy, ensure_free
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, ended_early, latest, outcome, read_result, read_resume
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.records import StageRecord, put_aside
-from megatron_af.runs.results import SUITE, SUITE_SAMPLES, Results, are_of, tables
+from megatron_af.runs.results import Results, are_of
 from megatron_af.runs.sizes import planned_steps, recorded_batch
 from megatron_af.runs.whole import unreadable
+from megatron_af.tracking.evaluation import log_evaluation
 from megatron_af.tracking.runs import stage_spool
-from megatron_af.tracking.spool import Spool, metric_name
+from megatron_af.tracking.spool import Spool
 
 type Say = Callable[[str], None]
 type Launch = Callable[..., None]
@@ -146,7 +146,7 @@ def measure_stage(config: Config, stage: str, launch: Launch, parent: Spool | No
             launch(tool, *more)
         replace(record, evaluated=measured).save(folder)
         if parent is not None:
-            _log_evaluation(config, stage, record.inputs, parent)
+            log_evaluation(config, stage, Spool(stage_spool(config, stage, record.inputs)), parent)
     return read_result(folder) | Results.load(folder, record.digest if settings.is_measured else "").metrics
 
 
@@ -168,23 +168,3 @@ def hold_against_gate(config: Config, stage: str, metrics: Mapping[str, float]) 
             f"Train it longer or otherwise, or change curriculum.{stage}.exit_gate",
             give_up=True,
         )
-
-
-def _log_evaluation(config: Config, stage: str, inputs: Mapping[str, str], parent: Spool) -> None:
-    """Numbers and tables of a stage's evaluation, in its own run; its numbers in the curriculum's, too."""
-    folder = config.stage_folder(stage)
-    metrics = Results.load(folder).metrics
-    step = int(read_result(folder).get("step", 0))
-    spool = Spool(stage_spool(config, stage, inputs))
-    # Not ``metrics``: those are the training's own, by whose last step a resumed stage knows how far it came.
-    spool.append("evaluation", step=step, values={metric_name(name): value for name, value in metrics.items()})
-    for name, (columns, rows) in tables(folder).items():
-        spool.append("table", name=f"evaluation/{name}.json", columns=columns, data=rows)
-    for picture in sorted((folder / "pictures").glob("*.png")):
-        spool.append("artifact", file=str(picture.absolute()), to="pictures")
-    for file in sorted((*folder.glob(SUITE), *folder.glob(SUITE_SAMPLES))):
-        spool.append("artifact", file=str(file.absolute()), to="evaluation")
-    suites = [name_of(suite) for suite in config.curriculum[stage].suites]
-    headlines = {name for name in metrics for suite in suites if name.rpartition("/")[0] == suite}
-    totals = {f"{stage}/{n}": value for n, value in metrics.items() if "/overall/" in n or n in headlines}
-    parent.append("evaluation", step=step, values={metric_name(k): v for k, v in totals.items()})

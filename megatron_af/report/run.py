@@ -19,7 +19,6 @@ from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.evaluate.classes import OTHER, class_rows
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.files import write
-from megatron_af.pipeline.executor import send_the_rest
 from megatron_af.pipeline.report import clock, stamp
 from megatron_af.report.charts import STYLE as CHARTS
 from megatron_af.report.charts import Bar, bars, field_of, lines, matrix, shares
@@ -28,7 +27,7 @@ from megatron_af.report.sounds import SCRIPT, Sounds
 from megatron_af.report.sounds import STYLE as SOUNDS
 from megatron_af.retrieval.index import NeighbourIndex
 from megatron_af.runs.results import numbers_of
-from megatron_af.tracking.runs import curriculum_spool
+from megatron_af.tracking.runs import curriculum_spool, send_the_rest
 from megatron_af.tracking.spool import Spool
 from megatron_af.web_page import page
 

@@ -114,6 +114,11 @@ def result_files(folder: Path) -> list[Path]:
     return [file for name in names for file in sorted(folder.glob(name))]
 
 
+def few_shot_folder(shots: int, source: str) -> str:
+    """Where in a stage's folder its results behind examples lie; their names in MLflow begin with it."""
+    return f"few_shot/{shots}_from_{source}"
+
+
 def are_of(config: Config, stage: str, weights: str, folder: Path | None = None) -> bool:
     """Whether results lie in a folder (default: the stage's), of these weights and on what the configuration asks."""
     folder = folder or config.stage_folder(stage)

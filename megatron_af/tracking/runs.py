@@ -8,6 +8,7 @@
 No MLflow code runs here: a job only appends to files.
 """
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -133,6 +134,16 @@ def start_stage_run(config: Config, *, gpus: str, world_size: int) -> TrackedRun
     )
 
 
+def send_the_rest(config: Config) -> None:
+    """What was written after a stage's own sender had ended. Without the server it waits for the next time."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            [sys.executable, "-m", "megatron_af.tracking", str(Path(config.output) / config.name)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=config.tracking.linger_seconds,
+            env=_sender_env(),
+        )  # fmt: skip
+
+
 def curriculum_spool(config: Config) -> Path:
     return Path(config.output).absolute() / config.name / "tracking"
 
@@ -141,6 +152,12 @@ def stage_spool(config: Config, stage: str, inputs: Mapping[str, str]) -> Path:
     """A folder for each set of inputs: other data or another learning rate are another run."""
     identity = digest_value(dict(inputs)).removeprefix("sha256:")[:12]
     return config.stage_folder(stage).absolute() / "tracking" / identity
+
+
+def newest_spool(folder: Path) -> Spool | None:
+    """Of a stage's folder, the spool of the run that began last; None where no run did."""
+    started = sorted(folder.glob("tracking/*/run.json"), key=lambda file: file.stat().st_mtime)
+    return Spool(started[-1].parent) if started else None
 
 
 def tracking_uri(config: Config) -> str:

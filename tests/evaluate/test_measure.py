@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, DatasetConfig, RetrievalConfig
+from megatron_af.config import Config, DatasetConfig, RetrievalConfig, TrackingConfig
 from megatron_af.config.loading import to_yaml
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.evaluate.measure import measure_contrastive, measure_elsewhere
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.results import Results
+from megatron_af.tracking.delivery import send_waiting
+from megatron_af.tracking.runs import curriculum_spool, stage_spool
+from megatron_af.tracking.spool import Address, Spool, read_spool
+from megatron_af.tracking.store import open_client
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
 from tests.train import toy_run as tool
@@ -47,8 +51,15 @@ def asked_run(folder: Path) -> Config:
 
 
 @pytest.mark.slow
-def test_one_command_measures_with_and_without_examples(tmp_path: Path) -> None:
-    config = asked_run(tmp_path)
+def test_one_command_measures_with_and_without_examples(tmp_path: Path, store: str) -> None:
+    """What is measured behind examples goes to MLflow."""
+    tracking = TrackingConfig(uri=store, system_metrics_seconds=0, linger_seconds=60)
+    config = dataclasses.replace(asked_run(tmp_path), tracking=tracking)
+    above = Address(uri=store, experiment="tiny", name="tiny")
+    Spool(curriculum_spool(config)).open(above, params={}, tags={}, texts={})
+    of_stage = dataclasses.replace(above, name="stage", parent="../../../tracking")
+    spool = Spool(stage_spool(config, "stage", {"data": "sha256:0"}))
+    spool.open(of_stage, params={}, tags={}, texts={})
     top = tmp_path / "top.yaml"
     top.write_text(to_yaml(config))
     tool_run("tools/build_retrieval.py", "index", "--config", str(top))
@@ -74,6 +85,15 @@ def test_one_command_measures_with_and_without_examples(tmp_path: Path) -> None:
         assert (found["n"], found["too_long"], found["cut_short"]) == (2, 0, 0)
         behind = json.loads((folder / f"few_shot/{number}_from_train/toy/suite-toy.json").read_text())
         assert behind["n"] == 2 and behind["too_long"] == 0
+    send_waiting(tmp_path / "runs")  # where the command had not time enough
+    client = open_client(store)
+    sent = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    (metrics,) = (run.data.metrics for run in sent if run.info.run_name == "stage")
+    for number in (2, 4):
+        assert metrics[f"few_shot/{number}_from_train/test/overall/n"] == 2.0
+        assert metrics[f"few_shot/{number}_from_train/toy/exact"] == 0.0
+    logged = [record["kind"] for record, _ in read_spool(spool.folder)]
+    assert logged.count("evaluation") == 2, "once for each number, by one process"
     beside = tmp_path / "beside"
     tool_run(*run[:3], "--suite", str(tmp_path / "toy.yaml"), "--output", str(beside), *run[3:])
     assert json.loads((beside / "toy/suite-toy.json").read_text())["n"] == 2 and not list(beside.glob("test*"))
