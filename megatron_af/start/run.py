@@ -7,6 +7,7 @@ Everything is done by the steps that the written YAML's own commands do: importe
 evaluation. What is there and was made by the same settings is not made again.
 """
 
+import itertools
 import os
 import re
 import tempfile
@@ -37,10 +38,11 @@ from megatron_af.prepare.statistics import Statistics, measure
 from megatron_af.prepare.vocabulary import make_tokenizer
 from megatron_af.progress import Progress
 from megatron_af.report.run import write_report
-from megatron_af.start.layouts import LINK, Found, understand
+from megatron_af.start.layouts import understand
 from megatron_af.start.origin import Begin, offered
 from megatron_af.start.pace import Pace
 from megatron_af.start.recipe import write_recipe
+from megatron_af.start.tables import LINK, Found
 from megatron_af.text.tokenizer import Tokenizer
 
 FEWEST_ROWS = 20
@@ -114,6 +116,7 @@ def _look(found: Found, name: str, root: Path, progress: Progress, begin: Begin 
     words = root / "tokenizer.json"
     config = Config(name=name, data=DataConfig(root=str(root), tokenizer=str(words), datasets=sets))
     _done(import_rows(config, list(sets), progress), "import")
+    _tell_shared(root, list(sets), progress)
     rows = Manifest(DataRoot(str(root)).fetch(f"{key}.jsonl"))
     classes = Counter(str(row.meta["class"]) for row in rows if "class" in row.meta)
     problems = []
@@ -134,6 +137,18 @@ def _look(found: Found, name: str, root: Path, progress: Progress, begin: Begin 
         example=rows[len(rows) // 2],
         begin=begin,
     )
+
+
+def _tell_shared(root: Path, names: Sequence[str], progress: Progress) -> None:
+    """Of what is divided already, the recordings that lie on both sides: what is measured there was learnt."""
+    manifests = {name: Manifest(root / f"{name}.jsonl") for name in names}
+    paths = {name: {clip.path for row in manifest for clip in row.clips} for name, manifest in manifests.items()}
+    for one, other in itertools.combinations(names, 2):
+        if shared := sorted(paths[one] & paths[other]):
+            progress.say(
+                f"{one} and {other} share {len(shared):,} recordings, such as {shared[0]}: what is measured on them "
+                "was learnt; take them out of one of the two"
+            )
 
 
 def _make(config: Config, progress: Progress) -> None:

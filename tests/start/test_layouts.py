@@ -4,33 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, DataConfig, DatasetConfig
-from megatron_af.data.rows import Manifest, Row
-from megatron_af.prepare.outcome import import_rows
-from megatron_af.progress import silent
-from megatron_af.start.layouts import Found, NotUnderstood, understand
-from tests.data.toy import write_tone
-
-
-def tones(folder: Path, *names: str) -> None:
-    for place, name in enumerate(names):
-        write_tone(folder / name, 0.2, place)
-
-
-def look(tmp_path: Path) -> tuple[Found, dict[str, list[Row]]]:
-    """How ``mine`` is understood, and the rows that come of it; nothing is written into it."""
-    folder, root = tmp_path / "mine", tmp_path / "data"
-    before = sorted(path for path in folder.rglob("*"))
-    found = understand(folder, root)
-    sets = {name: DatasetConfig(manifest=f"{name}.jsonl", origin=origin) for name, origin in found.origins.items()}
-    config = Config(name="t", data=DataConfig(root=str(root), datasets=sets))
-    assert import_rows(config, list(sets), silent()) == 0
-    assert sorted(path for path in folder.rglob("*")) == before
-    return found, {name: list(Manifest(root / f"{name}.jsonl")) for name in sets}
-
-
-def classes(rows: list[Row]) -> list[str]:
-    return [row.meta["class"] for row in rows]
+from megatron_af.foreign import ForeignError
+from megatron_af.start.layouts import NotUnderstood, understand
+from tests.start.looking import classes, look, tones
 
 
 def test_a_folder_for_each_label(tmp_path: Path) -> None:
@@ -117,6 +93,72 @@ def test_names_that_begin_with_their_label(tmp_path: Path) -> None:
     )
     found, rows = look(tmp_path)
     assert classes(rows["all"]) == ["3"] * 4 + ["7"] * 4 and "names that begin with their label: 3, 7" in found.told[0]
+
+
+def test_each_folder_s_file_of_lines_is_read_before_folders_are_labels(tmp_path: Path) -> None:
+    """LibriSpeech: folders of speakers are no labels where every recording has its words."""
+    for place in ("84/1", "84/2", "251/1"):
+        stem = place.replace("/", "-")
+        tones(tmp_path / "mine", f"{place}/{stem}-0.wav", f"{place}/{stem}-1.wav")
+        (tmp_path / "mine" / place / f"{stem}.trans.txt").write_text(f"{stem}-0 GO {stem}\n{stem}-1 STAY {stem}\n")
+    found, rows = look(tmp_path)
+    assert len(rows["all"]) == 6 and "a line each in 251/1/251-1.trans.txt, 84/1/84-1" in found.told[0]
+    assert {row.captions[0] for row in rows["all"]} >= {"GO 84-1", "STAY 251-1"}
+
+
+def test_a_text_that_is_none_beside_folders_of_labels_is_nothing(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "dog/1.wav", "rain/2.wav")
+    (tmp_path / "mine/README.txt").write_bytes("caf\u00e9".encode("latin1"))
+    (tmp_path / "mine/empty.txt").touch()
+    assert classes(look(tmp_path)[1]["all"]) == ["dog", "rain"]
+    with pytest.raises(ForeignError, match=r"README\.txt, line 1: not UTF-8"):
+        tones(tmp_path / "mine", "1.wav", *(f"{n}.wav" for n in range(9)))
+        look(tmp_path)
+
+
+def test_numbers_in_lines_do_not_hide_folders_of_labels(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "dog/1.wav", "rain/2.wav")
+    (tmp_path / "mine/list.txt").write_text("dog/1.wav 0\nrain/2.wav 1\n")
+    assert classes(look(tmp_path)[1]["all"]) == ["dog", "rain"]
+
+
+def test_folders_may_be_links_and_lie_deep(tmp_path: Path) -> None:
+    tones(tmp_path / "elsewhere", "dog/1.wav", "rain/1.wav")
+    for label in ("dog", "rain"):
+        (tmp_path / "mine/data/audio").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine/data/audio" / label).symlink_to(tmp_path / "elsewhere" / label)
+    (tmp_path / "mine/data/up").symlink_to("..")
+    found, rows = look(tmp_path)
+    assert classes(rows["all"]) == ["dog", "rain"] and "below data/audio" in found.told[0]
+
+
+def test_splits_beside_other_folders_are_no_labels(tmp_path: Path) -> None:
+    for split in ("train", "test", "extra"):
+        tones(tmp_path / "mine", f"{split}/a/1.wav", f"{split}/b/1.wav")
+    found, rows = look(tmp_path)
+    assert list(rows) == ["train", "test"] and classes(rows["test"]) == ["a", "b"]
+    assert found.told[1] == "not read: extra"
+
+
+def test_what_else_lies_there_is_named(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "1.wav", "2.wav")
+    for name, content in (
+        ("a.parquet", b"PAR1"),
+        ("b.zip", b"PK\x03\x04"),
+        ("c.jsonl", b"{}"),
+        ("d.csv", b"file,x,y\n1.wav,0,1\n2.wav,1,0\n"),
+    ):
+        (tmp_path / "mine" / name).write_bytes(content)
+    with pytest.raises(NotUnderstood) as told:
+        look(tmp_path)
+    for words in ("a.parquet is Parquet", "b.zip is compressed (zip)", "c.jsonl may say it", "d.csv has no column"):
+        assert words in str(told.value)
+
+
+def test_a_table_that_says_nothing_is_named_where_folders_are_taken(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "dog/1.wav", "rain/2.wav")
+    (tmp_path / "mine/t.csv").write_text("x,y\n1,2\n")
+    assert look(tmp_path)[0].told[1] == "not read: t.csv, which name no recordings and what these are"
 
 
 def test_what_says_nothing_is_refused(tmp_path: Path) -> None:

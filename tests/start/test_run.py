@@ -133,6 +133,21 @@ def test_too_little_is_refused_before_anything_trains(tmp_path: Path, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+def test_recordings_on_both_sides_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for take in range(4):
+        write_tone(tmp_path / "mine" / f"{take}.wav", 0.3, take)
+    for split, takes in (("train", (0, 1, 2)), ("test", (2, 3))):
+        lines = "".join(f"{take}.wav,{'dog' if take % 2 else 'rain'}\n" for take in takes)
+        (tmp_path / "mine" / f"{split}.csv").write_text(f"file,label\n{lines}")
+    with pytest.raises(ConfigError, match="3 recordings can be used"):
+        start(tmp_path / "mine", dry_run=True)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "train and test share 1 recordings, such as recordings/2.wav: what is measured" in told
+
+
 def write_table(folder: Path) -> None:
     (folder / "t.csv").write_text("file,label\n" + "".join(f"dog_{take}.wav,dog\n" for take in range(3)))
 

@@ -4,7 +4,8 @@ A row is asked for its label among all of them; the label is its class (``meta.c
 """
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +17,11 @@ from megatron_af.foreign import ForeignError, is_litter
 from megatron_af.prepare.importers.layout import Maker, PassedOver, Recordings, checked, failing, is_audio
 from megatron_af.prepare.importers.made_rows import CLASSIFICATION, classification, label_words, of_class
 
-SPLITS = frozenset(["train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"])
+_SPLIT = re.compile(
+    r"(?:(train|training)|(val|valid|validation|dev|development)|(test|testing|eval|evaluation))"
+    r"(?:[ _-]?(?:set|data|split|audio|wavs?|clips|files))?",
+    re.IGNORECASE,
+)
 
 
 def label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
@@ -25,10 +30,16 @@ def label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
         raise ForeignError(f"{root}/{origin.path}: expected a local folder with one folder per label")
     names, passed = _recordings_in(folder)
     folders = {name.split("/")[0] for name in names}
-    if len(folders) > 1 and {name.lower() for name in folders} <= SPLITS:
+    if splits := splits_among(folders):
         raise ForeignError(
-            f"{folder}: its folders are splits ({', '.join(sorted(folders))}), not labels; make a data set of each: "
-            f"origin.path={origin.path}/{min(folders)}"
+            f"{folder}: its folders are splits ({', '.join(splits)}), not labels; make a data set of each: "
+            f"origin.path={origin.path}/{splits[0]}"
+        )
+    inner = {name.split("/")[1] for name in names}
+    if len(folders) == 1 and len(inner) > 1 and all(name.count("/") > 1 for name in names):
+        raise ForeignError(
+            f"{folder}: all recordings lie in its only folder {min(folders)}, and in folders there "
+            f"({', '.join(sorted(inner)[:5])}); if these are the labels: origin.path={origin.path}/{min(folders)}"
         )
     labels = sorted({label_words(name, origin.task) for name in folders})
     recordings = Recordings(root, origin.path)
@@ -42,6 +53,12 @@ def label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     for name in names:
         yield checked(make, name, None, "recordings")
     yield from map(failing, passed)
+
+
+def splits_among(folders: Collection[str]) -> list[str]:
+    """The folders that divide recordings into what trains and what is measured; a ``train`` alone may be heard."""
+    found = {name: match.lastindex for name in sorted(folders) if (match := _SPLIT.fullmatch(name))}
+    return list(found) if len(set(found.values())) > 1 or len(found) == len(set(folders)) > 1 else []
 
 
 def _recordings_in(folder: Path) -> tuple[list[str], list[PassedOver]]:

@@ -51,6 +51,29 @@ def test_folders_that_are_splits_are_no_labels(tmp_path: Path) -> None:
         run(tmp_path, ImportConfig(format="labels", path="f"))
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["train/dog/1.wav", "test/dog/2.wav", "extra/dog/3.wav"], r"splits \(test, train\), not labels"),
+        (["train_set/dog/1.wav", "Test data/dog/2.wav"], r"splits \(Test data, train_set\)"),
+        (["data/dog/1.wav", "data/cat/2.wav"], r"only folder data, .* \(cat, dog\).*origin.path=f/data"),
+        (["train/dog/1.wav", "train/cat/2.wav"], "origin.path=f/train"),
+    ],
+)
+def test_folders_around_labels_are_none(tmp_path: Path, names: list[str], words: str) -> None:
+    for name in names:
+        write_tone(tmp_path / "f" / name, 0.5, 0)
+    with pytest.raises(ForeignError, match=words):
+        run(tmp_path, ImportConfig(format="labels", path="f"))
+
+
+def test_a_train_may_be_heard(tmp_path: Path) -> None:
+    for name in ("train/1.wav", "dog/2.wav", "train horn/3.wav"):
+        write_tone(tmp_path / "f" / name, 0.5, 0)
+    rows, _ = run(tmp_path, ImportConfig(format="labels", path="f"))
+    assert {row.questions[0].output for row in rows} == {"train", "dog", "train horn"}
+
+
 def test_what_is_no_file_is_named_and_nothing_waits_for_a_pipe(tmp_path: Path) -> None:
     write_tone(tmp_path / "f/dog/a.wav", 1.0, 0)
     for name in ("pipe.wav", "pipe.xyz"):
