@@ -199,6 +199,8 @@ class ScenesConfig:
     """Kinds of sound that scenes are mixed of; empty: all there are."""
     texts: Files[Whole] = 0
     """Text-only rows: transcripts of scenes that nobody hears, with questions about them."""
+    skills: Files[bool] = False
+    """Write ``NAME_skills`` as well: the same scenes asked what AudioSkills' and LongAudio's generators ask."""
     sets: dict[str, SceneSet] = field(default_factory=dict)
 
 

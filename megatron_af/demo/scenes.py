@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from megatron_af.config import ConfigError, ScenesConfig, SceneSet
 from megatron_af.data import templates
-from megatron_af.data.rows import Clip, Question, Row, to_json
+from megatron_af.data.rows import Clip, Question, Row, parse_row, to_json
 from megatron_af.demo.questions import (
     NUMBERS,
     Event,
@@ -35,6 +35,7 @@ from megatron_af.demo.questions import (
     transcript,
 )
 from megatron_af.demo.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
+from megatron_af.demo.skills import skill_rows, told_apart
 from megatron_af.files import write
 from megatron_af.progress import Progress
 from megatron_af.text import words
@@ -53,8 +54,9 @@ HEARD = 0.95
 
 
 def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progress) -> Recordings:
-    """Write every set's scenes and manifest, the same scenes in conversation (``NAME_dialogue``; not of a set with
-    silent ones), the text-only manifest and the tokenizer; returns the recordings used.
+    """Write every set's scenes and manifest, the same scenes in conversation (``NAME_dialogue``) and, if wanted, asked
+    what the papers' generators ask (``NAME_skills``; neither of a set with silent ones), the text-only manifests and
+    the tokenizer; returns the recordings used.
 
     Raises:
         ConfigError: ``scenes.kinds`` names a kind that there is no recording of, or a set's scenes cannot be mixed.
@@ -80,23 +82,43 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
         for done, (name, rows) in enumerate(pool.imap(_call, jobs), 1):
             lines[name] += rows
             progress.update("scenes", done, len(jobs))
-    dialogues = {
-        f"{name}_dialogue": [dialogue_line(row, seed) for row in rows]
-        for name, rows in lines.items()
-        if config.sets[name].min_events
-    }
-    lines["text"] = [to_json(row) for row in _texts(config, seed, kinds)]
-    for name, rows in (lines | dialogues).items():
-        write(root / f"{name}.jsonl", "".join(row + "\n" for row in rows))
+    told = list(_texts(config, seed, kinds))
+    lines["text"] = [to_json(row) for row, *_ in told]
+    talks, skills = dict[str, list[Row]](), dict[str, list[Row]]()
+    for name, scene_set in config.sets.items():
+        if scene_set.min_events:
+            mixed = [(row, scene_of(row), "") for row in map(_row, lines[name])]
+            talks[f"{name}_dialogue"] = [in_dialogue(row, scene, seed) for row, scene, _ in mixed]
+            if config.skills:
+                skills[f"{name}_skills"] = skill_rows(mixed, seed, own=scene_set.part == "train")
+    if config.skills:
+        skills["text_skills"] = skill_rows(told, seed, own=True)
+    for name, made in (talks | skills).items():
+        write(root / f"{name}.jsonl", "".join(to_json(row) + "\n" for row in made))
+    for name, written in lines.items():
+        write(root / f"{name}.jsonl", "".join(line + "\n" for line in written))
+    _write_words(root / "tokenizer.json", kinds, lines, talks, skills)
+    return recordings
+
+
+def _write_words(
+    file: Path,
+    kinds: Sequence[str],
+    lines: Mapping[str, Sequence[str]],
+    talks: Mapping[str, Sequence[Row]],
+    skills: Mapping[str, Sequence[Row]],
+) -> None:
+    """The tokenizer: words of the scenes, behind them those of conversations, and behind these those of the papers'
+    questions: ids of the first stay what they are, whatever is asked besides."""
     some = [json.loads(line) for rows in lines.values() for line in rows[:1_000]]
     told = (part for row in some for part in [row, *row.get("spans", [])])
     written = (text for part in told for text in part.get("captions", []) + part.get("negatives", []))
     asked = (text for row in some for q in row["questions"] for text in (q["prompt"], q["output"]))
-    talked = (json.loads(line) for rows in dialogues.values() for line in rows[:1_000])
-    said = (turn["prompt"] for row in talked for turn in row["questions"])
+    said = (turn.prompt for rows in talks.values() for row in rows[:1_000] for turn in row.questions)
+    taught = (text for rows in skills.values() for row in rows for q in row.questions for text in (q.prompt, q.output))
     scenes = words.build([*NUMBERS, *kinds, *written, *asked])
-    words.extend(scenes, [templates.WORDS, *said])[0].save(str(root / "tokenizer.json"))
-    return recordings
+    talked = words.extend(scenes, [templates.WORDS, *said])[0]
+    words.extend(talked, taught)[0].save(str(file))
 
 
 def _never_mixed(s: SceneSet) -> Iterator[str]:
@@ -110,15 +132,19 @@ def _never_mixed(s: SceneSet) -> Iterator[str]:
         yield f"min_events: {s.min_events} of the shortest sounds need {needed:g} s; lower it, or raise max_seconds"
 
 
-def dialogue_line(line: str, seed: int) -> str:
-    """The scene of a manifest's line in conversation, as a line."""
-    record = json.loads(line)
-    scene = Scene(
-        seconds=record["clips"][0]["duration"], events=tuple(Event(**event) for event in record["meta"]["events"])
-    )
-    turns = dialogue(scene, random.Random(f"{seed} dialogue {record['id']}"))
-    clips = tuple(Clip(**clip) for clip in record["clips"])
-    return to_json(Row(id=record["id"], clips=clips, questions=turns, task="dialog", template="dialogue"))
+def scene_of(row: Row) -> Scene:
+    """The truth of a manifest's row."""
+    return Scene(seconds=row.clips[0].duration, events=tuple(Event(**event) for event in row.meta["events"]))
+
+
+def _row(line: str) -> Row:
+    return parse_row(json.loads(line), "a scene")
+
+
+def in_dialogue(row: Row, scene: Scene, seed: int) -> Row:
+    """The row's recording in conversation."""
+    turns = dialogue(scene, random.Random(f"{seed} dialogue {row.id}"))
+    return Row(id=row.id, clips=row.clips, questions=turns, task="dialog", template="dialogue")
 
 
 def split(items: Sequence[Recording], seed: int) -> dict[str, dict[str, list[Recording]]]:
@@ -282,9 +308,9 @@ def _shaped(x: Waveform, rng: np.random.Generator) -> tuple[Waveform, bool]:
     return x, long
 
 
-def _texts(config: ScenesConfig, seed: int, kinds: Sequence[str]) -> Iterator[Row]:
+def _texts(config: ScenesConfig, seed: int, kinds: Sequence[str]) -> Iterator[tuple[Row, Scene, str]]:
     """Scenes that are only told: a transcript in front of every question, so that a language model that has
-    never heard anything learns to answer from a description."""
+    never heard anything learns to answer from a description. With the scene, and what stands before a question."""
     for number in range(config.texts):
         rng, text_rng = np.random.default_rng([seed, number]), random.Random(f"{seed} text {number}")
         scene = _told(kinds, rng)
@@ -295,7 +321,7 @@ def _texts(config: ScenesConfig, seed: int, kinds: Sequence[str]) -> Iterator[Ro
             Question(prompt=before + q.prompt, output=q.output, skill=q.skill)
             for q in [*ask(scene, kinds, text_rng, 6), *listing(scene, text_rng)]
         ]
-        yield Row(id=f"text-{number}", questions=tuple(questions), task="text")
+        yield Row(id=f"text-{number}", questions=tuple(questions), task="text"), told_apart(scene), before
 
 
 def _told(kinds: Sequence[str], rng: np.random.Generator) -> Scene:

@@ -243,7 +243,7 @@ def _rounded(score: Score) -> dict[str, float]:
 def table(summary: dict[str, Any], title: str = "") -> Table:
     """The summary as a table: a line per skill and per turn of conversations, and one over all questions."""
     grid = Table(title=title, title_justify="left")
-    grid.add_column("skill")
+    grid.add_column("skill", min_width=14)  # no word of the papers' names is cut, however narrow the terminal
     for name in ("right audio", "exchanged audio", "commonest answer", "gap", "questions"):
         grid.add_column(name, justify="right")
     overall = summary["overall"]

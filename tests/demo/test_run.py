@@ -37,11 +37,12 @@ def test_demo_runs_whole_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert set(summary["skills"]) <= set(SKILLS) and len(summary["skills"]) >= 6
     for score in [*summary["skills"].values(), summary["overall"]]:
         assert {"audio", "exchanged", "majority", "n"} <= score.keys()
+    assert {"temporal: order", "temporal: referring"} <= set(summary["sets"]["test_skills"]["skills"])
     assert "synthesised" in summary["sources"]
     assert {"prepare", "lm", "clap", "align", "tune", "long", "training"} == summary["seconds"].keys()
     assert summary["seconds"]["training"] > 5
     shown = capfd.readouterr().out
-    assert "exchanged" in shown
+    assert "exchanged" in shown and "held-out scenes: test_skills" in shown and "│ temporal:" in shown
     for line in ("recordings 1/1 100.0%", "stage lm 0/4 0.0% | eta", "stage align 4/4 100.0% | loss", "questions long"):
         assert line in shown, "it says how far it is where there is no terminal"
 

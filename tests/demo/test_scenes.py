@@ -24,6 +24,7 @@ CONFIG = ScenesConfig(
     offline=True,
     variants=2,
     texts=30,
+    skills=True,
     sets={
         "train": SceneSet(part="train", scenes=6),
         "test": SceneSet(part="test", scenes=4, min_seconds=15, max_seconds=20, max_events=7),
@@ -156,6 +157,40 @@ def test_manifests_are_complete(root: Path) -> None:
             assert row.questions[0].output.split(" then ") == [event["kind"] for event in scene.meta["events"]]
     told = list(Manifest(root / "text.jsonl"))
     assert len(told) == CONFIG.texts and not any(row.clips for row in told)
+
+
+def test_the_papers_questions_are_asked_about_the_same_scenes(root: Path, tmp_path: Path) -> None:
+    """In training behind the scenes' own, of held-out scenes alone, and only where they are wanted; their words stand
+    behind all others."""
+    tokenizer = Tokenizer.load(root / "tokenizer.json")
+    words = set[str]()
+    for name, learnt in (("train", True), ("test", False), ("text", True)):
+        own = {row.id: row for row in Manifest(root / f"{name}.jsonl")}
+        rows = list(Manifest(root / f"{name}_skills.jsonl"))
+        assert rows and {row.id for row in rows} <= own.keys() and (not learnt or len(rows) == len(own))
+        for row in rows:
+            before = own[row.id].questions if learnt else ()
+            assert row.clips == own[row.id].clips and row.questions[: len(before)] == before
+            skills = row.questions[len(before) :]
+            assert skills or learnt
+            for question in skills:
+                assert question.skill.partition(":")[0] in ("temporal", "counting", "attribute identification", "long")
+                assert not tokenizer.unknown_words(question.prompt) and question.output in question.options
+                words.update(question.prompt.split())
+        assert any(len(row.questions) > (len(own[row.id].questions) if learnt else 0) for row in rows)
+    assert not (root / "silent_skills.jsonl").exists()
+    first = min(tokenizer.encode(word)[0] for word in ("begin", "begins") if word in words)
+    assert first > max(tokenizer.encode(word)[0] for word in ("similar", "assistant", "it"))
+
+    (tmp_path / "recordings").symlink_to(root / "recordings")
+    with Progress(Console(file=io.StringIO())) as progress:
+        prepare_scenes(replace(CONFIG, skills=False), 0, tmp_path, progress)
+    assert not list(tmp_path.glob("*_skills.jsonl"))
+    for name in ("train", "test", "text", "train_dialogue"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (root / f"{name}.jsonl").read_bytes()
+    plain = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert plain.encode("the piano is similar") == tokenizer.encode("the piano is similar")
+    assert plain.first_added_id < tokenizer.first_added_id
 
 
 def test_every_template_is_in_its_words(root: Path) -> None:
