@@ -57,11 +57,16 @@ def _order(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng: 
 
 def _referring(sounds: Sequence[Sound], seconds: float, labels: Sequence[str], rng: random.Random) -> Question | None:
     """Which one comes at a place, or next to another one?"""
-    once = _told_apart(_once(sounds))
-    if len(once) < 3:
+    once = {sound.label for sound in _once(sounds)}
+    # Next to each other among all that begin: one that is heard again may begin between two of these, or with one.
+    next_to = [
+        (a.label, b.label)
+        for place, (a, b) in enumerate(pairwise(sounds))
+        if {a.label, b.label} <= once and _told_apart(sounds[max(0, place - 1) : place + 3])
+    ]
+    if len(once) < 3 or not next_to:
         return None
-    place = rng.randrange(len(once) - 1)
-    before, after = once[place].label, once[place + 1].label
+    before, after = rng.choice(next_to)
     if rng.random() < 0.5:
         prompt, answer = f"which sound begins right after the {before}?", after
     else:

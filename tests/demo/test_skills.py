@@ -38,7 +38,7 @@ def true_answer(question: Question, scene: Scene) -> str:
     if asked == "in which order do these sounds begin":
         return ", then ".join(once[:4])
     if found := re.fullmatch(r"which sound begins right (after|before) the (\w+)", asked):
-        return once[once.index(found[2]) + (1 if found[1] == "after" else -1)]
+        return scene.kinds[scene.kinds.index(found[2]) + (1 if found[1] == "after" else -1)]
     if asked == "which of these sounds lasts longest":
         return max(once, key=lasting.__getitem__)
     if found := re.fullmatch(r"which sound begins (after|before) all the others", asked):

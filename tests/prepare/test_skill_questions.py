@@ -24,8 +24,10 @@ def true_answer(question: Question, sounds: list[Sound]) -> str:
         return f"from {sound.start:.1f} to {sound.end:.1f} seconds"
     if question.skill == "temporal: referring":
         way, label = re.fullmatch(r"which sound begins right (after|before) the (\w+)\?", prompt).groups()  # type: ignore[union-attr]
-        once = sorted((label for label, count in counts.items() if count == 1), key=first.__getitem__)
-        return once[once.index(label) + (1 if way == "after" else -1)]
+        begins = [s.label for s in sorted(sounds, key=lambda s: s.start)]  # of those that are heard again as well
+        answer = begins[begins.index(label) + (1 if way == "after" else -1)]
+        assert counts[label] == counts[answer] == 1
+        return answer
     if question.skill == "temporal: attribute":
         label = re.match(r"the (\w+) is heard twice", prompt)[1]  # type: ignore[index]
         one, two = (s.end - s.start for s in sounds if s.label == label)

@@ -33,7 +33,7 @@ def strong(folder: Path, count: int, bad: int = 0) -> SkillsConfig:
 
 
 def test_labels_alone_give_balanced_questions_that_the_text_does_not_answer(tmp_path: Path) -> None:
-    config = strong(tmp_path, 400, bad=3)
+    config = strong(tmp_path, 430, bad=3)
     report = make_skills(config)
     rows = list(Manifest(Path(config.output)))
     assert report.refused == {"… is labelled until … s, and the recording ends at … s": 3} and report.exit_code == 0
