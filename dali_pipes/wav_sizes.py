@@ -51,7 +51,8 @@ class WavCorrection:
 
 
 def second_recording(source: Path | bytes) -> bool:
-    """Whether a WAV, an AIFF or an AU file goes on with another one: ``cat a.wav b.wav``; programs read the first.
+    """Whether a WAV, an AIFF or an AU file goes on with another one: ``cat a.wav b.wav``; programs read the first. Of
+    two pieces of audio in one WAV they read the first or the last.
 
     Raises:
         OSError: the file cannot be read.
@@ -62,9 +63,26 @@ def second_recording(source: Path | bytes) -> bool:
             return False
         first, second = struct.unpack("<II" if head[:4] == b"RIFF" else ">II", head[4:])
         end = first + second if head[:4] == b".snd" else 8 + first + (first & 1)
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE" and _pieces(file) > 1:
+            return True
         file.seek(end)
         behind = file.read(12)
     return behind[:4] == head[:4] and (head[:4] == b".snd" or behind[8:] == head[8:])
+
+
+def _pieces(file: IO[bytes]) -> int:
+    """How many chunks of a WAV hold audio."""
+    end = file.seek(0, io.SEEK_END)
+    position, found = 12, 0
+    while position + 8 <= end:
+        file.seek(position)
+        chunk = file.read(8)
+        size = int.from_bytes(chunk[4:], "little")
+        if position + 8 + size > end:
+            break
+        found += chunk[:4] == b"data" and (size > 0 or found > 0)  # an empty one behind another hides that
+        position += 8 + size + (size & 1)
+    return found
 
 
 def wav_correction(source: Path | bytes) -> WavCorrection | None:

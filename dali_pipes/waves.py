@@ -108,9 +108,11 @@ def recording_seconds(source: Path | bytes) -> float:
     A file that ends before its header says has the header's length: reading it finds what is missing.
 
     Raises:
-        AudioError: missing, or not audio.
+        AudioError: missing, not audio, or without a single sample.
     """
-    return _lengths(source)[0]
+    if not (seconds := _lengths(source)[0]):
+        raise AudioError("holds no samples: its header is all there is", "empty")
+    return seconds
 
 
 def check_header(path: Path, *, start: float, duration: float) -> None:
@@ -212,6 +214,8 @@ def _is_chained(source: Path | bytes) -> bool:
 def _open(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
     if second_recording(source):
         raise AudioError("is several recordings one behind another: join them, or keep one", "several")
+    if isinstance(source, Path) and source.suffix.lower() == ".raw":
+        raise OSError("soundfile takes the name for what is in it, and wants to be told the rate")
     correction = wav_correction(source)
     bare = BytesOfFile(source) if isinstance(source, bytes) else source
     with quiet(), soundfile.SoundFile(correction.opened(source) if correction else bare) as file:

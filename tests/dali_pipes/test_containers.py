@@ -71,6 +71,21 @@ def test_an_mp3_that_states_no_length_is_measured(tmp_path: Path) -> None:
     assert has_mp3_header(tagged)
 
 
+@pytest.mark.parametrize("frames", [1, 0, 50, 200])
+def test_an_mp3_that_states_a_wrong_length_is_measured(tmp_path: Path, frames: int) -> None:
+    """Of constant rate, the size says how many frames there are: half and double of them are none."""
+    write(tmp_path / "a.mp3", "libmp3lame", 2.5)
+    content = bytearray((tmp_path / "a.mp3").read_bytes())
+    place = content.find(b"Info") + 8
+    right = content[place : place + 4]
+    assert int.from_bytes(right, "big") in range(100, 110)
+    content[place : place + 4] = frames.to_bytes(4, "big")
+    assert not has_mp3_header(bytes(content)) and recording_seconds(bytes(content)) == pytest.approx(2.5, abs=0.08)
+    content[place : place + 4] = right
+    content[place - 1] &= 0xFD  # without the size, nothing says whether it is true
+    assert not has_mp3_header(bytes(content))
+
+
 def test_everything_that_is_no_sound_is_one_kind_of_error(tmp_path: Path) -> None:
     (tmp_path / "text.m4a").write_text("not audio at all " * 50)
     with av.open(str(tmp_path / "silent.mp4"), "w") as container:

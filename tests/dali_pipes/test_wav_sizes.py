@@ -57,7 +57,10 @@ def test_right_headers_are_left_alone(tmp_path: Path) -> None:
     assert header_note(path) == "" and recording_seconds(path) == 2.0
     empty = pcm_wav(tmp_path / "b.wav", tone(0.0))
     empty.write_bytes(empty.read_bytes() + b"LIST\x04\0\0\0abcd")
-    assert header_note(empty) == "" and recording_seconds(empty) == 0.0
+    assert header_note(empty) == ""
+    with pytest.raises(AudioError, match="holds no samples") as told:
+        recording_seconds(empty)
+    assert told.value.reason == "empty"
 
 
 @pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU"])
@@ -70,6 +73,16 @@ def test_recordings_one_behind_another_are_refused(tmp_path: Path, kind: str) ->
     for read in (recording_seconds, lambda source: read_mono(source, start=0.0, duration=1.0)):
         with pytest.raises(AudioError, match="several recordings one behind another"):
             read(path)
+
+
+def test_two_pieces_of_audio_in_one_wav_are_refused(tmp_path: Path) -> None:
+    path = pcm_wav(tmp_path / "a.wav", tone(1.0))
+    whole = path.read_bytes()
+    listed = b"LIST" + (4).to_bytes(4, "little") + b"INFO"
+    assert recording_seconds(whole + listed) == 1.0
+    for size in (0, 960):
+        with pytest.raises(AudioError, match="several recordings"):
+            recording_seconds(whole + listed + b"data" + size.to_bytes(4, "little") + whole[44 : 44 + size])
 
 
 def test_a_recorder_of_rf64_that_lost_power(tmp_path: Path) -> None:

@@ -237,6 +237,15 @@ def test_second_zero_is_the_first_sample_whatever_the_container_says(tmp_path: P
         assert min(np.abs(own - wave[at : at + len(own)]).max() for at in near) < 0.02, start
 
 
+def test_a_name_of_raw_samples_is_no_reason_to_fail(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(1.0), RATE)
+    (tmp_path / "a.wav").rename(tmp_path / "wav.raw")
+    (tmp_path / "samples.raw").write_bytes(bytes(range(1, 250)) * 9)
+    assert is_recording(tmp_path / "wav.raw") and recording_seconds(tmp_path / "wav.raw") == 1.0
+    with pytest.raises(AudioError, match="holds no audio"):
+        is_recording(tmp_path / "samples.raw")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.config import ImportConfig
@@ -51,6 +52,8 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
                 _add(samples, passed, tar, member, path)
             if tar.offset > shard.stat().st_size:
                 broken = "ends inside a member"
+            elif _goes_on(file, tar.offset):
+                broken = "goes on behind its end, as several tars do that were joined; unpack and pack it anew"
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError):
         kind = no_file(shard)
         known = f"is {kind}, no file" if kind else described(head_of(shard))
@@ -74,6 +77,12 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
     if broken:
         lost = f"; what lies behind {list(samples)[-1]} in it is lost" if samples else ""
         yield failing(RowError(f"{path} {broken}{lost}"))
+
+
+def _goes_on(file: IO[bytes], end: int) -> bool:
+    """Whether anything but zeros follows the two blocks of zeros that end a tar."""
+    file.seek(end)
+    return any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def _add(

@@ -86,6 +86,15 @@ def test_of_a_cut_shard_what_lies_before_the_cut_stays(tmp_path: Path) -> None:
     assert "s/0.tar is cut or damaged; what lies behind x/2 in it is lost" in problems(tmp_path, report)[-1]
 
 
+def test_of_tars_that_were_joined_the_first_is_read_and_the_others_are_told_of(tmp_path: Path) -> None:
+    whole = shard(tmp_path / "s/0.tar", GOOD)
+    (tmp_path / "s/0.tar").write_bytes(whole + bytes(4096))
+    assert run(tmp_path, ORIGIN)[1].left_out == {}, "zeros fill a tar up"
+    (tmp_path / "s/0.tar").write_bytes(whole + whole)
+    rows, report = run(tmp_path, ORIGIN)
+    assert len(rows) == 3 and "s/0.tar goes on behind its end" in problems(tmp_path, report)[0]
+
+
 def test_members_are_told_apart(tmp_path: Path) -> None:
     shard(tmp_path / "s/0.tar", {
         "u/0.FLAC": flac(), "u/0.JSON": b'{"text": "rain"}', "._u/0.flac": b"x", "__MACOSX/u.json": b"x",
