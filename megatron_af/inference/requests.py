@@ -17,12 +17,14 @@ Whoever answers strangers says which files they may name: `files_below` a folder
 import base64
 import itertools
 import math
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote
 
 import yaml
 
@@ -30,6 +32,9 @@ from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.config.errors import suggestion
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.inference.decoding import Decoding
+
+_BASE64 = str.maketrans("-_", "+/", "\r\n\t")
+"""What base64 in URLs has for two letters, and what stands between lines."""
 
 type Opens = Callable[[str], Path | None]
 """The file that a request's text names, or None where it names none that may be opened."""
@@ -154,7 +159,7 @@ class RequestRows:
         return Clip(path=place.name, duration=seconds)
 
     def _named(self, audio: Any) -> Path | None:
-        if not isinstance(audio, str | Path) or str(audio).startswith("data:"):
+        if not isinstance(audio, str | Path) or str(audio)[:5].lower() == "data:":
             return None
         return self._opens(str(audio).removeprefix("file://"))
 
@@ -167,9 +172,25 @@ def _content(audio: Any, where: str) -> bytes:
     if not isinstance(audio, str) or not audio:
         raise BadRequest(f"{where}: expected a file, base64 or bytes, got {type(audio).__name__}")
     try:
-        return base64.b64decode(audio.partition(",")[2] if audio.startswith("data:") else audio, validate=True)
-    except ValueError:  # also of text that is no ASCII
+        return from_base64(audio)
+    except ValueError:
         raise BadRequest(f"{where}: expected a file, base64 or bytes, got {audio[:60]!r}, which is neither") from None
+
+
+def from_base64(text: str) -> bytes:
+    """Bytes out of base64 as clients send it: behind ``data:…,``, in lines, in URLs' letters, without its ``=``.
+
+    Raises:
+        ValueError: it is none; the message says where it ends to be one.
+    """
+    if text[:5].lower() == "data:":
+        text = unquote(text.partition(",")[2])
+    plain = text.strip().translate(_BASE64).rstrip("=")
+    if odd := re.search("[^A-Za-z0-9+/]", plain):
+        raise ValueError(f"{odd[0]!r} behind {odd.start():,} of its letters is none")
+    if len(plain) % 4 == 1:
+        raise ValueError(f"it is cut: {len(plain):,} letters are no whole number of bytes")
+    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
 
 def _records(request: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:

@@ -10,8 +10,6 @@ The fields are those of https://platform.openai.com/docs/api-reference/chat; one
 this server does not know is refused, not ignored.
 """
 
-import base64
-import binascii
 import secrets
 import time
 import uuid
@@ -21,7 +19,7 @@ from typing import Any
 
 from megatron_af.config.errors import suggestion
 from megatron_af.inference.decoding import MOST_LOGPROBS, Decoding
-from megatron_af.inference.requests import BadRequest, read_decoding
+from megatron_af.inference.requests import BadRequest, from_base64, read_decoding
 from megatron_af.inference.writing import Answer, Piece, TokenScore
 from megatron_af.serve.settings import ServingConfig
 
@@ -171,6 +169,8 @@ class _Turn:
             raise Refused(400, f"{where}.role: expected system, user or assistant, got {_show(role)}", field="messages")
         self.role = str(role)
         self.audio: str | bytes | None = None
+        if role != "assistant":  # whose turns come back as they were sent
+            _check_keys(message, ("role", "content", "name"), where)
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts:
@@ -181,6 +181,8 @@ class _Turn:
     def _part(self, part: Any, where: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         value = part.get(kind) if isinstance(kind, str) else None
+        if kind in ("text", "input_audio", "audio_url"):
+            _check_keys(part, ("type", kind, "cache_control"), where)
         if kind == "text":
             if not isinstance(value, str):
                 raise Refused(400, f"{where}.text: expected text, got {_kind(value)}", field="messages")
@@ -195,23 +197,36 @@ class _Turn:
         if self.audio is not None:
             raise Refused(400, f"{where}: expected one recording a turn, got another one", field="messages")
         key = "data" if kind == "input_audio" else "url"
-        given = value.get(key) if isinstance(value, dict) else None
+        if value is not None and not isinstance(value, dict):
+            raise Refused(400, f"{where}.{kind}: expected an object with {key}, got {_kind(value)}", field="messages")
+        given = (value or {}).get(key)
+        _check_keys(value or {}, (key, "format", "detail"), f"{where}.{kind}")
         if not isinstance(given, str) or not given:
             raise Refused(400, f"{where}.{kind}.{key}: expected text, got {_kind(given)}", field="messages")
         self.audio = _decoded(given, f"{where}.{kind}.{key}") if kind == "input_audio" else _address(given, where)
         return ""
 
 
+def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuses what would be dropped in silence, such as a recording beside the content."""
+    for name, value in given.items():
+        if name not in known and value not in (None, "", [], {}):
+            raise Refused(
+                400, f"{where}.{name}: not read here, expected {', '.join(known)}; recordings are parts of content",
+                field="messages",
+            )  # fmt: skip
+
+
 def _decoded(data: str, where: str) -> bytes:
     try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(400, f"{where}: expected base64, got {data[:40]!r}", field="messages") from None
+        return from_base64(data)
+    except ValueError as error:
+        raise Refused(400, f"{where}: expected base64, got {data[:40]!r}: {error}", field="messages") from None
 
 
 def _address(url: str, where: str) -> str | bytes:
-    if url.startswith("data:"):
-        return _decoded(url.partition(",")[2], f"{where}.audio_url.url")
+    if url[:5].lower() == "data:":
+        return _decoded(url, f"{where}.audio_url.url")
     if "://" in url and not url.startswith("file://"):
         raise Refused(
             400, f"{where}.audio_url.url: this server fetches nothing; send a data: URI or input_audio",

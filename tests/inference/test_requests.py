@@ -18,13 +18,14 @@ def wav(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["text", "path", "file URI", "bytes", "base64", "data URI"])
+@pytest.mark.parametrize("form", ["text", "path", "file URI", "bytes", "base64", "data URI", "lines", "for URLs"])
 def test_audio_in_any_form(wav: Path, form: str) -> None:
     content = wav.read_bytes()
     text = base64.b64encode(content).decode()
     audio: Any = {
         "text": str(wav), "path": wav, "file URI": f"file://{wav}", "bytes": content, "base64": text,
-        "data URI": f"data:audio/wav;base64,{text}",
+        "data URI": f"data:audio/wav;base64,{text}", "lines": base64.encodebytes(content).decode(),
+        "for URLs": base64.urlsafe_b64encode(content).decode().rstrip("="),
     }[form]  # fmt: skip
     with RequestRows() as requests:
         row = requests.row({"prompt": "what is it?", "audio": audio}, "request 0")

@@ -28,6 +28,10 @@ def said(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
+def heard(data: str) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
 def read(messages: Any, **more: Any) -> Any:
     return read_ask({"model": "af", "messages": messages} | more, model="af", settings=ServingConfig())
 
@@ -37,6 +41,14 @@ def read(messages: Any, **more: Any) -> Any:
     [
         ([{"role": "user", "content": "hello"}], {"prompt": "hello", "audio": None, "history": None}),
         ([user(AUDIO, "what?")], {"prompt": "what?", "audio": b"RIFFsound", "history": None}),
+        ([user(heard(f"{SOUND[:4]}\r\n{SOUND[4:]}\n"), "a")], {"prompt": "a", "audio": b"RIFFsound", "history": None}),
+        ([user(heard(SOUND.rstrip("=")), "a")], {"prompt": "a", "audio": b"RIFFsound", "history": None}),
+        ([user(heard("-_8="), "a")], {"prompt": "a", "audio": b"\xfb\xff", "history": None}),
+        ([user(heard(f"data:;base64,{SOUND}"), "a")], {"prompt": "a", "audio": b"RIFFsound", "history": None}),
+        ([user(url("DATA:audio/wav;base64,%2B%2F8%3D"), "a") | {"name": "me", "audio": None}],
+         {"prompt": "a", "audio": b"\xfb\xff", "history": None}),
+        ([user(AUDIO, "a"), said("b") | {"audio": {"id": "c"}}, user("d")],
+         {"prompt": "d", "audio": b"RIFFsound", "history": [{"user": "a", "assistant": "b"}]}),
         ([user("what?", url(f"data:audio/wav;base64,{SOUND}"), "and why?")],
          {"prompt": "what?\nand why?", "audio": b"RIFFsound", "history": None}),
         ([user(url("dog.wav"), "what?")], {"prompt": "what?", "audio": "dog.wav", "history": None}),
@@ -82,6 +94,12 @@ def test_settings_and_their_defaults() -> None:
         ([user("\ud83d")], {}, "half of a surrogate pair"),
         ([user({"type": "input_audio", "input_audio": {}})], {}, "input_audio.data: expected text, got nothing"),
         ([user({"type": "input_audio", "input_audio": {"data": "/x.wav"}})], {}, "expected base64, got '/x.wav'"),
+        ([user(heard(SOUND.replace("R", " ")), "x")], {}, "' ' behind"),
+        ([user(heard(SOUND.rstrip("=") + "A" * (1 + -len(SOUND.rstrip("=")) % 4)), "x")], {}, "it is cut"),
+        ([user({"type": "audio_url", "audio_url": "a.wav"})], {}, "expected an object with url, got text"),
+        ([user("x") | {"audio": SOUND}], {}, "messages[0].audio: not read here"),
+        ([user({"type": "text", "text": "x", "audio": SOUND})], {}, "content[0].audio: not read here"),
+        ([user({"type": "input_audio", "input_audio": {"data": SOUND, "start": 1}})], {}, "start: not read here"),
         ([user(url("https://x.org/a.wav"), "x")], {}, "this server fetches nothing"),
         ([user(AUDIO, AUDIO, "x")], {}, "expected one recording a turn, got another one"),
         ([{"role": "system", "content": [AUDIO]}, user("x")], {}, "expected recordings in turns of the user only"),
