@@ -36,6 +36,9 @@ from megatron_af.inference.decoding import Decoding
 _BASE64 = str.maketrans("-_", "+/", "\r\n\t")
 """What base64 in URLs has for two letters, and what stands between lines."""
 
+_SHORTEST = 64
+"""Letters of the smallest recording; what is shorter, and no multiple of four, is a name: ``/etc/passwd``."""
+
 type Opens = Callable[[str], Path | None]
 """The file that a request's text names, or None where it names none that may be opened."""
 
@@ -185,10 +188,11 @@ def from_base64(text: str) -> bytes:
     """
     if text[:5].lower() == "data:":
         text = unquote(text.partition(",")[2])
-    plain = text.strip().translate(_BASE64).rstrip("=")
+    whole = text.strip().translate(_BASE64)
+    plain = whole.rstrip("=")
     if odd := re.search("[^A-Za-z0-9+/]", plain):
         raise ValueError(f"{odd[0]!r} behind {odd.start():,} of its letters is none")
-    if len(plain) % 4 == 1:
+    if len(plain) % 4 == 1 or (len(whole) % 4 and len(plain) < _SHORTEST):
         raise ValueError(f"it is cut: {len(plain):,} letters are no whole number of bytes")
     return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 

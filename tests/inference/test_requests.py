@@ -87,6 +87,11 @@ def test_base64_of_any_length_is_no_name_of_a_file(length: int) -> None:
         requests.recording(text, "audio 0")
 
 
+def test_a_name_without_a_suffix_is_no_base64() -> None:
+    with RequestRows(no_files) as requests, pytest.raises(BadRequest, match="'clips/rain1', which is neither"):
+        requests.recording("clips/rain1", "audio 0")
+
+
 def test_strangers_name_files_below_one_folder_only(wav: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
