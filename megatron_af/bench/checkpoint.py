@@ -2,9 +2,9 @@
 
     result = measure(Path(folder), progress)        # tools/bench.py checkpoint
 
-The model of ``bench/step.py`` in float32, with the state of its optimizer after a step. Beside it what the public code
-does: ``torch.save`` of both state dictionaries, while training waits. A save with the disk's cache warm; the ways in
-turn, the first round left out.
+The model of ``bench/learning.py`` in float32, with the state of its optimizer after a step. Beside it what the public
+code does: ``torch.save`` of both state dictionaries, while training waits. A save with the disk's cache warm; the ways
+in turn, the first round left out.
 
 Wall-clock time: the writer is a process of its own, and training waits for it or not.
 """
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from megatron_af.bench.learning import BATCH, Learning, Mixed, configuration
 from megatron_af.bench.machine import world
-from megatron_af.bench.step import BATCH, Learning, Mixed, configuration
 from megatron_af.progress import Progress
 
 WIDTH, ROUNDS = 512, 5

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from rich.table import Table
 from torch import Tensor, nn
 
+from megatron_af.bench.learning import ADDED, answer_rows, configuration, mel, open_gates
 from megatron_af.bench.same import Computed, check_same, without_corners
-from megatron_af.bench.step import ADDED, answer_rows, configuration, mel, open_gates
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.ranks import run_distributed

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from megatron_af.bench.learning import Learning, Mixed, configuration
 from megatron_af.bench.machine import world
-from megatron_af.bench.step import Learning, Mixed, configuration
 from megatron_af.config import Config
 from megatron_af.progress import Progress
 

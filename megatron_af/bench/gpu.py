@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from rich.table import Table
 
 from megatron_af.bench import checkpoint, released, step
+from megatron_af.bench.learning import Learning, Mixed, configuration
 from megatron_af.bench.machine import copy_rate, matmul_rate, world
 from megatron_af.bench.same import Computed, check_same
-from megatron_af.bench.step import Learning, Mixed, configuration
 from megatron_af.config import Config, ConfigError
 from megatron_af.parallel.device import Device, current_device, transformer_engine_problem
 from megatron_af.progress import Progress

@@ -4,9 +4,11 @@
     limit = operations / matmul_rate(device, 1024, torch.float32)
 """
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ import torch.distributed as dist
 
 from megatron_af.config import ParallelConfig
 from megatron_af.parallel.world import join_world
+
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 16
+"""glibc's number for the size from which a block is the system's own, and what :func:`peak_mib` sets it to."""
 
 
 def matmul_rate(device: torch.device, size: int, dtype: torch.dtype, repeats: int = 20) -> float:
@@ -39,6 +44,32 @@ def copy_rate(device: torch.device, elements: int = 2**28, repeats: int = 20) ->
         other = one * 2.0
     other[0].item()
     return 2 * one.nbytes * repeats / (now() - began)
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """Memory that work takes at its peak, beyond what was held before; 0 where the system does not tell.
+
+    On the CPU each large block is the system's own meanwhile: a heap would still hold what others gave back.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    peak = Path("/proc/self/clear_refs")
+    if not peak.exists():
+        return 0.0
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+    ctypes.CDLL(None).malloc_trim(0)
+    peak.write_text("5")
+    held = _kib("VmRSS")
+    work()
+    return (_kib("VmHWM") - held) / 1024
+
+
+def _kib(name: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
 
 
 def clock(device: torch.device) -> Callable[[], float]:

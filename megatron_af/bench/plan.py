@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
+from megatron_af.bench.learning import BATCH, VOCABULARY, Learning, Mixed, configuration
 from megatron_af.bench.machine import world
-from megatron_af.bench.step import BATCH, VOCABULARY, Learning, Mixed, configuration
 from megatron_af.config import Config
 from megatron_af.progress import Progress
 

@@ -70,9 +70,9 @@ class PublicWay:
         Returns:
             The mean over the tokens that are learnt.
         """
-        device = self.weights["added_rows"].device
-        features, ids = [clip.to(device) for clip in features], [sample.to(device) for sample in ids]
-        with torch.device(device):
+        like = self.weights["added_rows"]
+        features, ids = [clip.to(like) for clip in features], [sample.to(like.device) for sample in ids]
+        with torch.device(like.device):
             return self._loss(features, ids, learnt_from)
 
     def _loss(self, features: Sequence[Tensor], ids: Sequence[Tensor], learnt_from: Sequence[int]) -> Tensor:
@@ -82,7 +82,8 @@ class PublicWay:
         labels_BS = torch.full_like(ids_BS, IGNORED)
         for row, (sample, begin) in enumerate(zip(ids, learnt_from, strict=True)):
             labels_BS[row, begin : len(sample) - 1] = sample[begin + 1 :]
-        logits_BSV = self._language_model(ids_BS, [len(sample) for sample in ids], tokens_BLD, valid_BL).float()
+        logits_BSV = self._language_model(ids_BS, [len(sample) for sample in ids], tokens_BLD, valid_BL)
+        logits_BSV = logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
         return F.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED)
 
     def _audio(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

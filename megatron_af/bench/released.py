@@ -21,8 +21,8 @@ import torch
 from rich.table import Table
 
 from megatron_af.bench.generate import Decoding
+from megatron_af.bench.learning import Learning, Mixed
 from megatron_af.bench.same import ROUNDED_LOSS
-from megatron_af.bench.step import Learning, Mixed
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.parallel.device import current_device

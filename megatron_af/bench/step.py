@@ -2,89 +2,52 @@
 
     result = measure(Path(folder), progress)        # tools/bench.py step
 
-Features come from a cache, so that no encoder runs. The mixed stream has clips as curricula mix them: 60% have one
-window, 25% two or three, 15% four to thirty; texts have 40 to 200 tokens; a batch has eight samples. The uniform
-streams have one sample of 3, 12 or 30 windows. Four ways, which must give the same loss and gradients before any is
-timed: ``public`` is the public code's, in plain PyTorch (``public_way.py``); ``longest`` pads every clip to the longest
-of the step and every text to the longest of the batch; ``groups`` runs clips of similar length through the
-transformation layers together; ``packed`` puts several samples into a text row besides. Loss, backward pass and
-optimizer step are timed, the ways in turn; on the CPU in processor seconds of one thread, float32. A way's part of the
-limit is what its samples need without any padding, over what a large matrix product would compute in the same time.
-
-Shapes: S text positions, B rows, W windows, F mel frames, M mel bins, L tokens of a window, D audio width.
+The mixed stream has clips as curricula mix them: 60% have one window, 25% two or three, 15% four to thirty; texts have
+40 to 200 tokens; a batch has eight samples. Its features come from a cache, or from a frozen HTS-AT: then no clip has
+more than 2, or 7, windows. The uniform streams have one sample of 3, 12 or 30 windows. The ways (``learning.py``) must
+give the loss and the gradients of float64 before any is timed. Loss, backward pass and optimizer step are timed, the
+ways in turn; on the CPU in processor seconds of one thread, float32. A way's part of the limit is what its samples need
+without any padding, over what a large matrix product would compute in the same time.
 """
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
 
-from megatron_af.bench.machine import clock, matmul_rate, world
-from megatron_af.bench.public_way import PublicWay
+from megatron_af.bench.learning import BATCH, DTYPES, Learning, Mixed, configuration
+from megatron_af.bench.machine import matmul_rate, peak_mib, world
 from megatron_af.bench.same import (
     GRADIENT,
     LOSS,
     ROUNDED_GRADIENT,
     ROUNDED_LOSS,
-    Computed,
     check_same,
     without_corners,
-)
-from megatron_af.config import (
-    Config,
-    CrossAttentionConfig,
-    EncoderConfig,
-    LMConfig,
-    ModelConfig,
-    OptimizerConfig,
-    StageConfig,
-    TransformConfig,
 )
 from megatron_af.parallel.device import current_device
 from megatron_af.progress import Progress
 
 WIDTHS = (512, 2048)
 """Of the audio tokens."""
+LIVE_WIDTH, LIVE_DEPTHS, LIVE_LONGEST = 512, (2, 2, 6, 2), (2, 7)
 UNIFORM_WIDTH, UNIFORM_WINDOWS, UNIFORM_TOKENS = 2048, (3, 12, 30), 120
-STEPS, BATCH = 5, 8
+STEPS = 5
 WAYS = ("public", "longest", "groups", "packed")
+LIVE_WAYS = ("public live", "live")
 ONE_SAMPLE = ("public", "packed")
 """Ways that differ where a batch is one sample."""
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-VOCABULARY, ADDED = 4_096, 8
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """A batch of the mixed stream: windows and text tokens of each sample."""
-
-    windows: tuple[int, ...]
-    tokens: tuple[int, ...]
-
-    @classmethod
-    def draw(cls, seed: int, batch: int) -> "Mixed":
-        draw = random.Random(seed)
-
-        def windows() -> int:
-            share = draw.random()
-            return 1 if share < 0.6 else draw.randint(2, 3) if share < 0.85 else draw.randint(4, 30)
-
-        return cls(tuple(windows() for _ in range(batch)), tuple(draw.randint(40, 200) for _ in range(batch)))
 
 
 def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """
     Returns:
         ``rows``: of each stream, audio width and way ``milliseconds`` of a step (the median), ``spread`` (least and
-        most), ``times`` (how often faster than the public way) and ``limit`` (part of a matrix product's rate);
+        most), ``times`` (how often faster than the public way), ``limit`` (part of a matrix product's rate) and
+        ``peak_mib`` (memory that the largest step takes at its peak; 0 where the system does not tell);
         ``useful``: share of the transformation layers' positions that are some clip's own, by way;
         ``matmul_gigaflops``.
     """
@@ -94,38 +57,49 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     precision = "bf16" if device.is_gpu else "fp32"
     rate = matmul_rate(device.torch, 8192 if device.is_gpu else 1024, DTYPES[precision])
     streams: list[tuple[str, int, list[Mixed], tuple[str, ...]]] = [("mixed", width, mixed, WAYS) for width in WIDTHS]
+    for longest in LIVE_LONGEST:
+        drawn = [Mixed.draw(seed, BATCH, longest) for seed in range(STEPS)]
+        streams.append((f"mixed, encoder live, up to {longest} windows", LIVE_WIDTH, drawn, LIVE_WAYS))
     for windows in UNIFORM_WINDOWS:
         uniform = [Mixed((windows,), (UNIFORM_TOKENS + seed,)) for seed in range(STEPS)]
         streams.append((f"uniform, {windows} windows", UNIFORM_WIDTH, uniform, ONE_SAMPLE))
     rows: list[dict[str, Any]] = []
     with world() as groups:
         for number, (stream, width, batches, ways) in enumerate(streams, 1):
-            learning = Learning(configuration(width, precision), groups)
+            depths = LIVE_DEPTHS if ways == LIVE_WAYS else (1, 1, 1, 1)
+            learning = Learning(configuration(width, precision, depths), groups)
             rows += [{"stream": stream, "width": width} | row for row in compared(learning, batches, ways, rate)]
             progress.update("step", number, len(streams), f"{stream}, width {width}")
     return {"rows": rows, "useful": useful(mixed), "device": device.name, "matmul_gigaflops": rate / 1e9}
 
 
 def compared(learning: "Learning", batches: Sequence[Mixed], ways: Sequence[str], rate: float) -> list[dict[str, Any]]:
-    """Of each way what its steps took, after all of them gave the same loss and gradients."""
+    """Of each way what its steps took, after all of them gave the same loss and gradients.
+
+    Args:
+        ways: the public one first.
+    """
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     operations = 0.0
     bounds = (LOSS, GRADIENT) if learning.exact else (ROUNDED_LOSS, ROUNDED_GRADIENT)
     for batch in batches:
         with without_corners():
             same = [learning.computed(batch, way) for way in ways]
-        for found in same[1:]:
-            check_same(found, same[0], *bounds)
-        operations += learning.operations(batch)
+            wanted = learning.reference(batch, ways[0]) if learning.exact else same[0]
+        for found in same:
+            check_same(found, wanted, *bounds)
+        operations += learning.operations(batch, ways[0])
         for way in ways:  # in turn, so that what disturbs the machine disturbs all of them
             seconds[way].append(learning.seconds(batch, way))
+    largest = max(batches, key=lambda batch: sum(batch.windows))
     return [
         {
             "way": way,
             "milliseconds": 1000 * median(found),
             "spread": [1000 * min(found), 1000 * max(found)],
-            "times": sum(seconds["public"]) / sum(found),
+            "times": sum(seconds[ways[0]]) / sum(found),
             "limit": operations / sum(found) / rate,
+            "peak_mib": peak_mib(lambda way=way: learning.seconds(largest, way)),  # type: ignore[misc]
         }
         for way, found in seconds.items()
     ]
@@ -146,250 +120,15 @@ def useful(batches: Sequence[Mixed]) -> dict[str, float]:
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """The result for the terminal."""
-    columns = ("stream", "audio width", "way", "ms a step", "least … most", "times faster", "of the limit")
-    table = Table(*columns, title="a step with cached features")
+    columns = ("stream", "audio width", "way", "ms a step", "least … most", "times faster", "of the limit", "peak MiB")
+    table = Table(*columns, title="a step")
     for row in result["rows"]:
         least, most = row["spread"]
         table.add_row(
             row["stream"], str(row["width"]), row["way"], f"{row['milliseconds']:.0f}", f"{least:.0f} … {most:.0f}",
             f"{row['times']:.2f}", f"{row['limit']:.0%}",
+            f"{row['peak_mib']:.0f}",
         )  # fmt: skip
     shares = ", ".join(f"{way} {share:.0%}" for way, share in result["useful"].items())
     table.caption = f"useful positions of the transformation layers in the mixed stream: {shares}"
     return [table]
-
-
-def configuration(width: int, precision: str = "fp32") -> Config:
-    """A language model of 256 x 4 that hears tokens of ``width``; encoder aside, everything trains."""
-    stage = StageConfig(
-        trainable=("transform.*", "added_rows", "lm.*"),
-        blend={"mixed": 1.0},
-        max_windows=30,
-        pack_tokens=512,
-        optimizer=OptimizerConfig(learning_rate=1e-4),
-    )
-    return Config(
-        name="step",
-        precision="bf16" if precision == "bf16" else "fp32",
-        model=ModelConfig(
-            # It only says how wide its features are.
-            encoder=EncoderConfig(
-                embed_dim=width // 8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), fusion=False, classes=0,
-                stft_weights=False,
-            ),
-            transform=TransformConfig(layers=3, heads=8, ffn=width),
-            lm=LMConfig(hidden=256, layers=4, heads=4, kv_heads=2, ffn=1024, vocab=VOCABULARY, max_positions=1024),
-            cross_attention=CrossAttentionConfig(interval=1, heads=4, head_dim=64),
-        ),
-        curriculum={"step": stage},
-        stage="step",
-    )  # fmt: skip
-
-
-class Learning:
-    """The answer objective on batches of random features (or mel) and texts."""
-
-    def __init__(self, config: Config, groups: Any, *, in_place: bool = False) -> None:
-        """
-        Args:
-            in_place: draw the decoder's first values where its weights lie, others on each kind of device; on the host
-                a released size takes half a minute.
-        """
-        from megatron_af.model import Vocabulary, build
-        from megatron_af.train.objectives.answer_learner import AnswerLearner
-        from megatron_af.train.trainable import select
-
-        self._device = current_device()
-        self._config, self._stage = config, config.curriculum[config.stage]
-        self._first_added = config.model.lm.vocab - ADDED
-        vocabulary = Vocabulary(first_added_id=self._first_added, num_added=4)
-        self.model = build(config, vocabulary, self._device, drawn=lambda name: not in_place)
-        open_gates(self.model)
-        if in_place:
-            self._draw_in_place()
-        stage = self._stage
-        select(self.model.named_parameters(), stage)
-        self._learner = AnswerLearner(config, stage, self.model, groups, self._device.torch)
-        self._per_window, self._width = config.model.encoder.tokens_per_window, config.model.encoder.feature_dim
-        self._dtype = DTYPES[config.precision]
-        self.exact = config.precision == "fp32"
-
-    @torch.no_grad()
-    def _draw_in_place(self) -> None:
-        generator = torch.Generator(self._device.torch).manual_seed(0)
-        for name, parameter in self.model.named_parameters():
-            if name.startswith("lm.") and "gate_" not in name:
-                if parameter.dim() > 1:
-                    parameter.normal_(0.0, 0.02, generator=generator)
-                else:
-                    parameter.fill_(float(name.endswith("weight")))
-
-    @cached_property
-    def public(self) -> PublicWay:
-        """The public code's way, with a copy of the weights."""
-        return PublicWay(self._config, self.model.named_parameters(), self._first_added)
-
-    def compile_layers(self) -> None:
-        for chunk in self.model.chunks:
-            chunk.compile_layers()
-
-    @property
-    def optimizer(self) -> Any:
-        return self._learner.optimizer
-
-    def computed(self, batch: Mixed, way: str) -> Computed:
-        if way == "public":
-            return self._computed_publicly(batch)
-        with _padding(way):
-            record = self._learner.forward_backward(self.batch(batch, way))
-        named = [(name, getattr(p, "main_grad", None)) for name, p in self.model.named_parameters()]
-        return Computed(record["loss"], {name: grad.clone().cpu() for name, grad in named if grad is not None})
-
-    def loss(self, batch: Mixed, way: str) -> float:
-        if way == "public":
-            return float(self.public.loss(*(samples := self._samples(batch)), _learnt_from(samples[1])).detach())
-        return float(self._learner.forward_backward(self.batch(batch, way))["loss"])
-
-    def seconds(self, batch: Mixed, way: str) -> float:
-        made, now = self.batch(batch, way), clock(self._device.torch)
-        features, ids = self._samples(batch)
-        self._wait()
-        began = now()
-        if way == "public":
-            torch.autograd.backward(self.public.loss(features, ids, _learnt_from(ids)))
-            self.public.step()
-        else:
-            with _padding(way):
-                self._learner.forward_backward(made)
-            self._learner.optimizer.step_checked()
-        self._wait()
-        took = now() - began
-        if "public" in vars(self):
-            self.public.take(self.model.named_parameters())  # the next batch finds the same weights in both
-        return took
-
-    def passes(self, batch: Mixed) -> tuple[float, float]:
-        """Seconds of a forward pass alone, and of one with its way back, of a packed batch."""
-        made, now = self.batch(batch, "packed"), clock(self._device.torch)
-        taken = []
-        for work in (self._learner.measure, self._learner.forward_backward):
-            self._wait()
-            began = now()
-            work(made)
-            self._wait()
-            taken.append(now() - began)
-        return taken[0], taken[1]
-
-    def operations(self, batch: Mixed, way: str = "packed") -> float:
-        """That the samples of a batch need by themselves; ``live``: their encoder as well."""
-        alone = [Mixed((windows,), (tokens,)) for windows, tokens in zip(batch.windows, batch.tokens, strict=True)]
-        return sum(self._learner.flops(self.batch(sample, "live" if way == "live" else "packed")) for sample in alone)
-
-    def _computed_publicly(self, batch: Mixed) -> Computed:
-        features, ids = self._samples(batch)
-        loss = self.public.loss(features, ids, _learnt_from(ids))
-        torch.autograd.backward(loss)
-        found = {name: w.grad.cpu() for name, w in self.public.weights.items() if w.grad is not None}
-        for weight in self.public.trained:
-            weight.grad = None
-        return Computed(float(loss.detach()), found)
-
-    def _samples(self, mixed: Mixed) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        """Features of the clips, and ids of the texts."""
-        generator = torch.Generator().manual_seed(sum(mixed.windows) * 1009 + sum(mixed.tokens))
-        features = tuple(
-            torch.randn(windows, self._per_window, self._width, generator=generator).to(self._dtype)
-            for windows in mixed.windows
-        )
-        return features, [torch.randint(self._first_added, (n,), generator=generator) for n in mixed.tokens]
-
-    def _wait(self) -> None:
-        if self._device.is_gpu:
-            torch.cuda.synchronize()
-
-    def batch(self, mixed: Mixed, way: str) -> Any:
-        """
-        Args:
-            way: also ``live``: packed, and its mel goes through the encoder.
-        """
-        from megatron_af.audio.features import KnownFeatures
-        from megatron_af.data.batch import StepAudio, StepBatch, TextBatch
-        from megatron_af.data.packing import pack
-
-        features, ids = self._samples(mixed)
-        rows = [[sample] for sample in range(len(ids))]
-        if way in ("packed", "live"):
-            rows = pack(list(zip(mixed.tokens, mixed.windows, strict=True)), self._stage.pack_tokens)
-        text, windows = answer_rows(rows, ids), sum(mixed.windows)
-        audio = StepAudio(
-            clip_windows=mixed.windows,
-            owners=(tuple(range(len(ids))),),
-            mel_WFM=mel(self._config, windows).to(self._device.torch) if way == "live" else None,
-            known=None if way == "live" else KnownFeatures(keys=("",) * len(ids), found=features),
-            seconds=10.0 * windows,
-        )
-        return StepBatch(
-            audio=audio, text=TextBatch(rows=(text,), num_tokens=sum(mixed.tokens)), sample_ids=("",) * len(ids)
-        )
-
-
-@torch.no_grad()
-def open_gates(model: Any) -> None:
-    """Else nothing that is heard would have a gradient."""
-    for name, parameter in model.named_parameters():
-        if "gate_" in name:
-            parameter.fill_(0.5)
-
-
-def mel(config: Config, windows: int, seed: int = 0) -> Tensor:
-    """Decibels of some windows, [W, F, M], on the host."""
-    front = config.model.front_end
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(windows, front.window_frames, front.mel_bins, generator=generator) * 10 - 40
-
-
-def answer_rows(rows: Sequence[Sequence[int]], ids: Sequence[Tensor]) -> Any:
-    """One micro-batch; every sample hears its own clip, and its second half is supervised."""
-    from megatron_af.data.batch import IGNORED, TextRows
-
-    longest = max(sum(len(ids[sample]) for sample in row) for row in rows)
-    shape = (len(rows), -(-longest // 8) * 8)
-    tokens_BS, labels_BS = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED)
-    segment_BS, last_BS = torch.full(shape, -1, dtype=torch.int32), torch.full(shape, -1, dtype=torch.int32)
-    first_BS = torch.zeros(shape, dtype=torch.int32)
-    for row, samples in enumerate(rows):
-        begin = 0
-        for place, sample in enumerate(samples):
-            end = begin + len(ids[sample])
-            tokens_BS[row, begin:end] = ids[sample]
-            learnt = slice(begin + _learnt_from(ids)[sample], end - 1)
-            labels_BS[row, learnt] = tokens_BS[row, learnt.start + 1 : end]
-            segment_BS[row, begin:end] = first_BS[row, begin:end] = last_BS[row, begin:end] = place
-            begin = end
-    return TextRows(
-        ids_BS=tokens_BS,
-        labels_BS=labels_BS,
-        segment_BS=segment_BS,
-        first_audio_BS=first_BS,
-        last_audio_BS=last_BS,
-        dataset_BS=torch.zeros(shape, dtype=torch.int32),
-        clips=tuple(tuple(row) for row in rows),
-    )
-
-
-def _learnt_from(ids: Sequence[Tensor]) -> list[int]:
-    return [len(sample) // 2 for sample in ids]
-
-
-@contextmanager
-def _padding(way: str) -> Iterator[None]:
-    """The way in which clips share a run of the transformation layers."""
-    from megatron_af import model
-
-    ours: Callable[..., list[list[int]]] = model.length_groups
-    if way == "longest":
-        model.length_groups = lambda windows, *_, **__: [list(range(len(windows)))]
-    try:
-        yield
-    finally:
-        model.length_groups = ours

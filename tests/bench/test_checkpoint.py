@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_af.bench import checkpoint
-from megatron_af.bench.step import Learning, Mixed, configuration
+from megatron_af.bench.learning import Learning, Mixed, configuration
 from megatron_af.config import ParallelConfig
 from megatron_af.progress import silent
 from tests.distributed import run_distributed

@@ -18,7 +18,7 @@ PARITY = """
 import sys, torch
 from pathlib import Path
 from megatron_af.bench import gpu
-from megatron_af.bench.step import Mixed
+from megatron_af.bench.learning import Mixed
 from megatron_af.parallel.device import Device
 gpu.WIDTH = 64
 found = gpu.parity(Path(sys.argv[1]), Device(torch.device("cpu")))

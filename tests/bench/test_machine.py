@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_af.bench import machine
-from megatron_af.bench.machine import copy_rate, matmul_rate, world
+from megatron_af.bench.machine import copy_rate, matmul_rate, peak_mib, world
 from tests.distributed import run_distributed
 
 
@@ -26,6 +26,17 @@ def test_rates_count_what_was_done_in_a_second(monkeypatch: pytest.MonkeyPatch) 
     device = torch.device("cpu")
     assert matmul_rate(device, 64, torch.float32, repeats=3) == 2 * 64**3 * 3
     assert copy_rate(device, elements=2**10, repeats=5) == 2 * 2 * 2**10 * 5, "read and written, two bytes each"
+
+
+def test_peak_is_what_was_held_at_once_and_given_back() -> None:
+    def work() -> None:
+        for _ in range(3):
+            held = torch.ones(8 << 20)  # 32 MiB
+        del held
+        torch.ones(1 << 20)
+
+    assert 60 < peak_mib(work) < 80, "the next is made while one is held"
+    assert 60 < peak_mib(work) < 80, "again, whatever was held before"
 
 
 def alone(rank: int, world_size: int) -> Any:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_af.bench import step
-from megatron_af.bench.step import Mixed
+from megatron_af.bench import learning as module
+from megatron_af.bench.learning import Mixed
 from megatron_af.config import ParallelConfig
 from tests.distributed import run_distributed
 
@@ -17,7 +17,7 @@ def padding(rank: int, world_size: int) -> tuple[float, float, float]:
     """Losses of a short clip alone, beside a longer one whose text supervises nothing, and of another clip."""
     from megatron_af.parallel import groups
 
-    learning = step.Learning(step.configuration(64), groups.initialize(ParallelConfig(), 0))
+    learning = module.Learning(module.configuration(64), groups.initialize(ParallelConfig(), 0))
     features, ids = learning._samples(Mixed((1, 3), (40, 90)))
     public: Any = learning.public
 
