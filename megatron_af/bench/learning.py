@@ -229,9 +229,10 @@ class Learning:
     @torch.no_grad()
     def _encoded(self, mixed: Mixed) -> tuple[Tensor, ...]:
         """Features of the clips as the public code makes them: of as many windows of each as the longest has."""
-        most, clips = max(mixed.windows), torch.split(mel(self._config, sum(mixed.windows)), mixed.windows)
+        most, clips = max(mixed.windows), torch.split(mel(self._config, sum(mixed.windows)), list(mixed.windows))
         padded = [F.pad(clip, (0, 0, 0, 0, 0, most - len(clip)), value=FLOOR_DB) for clip in clips]
-        features = self.model.front.encode(torch.cat(padded).to(self._device.torch)).to(self._dtype)
+        front: Any = self.model.front
+        features = front.encode(torch.cat(padded).to(self._device.torch)).to(self._dtype)
         by_clip = zip(torch.split(features, most), mixed.windows, strict=True)
         return tuple(clip[:windows] for clip, windows in by_clip)
 

@@ -5,6 +5,7 @@
 """
 
 import ctypes
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_af.config import ParallelConfig
+from megatron_af.parallel.device import current_device
 from megatron_af.parallel.world import join_world
 
 M_MMAP_THRESHOLD, LARGE = -3, 1 << 16
@@ -51,17 +53,18 @@ def peak_mib(work: Callable[[], object]) -> float:
 
     On the CPU each large block is the system's own meanwhile: a heap would still hold what others gave back.
     """
-    if torch.cuda.is_available():
+    if current_device().is_gpu:
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
-    peak = Path("/proc/self/clear_refs")
-    if not peak.exists():
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
         return 0.0
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     ctypes.CDLL(None).malloc_trim(0)
-    peak.write_text("5")
+    os.write(peak := os.open(forget, os.O_WRONLY), b"5")
+    os.close(peak)
     held = _kib("VmRSS")
     work()
     return (_kib("VmHWM") - held) / 1024
