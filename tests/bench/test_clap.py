@@ -1,11 +1,16 @@
 """The CLAP bench: its rival computes the same, and so does the restated front end."""
 
 import numpy as np
+import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_af.audio.clap_loss import af_clap_loss
+from megatron_af.audio.htsat import HTSAT
+from megatron_af.bench import clap
 from megatron_af.bench.clap import dense_loss, loss_inputs, mel_window_by_window
-from megatron_af.config import FrontEndConfig
+from megatron_af.config import EncoderConfig, FrontEndConfig
 from tests.audio.mel_reference import log_mel
 
 
@@ -22,3 +27,13 @@ def test_the_restated_front_end_is_the_reference():
     waves = np.random.default_rng(0).uniform(-0.9, 0.9, (2, front_end.window_samples)).astype(np.float32)
     ours = mel_window_by_window(list(waves), front_end)
     torch.testing.assert_close(ours, log_mel(torch.from_numpy(waves), front_end), atol=0.02, rtol=0)
+
+
+def test_the_part_of_the_limit_is_what_the_encoder_multiplies(monkeypatch):
+    monkeypatch.setattr(clap, "_best_seconds", lambda work: work() or 2.0)
+    config, front_end = EncoderConfig(embed_dim=16, heads=(1, 2, 4, 8), fusion=False, classes=0), FrontEndConfig()
+    found = clap.throughput(config, 3, rate=1e9)
+    with FlopCounterMode(display=False) as counted, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        HTSAT(front_end, config).eval()(torch.zeros(3, front_end.window_frames, front_end.mel_bins))
+    assert found["limit"] == pytest.approx(counted.get_total_flops() / 2.0 / 1e9, rel=0.01)
+    assert found["ours"] == found["per_window"] == 3 * front_end.window_seconds / 2.0
