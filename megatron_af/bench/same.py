@@ -23,17 +23,32 @@ class Computed:
     gradients: dict[str, Tensor]
 
 
-def check_same(one: Computed, other: Computed, loss: float = LOSS, gradient: float = GRADIENT) -> None:
+def check_same(
+    one: Computed,
+    other: Computed,
+    loss: float = LOSS,
+    gradient: float = GRADIENT,
+    plain: Computed | None = None,
+) -> None:
     """
+    Args:
+        other: where ``plain`` is given, in float64.
+        plain: the same in plain float32: where the sum of a gradient cancels, as of a gate, which is one number, even
+            that is further from float64 than ``gradient``, and a way may be twice as far.
+
     Raises:
         RuntimeError: they differ by more than the rounding of their sums.
     """
     if abs(one.loss - other.loss) > loss * abs(other.loss):
         raise RuntimeError(f"two ways gave losses of {one.loss} and {other.loss}: their costs cannot be compared")
     for name, wanted in other.gradients.items():
-        error = float((one.gradients[name] - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
-        if error > gradient:
+        error = _error(one.gradients[name], wanted)
+        if error > max(gradient, 2 * _error(plain.gradients[name], wanted) if plain else 0.0):
             raise RuntimeError(f"two ways gave {name} gradients that differ by {error:.1e} of the largest")
+
+
+def _error(gradient: Tensor, wanted: Tensor) -> float:
+    return float((gradient - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def compared(learning: "Learning", batches: Sequence[Mixed], ways: Sequence[str]
             same = [learning.computed(batch, way) for way in ways]
             wanted = learning.reference(batch, ways[0]) if learning.exact else same[0]
         for found in same:
-            check_same(found, wanted, *bounds)
+            check_same(found, wanted, *bounds, same[0])
         operations += learning.operations(batch, ways[0])
         for way in ways:  # in turn, so that what disturbs the machine disturbs all of them
             seconds[way].append(learning.seconds(batch, way))

@@ -16,6 +16,21 @@ def test_ways_that_differ_are_not_compared() -> None:
         check_same(one, Computed(1.0, {"w": torch.tensor([1.0, 1.1])}))
 
 
+def test_where_plain_float32_is_far_from_float64_a_way_may_be_twice_as_far() -> None:
+    exact, plain = ({"gate": torch.tensor([1.0 + far]), "w": torch.ones(2)} for far in (0.0, 2e-4))
+
+    def check(far: float, name: str) -> None:
+        found = {"gate": torch.tensor([1.0]), "w": torch.ones(2)}
+        found[name] = found[name] + far
+        check_same(Computed(1.0, found), Computed(1.0, exact), plain=Computed(1.0, plain))
+
+    check(3.9e-4, "gate")
+    with pytest.raises(RuntimeError, match="gate gradients"):
+        check(4.1e-4, "gate")
+    with pytest.raises(RuntimeError, match="w gradients"):
+        check(1.1e-4, "w")
+
+
 def test_no_unit_switches_without_corners() -> None:
     x = torch.linspace(-1, 1, 5)
     with without_corners():
