@@ -11,6 +11,7 @@ are worth one try each: a kubelet or a webhook that is down says nothing of the 
 import contextlib
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -39,6 +40,9 @@ ONE_TRY_SECONDS = (5, 20)
 # The pods of a job have these labels from JobSet and from the Job controller.
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+
+# The client's reader of times says by itself that it does not know a zone, and reads the time without one.
+warnings.filterwarnings("ignore", message="tzname .* identified but not understood")
 
 Object = dict[str, Any]
 _ODD = (ShapeError, ValueError, TypeError, AttributeError, LookupError, RecursionError)

@@ -1,5 +1,8 @@
 """What the API server answers when it is busy, away, or does not know the login, as a real one did."""
 
+import subprocess
+import sys
+
 import pytest
 
 from af_pipelines import trainjob
@@ -112,3 +115,14 @@ def test_what_is_no_api_server_is_told_of(cluster: FakeCluster, path: str, body:
     kube = cluster.kube(CLUSTER)
     with pytest.raises(ClusterError, match=rf"is no Kubernetes API server.*{told}|{told}.*check the kubeconfig"):
         kube.jobs("") if path == "trainjobs" else kube.pods(NAME)
+
+
+@pytest.mark.slow
+def test_a_time_of_no_zone_prints_nothing() -> None:
+    """As the client reads it, in a process of its own: pytest has filters of its own."""
+    code = (
+        "import af_pipelines.kube; from kubernetes.client import ApiClient; "
+        "print(ApiClient()._ApiClient__deserialize_datetime('2026-01-01T00:00:00J'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "2026-01-01 00:00:00\n" and ended.stderr == ""
