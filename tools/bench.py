@@ -45,6 +45,9 @@ SUBJECTS = {
 TAKES = {"compare": ("files",), "gpu": ("seconds",), "serve": ("seconds", "clients", "model")}
 """Options that a subject has; without one, its module's default holds."""
 
+KEEPS = ("gpu", "step")
+"""Subjects whose numbers are written as they come."""
+
 
 @command
 def main(arguments: list[str]) -> int:
@@ -66,7 +69,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     module = importlib.import_module(f"megatron_af.bench.{options.subject.replace('-', '_')}")
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
-        if options.subject == "gpu":
+        if options.subject in KEEPS:
             asked["keep"] = partial(keep, options.json, options.subject)
         result = module.measure(Path(folder), progress, **asked)
     Console().print(*module.tables(result))

@@ -19,8 +19,11 @@ from megatron_af.config import ParallelConfig
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.world import join_world
 
-M_MMAP_THRESHOLD, LARGE = -3, 1 << 16
-"""glibc's number for the size from which a block is the system's own, and what :func:`peak_mib` sets it to."""
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, LARGE, GROWN = -3, -1, 1 << 16, 1 << 25
+"""glibc's numbers for the size from which a block is the system's own, and for what its heap keeps; what
+:func:`peak_mib` sets the first to; and where glibc lets it grow to by itself, with twice as much kept."""
+_FORGET = Path("/proc/self/clear_refs")
+"""Linux forgets a process's peak when 5 is written to it."""
 
 
 def matmul_rate(device: torch.device, size: int, dtype: torch.dtype, repeats: int = 20) -> float:
@@ -58,16 +61,21 @@ def peak_mib(work: Callable[[], object]) -> float:
         held = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
-    forget = Path("/proc/self/clear_refs")
-    if not forget.exists():
+    if not _FORGET.exists():
         return 0.0
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
-    ctypes.CDLL(None).malloc_trim(0)
-    os.write(peak := os.open(forget, os.O_WRONLY), b"5")
-    os.close(peak)
-    held = _kib("VmRSS")
-    work()
-    return (_kib("VmHWM") - held) / 1024
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+    libc.malloc_trim(0)
+    try:
+        peak = os.open(_FORGET, os.O_WRONLY)
+        os.write(peak, b"5")
+        os.close(peak)
+        held = _kib("VmRSS")
+        work()
+        return (_kib("VmHWM") - held) / 1024
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, GROWN)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * GROWN)
 
 
 def _kib(name: str) -> int:

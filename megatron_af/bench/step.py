@@ -10,7 +10,7 @@ ways in turn; on the CPU in processor seconds of one thread, float32. A way's pa
 without any padding, over what a large matrix product would compute in the same time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,15 +35,18 @@ WIDTHS = (512, 2048)
 """Of the audio tokens."""
 LIVE_WIDTH, LIVE_DEPTHS, LIVE_LONGEST = 512, (2, 2, 6, 2), (2, 7)
 UNIFORM_WIDTH, UNIFORM_WINDOWS, UNIFORM_TOKENS = 2048, (3, 12, 30), 120
-STEPS = 5
+STEPS = 3
 WAYS = ("public", "longest", "groups", "packed")
 LIVE_WAYS = ("public live", "live")
 ONE_SAMPLE = ("public", "packed")
 """Ways that differ where a batch is one sample."""
 
 
-def measure(folder: Path, progress: Progress) -> dict[str, Any]:
+def measure(folder: Path, progress: Progress, *, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """
+    Args:
+        keep: told the result so far, after every stream; the one that takes longest is the last.
+
     Returns:
         ``rows``: of each stream, audio width and way ``milliseconds`` of a step (the median), ``spread`` (least and
         most), ``times`` (how often faster than the public way), ``limit`` (part of a matrix product's rate) and
@@ -56,21 +59,26 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     device = current_device()
     precision = "bf16" if device.is_gpu else "fp32"
     rate = matmul_rate(device.torch, 8192 if device.is_gpu else 1024, DTYPES[precision])
-    streams: list[tuple[str, int, list[Mixed], tuple[str, ...]]] = [("mixed", width, mixed, WAYS) for width in WIDTHS]
+    streams: list[tuple[str, int, list[Mixed], tuple[str, ...]]] = [("mixed", WIDTHS[0], mixed, WAYS)]
     for longest in LIVE_LONGEST:
         drawn = [Mixed.draw(seed, BATCH, longest) for seed in range(STEPS)]
         streams.append((f"mixed, encoder live, up to {longest} windows", LIVE_WIDTH, drawn, LIVE_WAYS))
     for windows in UNIFORM_WINDOWS:
         uniform = [Mixed((windows,), (UNIFORM_TOKENS + seed,)) for seed in range(STEPS)]
         streams.append((f"uniform, {windows} windows", UNIFORM_WIDTH, uniform, ONE_SAMPLE))
-    rows: list[dict[str, Any]] = []
+    streams.append(("mixed", WIDTHS[1], mixed, WAYS))
+    result: dict[str, Any] = {
+        "rows": [], "useful": useful(mixed), "device": device.name, "matmul_gigaflops": rate / 1e9,
+    }  # fmt: skip
     with world() as groups:
         for number, (stream, width, batches, ways) in enumerate(streams, 1):
             depths = LIVE_DEPTHS if ways == LIVE_WAYS else (1, 1, 1, 1)
             learning = Learning(configuration(width, precision, depths), groups)
-            rows += [{"stream": stream, "width": width} | row for row in compared(learning, batches, ways, rate)]
+            measured = compared(learning, batches, ways, rate)
+            result["rows"] += [{"stream": stream, "width": width} | row for row in measured]
+            keep(result)
             progress.update("step", number, len(streams), f"{stream}, width {width}")
-    return {"rows": rows, "useful": useful(mixed), "device": device.name, "matmul_gigaflops": rate / 1e9}
+    return result
 
 
 def compared(learning: "Learning", batches: Sequence[Mixed], ways: Sequence[str], rate: float) -> list[dict[str, Any]]:
