@@ -12,7 +12,7 @@ Aliases: ``candidate`` (registered last), ``champion`` (in production), ``previo
 import datetime
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from megatron_af.release.aliases import Move, aliases, carry_out, finish_interru
 from megatron_af.release.gates import Gates, Trials, Verdict, judge
 from megatron_af.runs.digests import digest_value, verify_digest
 from megatron_af.runs.results import Results, result_files
+from megatron_af.tracking.spool import metric_name
 
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities.model_registry import ModelVersion  # isort: skip
@@ -118,8 +119,7 @@ class Releases:
                     "checkpoint.uri": checkpoint.absolute().as_uri(),
                     "checkpoint.digest": digests[str(checkpoint)],
                     "registered.by": self.who,
-                    # Totals to look at; the artifact has all.
-                    **{f"evaluation.{n}": f"{v:g}" for n, v in found.metrics.items() if "/skills/" not in n},
+                    **{f"evaluation.{metric_name(n)}": f"{v:g}" for n, v in _totals(found)},
                 },
             )
             version = str(made.version)
@@ -244,6 +244,13 @@ class Releases:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UnknownVersion(f"there is no registered model {self.model}; register a version first") from None
+
+
+def _totals(results: Results) -> Iterator[tuple[str, float]]:
+    """Numbers to look at beside a version; the artifact has all, by skill and by class, whose names may be anything."""
+    for name, value in results.metrics.items():
+        if "/skills/" not in name and "/classes/" not in name:
+            yield name, value
 
 
 def _identity(digests: Mapping[str, str], results: Path) -> str:

@@ -126,6 +126,16 @@ def test_a_changed_checkpoint_is_not_registered(shop: Shop) -> None:
     assert shop.client.search_registered_models() == []
 
 
+def test_classes_of_any_name_are_no_obstacle(shop: Shop) -> None:
+    shop.register("one", 60)
+    classes = {"order": {"labels": ["bell, then drum"], "counts": [[1, 0]], "recall": {"bell, then drum": 100.0}}}
+    scores = {"überlagert": {"overall": {"audio": 70.0}, "skills": {"a, b": {"audio": 50.0}}, "classes": classes}}
+    (shop.folder / "one-results/hearing.json").write_text(json.dumps(scores))
+    version = shop.releases.version(shop.register_again("one", record_digest(shop.folder / "one")))
+    assert version.tags["evaluation._berlagert/overall/audio"] == "70"
+    assert [tag for tag in version.tags if "bell" in tag or "a_ b" in tag] == [], "these stand in the artifact"
+
+
 def test_registering_twice_is_registering_once(shop: Shop) -> None:
     first = shop.register("one", 60)
     assert shop.register_again("one", recorded_digest(shop.folder / "one")) == first
