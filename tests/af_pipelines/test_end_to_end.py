@@ -140,7 +140,7 @@ def test_curriculum_to_a_promoted_model(tmp_path: Path, store: str) -> None:
 
     assert "12 rows with 2 examples each" in output
     made_from = json.loads((folder / "align/stage.json").read_text())["inputs"]
-    assert {"data/scenes", "data/scenes_knn"} <= made_from.keys()
+    assert {"data/scenes_skills", "data/scenes_knn"} <= made_from.keys()
 
     client = MlflowClient(store)
     champion = client.get_model_version_by_alias("demo", "champion")
