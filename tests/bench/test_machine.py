@@ -1,5 +1,7 @@
 """Rates count operations and bytes, and a group of one is left as it was entered."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_af.bench import machine
-from megatron_af.bench.machine import copy_rate, matmul_rate, peak_mib, world
+from megatron_af.bench.machine import copy_rate, matmul_rate, world
 from tests.distributed import run_distributed
 
 
@@ -28,15 +30,26 @@ def test_rates_count_what_was_done_in_a_second(monkeypatch: pytest.MonkeyPatch) 
     assert copy_rate(device, elements=2**10, repeats=5) == 2 * 2 * 2**10 * 5, "read and written, two bytes each"
 
 
-def test_peak_is_what_was_held_at_once_and_given_back() -> None:
-    def work() -> None:
-        for _ in range(3):
-            held = torch.ones(8 << 20)  # 32 MiB
-        del held
-        torch.ones(1 << 20)
+PEAK = """
+import torch
+from megatron_af.bench.machine import peak_mib
 
-    assert 60 < peak_mib(work) < 80, "the next is made while one is held"
-    assert 60 < peak_mib(work) < 80, "again, whatever was held before"
+def work():
+    for _ in range(3):
+        held = torch.ones(8 << 20)  # 32 MiB
+    del held
+    torch.ones(1 << 20)
+
+print(peak_mib(work), peak_mib(work))
+"""
+
+
+@pytest.mark.slow
+def test_peak_is_what_was_held_at_once_and_given_back() -> None:
+    """In a process of its own: what other tests hold, the system may take back meanwhile."""
+    told = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True).stdout
+    for peak in map(float, told.split()):
+        assert 60 < peak < 80, "the next is made while one is held; the second time as the first"
 
 
 def alone(rank: int, world_size: int) -> Any:
