@@ -17,6 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 DRAFT = ".draft"
@@ -35,15 +36,19 @@ def write(path: Path, content: str | bytes) -> None:
 def append(path: Path, content: str | bytes) -> None:
     """Add to a file's end, in one write and onto the disk; it and its folder are made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    left = memoryview(content.encode() if isinstance(content, str) else content)
     try:
         with open(path, "ab", buffering=0, opener=_at_once) as file:
-            while left:  # a disk that becomes full takes a part, and refuses the next
-                left = left[file.write(left) :]
+            _write_all(file, content.encode() if isinstance(content, str) else content)
             os.fsync(file.fileno())
     except OSError as error:
         _name(error, path)
         raise
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    left = memoryview(content)
+    while left:  # a disk that becomes full takes a part, and refuses the next
+        left = left[file.write(left) :]
 
 
 def _at_once(name: str, flags: int) -> int:
@@ -69,7 +74,7 @@ def appearing(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield (draft := Path(folder) / "draft")
             with open(path, "wb", buffering=0, opener=_at_once) as file:
-                file.write(draft.read_bytes())
+                _write_all(file, draft.read_bytes())
         return
     if not path.name:  # of an output that somebody left empty
         raise IsADirectoryError(errno.EISDIR, "expected the name of a file to write, got a folder", str(path))
