@@ -19,7 +19,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -175,10 +175,12 @@ def _run(command: list[str], folder: Path, *, timeout: float) -> bool:
         return False
 
 
-def _sounds(package: str, folder: Path) -> Iterator[tuple[str, str, Waveform]]:
-    rules = [(kind, re.compile(by[package])) for kind, by in KINDS.items() if package in by]
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".flac", ".ogg", ".wav", ".gsm", ".sf3"}):
-        for name, x in _soundfont(path, rules) if path.suffix == ".sf3" else _file(path, rules):
+def _sounds(
+    package: str, folder: Path, kinds: Mapping[str, Mapping[str, str]] = KINDS
+) -> Iterator[tuple[str, str, Waveform]]:
+    rules = [(kind, re.compile(by[package])) for kind, by in kinds.items() if package in by]
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".flac", ".ogg", ".wav", ".gsm", ".sf2", ".sf3"}):
+        for name, x in _soundfont(path, rules) if path.suffix in (".sf2", ".sf3") else _file(path, rules):
             kind = next(kind for kind, rule in rules if rule.match(name))
             x = _trim(x)[: round(MAX_SECONDS * SAMPLE_RATE)]
             if len(x) >= 0.05 * SAMPLE_RATE and np.abs(x).max() > 1e-3:
@@ -193,20 +195,26 @@ def _file(path: Path, rules: list[tuple[str, re.Pattern[str]]]) -> Iterator[tupl
 
 
 def _soundfont(path: Path, rules: list[tuple[str, re.Pattern[str]]]) -> Iterator[tuple[str, Waveform]]:
-    """Samples of a SoundFont 3 file: RIFF whose ``smpl`` chunk holds one Ogg Vorbis stream per sample.
+    """Samples of a SoundFont: RIFF whose ``smpl`` chunk holds one Ogg Vorbis stream per sample (SoundFont 3), or 16-bit
+    numbers that headers count through (SoundFont 2).
 
-    Chunks are not padded to even lengths in this format. Header fields: SoundFont 2.04 specification, 7.10.
+    Chunks are not padded to even lengths in SoundFont 3. Header fields: SoundFont 2.04 specification, 7.10.
     """
     data = read_bytes(path)
     chunks = dict(_chunks(data, 12, len(data)))
     samples, _ = chunks[b"smpl"]
     begin, end = chunks[b"shdr"]
     for at in range(begin, end - 46, 46):
-        raw, start, stop, loop_start, loop_stop, _ = struct.unpack("<20s5I", data[at : at + 40])
+        raw, start, stop, loop_start, loop_stop, rate = struct.unpack("<20s5I", data[at : at + 40])
         name = raw.split(b"\0")[0].decode("latin-1")
         kind = next((kind for kind, rule in rules if rule.match(name)), "")
         if kind:
-            x, rate = soundfile.read(io.BytesIO(data[samples + start : samples + stop]), dtype="float32")
+            if path.suffix == ".sf3":
+                x, rate = soundfile.read(io.BytesIO(data[samples + start : samples + stop]), dtype="float32")
+            else:
+                pcm = data[samples + 2 * start : samples + 2 * stop]
+                x = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+                loop_start, loop_stop = loop_start - start, loop_stop - start
             if kind in SUSTAINED and loop_stop - loop_start > 0.02 * rate:
                 rounds = max(0, -(-(round(SUSTAIN_SECONDS * rate) - loop_stop) // (loop_stop - loop_start)))
                 x = np.concatenate([x[:loop_stop], *[x[loop_start:loop_stop]] * rounds])

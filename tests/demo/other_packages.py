@@ -10,23 +10,17 @@ block).
 
 import argparse
 import json
-import re
-import struct
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from megatron_af.config import SceneSet
-from megatron_af.demo.recordings import MAX_SECONDS, SAMPLE_RATE, SUSTAIN_SECONDS, SUSTAINED, Recording, Waveform
-from megatron_af.demo.recordings import _chunks as chunks
-from megatron_af.demo.recordings import _file as sound_file
-from megatron_af.demo.recordings import _resample as resample
+from megatron_af.demo.recordings import Recording, Waveform
+from megatron_af.demo.recordings import _sounds as sounds_of
 from megatron_af.demo.recordings import _store as store
-from megatron_af.demo.recordings import _trim as trim
 from megatron_af.demo.recordings import _unpack as unpack
 from megatron_af.demo.scenes import _render as render
 
@@ -52,42 +46,14 @@ KINDS = {
 NAME, LEAST, SEED = "other", 3, 1
 
 
-def recordings(folder: Path) -> list[tuple[str, str, Waveform]]:
+def recordings() -> list[tuple[str, str, Waveform]]:
     """Kind, name and sound of what the packages hold."""
     with tempfile.TemporaryDirectory() as scratch:
         packages = (SOUNDFONT, DRUMS, VOICES)
         if unpack(packages, Path(scratch)) != list(packages):
             raise SystemExit(f"the packages {', '.join(packages)} cannot be had: this needs apt-get and its archive")
-        found = [sound for package in packages for sound in _sounds(package, Path(scratch) / package)]
+        found = [sound for package in packages for sound in sounds_of(package, Path(scratch) / package, KINDS)]
     return list({x.tobytes(): (kind, name, x) for kind, name, x in found}.values())
-
-
-def _sounds(package: str, folder: Path) -> Iterator[tuple[str, str, Waveform]]:
-    rules = [(kind, re.compile(by[package])) for kind, by in KINDS.items() if package in by]
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".flac", ".ogg", ".wav", ".gsm", ".sf2"}):
-        for name, x in _soundfont(path, rules) if path.suffix == ".sf2" else sound_file(path, rules):
-            kind = next(kind for kind, rule in rules if rule.match(name))
-            x = trim(x)[: round(MAX_SECONDS * SAMPLE_RATE)]
-            if len(x) >= 0.05 * SAMPLE_RATE and np.abs(x).max() > 1e-3:
-                yield kind, f"{package}: {name}", x
-
-
-def _soundfont(path: Path, rules: list[tuple[str, re.Pattern[str]]]) -> Iterator[tuple[str, Waveform]]:
-    """Samples of a SoundFont 2: 16-bit numbers, whose places the headers give (SoundFont 2.04 specification, 7.10)."""
-    data = path.read_bytes()
-    held = dict(chunks(data, 12, len(data)))
-    sound = np.frombuffer(data[slice(*held[b"smpl"])], "<i2").astype(np.float32) / 32768
-    begin, end = held[b"shdr"]
-    for at in range(begin, end - 46, 46):
-        raw, start, stop, loop_start, loop_stop, rate = struct.unpack("<20s5I", data[at : at + 40])
-        name = raw.split(b"\0")[0].decode("latin-1")
-        kind = next((kind for kind, rule in rules if rule.match(name)), "")
-        if kind:
-            x = sound[start:stop]
-            if kind in SUSTAINED and loop_stop - loop_start > 0.02 * rate:
-                rounds = max(0, -(-(round(SUSTAIN_SECONDS * rate) - (loop_stop - start)) // (loop_stop - loop_start)))
-                x = np.concatenate([sound[start:loop_stop], *[sound[loop_start:loop_stop]] * rounds])
-            yield name, resample(x, rate)
 
 
 def main() -> None:
@@ -97,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     place = options.root / NAME
     (place / "recordings").mkdir(parents=True)
-    sounds = recordings(place)
+    sounds = recordings()
     count = Counter(kind for kind, *_ in sounds)
     by_kind: dict[str, list[Recording]] = {kind: [] for kind in sorted(count) if count[kind] >= LEAST}
     for number, (kind, name, x) in enumerate(sounds):

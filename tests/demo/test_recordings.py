@@ -48,20 +48,32 @@ def test_silence_at_both_ends_goes() -> None:
     assert len(recordings._trim(wave[:300])) == 300
 
 
-def soundfont(path: Path, name: bytes, wave: np.ndarray, loop: tuple[int, int]) -> None:
-    file = io.BytesIO()
-    soundfile.write(file, wave, SAMPLE_RATE, format="OGG", subtype="VORBIS")
-    ogg = b"before" + file.getvalue()
-    header = struct.pack("<20s5I", name, 6, len(ogg), *loop, SAMPLE_RATE) + bytes(6)
-    chunks = b"LIST" + struct.pack("<I", 12 + len(ogg)) + b"sdta" + b"smpl" + struct.pack("<I", len(ogg)) + ogg
+def soundfont(path: Path, name: bytes, held: bytes, places: tuple[int, int, int, int]) -> None:
+    """One sample: where it begins and ends, and its loop, as its version counts them."""
+    header = struct.pack("<20s5I", name, *places, SAMPLE_RATE) + bytes(6)
+    chunks = b"LIST" + struct.pack("<I", 12 + len(held)) + b"sdta" + b"smpl" + struct.pack("<I", len(held)) + held
     chunks += b"LIST" + struct.pack("<I", 12 + 92) + b"pdta" + b"shdr" + struct.pack("<I", 92) + header + bytes(46)
     path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"sfbk" + chunks)
 
 
 @pytest.mark.parametrize(("kind", "held"), [("flute", True), ("kick", False)])
+def test_a_soundfont_2_is_read_by_its_headers(tmp_path: Path, kind: str, held: bool) -> None:
+    wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / SAMPLE_RATE).astype(np.float32)
+    pcm = bytes(20) + (wave * 32768).astype("<i2").tobytes()  # behind ten numbers of another sample
+    soundfont(tmp_path / "a.sf2", b"Flute C4", pcm, (10, 8010, 2010, 6010))
+    ((name, found),) = recordings._soundfont(tmp_path / "a.sf2", [(kind, re.compile("Flute"))])
+    assert name == "Flute C4" and (len(found) >= SUSTAIN_SECONDS * SAMPLE_RATE) == held
+    np.testing.assert_allclose(found[:6000], wave[:6000], atol=1 / 32768)
+    np.testing.assert_allclose(found[6000:8000], wave[2000:4000] if held else wave[6000:], atol=1 / 32768)
+
+
+@pytest.mark.parametrize(("kind", "held"), [("flute", True), ("kick", False)])
 def test_a_soundfonts_note_is_held_by_its_loop(tmp_path: Path, kind: str, held: bool) -> None:
     wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / SAMPLE_RATE).astype(np.float32)
-    soundfont(tmp_path / "a.sf3", b"Flute C4", wave, (2000, 6000))
+    file = io.BytesIO()
+    soundfile.write(file, wave, SAMPLE_RATE, format="OGG", subtype="VORBIS")
+    ogg = b"before" + file.getvalue()
+    soundfont(tmp_path / "a.sf3", b"Flute C4", ogg, (6, len(ogg), 2000, 6000))
     ((name, found),) = recordings._soundfont(tmp_path / "a.sf3", [(kind, re.compile("Flute"))])
     assert name == "Flute C4"
     if held:
