@@ -81,7 +81,7 @@ def measure(folder: Path, progress: Progress, *, keep: Callable[[dict[str, Any]]
     return result
 
 
-def compared(learning: "Learning", batches: Sequence[Mixed], ways: Sequence[str], rate: float) -> list[dict[str, Any]]:
+def compared(learning: Learning, batches: Sequence[Mixed], ways: Sequence[str], rate: float) -> list[dict[str, Any]]:
     """Of each way what its steps took, after all of them gave the same loss and gradients.
 
     Args:
@@ -93,9 +93,9 @@ def compared(learning: "Learning", batches: Sequence[Mixed], ways: Sequence[str]
     for batch in batches:
         with without_corners():
             same = [learning.computed(batch, way) for way in ways]
-            wanted = learning.reference(batch, ways[0]) if learning.exact else same[0]
+            wanted, plain = (learning.reference(batch, ways[0]), same[0]) if learning.exact else (same[0], None)
         for found in same:
-            check_same(found, wanted, *bounds, same[0])
+            check_same(found, wanted, *bounds, plain)
         operations += learning.operations(batch, ways[0])
         for way in ways:  # in turn, so that what disturbs the machine disturbs all of them
             seconds[way].append(learning.seconds(batch, way))
@@ -134,8 +134,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         least, most = row["spread"]
         table.add_row(
             row["stream"], str(row["width"]), row["way"], f"{row['milliseconds']:.0f}", f"{least:.0f} … {most:.0f}",
-            f"{row['times']:.2f}", f"{row['limit']:.0%}",
-            f"{row['peak_mib']:.0f}",
+            f"{row['times']:.2f}", f"{row['limit']:.0%}", f"{row['peak_mib']:.0f}",
         )  # fmt: skip
     shares = ", ".join(f"{way} {share:.0%}" for way, share in result["useful"].items())
     table.caption = f"useful positions of the transformation layers in the mixed stream: {shares}"

@@ -31,6 +31,12 @@ def test_where_plain_float32_is_far_from_float64_a_way_may_be_twice_as_far() -> 
         check(1.1e-4, "w")
 
 
+def test_a_plain_way_that_is_wrong_excuses_nothing() -> None:
+    exact, wrong = Computed(1.0, {"w": torch.ones(2)}), Computed(1.0, {"w": torch.tensor([1.0, 1.5])})
+    with pytest.raises(RuntimeError, match="w gradients"):
+        check_same(wrong, exact, plain=wrong)
+
+
 def test_no_unit_switches_without_corners() -> None:
     x = torch.linspace(-1, 1, 5)
     with without_corners():
