@@ -65,6 +65,7 @@ class Mixed:
 
         return cls(tuple(windows() for _ in range(batch)), tuple(draw.randint(40, 200) for _ in range(batch)))
 
+
 def configuration(width: int, precision: str = "fp32", depths: tuple[int, ...] = (1, 1, 1, 1)) -> Config:
     """A language model of 256 x 4 that hears tokens of ``width``; encoder aside, everything trains.
 
@@ -161,10 +162,11 @@ class Learning:
     def seconds(self, batch: Mixed, way: str) -> float:
         made, now = self.batch(batch, way), clock(self._device.torch)
         features, ids = self._samples(batch)
+        padded_WFM = self._padded_mel(batch) if way == "public live" else None
         self._wait()
         began = now()
         if way in PUBLIC:
-            features = self._encoded(batch) if way == "public live" else features
+            features = features if padded_WFM is None else self._encoded(batch, padded_WFM)
             torch.autograd.backward(self.public.loss(features, ids, _learnt_from(ids)))
             self.public.step()
         else:
@@ -224,17 +226,20 @@ class Learning:
             for windows in mixed.windows
         )
         ids = [torch.randint(self._first_added, (n,), generator=generator) for n in mixed.tokens]
-        return self._encoded(mixed) if way in LIVE else features, ids
+        return self._encoded(mixed, self._padded_mel(mixed)) if way in LIVE else features, ids
 
-    @torch.no_grad()
-    def _encoded(self, mixed: Mixed) -> tuple[Tensor, ...]:
-        """Features of the clips as the public code makes them: of as many windows of each as the longest has."""
+    def _padded_mel(self, mixed: Mixed) -> Tensor:
+        """Of each clip as many windows as the longest has, [B x the most, F, M]."""
         most, clips = max(mixed.windows), torch.split(mel(self._config, sum(mixed.windows)), list(mixed.windows))
         padded = [F.pad(clip, (0, 0, 0, 0, 0, most - len(clip)), value=FLOOR_DB) for clip in clips]
+        return torch.cat(padded).to(self._device.torch)
+
+    @torch.no_grad()
+    def _encoded(self, mixed: Mixed, padded_WFM: Tensor) -> tuple[Tensor, ...]:
+        """Features of the clips as the public code makes them: padding goes through the encoder."""
         front: Any = self.model.front
-        features = front.encode(torch.cat(padded).to(self._device.torch)).to(self._dtype)
-        by_clip = zip(torch.split(features, most), mixed.windows, strict=True)
-        return tuple(clip[:windows] for clip, windows in by_clip)
+        by_clip = torch.split(front.encode(padded_WFM).to(self._dtype), max(mixed.windows))
+        return tuple(clip[:windows] for clip, windows in zip(by_clip, mixed.windows, strict=True))
 
     def _wait(self) -> None:
         if self._device.is_gpu:

@@ -56,7 +56,8 @@ def peak_mib(work: Callable[[], object]) -> float:
 
     On the CPU each large block is the system's own meanwhile: a heap would still hold what others gave back.
     """
-    if current_device().is_gpu:
+    device = current_device()
+    if device.is_gpu:
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
         work()
@@ -65,7 +66,7 @@ def peak_mib(work: Callable[[], object]) -> float:
         return 0.0
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, LARGE)
-    libc.malloc_trim(0)
+    device.return_freed_memory()
     try:
         peak = os.open(_FORGET, os.O_WRONLY)
         os.write(peak, b"5")
