@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron_af.parallel.device import current_device
 from megatron_af.train.described_tensors import KNOWN
 from tests.house import ROOT
 
@@ -76,7 +77,8 @@ class Confined:
         sys.addaudithook(self._heard)
 
     def begin(self) -> None:
-        """From now on memory is bounded."""
+        """From now on memory is bounded, and what is taken is seen: a heap's free blocks would hide it."""
+        current_device().return_freed_memory()
         most = self._memory()["VmSize"] * 1024 + ADDRESSES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 

@@ -56,6 +56,18 @@ def test_what_a_parser_must_not_do_is_found(read: Callable[[Path, bytes], Any], 
     assert re.search(told, str(found.value)), found.value
 
 
+def test_memory_is_seen_where_a_heap_has_room() -> None:
+    """Blocks that were freed behind one that is held stay this process's, and its children's."""
+    bytearray(31 << 20)  # freed: from now on the heap serves blocks of such a size
+    held = [bytearray(30 << 20) for _ in range(4)]
+    behind = bytearray(1 << 20)
+    held.clear()
+    parser = Parser(examples=[b"rain"], read=lambda folder, data: bytearray(90 << 20))
+    with pytest.raises(fuzz.Unanswered, match=r"took \d+ MiB for"):
+        fuzz.run("text", 3, start=0, parsers={"text": parser})
+    assert behind
+
+
 def _deep(folder: Path, data: bytes) -> None:
     """Bytes that are looked at one behind the other, as a format's marks are."""
     if data[:1] != b"{":
