@@ -10,10 +10,10 @@ which stands at the beginning, is beyond the end as well.
 
 import io
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dali_pipes.corrected import Correction
 from megatron_af.foreign import opened
 
 NOT_STATED = 0x7FFF_0000
@@ -23,34 +23,7 @@ SLACK_SECONDS = 0.01
 _LARGEST = 0xFFFF_FFFE
 
 
-class BytesOfFile(io.BytesIO):
-    """As a file on a disk: a broken header may ask for what lies before its beginning, and is not answered."""
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        try:
-            return super().seek(offset, whence)
-        except (ValueError, OverflowError):
-            return self.tell()
-
-
-@dataclass(frozen=True)
-class WavCorrection:
-    """The true size of a WAV's audio, where its header states another."""
-
-    place: int
-    """Byte of the size in the header."""
-    size: bytes
-    """What must stand there."""
-    note: str
-
-    def opened(self, source: Path | bytes) -> IO[bytes]:
-        """The file as if its header were right."""
-        if isinstance(source, bytes):
-            return BytesOfFile(source[: self.place] + self.size + source[self.place + 4 :])
-        return io.BufferedReader(_Overlaid(source, self))
-
-
-def second_recording(source: Path | bytes) -> bool:
+def second_wav(source: Path | bytes) -> bool:
     """Whether a WAV, an AIFF or an AU file goes on with another one: ``cat a.wav b.wav``; programs read the first. Of
     two pieces of audio in one WAV they read the first or the last.
 
@@ -85,7 +58,7 @@ def _pieces(file: IO[bytes]) -> int:
     return found
 
 
-def wav_correction(source: Path | bytes) -> WavCorrection | None:
+def wav_correction(source: Path | bytes) -> Correction | None:
     """What is wrong with the size that a WAV's header states; None where nothing is that can be mended.
 
     Raises:
@@ -125,7 +98,7 @@ def wav_correction(source: Path | bytes) -> WavCorrection | None:
         return None
     true = min(true - true % max(1, block), _LARGEST)
     note = f"its header states {size:,} bytes of audio; the {true:,} that are there were read"
-    return WavCorrection(place, struct.pack(f"{order}I", true), note)
+    return Correction(place, struct.pack(f"{order}I", true), note)
 
 
 def _true_size(
@@ -154,36 +127,3 @@ def _are_chunks(file: IO[bytes], order: str, position: int, length: int) -> bool
             return False
         position += 8 + size + (size & 1)
     return True
-
-
-class _Overlaid(io.RawIOBase):
-    """A file in which four bytes are others."""
-
-    def __init__(self, path: Path, correction: WavCorrection) -> None:
-        self._file = path.open("rb", buffering=0)
-        self._correction = correction
-
-    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        begin = self._file.tell()
-        count = self._file.readinto(buffer) or 0
-        place, size = self._correction.place, self._correction.size
-        for i, byte in enumerate(size):
-            if 0 <= place + i - begin < count:
-                buffer[place + i - begin] = byte
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

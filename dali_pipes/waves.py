@@ -17,8 +17,10 @@ import soxr
 from numpy.typing import NDArray
 
 from dali_pipes import containers
+from dali_pipes.corrected import BytesOfFile, Correction
+from dali_pipes.flac import flac_correction, second_flac
 from dali_pipes.quiet import quiet
-from dali_pipes.wav_sizes import NOT_STATED, SLACK_SECONDS, BytesOfFile, second_recording, wav_correction
+from dali_pipes.wav_sizes import NOT_STATED, SLACK_SECONDS, second_wav, wav_correction
 from megatron_af.foreign import no_file
 
 SHORTFALL_SECONDS, SHORTFALL_FRACTION = 0.05, 0.05
@@ -75,7 +77,7 @@ def read_mono(
 def header_note(source: Path | bytes) -> str:
     """What was read although the header states something else; empty where they agree or nothing can be read."""
     try:
-        correction = wav_correction(source)
+        correction = _correction(source)
     except OSError:
         return ""
     return correction.note if correction else ""
@@ -212,14 +214,18 @@ def _is_chained(source: Path | bytes) -> bool:
 
 @contextmanager
 def _open(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
-    if second_recording(source):
+    if second_wav(source) or second_flac(source):
         raise AudioError("is several recordings one behind another: join them, or keep one", "several")
     if isinstance(source, Path) and source.suffix.lower() == ".raw":
         raise OSError("soundfile takes the name for what is in it, and wants to be told the rate")
-    correction = wav_correction(source)
+    correction = _correction(source)
     bare = BytesOfFile(source) if isinstance(source, bytes) else source
     with quiet(), soundfile.SoundFile(correction.opened(source) if correction else bare) as file:
         yield file
+
+
+def _correction(source: Path | bytes) -> Correction | None:
+    return wav_correction(source) or flac_correction(source)
 
 
 def _check_file(source: Path | bytes) -> None:

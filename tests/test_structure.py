@@ -213,7 +213,7 @@ OWN_FILES = (
     "megatron_af.bench.", "megatron_af.parallel.ranks", "megatron_af.release.export", "megatron_af.doctor.examine",
     "megatron_af.completion",  # what they wrote a moment ago, and what lies in this repository
     "megatron_af.serve.terminal",  # listens to a pipe on purpose
-    "dali_pipes.wav_sizes",  # behind wav_correction, which has read the file
+    "dali_pipes.corrected",  # behind a correction, which has read the file
 )  # fmt: skip
 
 
