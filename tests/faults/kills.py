@@ -256,11 +256,11 @@ def run(
     _train(start, "through", last)
     through = read_steps(folder / "runs" / "through")
     for step, records in killed.items():
-        _same(step, records, through[step], 0.0)
+        check_same(step, records, through[step], 0.0)
     for layout, saved in copies:
         for step, records in read_steps(folder / "runs" / layout).items():
             if step > saved:
-                _same(step, records, through[step], 1e-6)
+                check_same(step, records, through[step], 1e-6)
     return {
         "moments": len(ended), "seed": seed, "victims": dict(victims), "steps": last, "trained again": retrained,
         "inside a checkpoint's writing": writing, "slowest to be gone (s)": round(max(ended), 1),
@@ -272,7 +272,12 @@ def in_order(seen: dict[int, list[str]]) -> list[str]:
     return [sample for rank in sorted(seen) for sample in seen[rank]]
 
 
-def _same(step: int, records: list[dict[str, Any]], expected: list[dict[str, Any]], relative: float) -> None:
+def check_same(step: int, records: list[dict[str, Any]], expected: list[dict[str, Any]], relative: float) -> None:
+    """
+    Raises:
+        Broken: other samples than expected, or a loss or a norm that is farther off than ``relative`` (a loss below one:
+            than that itself, a norm ten times as far).
+    """
     seen, right_ones = samples(records), samples(expected)
     if not relative:  # the same layout, in which a kill may come between two ranks' lines
         right_ones = {rank: right_ones[rank] for rank in seen}
@@ -281,7 +286,9 @@ def _same(step: int, records: list[dict[str, Any]], expected: list[dict[str, Any
     for record in records:
         for number, bound in (("loss", relative), ("grad_norm", 10 * relative)):
             value, right = record[number], expected[0][number]
-            if abs(value - right) > bound * abs(right):
+            # A loss comes of logits, whose rounding does not shrink with it: below one the bound is an absolute one.
+            size = max(1.0, abs(right)) if number == "loss" else abs(right)
+            if abs(value - right) > bound * size:
                 raise Broken(f"step {step}: {number} is {value!r}, of the run that was not killed {right!r}")
 
 
