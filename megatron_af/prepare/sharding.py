@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from itertools import batched, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ _KINDS = ("json", "arrow")
 SHORTEST_SECONDS = 0.01
 SILENT_SPAN = 2e-4
 """A signal that moves less than this over the whole clip (-80 dB of full scale) is silent."""
+ROWS_OF_A_POOL = 100_000
+"""After so many rows other processes go on. Before 3.12.6 CPython keeps the name of every file for ever
+(python/cpython issue 121780): 90 bytes a recording, and C libraries may keep more."""
 
 
 type _Entry = dict[str, str | int]
@@ -183,15 +187,17 @@ def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progr
     step = plan.rows_per_shard
     jobs = ((group, manifest.part(begin, min(rows, begin + step))) for group, begin in enumerate(range(0, rows, step)))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, -(-rows // step))), context, _end_with_parent) as pool:
-        running = {pool.submit(prepare_group, plan, *job) for _, job in zip(range(2 * workers), jobs, strict=False)}
-        while running:
-            ready, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in ready:
-                done, left_out, new = future.result()
-                finished, bad, made = finished + done, bad + left_out, made + new
-            running |= {pool.submit(prepare_group, plan, *job) for _, job in zip(ready, jobs, strict=False)}
-            progress.update(f"prepare {name}", finished, rows, f"{bad:,} left out")
+    for some in batched(jobs, max(1, ROWS_OF_A_POOL // step)):
+        waiting = iter(some)
+        with ProcessPoolExecutor(min(workers, len(some)), context, _end_with_parent) as pool:
+            running = {pool.submit(prepare_group, plan, *job) for job in islice(waiting, 2 * workers)}
+            while running:
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    done, left_out, new = future.result()
+                    finished, bad, made = finished + done, bad + left_out, made + new
+                running |= {pool.submit(prepare_group, plan, *job) for job in islice(waiting, len(ready))}
+                progress.update(f"prepare {name}", finished, rows, f"{bad:,} left out")
     return made
 
 

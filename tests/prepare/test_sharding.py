@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,8 +27,9 @@ from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
 from megatron_af.data.shards import open_rows, row_from_record
 from megatron_af.data.storage import DataRoot
+from megatron_af.prepare import sharding
 from megatron_af.prepare.sharding import Summary, peak_int16, prepare, prepare_group, recipe
-from megatron_af.progress import silent
+from megatron_af.progress import Progress, silent
 from tests.data.toy import CPU, FRONT_END, open_stream, toy_rows, write_manifest
 from tests.text.toy_tokenizer import toy_base
 from tests.told import Told
@@ -195,6 +199,28 @@ def test_shards_are_web_datasets_and_do_not_depend_on_workers_or_time(tmp_path: 
         "000000000.flac", "000000000.json", "000000001.flac", "000000001.json",
         "000000002.0.flac", "000000002.1.flac", "000000002.json", "000000003.json",
     ]  # fmt: skip
+
+
+class Workers(Progress):
+    """Processes that work while a preparation tells how far it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[set[int]] = []
+
+    def update(self, *told: Any) -> None:
+        self.seen.append({pid for child in multiprocessing.active_children() if (pid := child.pid)})
+
+
+def test_workers_are_renewed_and_nobody_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_manifest(tmp_path / "data", "a", toy_rows(tmp_path / "data", "a", 10))
+    prepare(config(tmp_path, workers=2), "a", silent())
+    expected, workers = tree(tmp_path / "data/prepared"), Workers()
+    shutil.rmtree(tmp_path / "data/prepared")
+    monkeypatch.setattr(sharding, "ROWS_OF_A_POOL", 8)
+    assert prepare(config(tmp_path, workers=2), "a", workers).kept == 10
+    assert tree(tmp_path / "data/prepared") == expected
+    assert workers.seen[0] and not workers.seen[0] & workers.seen[-1], "two shards of four rows, then the third"
 
 
 KILLED = """
