@@ -275,8 +275,8 @@ def in_order(seen: dict[int, list[str]]) -> list[str]:
 def check_same(step: int, records: list[dict[str, Any]], expected: list[dict[str, Any]], relative: float) -> None:
     """
     Raises:
-        Broken: other samples than expected, or a loss or a norm that is farther off than ``relative`` (a loss below one:
-            than that itself, a norm ten times as far).
+        Broken: other samples than expected, or a loss that is farther off than ``relative`` (below one: than that
+            itself), or a norm that is ten times as far.
     """
     seen, right_ones = samples(records), samples(expected)
     if not relative:  # the same layout, in which a kill may come between two ranks' lines
