@@ -18,6 +18,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from dali_pipes.mp3 import has_mp3_header
 from megatron_af.foreign import described, head_of, opened
 
 _OGG_PAGE = 27
@@ -39,16 +40,6 @@ _GUESSED = (
     "tty",
 )
 """FFmpeg's formats that any bytes may look like."""
-_BEHIND = 4096
-"""Bytes behind an MP3 that its tags may take."""
-_KILOBITS = (
-    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-)
-"""Of layer III in MPEG-2 and in MPEG-1."""
-_MP3_BITS = (8e3, 320e3)
-_FEW_BYTES = 16_384
-"""Of so few, tags and the first frame are too large a part for a rate to say anything."""
 _MARGIN = 0.2
 """Seconds decoded ahead of the start: codecs with overlapping frames need a run-up."""
 
@@ -141,52 +132,6 @@ def is_chained(source: Path | bytes) -> bool:
             begun = begun or not first_of_stream  # several streams side by side begin before any of them goes on
             file.seek(sum(file.read(head[26])), io.SEEK_CUR)
     return False
-
-
-def has_mp3_header(source: Path | bytes) -> bool:
-    """Whether an MP3 states its length in a Xing, Info or VBRI frame that can be true, and ends where that says.
-
-    Otherwise every program guesses it: without one, or of several MP3s one behind another.
-    """
-    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
-        head = file.read(10)
-        tag = 0
-        if head[:3] == b"ID3":  # sizes in an ID3 tag have 7 bits a byte
-            tag = 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
-        file.seek(tag)
-        frame = file.read(4096)
-        length = file.seek(0, io.SEEK_END)
-    mark = next((found for name in (b"Xing", b"Info") if (found := frame.find(name)) >= 0), -1)
-    if mark < 0:
-        return b"VBRI" in frame
-    fields, frames, size = (int.from_bytes(frame[at : at + 4], "big") for at in range(mark + 4, mark + 16, 4))
-    if fields & 3 != 3 or not frames or not size:
-        return False
-    return length <= tag + size + _BEHIND and _may_be(frames, size, frame, constant=frame[mark : mark + 4] == b"Info")
-
-
-def _may_be(frames: int, size: int, begin: bytes, *, constant: bool) -> bool:
-    """Whether so many frames can be so many bytes: at the rate that the next frame has, if all have the same."""
-    first, rate, samples = _frame_header(begin)
-    if not first:
-        return True
-    bits = 8 * size * rate / (frames * samples)
-    least, most = _MP3_BITS
-    if constant and (length := samples // 8 * first // rate) and (second := _frame_header(begin[length:])[0]):
-        least, most = 0.9 * second, 1.1 * second
-    return least <= bits <= most or size <= _FEW_BYTES
-
-
-def _frame_header(data: bytes) -> tuple[int, int, int]:
-    """Bits a second, Hz and samples of an MP3's frame; zeros where none begins, or its bit rate stands nowhere."""
-    if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE6 != 0xE2:  # layer III
-        return 0, 0, 0
-    version, bit_rate, rate = data[1] >> 3 & 3, data[2] >> 4, data[2] >> 2 & 3
-    if version == 1 or rate == 3 or bit_rate in (0, 15):
-        return 0, 0, 0
-    whole = version == 3  # MPEG-1; the others halve and quarter its rates
-    hz = (44_100, 48_000, 32_000)[rate] >> (0 if whole else 1 if version == 2 else 2)
-    return 1000 * _KILOBITS[whole][bit_rate - 1], hz, 1152 if whole else 576
 
 
 def _opened(source: Path | bytes) -> InputContainer:

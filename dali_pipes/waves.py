@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dali_pipes import containers
 from dali_pipes.corrected import BytesOfFile, Correction
 from dali_pipes.flac import flac_correction, second_flac
+from dali_pipes.mp3 import has_mp3_header
 from dali_pipes.quiet import quiet
 from dali_pipes.wav_sizes import NOT_STATED, SLACK_SECONDS, second_wav, wav_correction
 from megatron_af.foreign import no_file
@@ -189,7 +190,7 @@ def _read(file: soundfile.SoundFile, start: float, duration: float) -> NDArray[n
 def _states_length(file: soundfile.SoundFile, source: Path | bytes) -> bool:
     """Whether the header knows how long the recording is; seeking by time needs that, too."""
     if file.format == "MP3":  # without a table of contents, libsndfile guesses from the first frame
-        return containers.has_mp3_header(source)
+        return has_mp3_header(source)
     if file.format == "OGG":
         return not containers.is_chained(source)
     return bool(file.frames < 1 << 62)  # a FLAC stream written into a pipe

@@ -7,8 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from dali_pipes.containers import ContainerError, decode, has_mp3_header, seconds
-from dali_pipes.waves import read_mono, recording_seconds
+from dali_pipes.containers import ContainerError, decode, seconds
 
 RATE = 48_000
 
@@ -59,33 +58,6 @@ def test_the_length_is_the_containers(tmp_path: Path, name: str, codec: str) -> 
     assert seconds(tmp_path / name) == pytest.approx(2.5, abs=0.08)
 
 
-def test_an_mp3_that_states_no_length_is_measured(tmp_path: Path) -> None:
-    write(tmp_path / "stated.mp3", "libmp3lame", 2.5)
-    write(tmp_path / "bare.mp3", "libmp3lame", 2.5, xing=False)
-    assert has_mp3_header(tmp_path / "stated.mp3") and has_mp3_header((tmp_path / "stated.mp3").read_bytes())
-    assert not has_mp3_header(tmp_path / "bare.mp3")
-    assert seconds(tmp_path / "bare.mp3") == pytest.approx(2.5, abs=0.08)
-    tag = b"ID3\x04\0\0" + bytes([0, 0, 40, 1])  # 40 * 128 + 1 bytes, seven bits each
-    tagged = tag + bytes(40 * 128 + 1) + (tmp_path / "stated.mp3").read_bytes()[10:]
-    assert not has_mp3_header(tag + bytes(9000))
-    assert has_mp3_header(tagged)
-
-
-@pytest.mark.parametrize("frames", [1, 0, 50, 200])
-def test_an_mp3_that_states_a_wrong_length_is_measured(tmp_path: Path, frames: int) -> None:
-    """Of constant rate, the size says how many frames there are: half and double of them are none."""
-    write(tmp_path / "a.mp3", "libmp3lame", 2.5)
-    content = bytearray((tmp_path / "a.mp3").read_bytes())
-    place = content.find(b"Info") + 8
-    right = content[place : place + 4]
-    assert int.from_bytes(right, "big") in range(100, 110)
-    content[place : place + 4] = frames.to_bytes(4, "big")
-    assert not has_mp3_header(bytes(content)) and recording_seconds(bytes(content)) == pytest.approx(2.5, abs=0.08)
-    content[place : place + 4] = right
-    content[place - 1] &= 0xFD  # without the size, nothing says whether it is true
-    assert not has_mp3_header(bytes(content))
-
-
 def test_everything_that_is_no_sound_is_one_kind_of_error(tmp_path: Path) -> None:
     (tmp_path / "text.m4a").write_text("not audio at all " * 50)
     with av.open(str(tmp_path / "silent.mp4"), "w") as container:
@@ -98,12 +70,3 @@ def test_everything_that_is_no_sound_is_one_kind_of_error(tmp_path: Path) -> Non
             decode(tmp_path / name, start=0.0, duration=1.0)
         with pytest.raises(ContainerError, match=problem):
             seconds(tmp_path / name)
-
-
-def test_mp3s_one_behind_another_are_read_to_the_end(tmp_path: Path) -> None:
-    write(tmp_path / "a.mp3", "libmp3lame", 2.0)
-    once = (tmp_path / "a.mp3").read_bytes()
-    assert has_mp3_header(once) and not has_mp3_header(once + once)
-    assert abs(recording_seconds(once) - 2.0) < 0.1 and abs(recording_seconds(once + once) - 4.0) < 0.2
-    wave_T, rate = read_mono(once + once, start=0.0, duration=4.0)
-    assert abs(len(wave_T) / rate - 4.0) < 0.1
