@@ -1,6 +1,5 @@
 """Sound out of FFmpeg's containers: parts at their place, lengths where none is stated, one kind of error."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -8,24 +7,7 @@ import numpy as np
 import pytest
 
 from dali_pipes.containers import ContainerError, decode, seconds
-
-RATE = 48_000
-
-
-def write(path: Path, codec: str, length: float, *, channels: int = 1, xing: bool = True) -> np.ndarray:
-    """A tone that rises by 100 Hz a second, so that every place sounds differently."""
-    t = np.arange(round(length * RATE)) / RATE
-    wave = (0.4 * np.sin(2 * np.pi * (300 * t + 50 * t**2))).astype(np.float32)
-    options = {} if xing else {"write_xing": "0", "id3v2_version": "0"}
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=RATE, layout="mono" if channels == 1 else "stereo")
-        for begin in range(0, len(wave), 4800):
-            piece = np.stack([wave[begin : begin + 4800], -wave[begin : begin + 4800]][:channels])
-            frame = av.AudioFrame.from_ndarray(piece, "fltp", "mono" if channels == 1 else "stereo")
-            frame.sample_rate, frame.pts, frame.time_base = RATE, begin, Fraction(1, RATE)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return wave
+from tests.dali_pipes.tones import ENCODED_RATE, encoded
 
 
 def pitch(wave: np.ndarray, rate: int) -> float:
@@ -36,25 +18,25 @@ def pitch(wave: np.ndarray, rate: int) -> float:
 @pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.webm", "libopus"), ("a.mp3", "libmp3lame")])
 @pytest.mark.parametrize("seek", [True, False])
 def test_a_part_is_the_part_that_was_asked_for(tmp_path: Path, name: str, codec: str, seek: bool) -> None:
-    write(tmp_path / name, codec, 6.0)
+    encoded(tmp_path / name, codec, 6.0)
     wave_TC, rate = decode(tmp_path / name, start=3.0, duration=0.5, seek=seek)
-    assert rate == RATE and wave_TC.shape == (RATE // 2, 1) and wave_TC.dtype == np.float32
+    assert rate == ENCODED_RATE and wave_TC.shape == (ENCODED_RATE // 2, 1) and wave_TC.dtype == np.float32
     assert wave_TC.flags.c_contiguous
     assert pitch(wave_TC[:, 0], rate) == pytest.approx(300 + 100 * 3.25, abs=5)
 
 
 def test_channels_stay_apart_and_bytes_read_like_a_file(tmp_path: Path) -> None:
-    write(tmp_path / "a.m4a", "aac", 1.0, channels=2)
+    encoded(tmp_path / "a.m4a", "aac", 1.0, channels=2)
     from_file, _ = decode(tmp_path / "a.m4a", start=0.0, duration=9.0)
     from_bytes, _ = decode((tmp_path / "a.m4a").read_bytes(), start=0.0, duration=9.0)
-    assert from_file.shape[1] == 2 and abs(len(from_file) - RATE) < 2500  # not more than there is
+    assert from_file.shape[1] == 2 and abs(len(from_file) - ENCODED_RATE) < 2500  # not more than there is
     assert np.corrcoef(from_file[2000:40_000].T)[0, 1] < -0.9
     assert np.array_equal(from_file, from_bytes)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.webm", "libopus"), ("a.mp3", "libmp3lame")])
 def test_the_length_is_the_containers(tmp_path: Path, name: str, codec: str) -> None:
-    write(tmp_path / name, codec, 2.5)
+    encoded(tmp_path / name, codec, 2.5)
     assert seconds(tmp_path / name) == pytest.approx(2.5, abs=0.08)
 
 

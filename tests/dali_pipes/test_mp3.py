@@ -10,12 +10,12 @@ import soundfile
 from dali_pipes.containers import seconds
 from dali_pipes.mp3 import has_mp3_header
 from dali_pipes.waves import read_mono, recording_seconds
-from tests.dali_pipes.test_containers import write
+from tests.dali_pipes.tones import encoded
 
 
 def test_an_mp3_that_states_no_length_is_measured(tmp_path: Path) -> None:
-    write(tmp_path / "stated.mp3", "libmp3lame", 2.5)
-    write(tmp_path / "bare.mp3", "libmp3lame", 2.5, xing=False)
+    encoded(tmp_path / "stated.mp3", "libmp3lame", 2.5)
+    encoded(tmp_path / "bare.mp3", "libmp3lame", 2.5, xing=False)
     assert has_mp3_header(tmp_path / "stated.mp3") and has_mp3_header((tmp_path / "stated.mp3").read_bytes())
     assert not has_mp3_header(tmp_path / "bare.mp3")
     assert seconds(tmp_path / "bare.mp3") == pytest.approx(2.5, abs=0.08)
@@ -28,7 +28,7 @@ def test_an_mp3_that_states_no_length_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("frames", [1, 0, 50, 200])
 def test_an_mp3_that_states_a_wrong_length_is_measured(tmp_path: Path, frames: int) -> None:
     """Of constant rate, the size says how many frames there are: half and double of them are none."""
-    write(tmp_path / "a.mp3", "libmp3lame", 2.5)
+    encoded(tmp_path / "a.mp3", "libmp3lame", 2.5)
     content = bytearray((tmp_path / "a.mp3").read_bytes())
     place = content.find(b"Info") + 8
     right = content[place : place + 4]
@@ -41,7 +41,7 @@ def test_an_mp3_that_states_a_wrong_length_is_measured(tmp_path: Path, frames: i
 
 
 def test_mp3s_one_behind_another_are_read_to_the_end(tmp_path: Path) -> None:
-    write(tmp_path / "a.mp3", "libmp3lame", 2.0)
+    encoded(tmp_path / "a.mp3", "libmp3lame", 2.0)
     once = (tmp_path / "a.mp3").read_bytes()
     assert has_mp3_header(once) and not has_mp3_header(once + once)
     assert abs(recording_seconds(once) - 2.0) < 0.1 and abs(recording_seconds(once + once) - 4.0) < 0.2
