@@ -22,7 +22,7 @@ from megatron_af.files import put_in_place, settled, write
 from megatron_af.foreign import file_at, read_json
 from megatron_af.retrieval.catalogue import Catalogue, held_out_sets
 from megatron_af.retrieval.encoder import encoder_digest
-from megatron_af.retrieval.vector_index import VectorIndex, Vectors
+from megatron_af.retrieval.vector_index import TooLittleMemory, VectorIndex, Vectors
 from megatron_af.runs.digests import digest_files, digest_value, names_of
 from megatron_af.runs.identity import dataset_digest
 
@@ -97,6 +97,7 @@ class NeighbourIndex:
 
         Raises:
             StaleIndex: files of it are damaged, missing, or of another form.
+            TooLittleMemory: it is whole, and does not fit.
         """
         about = read_json(folder / ABOUT)
         try:
@@ -115,6 +116,8 @@ class NeighbourIndex:
                     left_out=about["left_out"],
                 )
             return cls(catalogue, VectorIndex.open(folder, about["kind"]))
+        except TooLittleMemory:
+            raise
         except _DAMAGED as error:
             reason = " ".join(str(error).split())[:200]
             raise StaleIndex(

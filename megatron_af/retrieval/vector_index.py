@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_af.config import RetrievalConfig
+from megatron_af.entry import AGAIN
 from megatron_af.files import write
 from megatron_af.foreign import file_at, read_text
 
@@ -43,6 +44,9 @@ CHECKED, COUNT = 256, 8
 DEPTH = "depth"
 """File: cells that a search looks through (ivf), or places of the graph that it keeps in mind (hnsw)."""
 ON_GPU = ("flat", "ivf")
+TABLE_BYTES = 2**25
+"""Of distances between cells and codes: what faiss makes while it reads ivf, and no file holds. More than a small file
+has bytes; less than a large one's vectors take, up to 2,048 dimensions."""
 GPU_NEIGHBOURS = 2048
 """More than that no GPU index finds at a time."""
 
@@ -54,6 +58,12 @@ class Vectors(Protocol):
 
     def __getitem__(self, places: Any) -> NDArray[np.float32]:
         """vector_QJ at a slice, or at an array of places."""
+
+
+class TooLittleMemory(MemoryError):
+    """A whole index for which the memory does not suffice; the message says how much it asks for."""
+
+    exit_code = AGAIN
 
 
 class VectorIndex:
@@ -85,13 +95,19 @@ class VectorIndex:
 
     @classmethod
     def open(cls, folder: Path, kind: str) -> Self:
+        """What :meth:`build` wrote.
+
+        Raises:
+            TooLittleMemory: it does not fit.
+            ValueError, RuntimeError, OSError: it is something else, or damaged.
+        """
         files = sorted(folder.glob("vectors.*.faiss"), key=lambda file: int(file.suffixes[0][1:]))
         if not files:
             raise ValueError("it holds no vectors")
         flags = faiss.IO_FLAG_MMAP_IFC if len(files) > 1 else 0
         for file in files:  # to read makes room for all vectors that a file says it holds, to map looks whether it does
-            faiss.read_index(str(file_at(file)), faiss.IO_FLAG_MMAP_IFC)
-        index = cls(kind, [faiss.read_index(str(file_at(file)), flags) for file in files], folder)
+            _read(file, faiss.IO_FLAG_MMAP_IFC)
+        index = cls(kind, [_read(file, flags) for file in files], folder)
         if (depth := folder / DEPTH).is_file():
             index._set_depth(int(read_text(depth)))
         return index
@@ -158,6 +174,25 @@ class VectorIndex:
                 faiss.extract_index_ivf(index).nprobe = depth
         if self._gpu is not None:
             faiss.GpuParameterSpace().set_index_parameter(self._gpu, "nprobe", depth)
+
+
+def _read(file: Path, flags: int) -> Any:
+    """An index as faiss reads it, which makes room for what a file says of itself: here for no more than it has bytes
+    by a list, and for as many lists."""
+    size = file_at(file).stat().st_size
+    limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    faiss.set_deserialization_vector_byte_limit(size + TABLE_BYTES)
+    faiss.set_deserialization_loop_limit(size)
+    try:
+        return faiss.read_index(str(file), flags)
+    except MemoryError:
+        raise TooLittleMemory(
+            f"{file}: expected {size / 2**30:.2f} GiB of free memory, there is less; free some, or build the index "
+            "anew with a smaller retrieval.shard_clips, whose shards are searched on the disk"
+        ) from None
+    finally:
+        faiss.set_deserialization_vector_byte_limit(limits[0])
+        faiss.set_deserialization_loop_limit(limits[1])
 
 
 def kind_of(settings: RetrievalConfig, vectors: int) -> str:

@@ -1,6 +1,9 @@
 """Every kind of index finds what brute force finds, whole, in shards that stay on the disk, and on a GPU's place."""
 
+import resource
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from megatron_af.config import RetrievalConfig
+from megatron_af.entry import FAULT, sentence
 from megatron_af.retrieval import vector_index as module
 from megatron_af.retrieval.vector_index import COUNT, VectorIndex, exact, kind_of, recall_of
 from tests.retrieval.clustered import clustered
@@ -115,3 +119,24 @@ def test_gpus_build_and_search_where_there_are_any(
     index._gpu = None
     assert np.array_equal(index.search(QUERY_QJ, COUNT)[1], place_QC)
     assert index.search(QUERY_QJ, 2500)[1].shape == (100, 2500)
+
+
+def _opened_with_little(folder: Path) -> str:
+    """What is said of an index for which there is no room, in a process of its own."""
+    limit = int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]) * 1024 + 16 * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        VectorIndex.open(folder, "flat")
+    except module.TooLittleMemory as error:
+        told, code = sentence(error) or ("a fault", FAULT)
+        return f"{code} {told}"
+    return "it was opened"
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_no_damage(tmp_path: Path) -> None:
+    VectorIndex.build(np.ones((2**16, 256), np.float32), RetrievalConfig(index="flat"), tmp_path)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        told = process.submit(_opened_with_little, tmp_path).result()
+    assert told.startswith(f"1 {tmp_path}/vectors.0.faiss: expected 0.06 GiB of free memory, there is less; free some")
+    assert "retrieval.shard_clips" in told
