@@ -6,14 +6,17 @@
 Order and strings of the added tokens: AF2 ``src/factory.py``. AF1 adds no pad token to OPT's, which has one.
 """
 
+import json
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from megatron_af.foreign import ForeignError, described, file_at, head_of, read_json
+from megatron_af.foreign import ForeignError, described, file_at, head_of, parse_json, read_bytes, read_json
 
 AUDIO, END_OF_CHUNK, PAD, SEPARATOR = "<audio>", "<|endofchunk|>", "<|PAD_TOKEN|>", "<SEP>"
 ADDED_TOKENS = (AUDIO, END_OF_CHUNK, PAD, SEPARATOR)
@@ -21,12 +24,21 @@ OPT_PAD, OPT_BEGIN = "<pad>", "</s>"
 END_OF_SEQUENCE = ("<|endoftext|>", "</s>")
 """Tokens that end a sequence, by preference, where the folder's ``tokenizer_config.json`` names none."""
 
+STRANGE = "\ue000 \u16a0"
+"""Letters that no vocabulary has but one of bytes."""
+SIGNS = frozenset("\u0120\u2581")
+"""What stands for a space in byte-level vocabularies, and in SentencePiece's."""
+SAVE = "save it where it was made, by AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+
 
 class Tokenizer:
     """Text to ids and back. Special tokens written inside a text are treated as plain text."""
 
     def __init__(self, base: tokenizers.Tokenizer, *, eos: str = "") -> None:
         vocabulary = base.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise ValueError("the tokenizer holds no tokens; fetch it again")
+        _refuse_shared_ids(vocabulary)
         is_opt = OPT_PAD in vocabulary and OPT_BEGIN in vocabulary
         added = [token for token in ADDED_TOKENS if not (is_opt and token == PAD)]
         present = [token for token in added if token in vocabulary]
@@ -44,12 +56,19 @@ class Tokenizer:
                 f"the tokenizer's ids of {', '.join(moved)} do not follow each other in the order "
                 f"{', '.join(added)}; check data.tokenizer"
             )
+        if present and (last := max(vocabulary, key=vocabulary.__getitem__)) != added[-1]:
+            raise ValueError(
+                f"the tokenizer holds {last} at {vocabulary[last]}, behind Audio Flamingo's {added[-1]} at "
+                f"{vocabulary[added[-1]]}, where no row of a table stands; add tokens to the language model's own"
+            )
         self.eos = eos or next((token for token in END_OF_SEQUENCE if token in vocabulary), "")
         if self.eos not in vocabulary:
             raise ValueError(
                 f"the tokenizer has no end-of-sequence token ({self.eos or ' or '.join(END_OF_SEQUENCE)}); "
                 "set eos_token in its tokenizer_config.json (data.tokenizer)"
             )
+        if self.eos in self.added:
+            raise ValueError(f"eos_token of tokenizer_config.json is {self.eos}, which Audio Flamingo means otherwise")
         self.eos_id: int = vocabulary[self.eos]
         self.audio_id = self.added[AUDIO]
         self.end_of_chunk_id = self.added[END_OF_CHUNK]
@@ -60,9 +79,14 @@ class Tokenizer:
         self._base = base
         self._base.no_truncation()
         self._base.no_padding()
+        plain = {token.content for token in base.get_added_tokens_decoder().values() if not token.special}
+        base.add_special_tokens([token for token in (self.eos, *present) if token in plain])
         self._base.encode_special_tokens = True  # a prompt with "<SEP>" in it must not forge one
-        unknown = getattr(base.model, "unk_token", None)
-        self._unknown_id: int | None = vocabulary.get(unknown) if unknown else None
+        if getattr(base.model, "dropout", None):
+            base.model.dropout = None  # of merges, while a tokenizer is trained with: the same text has the same ids
+        self._unknown_id, self._says_all = _unknown(base, vocabulary)
+        if SIGNS & set(written := base.decode(base.encode("a b", add_special_tokens=False).ids)):
+            raise ValueError(f"the tokenizer writes {written!r} for 'a b': it lacks the decoder of its pre_tokenizer")
         self._never: dict[int, list[int]] = {}
         """Size of a table -> ids that are never written: asked for with every batch, over the whole vocabulary."""
         self._names = {index: token for token, index in self.added.items()}
@@ -76,12 +100,17 @@ class Tokenizer:
             ForeignError: a file is not what its name says.
         """
         path = Path(source)
-        if path.is_file():
-            return cls(read_tokenizer(path), eos=_stated_eos(path.parent))
-        folder = path if path.is_dir() else fetch(str(source))
-        if (folder / "tokenizer.json").is_file():
-            return cls(read_tokenizer(folder / "tokenizer.json"), eos=_stated_eos(folder))
-        return cls(_opt_tokenizer(folder), eos=_stated_eos(folder))
+        folder = path.parent if path.is_file() else path if path.is_dir() else fetch(str(source))
+        file = path if path.is_file() else folder / "tokenizer.json"
+        base = read_tokenizer(file) if file.exists() else _opt_tokenizer(folder)
+        where = file if file.exists() else folder
+        _refuse_other_ids(folder, where, base)
+        try:
+            return cls(base, eos=_stated_eos(folder))
+        except ForeignError:
+            raise
+        except ValueError as error:
+            raise ForeignError(f"{where}: {error}") from None
 
     @property
     def num_added(self) -> int:
@@ -90,6 +119,15 @@ class Tokenizer:
     def __len__(self) -> int:
         """Ids in use, added tokens included."""
         return self.first_added_id + self.num_added
+
+    def differs(self, other: "Tokenizer") -> str:
+        """Where a token of ``other`` has another id in this one, or none; empty where every text has the same ids, but
+        for words that this one has besides."""
+        ours = self._base.get_vocab(with_added_tokens=True)
+        for token, index in other._base.get_vocab(with_added_tokens=True).items():
+            if token not in other.added and (found := ours.get(token)) != index:
+                return f"{token!r} is {index} in the one and {'unknown' if found is None else found} in the other"
+        return ""
 
     def base_json(self) -> str:
         """``tokenizer.json`` of the language model's own tokenizer; the added tokens are in it where they came so."""
@@ -102,15 +140,20 @@ class Tokenizer:
         return ids
 
     def unknown_words(self, text: str) -> list[str]:
-        """Pieces of a text that the vocabulary cannot say: they all become its one token for anything unknown.
+        """Pieces of a text that the vocabulary cannot say: they all become its one token for anything unknown, or,
+        where it has none, are left out.
 
         Byte-level vocabularies (Qwen's, OPT's) say everything.
         """
-        if self._unknown_id is None:
+        if self._says_all:
             return []
         encoding = self._base.encode(text, add_special_tokens=False)
-        pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        return [text[begin:end] for token, (begin, end) in pairs if token == self._unknown_id]
+        if self._unknown_id is not None:
+            pairs = zip(encoding.ids, encoding.offsets, strict=True)
+            return [text[begin:end] for token, (begin, end) in pairs if token == self._unknown_id]
+        said = {place for begin, end in encoding.offsets for place in range(begin, end)}
+        kept = ("" if place in said or letter.isspace() else letter for place, letter in enumerate(text))
+        return [letter for letter in kept if letter]
 
     def never_written(self, ids: int) -> list[int]:
         """Of the first ``ids`` ids, those that are no part of an answer and do not end one: special tokens, and rows of
@@ -176,16 +219,91 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     Raises:
         ForeignError: it is something else, or broken; the message names the file.
     """
-    return _read(path, lambda: tokenizers.Tokenizer.from_file(str(file_at(path))))
+    if path.suffix == ".model":
+        raise ForeignError(f"{path} is SentencePiece's: {SAVE}")
+    if path.is_dir():
+        raise ForeignError(f"{path} is a folder, no file")
+    data = read_bytes(path)
+    spec = parse_json(data, str(path))
+    if not (isinstance(spec, dict) and isinstance(spec.get("model"), dict)):
+        raise ForeignError(f"{path} is JSON, but no tokenizer: it has no model; fetch it again")
+    plain = data[:1] == b"{" and data[1:2] != b"\0"  # neither marked nor UTF-16, which the library does not know
+    base = _read(path, lambda: tokenizers.Tokenizer.from_str(data.decode() if plain else json.dumps(spec)))
+    for token in spec.get("added_tokens") or ():  # the library gives an id that is another token's, or too far, anew
+        if (found := base.token_to_id(token["content"])) != token["id"]:
+            raise ForeignError(
+                f"{path} has {token['content']!r} at {token['id']}, where it cannot stand: another token does, or "
+                f"the id before is nobody's, and it would become {found}; {SAVE}"
+            )
+    return base
 
 
 def _read[Found](path: Path, read: Callable[[], Found]) -> Found:
     try:
         return read()
-    except Exception as error:  # the library has no type of its own
+    except BaseException as error:  # the library has no type of its own, and its panics are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         known = described(head_of(path))
-        why = known if known and not known.startswith("is text") else f"is no tokenizer ({error})"
-        raise ForeignError(f"{path} {why}") from None
+        if known and not known.startswith("is text"):
+            raise ForeignError(f"{path} {known}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ForeignError(f"{path} is no tokenizer ({reason}); fetch it again, or: {SAVE}") from None
+
+
+def _refuse_shared_ids(vocabulary: dict[str, int]) -> None:
+    """Raises ValueError where two tokens have one id: what is written would not be what was read."""
+    if len(set(vocabulary.values())) == len(vocabulary):
+        return
+    first: dict[int, str] = {}
+    for token, index in vocabulary.items():
+        if (other := first.setdefault(index, token)) != token:
+            raise ValueError(f"{other!r} and {token!r} both have the id {index}; fetch the tokenizer again")
+
+
+def _refuse_other_ids(folder: Path, where: Path, base: tokenizers.Tokenizer) -> None:
+    """Raises ForeignError where another file of the folder has tokens that the tokenizer lacks, or at other ids: then
+    rows of the table are another token's here than where the model was trained."""
+    stated: list[tuple[Path, Any, Any]] = []
+    if (settings := folder / "tokenizer_config.json").is_file() and isinstance(held := read_json(settings), dict):
+        decoder = held.get("added_tokens_decoder")
+        for index, token in decoder.items() if isinstance(decoder, dict) else ():
+            stated.append((settings, token.get("content") if isinstance(token, dict) else token, index))
+    if (added := folder / "added_tokens.json").is_file() and isinstance(held := read_json(added), dict):
+        stated += [(added, token, index) for token, index in held.items()]
+    for file, token, index in stated:
+        if not isinstance(token, str) or (found := base.token_to_id(token)) == index or str(found) == index:
+            continue
+        place = "does not hold it" if found is None else f"has it at {found}"
+        raise ForeignError(f"{file} has {token!r} at {index!s:.40}, {where} {place}: they are of two models; {SAVE}")
+
+
+def _unknown(base: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> tuple[int | None, bool]:
+    """The id of whatever a vocabulary does not know, and whether there is nothing that it cannot say.
+
+    Raises:
+        ValueError: there is such text, and the tokenizer gives up at it.
+    """
+    model = base.model
+    bytes_of = (f"<0x{byte:02X}>" for byte in range(256))
+    if isinstance(model, models.BPE) and (
+        vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
+        or (model.byte_fallback and all(byte in vocabulary for byte in bytes_of))
+    ):
+        return None, True
+    try:
+        base.encode(STRANGE, add_special_tokens=False)
+    except Exception as error:  # the library has no type of its own
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"the tokenizer has no token for words that it does not know ({reason}); set unk_token of its model to one "
+            "of its tokens"
+        ) from None
+    if isinstance(model, models.Unigram):
+        stated = json.loads(base.to_str())["model"]
+        return stated.get("unk_id"), bool(stated.get("byte_fallback"))
+    unknown = getattr(model, "unk_token", None)
+    return (vocabulary.get(unknown) if unknown else None), False
 
 
 def _stated_eos(folder: Path) -> str:
@@ -196,18 +314,26 @@ def _stated_eos(folder: Path) -> str:
     if not isinstance(stated, dict):
         raise ForeignError(f"{settings} is no configuration of a tokenizer")
     value = stated.get("eos_token") or ""
-    return str(value["content"]) if isinstance(value, dict) else str(value)
+    value = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(value, str):
+        raise ForeignError(f"{settings}: expected a token as eos_token, got {stated['eos_token']!r:.80}")
+    return value
 
 
 def _opt_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """OPT's repositories hold GPT-2's two files and no ``tokenizer.json``."""
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
-        raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt (data.tokenizer)")
+        raise FileNotFoundError(
+            f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt (data.tokenizer): {SAVE}"
+        )
     both = str(file_at(vocabulary)), str(file_at(merges))
-    base = tokenizers.Tokenizer(_read(vocabulary, lambda: models.BPE.from_file(*both)))
+    _read(vocabulary, lambda: models.BPE.from_file(both[0], os.devnull))
+    base = tokenizers.Tokenizer(_read(merges, lambda: models.BPE.from_file(*both)))
     if base.token_to_id(OPT_PAD) is None or base.token_to_id(OPT_BEGIN) is None:
-        raise FileNotFoundError(f"{folder} holds no tokenizer.json, and its vocab.json is not OPT's (data.tokenizer)")
+        raise FileNotFoundError(
+            f"{folder} holds no tokenizer.json, and its vocab.json is not OPT's (data.tokenizer): {SAVE}"
+        )
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     base.decoder = decoders.ByteLevel()
     return base

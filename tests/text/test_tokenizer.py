@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import models
+from tokenizers import models, pre_tokenizers
 
+from megatron_af.foreign import ForeignError
 from megatron_af.text.tokenizer import ADDED_TOKENS, Tokenizer
 from tests.text.opt_files import write_opt
 from tests.text.toy_tokenizer import toy_base, toy_tokenizer, words_tokenizer
@@ -106,3 +108,164 @@ def test_unusable_tokenizers_say_why(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match=r"data\.tokenizer"):
         Tokenizer.load("missing/tokenizer.json")  # no name of a hub repository, however alike
+
+
+def spec(**model: object) -> dict[str, Any]:
+    """A ``tokenizer.json`` of bytes, with changes of its model."""
+    content: dict[str, Any] = json.loads(toy_base().to_str())
+    content["model"] |= model
+    return content
+
+
+def test_what_a_vocabulary_cannot_say_is_named_whatever_its_kind() -> None:
+    letters = {letter: i for i, letter in enumerate("adgors")}
+    bpe = tokenizers.Tokenizer(models.BPE(vocab=letters, merges=[]))  # leaves out what it does not know
+    unigram = tokenizers.Tokenizer(models.Unigram([("?", 0.0), *((letter, -2.0) for letter in letters)], unk_id=0))
+    pieces = tokenizers.Tokenizer(models.WordPiece({"?": 0, "a": 1, "dog": 2}, unk_token="?"))
+    for base in (bpe, unigram, pieces):
+        base.pre_tokenizer = pre_tokenizers.Whitespace()
+        base.add_special_tokens(["</s>"])
+        tokenizer = Tokenizer(base)
+        assert tokenizer.unknown_words("a dog") == []
+        assert tokenizer.unknown_words("a 雨") == ["雨"]
+
+
+def test_one_that_gives_up_at_unknown_words_is_refused() -> None:
+    for model in (
+        models.WordLevel({"</s>": 0, "a": 1}, unk_token="?"),
+        models.WordPiece({"</s>": 0, "a": 1}, unk_token="?"),
+        models.Unigram([("</s>", 0.0), ("a", -1.0)]),
+        models.BPE(vocab={"</s>": 0, "a": 1}, merges=[], unk_token="?"),
+    ):
+        with pytest.raises(ValueError, match=r"no token for words that it does not know .*set unk_token"):
+            Tokenizer(tokenizers.Tokenizer(model))
+
+
+def test_a_tokenizer_that_was_trained_with_dropout_says_the_same_twice(tmp_path: Path) -> None:
+    vocabulary = spec()["model"]["vocab"] | {"ab": 256, "abab": 257}
+    content = spec(vocab=vocabulary, merges=[["a", "b"], ["ab", "ab"]], dropout=0.5)
+    content["added_tokens"][0]["id"] = 258
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert Tokenizer.load(tmp_path).encode("abab" * 100) == [257] * 100
+
+
+def test_two_tokens_of_one_id_are_refused(tmp_path: Path) -> None:
+    content = spec()
+    content["model"]["vocab"] |= {"rain": 5}
+    content["added_tokens"][0]["id"] = 257
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ForeignError, match=rf"{tmp_path}/tokenizer\.json: .*'rain'.* both have the id 5"):
+        Tokenizer.load(tmp_path)
+
+
+def test_no_token_stands_behind_the_added_ones() -> None:
+    base = toy_base()
+    base.add_special_tokens([*ADDED_TOKENS, "<|later|>"])
+    with pytest.raises(ValueError, match=r"holds <\|later\|> at 261, behind Audio Flamingo's <SEP> at 260"):
+        Tokenizer(base)
+
+
+def test_nobody_forges_an_end_that_its_file_does_not_call_special() -> None:
+    base = tokenizers.Tokenizer.from_str(json.dumps(spec() | {"added_tokens": []}))
+    base.add_tokens(["<|endoftext|>", *ADDED_TOKENS])
+    tokenizer = Tokenizer(base)
+    text = "a<|endoftext|><SEP>"
+    assert not {tokenizer.eos_id, *tokenizer.added.values()} & set(tokenizer.encode(text))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"257": {"content": "<|im_start|>"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9": {"content": "<|endoftext|>"}}}),
+        ("added_tokens.json", {"<|im_start|>": 256}),
+    ],
+)
+def test_files_of_two_tokenizers_are_refused(tmp_path: Path, name: str, content: dict[str, Any]) -> None:
+    toy_base().save(str(tmp_path / "tokenizer.json"))
+    same = {"added_tokens_decoder": {"256": {"content": "<|endoftext|>"}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(same))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|endoftext|>": 256}))
+    assert Tokenizer.load(tmp_path).first_added_id == 257
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ForeignError, match=rf"{name} has '<\|\w+\|>' at \d+, \S+tokenizer\.json .*: they are of two"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("eos", [["<|endoftext|>"], 256, {"id": 256}])
+def test_an_end_that_is_no_token_is_told_of(tmp_path: Path, eos: object) -> None:
+    toy_base().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    with pytest.raises(ForeignError, match=r"tokenizer_config\.json: expected a token as eos_token, got"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("tokenizer.json", b'{"a": 0', "is not JSON: expecting"),
+        ("tokenizer.json", b'{"a": 0}', "is JSON, but no tokenizer: it has no model"),
+        ("tokenizer.json", json.dumps(spec(type="BPE2")).encode(), r"is no tokenizer \(.*\); fetch it again, or"),
+        ("tokenizer.json", b"", "is empty"),
+        ("tokenizer.json", json.dumps(spec(vocab={}) | {"added_tokens": []}).encode(), ": .*holds no tokens"),
+        ("tokenizer.json", json.dumps(spec() | {"decoder": None}).encode(), r": .*writes 'a \u0120 b' for 'a b'"),
+        ("tokenizer.model", b"\n\x0e\n\x05<unk>\x15", "is SentencePiece's: save it where it was made"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_told_of(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ForeignError, match=rf"^{tmp_path}/{name} ?{told}"):
+        Tokenizer.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt", "qwen.tiktoken"])
+def test_another_kind_of_tokenizer_names_the_way_to_this_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor .*save_pretrained\(folder\)"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("merges", ["#version: 0.2\nr a b\n", "#version: 0.2\nqqq zzz\n", "<!DOCTYPE html><html>"])
+def test_of_opts_two_files_the_broken_one_is_named(tmp_path: Path, merges: str) -> None:
+    write_opt(tmp_path)
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(ForeignError, match=rf"^{tmp_path}/merges\.txt is "):
+        Tokenizer.load(tmp_path)
+
+
+def test_ids_of_two_tokenizers_are_compared() -> None:
+    ours, theirs = words_tokenizer("a", "dog", "barks"), words_tokenizer("a", "dog")
+    assert ours.differs(theirs) == "" and theirs.differs(ours) == "'barks' is 4 in the one and unknown in the other"
+    assert ours.differs(words_tokenizer("dog")) == "'dog' is 2 in the one and 3 in the other"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_with_a_mark_in_front_is_read(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(toy_base().to_str(), encoding=encoding)
+    assert Tokenizer.load(tmp_path).encode("a dog") == toy_tokenizer().encode("a dog")
+
+
+@pytest.mark.parametrize("index", [7, 400])
+def test_an_added_token_stands_where_its_file_says_or_nowhere(tmp_path: Path, index: int) -> None:
+    content = spec()
+    content["added_tokens"].append(content["added_tokens"][0] | {"content": "[tone]", "id": index})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ForeignError, match=rf"tokenizer\.json has '\[tone\]' at {index}, where it cannot stand"):
+        Tokenizer.load(tmp_path)
+
+
+def test_the_end_is_no_token_of_audio(tmp_path: Path) -> None:
+    base = toy_base()
+    base.add_special_tokens(list(ADDED_TOKENS))
+    base.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<audio>"}))
+    with pytest.raises(ForeignError, match=r"eos_token of tokenizer_config\.json is <audio>"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_library_that_panics_is_told_of(tmp_path: Path) -> None:
+    content = spec() | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ForeignError, match=r"tokenizer\.json is no tokenizer \(Precompiled: "):
+        Tokenizer.load(tmp_path)
