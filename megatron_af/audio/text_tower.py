@@ -85,17 +85,43 @@ def _build(config: ClapConfig, tokenizer: TextTokenizer | None) -> tuple[Any, Te
         )
         model = AutoModelForTextEncoding.from_config(sizes)
     else:
-        try:
-            model = AutoModelForTextEncoding.from_pretrained(config.text_tower, dtype=torch.float32)
-            tokenizer = _PretrainedTokenizer(config)
-        except (OSError, ValueError) as error:
-            kind = "folder" if Path(config.text_tower).is_dir() else "name that is no folder here"
-            raise ValueError(
-                f"model.clap.text_tower: {config.text_tower!r} is a {kind} and holds no text encoder that transformers "
-                f"can load ({error})"
-            ) from error
+        model, tokenizer = _loaded(config)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # BERT's head for its own pre-training task: nothing here would use it
+    return model, tokenizer
+
+
+def _loaded(config: ClapConfig) -> tuple[Any, TextTokenizer]:
+    """
+    Raises:
+        ValueError: it is no text encoder, or a part of it is missing, broken or of another model.
+    """
+    from transformers import AutoModelForTextEncoding
+
+    place = config.text_tower
+    kind = "folder" if Path(place).is_dir() else "name that is no folder here"
+    where = f"model.clap.text_tower: {place!r} is a {kind}"
+    try:
+        model, found = AutoModelForTextEncoding.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        tokenizer = _PretrainedTokenizer(config)
+    except Exception as error:  # the library's, or one of the many that it reads files by
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where} and holds no text encoder that transformers can load ({reason})") from error
+    lost = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if lost or found["mismatched_keys"]:
+        name = lost[0] if lost else next(iter(found["mismatched_keys"]))[0]
+        what = "does not hold" if lost else "holds in another shape than its config.json says"
+        raise ValueError(f"{where}, which {what} {name}: its files are of two models, fetch all of them again")
+    if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise ValueError(f"{where}, in which {broken[0]} holds NaN or infinity: fetch it again")
+    if tokenizer.pad_id is None:
+        raise ValueError(f"{where} whose tokenizer has no pad_token: set it in its tokenizer_config.json")
+    if not tokenizer.has_words:
+        raise ValueError(f"{where}, which holds no tokenizer: save the one that it was trained with beside it")
+    if (words := len(tokenizer)) > (rows := model.get_input_embeddings().num_embeddings):
+        raise ValueError(f"{where} with {words} tokens in its tokenizer, and {rows} rows in its table: of two models")
     return model, tokenizer
 
 
@@ -108,6 +134,8 @@ class _PretrainedTokenizer:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(config.text_tower)
         self._max_tokens = config.text_max_tokens
         self.pad_id: int = self._tokenizer.pad_token_id
+        self.has_words = len(self._tokenizer) > len(set(self._tokenizer.all_special_ids))
+        """The library makes one of special tokens alone where it finds no file of it."""
 
     def encode(self, text: str) -> list[int]:
         # cut here, so that the closing special token survives

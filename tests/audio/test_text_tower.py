@@ -1,13 +1,18 @@
 """Text towers: pooling over real tokens only, and Hugging Face towers from a folder."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForTextEncoding,
 )
 
 from megatron_af.audio.clap import ClapModel, JointSpace
+from megatron_af.audio.text_tower import TextTower
 from megatron_af.config import ClapConfig, EncoderConfig, ModelConfig
 from tests.audio.tower import WORDS, save_tower
 
@@ -73,3 +78,39 @@ def test_missing_tower_names_its_key(tmp_path):
         JointSpace(ClapConfig(text_tower=str(tmp_path)), ENCODER, None)
     with pytest.raises(ValueError, match="tokenizer"):
         JointSpace(FRESH, ENCODER, None)
+
+
+def changed_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    held = load_file(folder / "model.safetensors")
+    change(held)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def larger(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {f"word{i}": 9 + i for i in range(5)}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+UNPADDED = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+TABLE = "embeddings.word_embeddings.weight"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (lambda f: (f / "model.safetensors").write_bytes(b"cut"), "holds no text encoder that transformers can"),
+    "web page": (lambda f: (f / "tokenizer.json").write_text("<html>"), "holds no text encoder that transformers can"),
+    "missing": (lambda f: changed_weights(f, lambda w: w.pop(TABLE)), f"does not hold {TABLE}"),
+    "shape": (lambda f: changed_weights(f, lambda w: w.update({TABLE: torch.ones(3, 16)})), f"another shape.*{TABLE}"),
+    "nan": (lambda f: changed_weights(f, lambda w: w[TABLE].fill_(torch.nan)), f"{TABLE} holds NaN or infinity"),
+    "no tokenizer": (lambda f: [file.unlink() for file in f.glob("tokenizer*")], "holds no tokenizer"),
+    "larger": (larger, "with 14 tokens in its tokenizer, and 9 rows in its table"),
+    "no padding": (lambda f: (f / "tokenizer_config.json").write_text(json.dumps(UNPADDED)), "has no pad_token"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_tower_of_files_that_make_none_is_refused(tmp_path, what):
+    """What the library makes anew, at random, or leaves out would be trained on without a word."""
+    save_tower(tmp_path, "bert")
+    change, told = BROKEN[what]
+    change(tmp_path)
+    with pytest.raises(ValueError, match=rf"model\.clap\.text_tower: '{tmp_path}' is a folder.*{told}"):
+        TextTower(ClapConfig(text_tower=str(tmp_path)))
