@@ -11,6 +11,11 @@ from typing import Any, ClassVar
 from megatron_af.decoder.family import LanguageFamily
 from megatron_af.flops import Tally
 
+COMPUTED = {"hidden_act": "silu", "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1.0}
+"""Keys of ``config.json`` and their only value that is computed, which is transformers' default."""
+ROPE_BASE = 1e4
+"""What transformers turns by where no ``rope_theta`` is stated; every published model states one."""
+
 
 class Qwen2(LanguageFamily):
     model_type = "qwen2"
@@ -69,22 +74,32 @@ class Qwen2(LanguageFamily):
 
     @classmethod
     def read_config(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        if values.get("use_sliding_window"):
-            raise ValueError("use_sliding_window is not supported")
         rope: dict[str, Any] = values.get("rope_parameters") or {}  # from transformers 5 on; before: rope_theta
-        scaling = values.get("rope_scaling") or {}
-        kind = rope.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
-        if kind != "default":
-            raise ValueError(f"RoPE scaling {kind!r} is not supported")
+        scaling: dict[str, Any] = values.get("rope_scaling") or {}
+        for stated in (values, scaling, rope):
+            for key, computed in COMPUTED.items():
+                if stated.get(key) not in (None, computed):
+                    raise ValueError(f"{key} = {stated[key]!r:.80} is not supported, expected {computed}")
+        for stated in (scaling, rope):
+            kind = stated.get("rope_type", stated.get("type", "default"))
+            if kind != "default":
+                raise ValueError(f"RoPE scaling {kind!r} is not supported")
+            if by_kind := [key for key, value in stated.items() if isinstance(value, dict)]:
+                raise ValueError(f"RoPE of {by_kind[0]} alone is not supported")
+        hidden, heads = values["hidden_size"], values["num_attention_heads"]
+        if (size := values.get("head_dim")) is not None and size * heads != hidden:
+            raise ValueError(f"head_dim = {size} is not supported, expected hidden_size / num_attention_heads")
+        if others := set(values.get("layer_types") or ()) - {"full_attention"}:
+            raise ValueError(f"layer_types with {min(others)} is not supported, expected full_attention alone")
         return {
-            "hidden": values["hidden_size"],
+            "hidden": hidden,
             "layers": values["num_hidden_layers"],
-            "heads": values["num_attention_heads"],
-            "kv_heads": values["num_key_value_heads"],
+            "heads": heads,
+            "kv_heads": heads if values["num_key_value_heads"] is None else values["num_key_value_heads"],
             "ffn": values["intermediate_size"],
             "vocab": values["vocab_size"],
-            "tied": values["tie_word_embeddings"],
-            "rope_base": float(rope.get("rope_theta", values.get("rope_theta", 1e6))),
+            "tied": values.get("tie_word_embeddings", False),
+            "rope_base": float(rope.get("rope_theta", values.get("rope_theta", ROPE_BASE))),
             "norm_eps": values["rms_norm_eps"],
             "max_positions": values["max_position_embeddings"],
         }

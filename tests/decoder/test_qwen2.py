@@ -26,14 +26,31 @@ def test_a_head_of_odd_width_cannot_turn_pairs() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"use_sliding_window": True}, "use_sliding_window = True is not supported, expected False"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, expected silu"),
+        ({"is_causal": False}, "is_causal = False"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor = 0\.5"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "RoPE of full_attention alone"),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear"}}, "RoPE scaling 'linear'"),
+        ({"head_dim": 32}, "head_dim = 32 is not supported"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types with sliding_attention"),
         ({"rope_scaling": {"type": "yarn"}}, "RoPE scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "RoPE scaling 'linear'"),
     ],
 )
 def test_a_variant_that_is_not_computed_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Qwen2.read_config(values)
+        Qwen2.read_config(Qwen2(LMConfig()).write_config() | values)
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes() -> None:
+    from transformers import Qwen2Config
+
+    stated = Qwen2(LMConfig(heads=8, kv_heads=8)).write_config() | {"num_key_value_heads": None}
+    del stated["rope_theta"], stated["tie_word_embeddings"]
+    found, theirs = Qwen2.read_config(stated), Qwen2Config(**stated)
+    assert found["rope_base"] == theirs.rope_parameters["rope_theta"] == 1e4
+    assert (found["tied"], found["kv_heads"]) == (theirs.tie_word_embeddings, theirs.num_key_value_heads) == (False, 8)
 
 
 @pytest.mark.parametrize("lm", [LMConfig(), LMConfig(tied=False, heads=8, kv_heads=4, rope_base=1e4, vocab=151_665)])
