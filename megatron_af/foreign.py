@@ -72,6 +72,8 @@ def described(head: bytes) -> str:
         return f"is a web page ({shown(text)}): the download failed"
     if head.startswith(b"\x00\x05\x16\x07"):
         return "is what macOS keeps beside a file (AppleDouble), not the file"
+    if head.startswith(b"GGUF"):
+        return "is GGUF, weights as llama.cpp has them: take the model's release as safetensors"
     for magic, name in _OTHER.items():
         if head.startswith(magic):
             return f"is {name}: write what it holds as CSV, JSON or JSON Lines"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_af.convert.keys import KeyReport
+from megatron_af.convert.shards import Held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,8 @@ class EncoderFile:
         report.check(self._where, hint)
         with torch.no_grad():
             for name, tensor in state.items():
-                parts = [self._weights[part] for part in self._theirs(name) if part in self._weights]
+                theirs = [part for part in self._theirs(name) if part in self._weights]
+                parts = [Held(self._where, part, self._weights[part])[...] for part in theirs]
                 if parts:
                     found = torch.cat(parts) if len(parts) > 1 else parts[0]
                     if found.shape != tensor.shape:

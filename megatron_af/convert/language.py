@@ -21,23 +21,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from megatron_af.config import LMConfig
 from megatron_af.config.loading import EXPECTED
-from megatron_af.convert.keys import KeyReport
-from megatron_af.convert.shards import SHARD_BYTES, open_weights, tensor_files, write_shards
+from megatron_af.convert.keys import KeyReport, bare_names, compare_aliases
+from megatron_af.convert.shards import SHARD_BYTES, Held, instead, open_weights, tensor_files, write_shards
 from megatron_af.decoder.family import LanguageFamily, family_of
 from megatron_af.files import write
 from megatron_af.foreign import ForeignError, read_json
-from megatron_af.parallel.global_state import Placement, fill, placements, whole_tensors
+from megatron_af.parallel.global_state import TABLES, Placement, fill, placements, whole_tensors
 
 WHOLE = slice(None)
 
 
 class Sliceable(Protocol):
-    """A tensor, or one in a safetensors file, of which parts can be had."""
+    """A tensor, or one in a safetensors file (``Held``), of which parts can be had."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, index: Any, /) -> Tensor: ...
 
@@ -57,27 +59,22 @@ def hugging_face_names(name: str, family: LanguageFamily | type[LanguageFamily])
     return tuple(f"{family.layer_prefix}.{layer[1]}.{part}" for part in family.inside_layers[layer[2]])
 
 
-def read_part(placement: Placement, lm: LMConfig, source: Source) -> Tensor:
+def read_part(placement: Placement, lm: LMConfig, source: Source, *, rows_behind: int = 0) -> Tensor:
     """This rank's part of one parameter, from the slices it is made of.
+
+    Args:
+        rows_behind: of added tokens, which stand behind the tables' own rows in ``source``.
 
     Raises:
         ForeignError: they have other shapes than the configuration says.
     """
-    expected, found = list(placement.shape), "others, which do not go together"
-    if placement.dim is not None:
-        expected[placement.dim] = sum(stop - start for start, stop in placement.ranges())
-    try:
-        part = _part(placement, lm, source)
-        if list(part.shape) == expected:
-            return part
-        found = str(tuple(part.shape))
-    except (RuntimeError, IndexError, SafetensorError):
-        pass
-    raise ForeignError(f"{placement.name}: expected shapes that make {tuple(expected)}, got {found}; check model.lm")
-
-
-def _part(placement: Placement, lm: LMConfig, source: Source) -> Tensor:
-    tensors = [source(name) for name in hugging_face_names(placement.name, family_of(lm))]
+    names = hugging_face_names(placement.name, family_of(lm))
+    tensors = [source(name) for name in names]
+    for name, tensor, rows in zip(names, tensors, _rows(placement, lm, len(names)), strict=True):
+        expected = (rows + rows_behind * (placement.name in TABLES), *placement.shape[1:])
+        if (found := tuple(tensor.shape)) != expected:
+            told = tensor if isinstance(tensor, Held) else name
+            raise ForeignError(f"{told}: expected shape {expected}, got {found}; check model.lm")
     if placement.dim is None:
         return tensors[0][WHOLE]
     ranges = placement.ranges()
@@ -90,6 +87,14 @@ def _part(placement: Placement, lm: LMConfig, source: Source) -> Tensor:
     index: dict[int, Callable[[int, int], Any]] = {0: lambda a, b: slice(a, b), 1: lambda a, b: (WHOLE, slice(a, b))}
     parts = [tensor[index[placement.dim](*span)] for tensor, span in zip(tensors, ranges, strict=True)]
     return torch.cat(parts, placement.dim) if len(parts) > 1 else parts[0]
+
+
+def _rows(placement: Placement, lm: LMConfig, parts: int) -> list[int]:
+    """Of each tensor that a parameter is made of."""
+    if parts == 3:
+        head_dim = lm.hidden // lm.heads
+        return [lm.hidden, lm.kv_heads * head_dim, lm.kv_heads * head_dim]
+    return [placement.shape[0] // parts] * parts
 
 
 def _fused_qkv(tensors: list[Sliceable], lm: LMConfig, start: int, stop: int) -> Tensor:
@@ -146,6 +151,15 @@ def load_language(chunks: Iterable[nn.Module], source: Source, lm: LMConfig) -> 
                 fill(parameter, placement, read_part(placement, lm, source))
 
 
+def _without(folder: Path) -> str:
+    """What a folder without a configuration is, and what to do about it."""
+    if not folder.is_dir():
+        return f"which {'is a file' if folder.exists() else 'is not there: download the model first'}"
+    if snapshots := sorted((folder / "snapshots").glob("*/config.json")):
+        return f"a cache of the hub: name {snapshots[-1].parent}"
+    return instead(folder).replace("got ", "with ", 1)
+
+
 class LanguageFolder:
     """A language model as ``save_pretrained`` and the hub lay it out.
 
@@ -162,7 +176,14 @@ class LanguageFolder:
         self.folder = Path(folder)
         self._name, self._family = family, family_of(LMConfig(family=family))
         if not (self.folder / "config.json").is_file():
-            raise FileNotFoundError(f"expected a Hugging Face folder with config.json, got {self.folder}")
+            raise FileNotFoundError(
+                f"expected a Hugging Face folder with config.json, got {self.folder}, {_without(self.folder)}"
+            )
+        if (self.folder / "adapter_config.json").is_file():
+            raise ForeignError(
+                f"{self.folder} holds adapters beside its weights (adapter_config.json), which some programs add to "
+                "them: merge them (peft's merge_and_unload), or move them away"
+            )
         self._config = read_json(self.folder / "config.json")
         if not isinstance(self._config, dict):
             raise ForeignError(f"{self.folder}/config.json is no configuration of a model")
@@ -177,7 +198,17 @@ class LanguageFolder:
                 "or FP32"
             )
         self._file_of = tensor_files(self.folder)
+        self._held = self._known(bare_names(self._file_of, self.folder))
         self._open: dict[str, Any] = {}
+
+    def _known(self, held: dict[str, str]) -> dict[str, str]:
+        """Names as the family has them -> as held: without its head, a model is saved under the names of its inside."""
+        outside = self._family.outside_layers
+        table, head = outside["embedding.word_embeddings.weight"], outside["output_layer.weight"]
+        inside = table.partition(".")[0] + "."
+        if table in held or table.removeprefix(inside) not in held:
+            return held
+        return {name if name == head else inside + name: own for name, own in held.items()}
 
     @property
     def lm_config(self) -> LMConfig:
@@ -214,22 +245,31 @@ class LanguageFolder:
         """What becomes of each tensor of the folder; of a tied model, the output layer's is the table once more."""
         family, lm = self._family, self.lm_config
         head = family.outside_layers["output_layer.weight"] if lm.tied else ""
-        table = family.outside_layers["embedding.word_embeddings.weight"]
         wanted = [name for name in family.outside_layers.values() if name != head]
         for layer in range(lm.layers):
             for parts in family.inside_layers.values():
                 wanted += [f"{family.layer_prefix}.{layer}.{part}" for part in parts]
-        return KeyReport.of(self._file_of, wanted, lambda name: (head,) if name == table else ())
+        return KeyReport.of(self._held, wanted, self._aliases)
+
+    def compare(self, report: KeyReport) -> None:
+        """Raises ForeignError where a tied model has an output layer that is not its table."""
+        hint = "where the output layer is its own, set tie_word_embeddings of config.json and model.lm.tied to false"
+        compare_aliases(report, self.source, str(self.folder), hint)
+
+    def _aliases(self, name: str) -> tuple[str, ...]:
+        outside = self._family.outside_layers
+        table, head = outside["embedding.word_embeddings.weight"], outside["output_layer.weight"]
+        return (head,) if name == table and self.lm_config.tied else ()
 
     def source(self, name: str) -> Sliceable:
-        """A tensor to slice; nothing is read before it is."""
-        if name not in self._file_of:
+        """A tensor to slice, of a tied table under either name; nothing is read before it is."""
+        found = next((one for one in (name, *self._aliases(name)) if one in self._held), None)
+        if found is None:
             raise ForeignError(f"{self.folder} holds no {name}: fetch it again")
-        file = self._file_of[name]
+        file = self._file_of[self._held[found]]
         if file not in self._open:
             self._open[file] = open_weights(self.folder / file)
-        sliceable: Sliceable = self._open[file].get_slice(name)
-        return sliceable
+        return Held(self.folder / file, found, self._open[file].get_slice(self._held[found]))
 
     def mean_row(self, known_tokens: int, block: int = 8192) -> Tensor:
         """Mean row [H] of the embedding table over the tokenizer's own tokens: where added rows start.
@@ -237,7 +277,7 @@ class LanguageFolder:
         Qwen2.5's table has more rows than its tokenizer has tokens; the rest is untrained and left out.
         """
         table = self.source(self._family.outside_layers["embedding.word_embeddings.weight"])
-        if (rows := len(table[:, :1])) < known_tokens:
+        if (rows := table.shape[0]) < known_tokens:
             raise ForeignError(
                 f"{self.folder} has a table of {rows} rows, and data.tokenizer {known_tokens} tokens: they are of two "
                 "models"

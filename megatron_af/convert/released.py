@@ -24,7 +24,7 @@ from torch import Tensor
 
 from megatron_af.config import CrossAttentionConfig, LMConfig, ModelConfig
 from megatron_af.convert.language import Sliceable, Source, hugging_face_names, read_part, split_whole
-from megatron_af.convert.shards import open_weights
+from megatron_af.convert.shards import Held, open_weights
 from megatron_af.decoder.family import LanguageFamily, family_of
 from megatron_af.foreign import ForeignError, read_json
 from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
@@ -133,7 +133,7 @@ def load_released(
         ForeignError: a tensor is missing, or of another shape.
     """
     table = source(released_names(EMBEDDING, config.lm)[0])
-    rows = table[:, :1].shape[0]
+    rows = table.shape[0]
     if config.lm.vocab + vocabulary.num_added != rows or vocabulary.first_added_id != config.lm.vocab:
         raise ValueError(
             f"the released table has {rows} rows, the last {vocabulary.num_added} of added tokens: expected "
@@ -142,7 +142,7 @@ def load_released(
         )
     for chunk in model.chunks:
         for placement, parameter in placements(chunk):
-            fill(parameter, placement, _decoder_part(placement, config, source))
+            fill(parameter, placement, _decoder_part(placement, config, source, vocabulary.num_added))
     assert isinstance(model.front, AudioFront)
     load_front(model.front, source, config.lm, encoder=encoder)
     with torch.no_grad():
@@ -163,9 +163,10 @@ def load_front(front: AudioFront, source: Source, lm: LMConfig, *, encoder: bool
                 tensor.copy_(value)
 
 
-def _decoder_part(placement: Placement, config: ModelConfig, source: Source) -> Tensor:
+def _decoder_part(placement: Placement, config: ModelConfig, source: Source, added: int) -> Tensor:
     if ".xattn." not in placement.name:
-        return read_part(placement, config.lm, lambda name: source(_in_flamingo(name, family_of(config.lm))))
+        family = family_of(config.lm)
+        return read_part(placement, config.lm, lambda name: source(_in_flamingo(name, family)), rows_behind=added)
     whole = source(released_names(placement.name, config.lm)[0])[...]
     if placement.name.endswith("linear_kv.weight") and whole.shape == placement.shape:
         whole = _kv_by_head(whole, config.cross_attention)
@@ -254,7 +255,8 @@ class ReleasedFile:
 
     def source(self, name: str) -> Sliceable:
         """A tensor by its released name, or by an alias where the file only has that."""
-        return self._weights[_held_name(self._weights, name, self.place)]
+        found = _held_name(self._weights, name, self.place)
+        return Held(self.place, found, self._weights[found])
 
 
 def _held_name(held: Mapping[str, Any], name: str, place: Path) -> str:
@@ -285,6 +287,8 @@ class ReleasedFolder:
             if not path.is_file():
                 raise FileNotFoundError(f"{metadata} names {path.name}, which is missing: fetch it again")
             file = open_weights(path)
+            if twice := sorted(self._file_of.keys() & set(file.keys())):
+                raise ForeignError(f"{path} holds {twice[0]}, as a chunk before it does: fetch all of them again")
             self._file_of |= dict.fromkeys(file.keys(), file)
 
     @property
@@ -295,5 +299,4 @@ class ReleasedFolder:
     def source(self, name: str) -> Sliceable:
         """A tensor by its released name, or by an alias where the file only has that."""
         found = _held_name(self._file_of, name, self.place)
-        sliceable: Sliceable = self._file_of[found].get_slice(found)
-        return sliceable
+        return Held(self.place, found, self._file_of[found].get_slice(found))

@@ -23,7 +23,7 @@ from megatron_af.config.loading import load_config, to_yaml
 from megatron_af.convert.adapter import peft_tensors, write_adapter
 from megatron_af.convert.clap_folder import ClapFolder
 from megatron_af.convert.encoders import EncoderFile
-from megatron_af.convert.keys import KeyReport, pickled_weights
+from megatron_af.convert.keys import KeyReport, compare_aliases, pickled_weights
 from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language, write_language
 from megatron_af.convert.released import (
     ReleasedFile,
@@ -37,6 +37,7 @@ from megatron_af.convert.shards import SHARD_BYTES
 from megatron_af.decoder.lora import merge_adapters
 from megatron_af.decoder.transformer_config import DTYPES
 from megatron_af.files import put_in_place
+from megatron_af.foreign import ForeignError
 from megatron_af.model import AudioFlamingo, Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -103,6 +104,8 @@ def convert(
     if isinstance(released, ReleasedFolder) and (problem := release_problem(source, config.model.front_end.max_hz)):
         raise ValueError(problem)
     tokenizer = Tokenizer.load(config.data.tokenizer)
+    if folder:
+        refuse_other_tokenizer(source, tokenizer, config.data.tokenizer)
     groups = process_groups.initialize(config.parallel, config.seed)
     vocabulary = Vocabulary(first_added_id=tokenizer.first_added_id, num_added=tokenizer.num_added)
     model = build(build_as, vocabulary, current_device())
@@ -125,6 +128,8 @@ def convert(
         elif folder:
             report = folder.report()
             report.check(str(folder.folder), "model.lm")
+            if dist.get_rank() == 0:  # who reads only a part of them all cannot compare them
+                folder.compare(report)
             load_language(model.chunks, folder.source, config.model.lm)
             _start_rows(model, folder.mean_row(tokenizer.first_added_id))
         if report and dist.get_rank() == 0:
@@ -156,6 +161,8 @@ def _report(
     every = dict.fromkeys(name for names in wanted for name in names)
     report = KeyReport.of(released.keys, every, aliases)
     report.check(str(released.place), "model.lm, model.encoder, model.transform and model.cross_attention")
+    if dist.get_rank() == 0:
+        compare_aliases(report, released.source, str(released.place))
     return report
 
 
@@ -166,6 +173,23 @@ def refuse_occupied(target: Path) -> None:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Occupied(f"expected a new or empty folder to write to, got {target}, which holds something: name another")
+
+
+def refuse_other_tokenizer(source: Path, tokenizer: Tokenizer, name: str) -> None:
+    """
+    Raises:
+        ForeignError: the tokenizer beside the weights has other ids: what the model has learnt of a word would be taken
+            for another word's.
+    """
+    try:
+        own = Tokenizer.load(source)
+    except (OSError, ValueError):  # it has none, or one that is not of use here
+        return
+    if different := tokenizer.differs(own):
+        raise ForeignError(
+            f"{source} has a tokenizer of its own, and data.tokenizer = {name} is another: {different}; name that of "
+            "the weights"
+        )
 
 
 def _start_rows(model: AudioFlamingo, row_H: Tensor) -> None:

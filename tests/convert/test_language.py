@@ -103,6 +103,7 @@ class Recorder:
 class Recorded:
     def __init__(self, recorder: Recorder, name: str) -> None:
         self.recorder, self.name = recorder, name
+        self.shape = recorder.checkpoint.source(name).shape
 
     def __getitem__(self, index) -> Tensor:
         part = self.recorder.checkpoint.source(self.name)[index]
@@ -143,15 +144,17 @@ def test_every_tensor_of_a_folder_is_accounted_for(folder, tmp_path):
     index = tmp_path / "more/model.safetensors.index.json"
     content = json.loads(index.read_text())
     file = content["weight_map"].pop("model.norm.weight")
+    held = load_file(tmp_path / "more" / file)
+    del held["model.norm.weight"]
     for stray in ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.extra"):
         content["weight_map"][stray] = file
     index.write_text(json.dumps(content))
-    held = load_file(tmp_path / "more" / file)
     strays = {name for name, place in content["weight_map"].items() if place == file} - held.keys()
     save_file(held | {name: torch.ones(2) for name in strays}, tmp_path / "more" / file)
     found = LanguageFolder(tmp_path / "more").report()
     assert found.missing == ("model.norm.weight",) and found.unknown == ("model.layers.0.extra",)
-    assert found.aliases == (("lm_head.weight",) if checkpoint.lm_config.tied else ())
+    table = "model.embed_tokens.weight"
+    assert found.aliases == ({"lm_head.weight": table} if checkpoint.lm_config.tied else {})
     assert list(found.ignored.values()) == ["positions, computed here in float32"]
 
 
@@ -276,6 +279,90 @@ def test_tensors_of_other_shapes_are_told_of():
     whole = Placement(name="lm.decoder.layers.0.mlp.linear_fc1.weight", shape=torch.Size((32, 8)), dim=0, halves=2,
                       local_length=32)  # fmt: skip
     assert read_part(whole, lm, lambda name: torch.ones(16, 8)).shape == (32, 8)
-    for shape in ((8, 8), (16, 9), (16,)):
-        with pytest.raises(ForeignError, match=r"linear_fc1\.weight: expected shapes that make \(32, 8\)"):
+    for shape in ((8, 8), (16, 9), (16,), (20, 8)):
+        with pytest.raises(ForeignError, match=r"gate_proj\.weight: expected shape \(16, 8\), got .*; check model\.lm"):
             read_part(whole, lm, lambda name, shape=shape: torch.ones(shape))
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+def test_rows_beyond_those_that_the_sizes_say_are_told_of(part):
+    """They would be left out, and the model would compute something else."""
+    lm = LMConfig(hidden=8, layers=1, heads=2, kv_heads=1, ffn=16, vocab=9)
+    whole = Placement(name="lm.decoder.layers.0.self_attention.linear_qkv.weight", shape=torch.Size((16, 8)), dim=0,
+                      local_length=16)  # fmt: skip
+    rows = {"q": 8, "k": 4, "v": 4}
+
+    def source(name):
+        return torch.ones(rows[name.split(".")[-2][0]], 8)
+
+    assert read_part(whole, lm, source).shape == (16, 8)
+    rows[part] *= 2
+    with pytest.raises(ForeignError, match=rf"{part}_proj\.weight: expected shape"):
+        read_part(whole, lm, source)
+
+
+def renamed(folder, target, change):
+    """The same weights in one file, under other names."""
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.safetensors*"))
+    held = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    save_file({change(name): tensor for name, tensor in held.items()}, target / "model.safetensors")
+    return LanguageFolder(target)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda name: f"module._orig_mod.{name}", lambda name: name.removeprefix("model.")],
+    ids=["wrapped", "without its head"],
+)
+def test_other_names_of_the_same_tensors_are_known(folder, tmp_path, change):
+    found, usual = renamed(folder, tmp_path / "other", change), LanguageFolder(folder)
+    assert found.report() == dataclasses.replace(usual.report(), used=found.report().used)
+    for name in usual.report().used:
+        assert torch.equal(found.source(name)[...], usual.source(name)[...]), name
+
+
+def test_a_tied_table_may_stand_under_its_heads_name(folder, tmp_path):
+    usual = LanguageFolder(folder)
+    table = "model.embed_tokens.weight"
+    found = renamed(folder, tmp_path / "other", lambda name: "lm_head.weight" if name == table else name)
+    if usual.lm_config.tied:
+        found.report().check("f", "model.lm")
+        assert torch.equal(found.source(table)[...], usual.source(table)[...])
+
+
+def test_a_tied_model_with_a_head_of_its_own_is_refused(folder, tmp_path):
+    """transformers ties in name alone then, and computes with the head."""
+    found = renamed(folder, tmp_path / "other", str)
+    file = tmp_path / "other" / "model.safetensors"
+    held = load_file(file)
+    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+    save_file(held, file)
+    found = LanguageFolder(tmp_path / "other")
+    found.compare(found.report())
+    if found.lm_config.tied:
+        held["lm_head.weight"][-1, -1] += 1
+        save_file(held, file)
+        found = LanguageFolder(tmp_path / "other")
+        with pytest.raises(ForeignError, match=r"lm_head\.weight is not model\.embed_tokens.*set tie_word_embeddings"):
+            found.compare(found.report())
+
+
+def test_adapters_beside_weights_are_not_left_out(folder, tmp_path):
+    """transformers adds them."""
+    shutil.copytree(folder, tmp_path / "lm")
+    (tmp_path / "lm/adapter_config.json").write_text("{}")
+    with pytest.raises(ForeignError, match="holds adapters beside its weights"):
+        LanguageFolder(tmp_path / "lm")
+
+
+def test_a_folder_without_a_configuration_says_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="which is not there: download the model first"):
+        LanguageFolder(tmp_path / "Qwen/Qwen2.5-3B")
+    (snapshot := tmp_path / "models--a--b/snapshots/abc").mkdir(parents=True)
+    (snapshot / "config.json").touch()
+    with pytest.raises(FileNotFoundError, match=f"a cache of the hub: name {snapshot}"):
+        LanguageFolder(tmp_path / "models--a--b")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_model.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match=r"/lora, with adapter_model\.safetensors, which holds adapters alone"):
+        LanguageFolder(tmp_path / "lora")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_af.convert.shards import INDEX, open_weights, tensor_files, write_shards
+from megatron_af.convert.shards import INDEX, Held, open_weights, tensor_files, write_shards
 from megatron_af.foreign import ForeignError
 
 
@@ -137,3 +137,92 @@ def test_a_copy_that_broke_off_is_named_wherever_it_did(tmp_path: Path) -> None:
         file.write_bytes(whole[:length])
         with pytest.raises(ForeignError, match=r"model\.safetensors"):
             open_weights(file)
+
+
+def test_a_tensor_that_two_files_hold_is_refused(sharded: Path) -> None:
+    second = sharded / "model-00002-of-00002.safetensors"
+    save_file(load_file(second) | {"a": torch.zeros(8)}, second)
+    with pytest.raises(ForeignError, match=r"model-00001-of-00002\.safetensors and model-00002-of\S+ both hold a: "):
+        tensor_files(sharded)
+
+
+def test_what_a_file_holds_beside_the_index_is_there(sharded: Path) -> None:
+    """transformers reads it, too; whether it is of use the family says."""
+    second = sharded / "model-00002-of-00002.safetensors"
+    save_file(load_file(second) | {"d": torch.zeros(8)}, second)
+    assert tensor_files(sharded)["d"] == second.name
+
+
+def test_an_index_and_other_weights_beside_it_are_two_models(sharded: Path) -> None:
+    save_file({"a": torch.zeros(8)}, sharded / "model.safetensors")
+    with pytest.raises(ForeignError, match=r"holds model\.safetensors and an index that does not name it"):
+        tensor_files(sharded)
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert tensor_files(sharded) == {"a": "model.safetensors"}
+
+
+def test_the_hubs_cache_is_links(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    cache = tmp_path_factory.mktemp("models--a--b")
+    (cache / "snapshots/abc").mkdir(parents=True)
+    sharded.rename(cache / "blobs")
+    for number, file in enumerate(sorted((cache / "blobs").iterdir())):
+        (cache / "snapshots/abc" / file.name).symlink_to(f"../../blobs/{number}")
+        file.rename(file.with_name(str(number)))
+    assert sorted(tensor_files(cache / "snapshots/abc")) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_weights_as_opt_was_released_are_read(tmp_path: Path, parts: int) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    torch.save({"module.a": whole[1:], "b": whole.t()}, tmp_path / "pytorch_model.bin")
+    if parts == 2:
+        (tmp_path / "pytorch_model.bin").rename(tmp_path / "pytorch_model-00001-of-00002.bin")
+        torch.save({"c": torch.ones(2)}, tmp_path / "pytorch_model-00002-of-00002.bin")
+        names = {"a": 1, "b": 1, "c": 2}
+        where = {name: f"pytorch_model-0000{number}-of-00002.bin" for name, number in names.items()}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    found = tensor_files(tmp_path)
+    assert sorted(found) == ["a", "b", "c"][: 1 + parts]
+    file = open_weights(tmp_path / found["a"])
+    assert torch.equal(file.get_slice("a")[:, 1:3], whole[1:, 1:3]) and torch.equal(file.get_tensor("b"), whole.t())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("adapter_model.safetensors", "which holds adapters alone: merge them"),
+        ("q4_k_m.gguf", "which is quantised or renamed for llama"),
+        ("model.safetensors.incomplete", "a download that broke off"),
+        ("model-00001-of-00002.safetensors", "and no index that says which"),
+        ("README.md", "which is not there; fetch the whole model, or save it by save_pretrained"),
+    ],
+)
+def test_a_folder_without_weights_says_what_it_has(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=told):
+        tensor_files(tmp_path)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/0")
+    with pytest.raises(FileNotFoundError, match=r"got model\.safetensors, which is a link to nothing: fetch it again"):
+        tensor_files(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"got model\.safetensors, which is a folder"):
+        tensor_files(tmp_path)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e300])
+def test_numbers_that_nothing_can_be_computed_with_are_refused(tmp_path: Path, broken: float) -> None:
+    """Of what is read alone: another rank tells of its own part."""
+    tensor = torch.ones(4, 2, dtype=torch.float64)
+    tensor[3, 1] = broken
+    save_file({"a": tensor}, tmp_path / "model.safetensors")
+    for source in (tensor, open_weights(tmp_path / "model.safetensors").get_slice("a")):
+        held = Held(tmp_path, "a", source)
+        assert held.shape == (4, 2) and torch.equal(held[:2], tensor[:2])
+        with pytest.raises(ForeignError, match=rf"{tmp_path}: a holds 1 numbers that are NaN or infinite in float32"):
+            _ = held[2:]
+    with pytest.raises(ForeignError, match="b holds int32, no weights"):
+        _ = Held(tmp_path, "b", torch.ones(2, dtype=torch.int32))[:]

@@ -23,9 +23,10 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
 from megatron_af.runs.paths import MANIFEST, CheckpointError, Resume
+from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
 from megatron_af.train.checkpoint_reading import load_parts
-from megatron_af.train.conversion import WHOLE, Occupied, convert
+from megatron_af.train.conversion import WHOLE, Occupied, convert, refuse_other_tokenizer
 from tests.convert.qwen_folder import write_folder
 from tests.convert.released_folder import FIXTURE, folder
 from tests.convert.toy_clap import write_clap
@@ -92,6 +93,22 @@ def test_a_converted_folder_starts_stages_in_another_layout(tmp_path, tied):
     assert relative_error(logits[..., :KNOWN_TOKENS], expected[..., :KNOWN_TOKENS]) < 1e-5
     mean = model.get_input_embeddings().weight[:KNOWN_TOKENS].mean(0).detach()
     torch.testing.assert_close(added, mean.expand(4, -1))
+
+
+def test_a_tokenizer_that_is_not_that_of_the_weights_is_refused(tmp_path):
+    """Ids would mean other words than those that the model has learnt."""
+    (tmp_path / "lm").mkdir()
+    write_tokenizer(tmp_path / "other.json", 50)
+    convert_with(tmp_path / "lm", tmp_path / "other.json")  # it has none
+    write_tokenizer(tmp_path / "lm/tokenizer.json", 45)
+    convert_with(tmp_path / "lm", tmp_path / "other.json")  # words behind the others are its user's own
+    write_tokenizer(tmp_path / "lm/tokenizer.json", 55)
+    with pytest.raises(ForeignError, match=r"other\.json is another: 'w48' is 50 in the one and unknown in the other"):
+        convert_with(tmp_path / "lm", tmp_path / "other.json")
+
+
+def convert_with(folder: Path, tokenizer: Path) -> None:
+    refuse_other_tokenizer(folder, Tokenizer.load(tokenizer), str(tokenizer))
 
 
 def write_back(rank: int, world_size: int, folder: Path, checkpoint: str, target: Path) -> None:
