@@ -124,7 +124,8 @@ class Tokenizer:
         """Where a token of ``other`` has another id in this one, or none; empty where every text has the same ids, but
         for words that this one has besides."""
         ours = self._base.get_vocab(with_added_tokens=True)
-        for token, index in other._base.get_vocab(with_added_tokens=True).items():
+        theirs = other._base.get_vocab(with_added_tokens=True)
+        for token, index in sorted(theirs.items(), key=lambda item: item[1]):
             if token not in other.added and (found := ours.get(token)) != index:
                 return f"{token!r} is {index} in the one and {'unknown' if found is None else found} in the other"
         return ""

@@ -204,13 +204,11 @@ def _neighbours(kind: str) -> bytes:
 
 
 def _near(folder: Path) -> None:
-    # Whoever means to do harm writes digests as well. What faiss then reads is checked by it, but in a flat index alone
-    # all that could ask for memory.
+    # Whoever means to do harm writes digests as well.
     with suppress(ValueError, OSError, LookupError, AttributeError, TypeError):
-        about, flat = json.loads((folder / "index.json").read_bytes()), _searched("flat")[:4]
-        if all(file.read_bytes()[:4] == flat for file in folder.glob("*.faiss")):
-            about["files"] |= digest_files(folder, [name for name in names_of(folder) if name in about["files"]])
-            (folder / "index.json").write_text(json.dumps(about))
+        about = json.loads((folder / "index.json").read_bytes())
+        about["files"] |= digest_files(folder, [name for name in names_of(folder) if name in about["files"]])
+        (folder / "index.json").write_text(json.dumps(about))
     index = NeighbourIndex.read(folder)
     for found in index.nearest(np.ones((1, 4), np.float32), 2, own=[set()])[0]:
         index.rows_of(found[0])
