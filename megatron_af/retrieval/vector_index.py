@@ -179,12 +179,12 @@ class VectorIndex:
 def _read(file: Path, flags: int) -> Any:
     """An index as faiss reads it, which makes room for what a file says of itself: here for no more than it has bytes
     by a list, and for as many lists."""
-    size = file_at(file).stat().st_size
+    size = file.stat().st_size
     limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
     faiss.set_deserialization_vector_byte_limit(size + TABLE_BYTES)
     faiss.set_deserialization_loop_limit(size)
     try:
-        return faiss.read_index(str(file), flags)
+        return faiss.read_index(str(file_at(file)), flags)
     except MemoryError:
         raise TooLittleMemory(
             f"{file}: expected {size / 2**30:.2f} GiB of free memory, there is less; free some, or build the index "

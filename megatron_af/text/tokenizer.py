@@ -7,7 +7,6 @@ Order and strings of the added tokens: AF2 ``src/factory.py``. AF1 adds no pad t
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -329,7 +328,9 @@ def _opt_tokenizer(folder: Path) -> tokenizers.Tokenizer:
             f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt (data.tokenizer): {SAVE}"
         )
     both = str(file_at(vocabulary)), str(file_at(merges))
-    _read(vocabulary, lambda: models.BPE.from_file(both[0], os.devnull))
+    words = read_json(vocabulary)
+    if not isinstance(words, dict) or not all(isinstance(index, int) and index >= 0 for index in words.values()):
+        raise ForeignError(f"{vocabulary} is no vocabulary: expected tokens and their ids; fetch it again")
     base = tokenizers.Tokenizer(_read(merges, lambda: models.BPE.from_file(*both)))
     if base.token_to_id(OPT_PAD) is None or base.token_to_id(OPT_BEGIN) is None:
         raise FileNotFoundError(

@@ -226,11 +226,21 @@ def test_another_kind_of_tokenizer_names_the_way_to_this_one(tmp_path: Path, nam
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("merges", ["#version: 0.2\nr a b\n", "#version: 0.2\nqqq zzz\n", "<!DOCTYPE html><html>"])
-def test_of_opts_two_files_the_broken_one_is_named(tmp_path: Path, merges: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("merges.txt", "#version: 0.2\nr a b\n"),
+        ("merges.txt", "#version: 0.2\nqqq zzz\n"),
+        ("merges.txt", "<!DOCTYPE html><html>"),
+        ("vocab.json", "<!DOCTYPE html><html>"),
+        ("vocab.json", '["a", "b"]'),
+        ("vocab.json", '{"a": "b"}'),
+    ],
+)
+def test_of_opts_two_files_the_broken_one_is_named(tmp_path: Path, name: str, content: str) -> None:
     write_opt(tmp_path)
-    (tmp_path / "merges.txt").write_text(merges)
-    with pytest.raises(ForeignError, match=rf"^{tmp_path}/merges\.txt is "):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ForeignError, match=rf"^{tmp_path}/{name} is "):
         Tokenizer.load(tmp_path)
 
 
