@@ -326,7 +326,7 @@ class Client:
             except urllib.error.HTTPError as error:
                 text = ""
                 with suppress(OSError, http.client.HTTPException):
-                    text = error.read(LARGEST_REPLY).decode(errors="replace")[:200]
+                    text = _all_of(error).decode(errors="replace")[:200]
                 elsewhere = f", it is at {error.headers['Location']}" if error.headers.get("Location") else ""
                 problem = f"HTTP {error.code}: {text}{elsewhere}"
                 if error.code in OF_ONE_REQUEST:
@@ -367,9 +367,19 @@ class Client:
         if key := os.environ.get(KEY_VARIABLE):
             request.add_header("Authorization", f"Bearer {key}")
         with _opener().open(request, timeout=self._config.timeout_seconds) as response:
-            reply = response.read(LARGEST_REPLY)
+            reply = _all_of(response)
         try:
             content = json.loads(reply)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise EndpointError(f"{self._config.endpoint} does not speak the chat completions protocol") from None
         return content if isinstance(content, str) else ""
+
+
+def _all_of(answer: Any) -> bytes:
+    """What an answer holds, up to the largest that is read. Raises HTTPException or OSError: it breaks off, or a piece
+    of it has fewer than no bytes."""
+    try:
+        read: bytes = answer.read(LARGEST_REPLY)
+    except ValueError as error:  # the library looks at a piece's length by int alone
+        raise http.client.HTTPException(str(error)) from None
+    return read

@@ -1,7 +1,9 @@
 """What every kind of written text shares: stopping and going on, a server that is busy, slow or gone."""
 
+import http.client
 import io
 import json
+import urllib.error
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +104,22 @@ def test_what_is_no_chat_completion_is_told(tmp_path, monkeypatch, reply):
     monkeypatch.setattr("urllib.request.OpenerDirector.open", lambda *_, **__: io.BytesIO(reply.encode()))
     with pytest.raises(EndpointError, match="does not speak the chat completions protocol"):
         expand(job(tmp_path, SimpleNamespace(endpoint="http://127.0.0.1:9/v1"), rows=1))
+
+
+@pytest.mark.parametrize("status", ["200 OK", "503 Away"])
+def test_an_answer_in_pieces_of_less_than_nothing_is_one_that_broke_off(tmp_path, monkeypatch, status):
+    def answered(*_, **__):
+        said = f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{{}}{{}}{{\r\n-10\r\n".encode()
+        response = http.client.HTTPResponse(SimpleNamespace(makefile=lambda mode: io.BufferedReader(io.BytesIO(said))))
+        response.begin()
+        if response.status != 200:
+            raise urllib.error.HTTPError("http://a", response.status, "away", response.headers, response)
+        return response
+
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", answered)
+    config = replace(job(tmp_path, SimpleNamespace(endpoint="http://127.0.0.1:9/v1"), rows=1), attempts=1)
+    with pytest.raises(EndpointError, match="did not answer 1 times"):
+        expand(config)
 
 
 def test_a_request_that_is_not_answered_costs_its_own_rows_alone(tmp_path, start):
