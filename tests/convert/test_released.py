@@ -88,3 +88,7 @@ def test_incomplete_folders_say_what_is_missing(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "model_chunk_0.safetensors")
     with pytest.raises(ForeignError, match="holds no"):
         ReleasedFolder(tmp_path).source(released_names("encoder.norm.weight", LMConfig())[0])
+    (tmp_path / "metadata.json").write_text('{"model_chunk_0": {}, "model_chunk_1": {}}')
+    save_file({"a": torch.ones(1)}, tmp_path / "model_chunk_1.safetensors")
+    with pytest.raises(ForeignError, match=r"model_chunk_1\.safetensors holds a, as a chunk before it does"):
+        ReleasedFolder(tmp_path)

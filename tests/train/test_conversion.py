@@ -305,6 +305,30 @@ def test_audio_flamingo_1s_file_becomes_a_checkpoint_of_all_but_the_encoder(tmp_
     tensors = run_distributed(read_af1, 1, tmp_path / "tokenizer.json", written)[0]
     for name, tensor in weights.items():
         assert torch.equal(tensors[name], tensor), name
+    alias = next(iter(AF1.info["aliases"]))
+    torch.save(state | {alias: state[alias] + 1}, tmp_path / "chat.pt")
+    run_distributed(refused_alias, 1, tmp_path / "chat.pt", alias)
+
+
+def refused_alias(rank: int, world_size: int, source: Path, alias: str) -> None:
+    with pytest.raises(ForeignError, match=f"{alias} is not "):
+        convert(af1_run(source.parent / "tokenizer.json"), source, source.parent / "refused")
+
+
+def refused_head(rank: int, world_size: int, folder: Path) -> None:
+    with pytest.raises(ForeignError, match=r"set tie_word_embeddings of config\.json and model\.lm\.tied to false"):
+        convert(toy_run(folder), folder, folder / "refused")
+
+
+@pytest.mark.slow
+def test_a_head_that_is_not_the_tied_table_is_not_lost(tmp_path):
+    folder = write_folder(tmp_path / "qwen2", tied=True)
+    write_tokenizer(folder / "tokenizer.json")
+    held = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file(held | {"lm_head.weight": held["model.embed_tokens.weight"] + 1}, folder / "model.safetensors")
+    run_distributed(refused_head, 1, folder)
 
 
 def convert_clap(rank: int, world_size: int, clap: Path, language: Path, target: Path) -> tuple[str, list[str]]:
