@@ -12,13 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
+
 from megatron_af.config import Config, ConfigError
 from megatron_af.data.rows import Manifest, Row, RowError, Span
 from megatron_af.data.shards import open_rows, rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.data.templates import CLASS_PHRASES, FIXED_TEXTS
 from megatron_af.files import write
-from megatron_af.text.tokenizer import Tokenizer, read_tokenizer
+from megatron_af.text.tokenizer import Tokenizer, read_tokenizer, stated_eos
 from megatron_af.text.words import NoWords, build, extend
 
 
@@ -62,9 +64,13 @@ def make_tokenizer(config: Config, start: Path | None = None) -> Made:
         base, new = extend(base, (*FIXED_TEXTS, *CLASS_PHRASES, *texts))
     except NoWords as why:
         raise ConfigError("no words can be added", [f"{begin}: {why}"]) from why
+    text = base.to_str(pretty=True)
+    try:
+        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(text), eos=stated_eos(file.parent))
+    except ValueError as why:  # before it is written: what is there would be extended the next time
+        raise ConfigError("no tokenizer can be made", [f"{begin}: {why}"]) from why
     if new or begin != file:
-        write(file, base.to_str(pretty=True))
-    tokenizer = Tokenizer.load(file)
+        write(file, text)
     words = tokenizer.first_added_id
     return Made(file=file, new=new, tokens=len(tokenizer), words=words, datasets=list(found))
 

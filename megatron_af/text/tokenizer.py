@@ -105,7 +105,7 @@ class Tokenizer:
         where = file if file.exists() else folder
         _refuse_other_ids(folder, where, base)
         try:
-            return cls(base, eos=_stated_eos(folder))
+            return cls(base, eos=stated_eos(folder))
         except ForeignError:
             raise
         except ValueError as error:
@@ -306,7 +306,12 @@ def _unknown(base: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> tuple[in
     return (vocabulary.get(unknown) if unknown else None), False
 
 
-def _stated_eos(folder: Path) -> str:
+def stated_eos(folder: Path) -> str:
+    """The token that ends a sequence as ``tokenizer_config.json`` names it, empty where it does not.
+
+    Raises:
+        ForeignError: the file is something else.
+    """
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return ""

@@ -51,6 +51,8 @@ def extend(base: tokenizers.Tokenizer, texts: Iterable[str]) -> tuple[tokenizers
     known, first = set(vocabulary), max(vocabulary.values()) + 1
     new = sorted({word for text in texts for word in _split(base, text)} - known)
     spec = json.loads(base.to_str())
+    # Of those that stand beside the vocabulary the library counts ids anew when there are more words: they stand in it.
+    spec["model"]["vocab"] |= {token["content"]: token["id"] for token in spec["added_tokens"]}
     spec["model"]["vocab"] |= {word: first + place for place, word in enumerate(new)}
     return tokenizers.Tokenizer.from_str(json.dumps(spec)), new
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig
 from megatron_af.data.rows import Clip, Question, Row, Span, to_json
@@ -73,3 +74,20 @@ def test_what_cannot_be_made_says_why(tmp_path: Path) -> None:
     toy_base().save(config.data.tokenizer)
     with pytest.raises(ConfigError, match=r"words/tokenizer.json: its model is BPE"):
         make_tokenizer(config)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "told"),
+    [
+        ({"<|endoftext|>": 0, "a": 1}, "no token for words that it does not know"),
+        ({"[UNK]": 0}, "no end-of-sequence token"),
+    ],
+)
+def test_what_would_be_no_tokenizer_is_not_written(tmp_path: Path, vocabulary: dict[str, int], told: str) -> None:
+    base = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    base.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    base.save(str(tmp_path / "theirs.json"))
+    config = run(tmp_path, ROW)
+    with pytest.raises(ConfigError, match=rf"theirs\.json: the tokenizer has {told}"):
+        make_tokenizer(config, tmp_path / "theirs.json")
+    assert not Path(config.data.tokenizer).exists()

@@ -28,6 +28,15 @@ def test_an_extended_tokenizer_moves_no_word() -> None:
     assert none == [] and again.get_vocab() == longer.get_vocab()
 
 
+def test_nor_one_that_stands_beside_the_vocabulary() -> None:
+    """Of another maker's tokenizer: the library would give it a new id, and one that a word may have."""
+    base = build(["dog"])
+    base.add_tokens(["rain"])
+    longer, new = extend(base, ["a cat"])
+    assert new == ["a", "cat"] and longer.get_vocab() == base.get_vocab() | {"a": 4, "cat": 5}
+    assert longer.get_vocab()["rain"] == 3
+
+
 def test_words_are_split_as_the_tokenizer_splits_them() -> None:
     base = build(["x"])
     base.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
