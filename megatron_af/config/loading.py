@@ -32,6 +32,7 @@ from yaml import YAMLError
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.errors import shown, suggestion
+from megatron_af.config.ranges import keep_in_range
 from megatron_af.foreign import ForeignError, no_file, opened
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,7 +49,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Load a run's top file with its includes and ``a.b.c=value`` overrides.
 
     Raises:
-        ConfigError: files that are missing or no YAML; unknown keys, wrong types and missing keys, all at once.
+        ConfigError: files that are missing or no YAML; unknown keys, wrong types, missing keys and numbers out of their
+            ranges, all at once.
     """
     return read_values(Config, Path(path), overrides)
 
@@ -84,8 +86,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config
 def read_values[Schema](schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
     """:func:`load_config` for the file of any tree of dataclasses."""
     values, unread = _read_tree(schema, path, overrides)
-    if unread.problems:
-        raise ConfigError(f"{path} cannot be used", unread.problems)
+    if problems := unread.and_also(keep_in_range(values)[1].values()):
+        raise ConfigError(f"{path} cannot be used", problems)
     return values
 
 

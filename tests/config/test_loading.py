@@ -204,3 +204,11 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, make: Callable[[Path], No
     assert problem == f"{tmp_path}/other.yaml: expected a YAML file, got {what}"
     (problem,) = problems_of(write(tmp_path, top="{name: x, include: [other.yaml]}"))
     assert "other.yaml: expected a YAML file" in problem
+
+
+@pytest.mark.parametrize("key", ["parallel.tensor", "parallel.virtual_pipeline", "model.lm.heads"])
+def test_a_number_out_of_its_range_is_refused_by_every_command(key: str) -> None:
+    """Here, for some would divide by it before they look at anything else."""
+    with pytest.raises(ConfigError, match=rf"cannot be used(?s:.*){key} = 0: must be at least 1"):
+        load_config("configs/demo.yaml", [f"{key}=0"])
+    assert not read_config("configs/demo.yaml", [f"{key}=0"])[1].problems, "a check tells it with all others"
