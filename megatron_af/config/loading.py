@@ -35,8 +35,7 @@ from megatron_af.config.errors import shown, suggestion
 from megatron_af.config.ranges import keep_in_range
 from megatron_af.foreign import ForeignError, no_file, opened
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-COMMAND_LINE = "command line"
+CONFIGS, COMMAND_LINE = Path(__file__).parents[2] / "configs", "command line"
 DEEPEST = 100  # levels of a file
 DEFINED_IN_FILES = ("curriculum", "data.datasets", "steps")
 _hints = cache(get_type_hints)
@@ -46,11 +45,10 @@ EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true o
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Load a run's top file with its includes and ``a.b.c=value`` overrides.
+    """A run's top file with its includes and ``a.b.c=value`` overrides.
 
     Raises:
-        ConfigError: files that are missing or no YAML; unknown keys, wrong types, missing keys and numbers out of their
-            ranges, all at once.
+        ConfigError: unreadable files; unknown and missing keys, wrong types, numbers out of range, all at once.
     """
     return read_values(Config, Path(path), overrides)
 

@@ -14,6 +14,8 @@ from megatron_af.tracking.runs import curriculum_spool, stage_spool
 from megatron_af.tracking.spool import Address, Spool, read_spool
 from megatron_af.tracking.store import open_client
 
+pytestmark = pytest.mark.slow
+
 SUMMARY = {"skills": {"what?": {"audio": 40.0, "n": 5}}, "overall": {"audio": 40.0, "n": 5}}
 
 
