@@ -23,6 +23,8 @@ def import_rows(config: Config, names: list[str], progress: Progress) -> int:
         total = report.rows + sum(report.left_out.values())
         other = f"{report.passed_over:,} other files passed over"
         progress.say(f"{name}: {report.rows:,} of {total:,} rows imported, {other}")
+        if report.without_recording:
+            progress.say(f"  without a recording, of text alone: {report.without_recording:,}")
         status |= _left_out(
             progress, config, name, report.left_out, report.report, report.bad_fraction, report.passed_over
         )

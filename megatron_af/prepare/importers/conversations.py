@@ -7,11 +7,12 @@
     {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}, {"type": "text", …}]}, …]}
 
 The marks in the questions say where recordings belong (``marks.py``). ``start`` and ``end`` (``start_time``,
-``audio_start`` ...) are the seconds of the one recording that a row may be about a part of.
+``begin``, ``onset`` ...) are the seconds of the one recording that a row may be about a part of; ``offset`` begins it
+beside ``duration``, as NeMo writes it, and ends it beside ``onset``.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -38,7 +39,20 @@ _NAMES_AUDIO = re.compile(
     re.IGNORECASE,
 )
 """Keys that are about a recording where a row has none under those that are known."""
-_START, _END = ("start", "start_time", "audio_start"), ("end", "end_time", "audio_end")
+_START = ("start", "start_time", "audio_start", "begin", "begin_time", "onset")
+_END = ("end", "end_time", "audio_end")
+_OFFSET = "offset"
+_A_PART = re.compile(
+    r"(?:(?:audio|sound|clip|segment|time|frame|sample)_?)?(?:start|begin|end|stop|onset|offset)"
+    r"(?:_?(?:time|times|s|sec|secs|seconds?|ms|frames?|samples?))?"
+    r"|(?:(?:audio|sound|clip|time)_?)?(?:segments?|timestamps?|intervals?|spans?|ranges?|windows?)",
+    re.IGNORECASE,
+)
+"""Keys that say a part of a recording where their values are times."""
+_SECONDS = r"[\d.:]*\d(?:\s*m?s)?"
+_TIME = re.compile(rf"(?=.*[1-9]){_SECONDS}(?:\s*(?:-|,|to)\s*{_SECONDS})?")
+_LEARNT = ("loss", "loss_mask", "loss_scale", "loss_weight", "train", "weight")
+"""Keys by which others say how much of an answer is learnt; here every one is, wholly."""
 _TURNS = {"conversations": ("from", "value"), "conversation": ("from", "value"), "messages": ("role", "content")}
 """Key of the turns -> keys of who speaks and of what is said."""
 _HUMAN, _ASSISTANT = ("human", "user"), ("gpt", "assistant")
@@ -54,6 +68,7 @@ def conversations(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     def make(key: str, value: object) -> Row:
         item = _with_names(object_of(value, "an object with 'conversations', 'messages' or 'query'"))
         names = _names(item)
+        _check_turns(item, names)
         pairs = _pairs(item)
         start, seconds = _part(item, len(names))
         clips = tuple(recordings.clip(name, start, seconds) for name in names)
@@ -74,20 +89,70 @@ def _names(item: Mapping[str, Any]) -> list[Any]:
     present = [key for key in AUDIO_KEYS if item.get(key)]
     if len(present) > 1:
         raise RowError(f"keys {' and '.join(map(repr, present))} both name recordings: expected one of them")
+    names = _listed(item[present[0]]) if present else []
+    _check_keys(item, (*AUDIO_KEYS, "id", *_TURNS, "query", "response", "history"), names)
+    return names
+
+
+def _check_keys(item: Mapping[str, Any], read: Collection[str], names: list[Any], where: str = "") -> None:
+    """`RowError` where a key that is not read is about a recording of its own, or what is seen.
+
+    Args:
+        names: the recordings of the row.
+        where: what the keys belong to, as the message says it.
+    """
     for key, value in item.items():
-        if key in AUDIO_KEYS or key in ("id", *_TURNS, "query", "response", "history"):
+        if key in read:
             continue
         first = _first_text(value)
         if first and _SEEN.fullmatch(key):
-            raise RowError(f"key {key!r} holds what is seen ({said(first)}), and these models only hear")
-        named = bool(_NAMES_AUDIO.fullmatch(key)) and " " not in first and not present
+            raise RowError(f"{where}key {key!r} holds what is seen ({said(first)}), and these models only hear")
+        named = bool(_NAMES_AUDIO.fullmatch(key)) and " " not in first and not names
         if first and (named or (len(first) < 1000 and is_audio(first))):
-            if present and _basename(first) in map(_basename, _listed(item[present[0]])):
+            if _basename(first) in map(_basename, names[:1]):
                 continue  # the same name again, as a path elsewhere
             raise RowError(
-                f"key {key!r} holds a recording ({said(first)}) but is not known; expected 'sound' or 'audios'"
+                f"{where}key {key!r} holds a recording ({said(first)}) but is not known; expected 'sound' or 'audios'"
+                + (" of the row" if where else "")
             )
-    return _listed(item[present[0]]) if present else []
+
+
+def _check_turns(item: Mapping[str, Any], names: list[Any]) -> None:
+    """`RowError` where the row or one of its turns says what no template writes, or what nothing here reads."""
+    if item.get("system"):
+        raise RowError("has a key 'system', which no template writes: put it into the first question, or drop it")
+    _check_learnt(item)
+    key = next((key for key in _TURNS if isinstance(item.get(key), list)), None)
+    for turn in item[key] if key else ():
+        if isinstance(turn, dict):
+            who, what = _TURNS[key or ""]
+            _check_keys(turn, (who, what), names, "a turn's ")
+            if odd := _stated_part(turn, (who, what)):
+                raise RowError(f"a part of the recording is stated in {odd!r} of a turn: use start and end of the row")
+            if turn.get(who) not in _HUMAN:  # no question is learnt, whatever it says
+                _check_learnt(turn)
+
+
+def _check_learnt(item: Mapping[str, Any]) -> None:
+    for key in _LEARNT:
+        if any(value is not None and value not in (True, "") for value in _listed(item.get(key))):
+            raise RowError(
+                f"key {key!r} is {said(item[key])}, and every answer is learnt wholly: drop the row or the key"
+            )
+
+
+def _stated_part(item: Mapping[str, Any], read: Collection[str]) -> str:
+    """The first key, of those that are not read, under which a part of a recording is stated; else nothing."""
+    return next((k for k, v in item.items() if k not in read and _A_PART.fullmatch(k) and _has_times(v)), "")
+
+
+def _has_times(value: Any) -> bool:
+    """Whether there are seconds, or others of time's units, other than zero in a value."""
+    if isinstance(value, list | dict):
+        return any(map(_has_times, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, str):
+        return bool(_TIME.fullmatch(value.strip()))
+    return isinstance(value, int | float) and not isinstance(value, bool) and value != 0
 
 
 def _has_turns(item: Mapping[str, Any]) -> bool:
@@ -115,6 +180,8 @@ def _text_of_part(value: object, names: list[str]) -> str:
     """What a part of a turn says, a mark if it is sound; its name goes to ``names``."""
     part = object_of(value, "a part of a turn with 'type'")
     kind = part.get("type", "text")
+    if odd := _stated_part(part, ("type",)):
+        raise RowError(f"a part of the recording is stated in {odd!r} of a turn: use start and end of the row")
     if kind == "text":
         return text_of(part, "text")
     if kind not in _PARTS_WITH_SOUND:
@@ -138,11 +205,18 @@ def _first_text(value: Any) -> str:
 
 def _part(item: Mapping[str, Any], recordings: int) -> tuple[float, float | None]:
     """Seconds where the sound begins, and how many there are; None: all."""
-    start, end = (
-        next((seconds for key in keys if (seconds := seconds_of(item, key)) is not None), None)
-        for keys in (_START, _END)
-    )
+    if odd := _stated_part(item, (*_START, *_END, _OFFSET)):
+        raise RowError(f"a part of the recording is stated in {odd!r}, which is not read: use start and end")
+    start, end = _one_of(item, _START), _one_of(item, _END)
     duration = seconds_of(item, "duration") or None
+    if (offset := seconds_of(item, _OFFSET)) is not None:
+        begins = start is None and end is None and (duration is not None or not offset)
+        ends = end is None and seconds_of(item, "onset") is not None
+        if not begins and not ends:
+            raise RowError(
+                "'offset' begins a part of a recording beside 'duration', and ends it beside 'onset': use start and end"
+            )
+        start, end = (offset, end) if begins else (start, offset)
     if recordings > 1 and (start is not None or end is not None):
         raise RowError(f"says where its sound begins or ends, and names {recordings} recordings: whose is it?")
     if recordings > 1 or (start is None and end is None):
@@ -151,6 +225,14 @@ def _part(item: Mapping[str, Any], recordings: int) -> tuple[float, float | None
     if end is not None and end <= begin:
         raise RowError(f"ends at {end:g} s, before it begins at {begin:g} s")
     return begin, duration if end is None else end - begin
+
+
+def _one_of(item: Mapping[str, Any], keys: Collection[str]) -> float | None:
+    """Seconds under whichever of the keys there is."""
+    found = {key: seconds for key in keys if (seconds := seconds_of(item, key)) is not None}
+    if len(set(found.values())) > 1:
+        raise RowError(f"keys {' and '.join(map(repr, found))} say different seconds: expected one of them")
+    return next(iter(found.values()), None)
 
 
 def _listed(value: Any) -> list[Any]:

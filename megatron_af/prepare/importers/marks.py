@@ -18,7 +18,7 @@ _MARK = re.compile(
 _LAST_MARK = re.compile(f"(?:{_MARK.pattern})$")
 _LIKE_A_MARK = re.compile(
     r"<[^<>\s]{0,20}(?:audio|sound|speech|wav|image|img|picture|video|media)[^<>\s]{0,20}>"
-    r"|\[(?:audio|sound|speech|image|video)\]|\{(?:audio|sound|speech|image|video)\}",
+    r"|\[(?:audio|sound|speech|image|video)[ _-]?\d*\]|\{(?:audio|sound|speech|image|video)[ _-]?\d*\}",
     re.IGNORECASE,
 )
 _INLINE = re.compile(r"<(sound|audio|speech)>([^<\n]*\.\w{2,5})</\1>")

@@ -39,6 +39,8 @@ LAYOUTS = {
     "webdataset": web_dataset,
     "rows": own_rows,
 }
+_NO_CLIPS = '"clips": []'
+"""What `to_json` writes of a row of text alone; no text of it holds this, for its quotation marks are escaped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class ImportReport:
     """Rows written."""
     left_out: dict[str, int]
     """Reason -> rows left out."""
+    without_recording: int
+    """Of the rows written, those of text alone."""
     passed_over: int
     """Files that are no recordings, and were not expected to be."""
     report: str
@@ -76,7 +80,7 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
     root = DataRoot(config.data.root)
     target = dataset.source or dataset.manifest
     path = f"{target.removesuffix('.jsonl')}.left_out.jsonl"
-    rows, passed, reasons = 0, 0, Counter[str]()
+    rows, silent, passed, reasons = 0, 0, 0, Counter[str]()
     made = lines_of(rows_of(root, dataset.origin))
     with root.writing(target) as good, root.writing(path) as report:
         for line in made:
@@ -84,6 +88,7 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
             if isinstance(line, str):
                 good.write(line.encode() + b"\n")
                 rows += 1
+                silent += _NO_CLIPS in line
                 continue
             entry: dict[str, str | int]
             if isinstance(line, PassedOver):
@@ -94,7 +99,13 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
                 reasons[reason] += 1
                 entry = {"row": rows + sum(reasons.values()), "reason": reason, "problem": str(line)}
             report.write(json.dumps(entry).encode() + b"\n")
-    return ImportReport(rows=rows, left_out=dict(reasons.most_common()), passed_over=passed, report=path)
+    return ImportReport(
+        rows=rows,
+        left_out=dict(reasons.most_common()),
+        without_recording=silent,
+        passed_over=passed,
+        report=path,
+    )
 
 
 def lines_of(makers: Iterator[Maker]) -> Iterator[str | Exception]:

@@ -83,11 +83,39 @@ def test_the_field_s_ways_of_writing_them_are_read(tmp_path: Path, lines: bool) 
         ({"audio_b64": "UklG" * 500, "conversations": NO_MARK}, "key 'audio_b64' holds a recording"),
         ({"image": "x.jpg", "conversations": NO_MARK}, "key 'image' holds what is seen"),
         ({"sound": "a.wav", "images": ["x.jpg"], "conversations": ASKED}, "key 'images' holds what is seen"),
+        ({"conversations": [NO_MARK[0] | {"audio": "a.wav"}, NO_MARK[1]]}, "a turn's key 'audio' holds a recording"),
+        ({"conversations": [NO_MARK[0] | {"audio_path": "a"}, NO_MARK[1]]}, "a turn's key 'audio_path' holds"),
+        ({"sound": "a.wav", "conversations": [NO_MARK[0], NO_MARK[1] | {"out": "b.wav"}]}, "a turn's key 'out' holds"),
+        ({"sound": "a.wav", "conversations": [NO_MARK[0] | {"start": 1}, NO_MARK[1]]}, "'start' of a turn"),
+        ({"sound": "a.wav", "system": "Be short.", "conversations": ASKED}, "a key 'system', which no template"),
+        *(
+            ({"sound": "a.wav", "conversations": ASKED, key: value}, f"key {key!r} is {shown}")
+            for key, value, shown in (("loss", False, "false"), ("weight", 0, "0"), ("loss_mask", [1, 0], "[1, 0]"))
+        ),
+        ({"sound": "a.wav", "conversations": [NO_MARK[0], NO_MARK[1] | {"weight": 0}]}, "key 'weight' is 0"),
+        *(
+            ({"sound": "a.wav", "conversations": ASKED, key: value}, f"is stated in {key!r}, which is not read")
+            for key, value in (
+                ("segment", [1, 2]),
+                ("timestamps", [[0, 1.5]]),
+                ("interval", {"from": 0, "to": 1}),
+                ("time_range", "0.5-1.5"),
+                ("timestamp", "00:01 - 00:02"),
+                ("start_ms", 500),
+                ("offset_seconds", "0.5"),
+            )
+        ),
+        ({"sound": "a.wav", "conversations": ASKED, "offset": 1}, "'offset' begins a part"),
+        ({"sound": "a.wav", "conversations": ASKED, "start": 1, "offset": 2}, "'offset' begins a part"),
+        ({"sound": "a.wav", "conversations": ASKED, "start": 1, "begin": 2}, "'start' and 'begin' say different"),
         ({"sound": ["a.wav"] * 2, "start": 1, "conversations": NO_MARK}, "names 2 recordings: whose is it?"),
         ({"sound": "a.wav", "start": 2, "end": 1, "conversations": ASKED}, "ends at 1 s, before it begins at 2 s"),
         *(
             ({"sound": "a.wav", "conversations": [{"from": "human", "value": f"{mark}what?"}, ASKED[1]]}, mark)
-            for mark in ("<AUDIO>", "<audio_1>", "<|audio_1|>", "<SpeechHere>", "<image>", "[AUDIO]", "{sound}")
+            for mark in (
+                *("<AUDIO>", "<audio_1>", "<|audio_1|>", "<SpeechHere>", "<image>"),
+                *("[AUDIO]", "[AUDIO_0]", "{sound}", "{audio1}"),
+            )
         ),
         ({"sound": "a.wav", "conversations": [ASKED[0], {"from": "gpt", "value": "<sound>rain"}]}, "in an answer"),
         ({"sound": "a.wav", "conversations": [ASKED[0], {"from": "gpt", "value": None}]}, "'value' must be text"),
@@ -117,9 +145,11 @@ def test_turns_in_parts_are_read_as_qwen2_audio_and_openai_write_them(tmp_path: 
         chat({"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}}, PARTS),
         chat({"type": "audio", "audio": "a.wav"}, PARTS) | {"audios": ["a.wav"]},
         chat({"type": "image", "image": "x.jpg"}, PARTS),
+        chat({"type": "audio", "audio": "a.wav", "start": 1}, PARTS),
     ])  # fmt: skip
     assert [(len(r.clips), r.questions[0].prompt, r.questions[0].output) for r in rows] == [(1, "what?", "what?")] * 4
-    for words, problem in zip(("inside its text", "in its turns and under 'audios'", "of type"), said, strict=True):
+    named = ("inside its text", "in its turns and under 'audios'", "of type", "'start' of a turn")
+    for words, problem in zip(named, said, strict=True):
         assert words in problem
 
 
@@ -167,6 +197,13 @@ def test_a_mark_inside_a_sentence_becomes_words(tmp_path: Path, asked: str, soun
     assert row.questions[0].prompt == expected and not said
 
 
+def test_what_turns_say_that_changes_nothing_is_no_problem(tmp_path: Path) -> None:
+    asked = ASKED[0] | {"loss": False, "weight": 0, "timestamp": "2024-05-01", "audio": "elsewhere/a.wav"}
+    answer = ASKED[1] | {"loss": True, "weight": 1, "audio": None}
+    rows, said = imported(tmp_path, [{"sound": "a.wav", "conversations": [asked, answer], "system": "", "loss": True}])
+    assert len(rows) == 1 and not said
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
@@ -174,6 +211,12 @@ def test_a_mark_inside_a_sentence_becomes_words(tmp_path: Path, asked: str, soun
         ({"audio_start": 1}, (1.0, 2.0)),
         ({"start_time": "1", "duration": 0.5}, (1.0, 0.5)),
         ({"end": 2}, (0.0, 2.0)),
+        ({"offset": 0.5, "duration": 0.25}, (0.5, 0.25)),
+        ({"onset": 0.5, "offset": 0.75}, (0.5, 0.25)),
+        ({"begin": 0.5, "end": 0.75}, (0.5, 0.25)),
+        ({"begin_time": 0.5, "end_time": 0.75}, (0.5, 0.25)),
+        ({"offset": 0}, (0.0, 3.0)),
+        ({"segment": "news", "timestamp": "2024-05-01T10:00:00", "start_ms": 0}, (0.0, 3.0)),
     ],
 )
 def test_a_row_may_be_about_a_part_of_its_recording(
