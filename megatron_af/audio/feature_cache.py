@@ -18,11 +18,13 @@ W windows, L tokens of a window, D feature dim.
 import hashlib
 import json
 import struct
+import sys
 import time
 import uuid
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,6 +53,7 @@ class FeatureCache:
         )
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="feature-cache")
         self._pending: list[Future[None]] = []
+        self._refused = False
         self._parts = folder / "parts"
         self._parts.mkdir(parents=True, exist_ok=True)
         _remove_stale(self._parts)
@@ -67,11 +70,13 @@ class FeatureCache:
     def store(self, keys: Sequence[str], features: Sequence[Tensor]) -> None:
         """Keeps features [W, L, D] of each key; an empty key is not kept. Returns before they are on disk.
 
-        Raises:
-            OSError: an earlier write failed (disk full, folder gone).
+        A disk that takes no more (full, read-only, gone) is told of once; from then on this process keeps nothing, and
+        what is not there is computed.
         """
         while self._pending and (self._pending[0].done() or len(self._pending) >= _BACKLOG):
             self._pending.pop(0).result()
+        if self._refused:
+            return
         for key, feature_WLD in zip(keys, features, strict=True):
             if key:
                 data = feature_WLD.detach().to(device="cpu", dtype=self._dtype, copy=True).contiguous()
@@ -100,14 +105,21 @@ class FeatureCache:
         return None
 
     def _write(self, path: Path, feature_WLD: Tensor) -> None:
-        if path.exists():
+        if self._refused or path.exists():
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         body = feature_WLD.view(torch.uint8).numpy().tobytes()
         header = _HEADER.pack(_MAGIC, *feature_WLD.shape, feature_WLD.element_size(), zlib.crc32(body))
         part = self._parts / f"{path.name}.{uuid.uuid4().hex}"
-        part.write_bytes(header + body)
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(header + body)
+            part.replace(path)
+        except OSError as error:
+            self._refused = True
+            why = error.strerror or error
+            print(f"{self._folder}: {why}; features are computed again", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def encoder_digest(encoder: nn.Module) -> str:
