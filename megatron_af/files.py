@@ -73,8 +73,12 @@ def appearing(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         with tempfile.TemporaryDirectory() as folder:
             yield (draft := Path(folder) / "draft")
-            with open(path, "wb", buffering=0, opener=_at_once) as file:
-                _write_all(file, draft.read_bytes())
+            try:
+                with open(path, "wb", buffering=0, opener=_at_once) as file:
+                    _write_all(file, draft.read_bytes())
+            except OSError as error:
+                _name(error, path)
+                raise
         return
     if not path.name:  # of an output that somebody left empty
         raise IsADirectoryError(errno.EISDIR, "expected the name of a file to write, got a folder", str(path))

@@ -128,8 +128,9 @@ def test_what_a_disk_does_not_take_is_told_with_the_files_name(tmp_path: Path) -
     with little_room(), pytest.raises(OSError, match=r"File too large: '.*skipped\.jsonl'"):
         append(log, "x" * 5000)
     assert log.read_text().startswith("one\n") and sorted(tmp_path.iterdir()) == [place, log]
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        append(Path("/dev/full"), "x")
+    for writer in (append, write):
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            writer(Path("/dev/full"), "x")
 
 
 def test_appending_makes_the_folder_and_whole_lines(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from megatron_af.config import RetrievalConfig
 from megatron_af.entry import AGAIN
-from megatron_af.files import write
+from megatron_af.files import appearing, write
 from megatron_af.foreign import file_at, read_text
 
 EXACT_UP_TO = 200_000
@@ -78,14 +78,18 @@ class VectorIndex:
 
     @classmethod
     def build(cls, vectors: Vectors, settings: RetrievalConfig, folder: Path) -> Self:
-        """Index vectors in their order; the index is in ``folder`` when this returns."""
+        """Index vectors in their order; the index is in ``folder`` when this returns.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
         kind = kind_of(settings, len(vectors))
         shards = -(-len(vectors) // settings.shard_clips)
         bounds = np.linspace(0, len(vectors), shards + 1).astype(int).tolist()
         trained = _trained(kind, vectors, bounds[1])
         for number, (begin, end) in enumerate(pairwise(bounds)):
             shard = _filled(kind, faiss.clone_index(trained) if shards > 1 else trained, vectors[begin:end])
-            faiss.write_index(shard, str(folder / f"vectors.{number}.faiss"))
+            _write(shard, folder / f"vectors.{number}.faiss")
             del shard
         del trained
         index = cls.open(folder, kind)
@@ -174,6 +178,15 @@ class VectorIndex:
                 faiss.extract_index_ivf(index).nprobe = depth
         if self._gpu is not None:
             faiss.GpuParameterSpace().set_index_parameter(self._gpu, "nprobe", depth)
+
+
+def _write(index: Any, file: Path) -> None:
+    """
+    Raises:
+        OSError: the disk does not take it. (Where faiss writes by itself it has words of its own for that.)
+    """
+    with appearing(file) as draft, draft.open("wb") as opened:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))
 
 
 def _read(file: Path, flags: int) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from megatron_af.config import RetrievalConfig
-from megatron_af.entry import FAULT, sentence
+from megatron_af.entry import AGAIN, FAULT, sentence
 from megatron_af.retrieval import vector_index as module
 from megatron_af.retrieval.vector_index import COUNT, VectorIndex, exact, kind_of, recall_of
 from tests.retrieval.clustered import clustered
@@ -40,6 +40,15 @@ class OnDisk:
 
 def brute_force(count: int) -> NDArray[np.int64]:
     return np.argsort(-(QUERY_QJ @ VECTOR_PJ.T), axis=1, kind="stable")[:, :count]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_that_takes_no_index_is_told_of(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "vectors.0.faiss").symlink_to("/dev/full")
+    settings = RetrievalConfig(index=kind, shard_clips=PIECES)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match=r"No space left on device: .*vectors\.0\.faiss") as found:
+        VectorIndex.build(OnDisk(VECTOR_PJ), settings, tmp_path)
+    assert sentence(found.value) == (f"{tmp_path / 'vectors.0.faiss'}: No space left on device", AGAIN)
 
 
 def test_comparing_all_block_by_block_is_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
