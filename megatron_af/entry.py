@@ -175,7 +175,18 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
         return what, AGAIN if passes else NO_USE
     if isinstance(error, ValueError) and _raised_here(error):
         return str(error), NO_USE
+    if isinstance(error, ImportError):
+        return _missing_package(error)
     return None
+
+
+def _missing_package(error: ImportError) -> tuple[str, int] | None:
+    """Of an address's kind (fsspec's ``s3://``, a database's driver) a library learns only here that it lacks one."""
+    package = (error.name or "").partition(".")[0]
+    if package in _HOUSE or (package and not isinstance(error, ModuleNotFoundError)):
+        return None  # a name that is not in a module
+    said = f"the module {package} is missing" if package else str(error).splitlines()[0]
+    return f"{said}: install the package that has it, and try again", NO_USE
 
 
 def _raised_here(error: BaseException) -> bool:

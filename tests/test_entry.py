@@ -47,6 +47,8 @@ def raising(error: BaseException) -> Callable[[], int]:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.jsonl"), 2, "rows.jsonl: No such file"),
         (OSError(errno.ENOSPC, "No space left on device", "a.part"), 1, "a.part: No space left on device"),
         (ConnectionRefusedError("the server is away"), 1, "the server is away"),
+        (ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2"), 2, "the module psycopg2 is missing"),
+        (ImportError("Install s3fs to access S3"), 2, "Install s3fs to access S3: install the package that has it"),
         (Cancelled(signal.SIGINT), 130, "stopped by SIGINT; the same command goes on from there"),
     ],
 )
@@ -56,6 +58,11 @@ def test_what_is_told_and_how_it_ends(
     assert command(raising(error))() == code
     shown = capsys.readouterr().err
     assert shown.startswith(said) and "Traceback" not in shown
+
+
+def test_a_name_that_a_module_lacks_is_a_fault() -> None:
+    assert sentence(ImportError("cannot import name 'x' from 'torch'", name="torch")) is None
+    assert sentence(ModuleNotFoundError("No module named 'megatron_af.x'", name="megatron_af.x")) is None
 
 
 def test_a_value_that_a_library_refuses_is_no_message_of_ours() -> None:
