@@ -54,8 +54,7 @@ ROWS_OF_A_POOL = 100_000
 (python/cpython issue 121780): 90 bytes a recording, and C libraries may keep more."""
 
 
-type _Entry = dict[str, str | int]
-"""A line of the report."""
+type _Entry = dict[str, str | int]  # a line of the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,8 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
     done = f"{plan.output}/{PREPARED}"
     groups = range(-(-rows // plan.rows_per_shard))
     made = _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
-    if not made and root.exists(done) and (earlier := json.loads(root.read(done)))["inputs"] == whole:
+    index = f"{plan.output}/{INDEX}"
+    if not made and (earlier := _as_before(root, done, index)) and earlier["inputs"] == whole:
         progress.say(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
         return Summary(**earlier["summary"])
     bad, notes, seconds, cut = list[_Entry](), list[_Entry](), 0.0, 0
@@ -154,7 +154,7 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
         bad += state["bad"]
         notes += state["notes"]
         seconds, cut = seconds + state["seconds"], cut + state.get("cut", 0)
-    with root.writing(f"{plan.output}/{INDEX}") as file:
+    with root.writing(index) as file:
         write_index(Path(file.name), _indexed(root, plan, groups))
     report = f"{plan.output}/report.jsonl"
     root.write(report, "".join(json.dumps(entry) + "\n" for entry in bad + notes).encode())
@@ -170,7 +170,8 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
         max_seconds=plan.max_seconds,
         sample_rate=plan.front_end.sample_rate,
     )
-    root.write(done, json.dumps({"inputs": whole, "summary": asdict(summary)}, indent=1).encode())
+    state = {"inputs": whole, "index": root.digest(index), "summary": asdict(summary)}
+    root.write(done, json.dumps(state, indent=1).encode())
     for folder in ("", "/shards", "/parts"):
         root.sweep(plan.output + folder)
     current = {file for group in groups for file in (_shard(plan, group), *(_part(plan, group, k) for k in _KINDS))}
@@ -179,6 +180,12 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
             if f"{plan.output}/{folder}/{old}" not in current:  # of an earlier, longer manifest
                 root.remove(f"{plan.output}/{folder}/{old}")
     return summary
+
+
+def _as_before(root: DataRoot, done: str, index: str) -> dict[str, Any]:
+    """What was noted when the data set was finished; empty where it was not, or its index is no longer what it was."""
+    state: dict[str, Any] = json.loads(root.read(done)) if root.exists(done) else {}
+    return state if root.exists(index) and state.get("index") == root.digest(index) else {}
 
 
 def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Progress) -> int:
@@ -237,7 +244,7 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
         "inputs": _group_digest(plan, loaded),
         "stamps": stamps,
         "contents": _contents(root, loaded),
-        "bytes": root.size(shard_path),
+        "shard": {"stamp": root.stamp(shard_path), "digest": root.digest(shard_path)},
         "seconds": seconds,
         "bad": bad,
         "notes": notes,
@@ -363,10 +370,16 @@ def _done(root: DataRoot, plan: Recipe, group: int, rows: list[tuple[int, Row | 
     if not all(root.exists(file) for file in (*files, _shard(plan, group))):
         return None
     state: dict[str, Any] = json.loads(root.read(_part(plan, group, "json")))
-    if state["inputs"] != _group_digest(plan, rows) or root.size(_shard(plan, group)) != state["bytes"]:
+    if state["inputs"] != _group_digest(plan, rows) or not _is_as_written(root, _shard(plan, group), state):
         return None
     same = all(root.stamp(path) == stamp for path, stamp in state["stamps"].items())
     return state if same or _contents(root, rows) == state["contents"] else None
+
+
+def _is_as_written(root: DataRoot, shard: str, state: dict[str, Any]) -> bool:
+    """Read only where somebody has touched it: a copy has another time and is the same."""
+    written = state.get("shard", {})
+    return bool(written) and (root.stamp(shard) == written["stamp"] or root.digest(shard) == written["digest"])
 
 
 def _indexed(root: DataRoot, plan: Recipe, groups: range) -> Iterator[pa.RecordBatch]:

@@ -290,6 +290,26 @@ def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     assert sorted(p.name for p in (folder / "prepared/a/parts").iterdir()) == ["000000.arrow", "000000.json"]
 
 
+def test_what_was_prepared_and_is_damaged_is_prepared_again(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_manifest(folder, "a", toy_rows(folder, "a", 6))
+    c = config(tmp_path)
+    run(c)
+    expected = tree(folder / "prepared")
+    shard, index = folder / "prepared/a/shards/000000.tar", folder / "prepared/a/index.arrow"
+    flipped = bytearray(shard.read_bytes())
+    flipped[len(flipped) // 3] ^= 1
+    cases = [(shard, bytes(flipped)), (shard, bytes(flipped[:-512])), (index, b""), (index, index.read_bytes()[:-9])]
+    for file, damaged in cases:
+        file.write_bytes(damaged)
+        run(c)
+        assert tree(folder / "prepared") == expected
+    os.utime(shard)  # a copy
+    told = Told()
+    prepare(c, "a", told)
+    assert "already prepared" in told.lines[-1] and tree(folder / "prepared") == expected
+
+
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_recordings_replaced_under_the_same_name_are_prepared_again(tmp_path: Path, scheme: str) -> None:
     """Of the same size, too; what was only touched is not. Alone the shards that hold them are made again."""
