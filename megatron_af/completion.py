@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from megatron_af.config.loading import schema_keys
+from megatron_af.config.keys import schema_keys
 
 WRAPPERS = {"pretrain_clap.py": "pretrain_af.py"}
 """Tool -> the one whose arguments it takes."""

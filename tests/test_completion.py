@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.completion import WRAPPERS, script, words
-from megatron_af.config.loading import describe
+from megatron_af.config.keys import describe
 from tests.pages import help_of
 
 TOOLS = Path(__file__).parents[1] / "tools"

@@ -117,6 +117,7 @@ WRITERS = {
     "megatron_af.data.storage": "fills the draft it was given",
     "megatron_af.prepare.mining": "fills the draft it was given",
     "megatron_af.retrieval.index": "in a partial folder that appears whole",
+    "megatron_af.retrieval.vector_index": "fills the draft it was given",
     "megatron_af.audio.feature_cache": "many small files with a checksum each: without a sync, which would cost a step",
 }
 

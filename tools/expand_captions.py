@@ -11,7 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_af.config.loading import describe, read_values
+from megatron_af.config.keys import describe
+from megatron_af.config.loading import read_values
 from megatron_af.entry import command
 from megatron_af.prepare.caption_expansion import ExpansionConfig, expand
 from megatron_af.progress import Progress

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_af.config import ClapConfig, ConfigError
-from megatron_af.config.loading import describe, read_values
+from megatron_af.config.keys import describe
+from megatron_af.config.loading import read_values
 from megatron_af.entry import command
 from megatron_af.prepare.mining import MiningConfig, Report, cut, select
 

@@ -9,8 +9,7 @@ SIGINT and SIGUSR1 end it after the step under way, with a checkpoint; torchrun 
 Exit codes of each process: 0 done, 1 another try may succeed, 2 the configuration cannot run, or not from the
 checkpoint that is there, 3 stopped by a signal, 42 gradients that are not finite step after step, or a loss that spikes
 again and again: the next try would meet them again, 128 + n ended by signal n before its first step. Plain torchrun
-makes 1 of them all; ``python -m megatron_af.pipeline.torchrun`` hands them on, with 128 + the signal's number where the
-launcher itself was asked to stop.
+makes 1 of them all; ``python -m megatron_af.pipeline.torchrun`` hands them on (128 + n where it was stopped itself).
 """
 
 import argparse
@@ -20,7 +19,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from megatron_af.config import Config
-from megatron_af.config.loading import describe, read_config
+from megatron_af.config.keys import describe
+from megatron_af.config.loading import read_config
 from megatron_af.entry import command
 from megatron_af.runs.check import validate
 from megatron_af.runs.lock import StageLock
@@ -81,9 +81,9 @@ def train(config: Config, world_size: int) -> str:
     from megatron_af.train.trainer import train_stage
 
     def callbacks() -> list[Callback]:
-        planned = [] if plan is None else [BesidePlan(plan)]  # before those who keep its numbers
         followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]
-        return [*planned, *followers, stop, EndHangs(config.launch.hang_seconds)]
+        # the plan stands before those who keep its numbers
+        return [*([BesidePlan(plan)] if plan else []), *followers, stop, EndHangs(config.launch.hang_seconds)]
 
     stop = StopOnSignal()  # one, so that it hears what comes between two starts
     try:

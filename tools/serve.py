@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_af.config.loading import describe
+from megatron_af.config.keys import describe
 from megatron_af.entry import command
 from megatron_af.release.named import named
 from megatron_af.serve.settings import ServingConfig, load_settings

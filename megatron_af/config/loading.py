@@ -3,7 +3,6 @@
     config = load_config("configs/demo.yaml", ["stage=align", "parallel.tensor=2"])
     config, unread = read_config("configs/demo.yaml", overrides)    # for a check that tells all problems at once
     text = to_yaml(config)      # the resolved run; loads to an equal Config
-    text = describe()           # every key with type, default and meaning, for a tool's --help
 
 A file may name others by ``include: [model/af2_3b.yaml, curriculum/af2.yaml]``, looked for beside it and then in
 ``configs/``. They are merged in their order, the file's own keys come over them and the overrides over all; a list
@@ -12,18 +11,15 @@ another file names out again. ``${a.b}`` takes the value of another key, ``${oc.
 of the environment.
 """
 
-import ast
 import dataclasses
-import inspect
 import re
-import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
-from functools import cache, reduce
+from functools import reduce
 from pathlib import Path
-from typing import IO, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import IO, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -32,13 +28,13 @@ from yaml import YAMLError
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.errors import shown, suggestion
+from megatron_af.config.keys import leaves, type_hints
 from megatron_af.config.ranges import keep_in_range
 from megatron_af.foreign import ForeignError, no_file, opened
 
 CONFIGS, COMMAND_LINE = Path(__file__).parents[2] / "configs", "command line"
 DEEPEST = 100  # levels of a file
 DEFINED_IN_FILES = ("curriculum", "data.datasets", "steps")
-_hints = cache(get_type_hints)
 type Tree = dict[Any, Any]
 """A YAML file: nested mappings, lists and scalars."""
 EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -107,7 +103,8 @@ def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str
         try:
             tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
         except OmegaConfBaseException as error:
-            problems.append(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
+            said = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
+            problems.append(f"{getattr(error, 'full_key', '')}: {said}")
     reader = _Reader(first_source, last_source, problems)
     values = reader.read(schema, tree, "")
     assert isinstance(values, schema)
@@ -117,22 +114,6 @@ def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML without includes."""
     return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
-
-
-def describe(schema: type = Config) -> str:
-    """Every key of a configuration with its type, default and docstring, as the end of a tool's ``--help``."""
-    lines = ["configuration keys (in the YAML file, or as key=value):"]
-    for key, kind, default, doc in _schema(schema, ""):
-        value = "(required)" if default is MISSING else f"= {shown(default)}"
-        lines.append(f"  {key}: {_type_name(kind)} {value}")
-        lines += textwrap.wrap(doc, width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
-
-
-def schema_keys(schema: type = Config) -> Iterator[tuple[str, Any]]:
-    """Every key and its type; ``<name>`` stands for the keys of a mapping."""
-    for key, kind, _, _ in _schema(schema, ""):
-        yield key, kind
 
 
 def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tuple[str, Tree]]:
@@ -188,15 +169,17 @@ def _refuse_depth(text: IO[bytes] | str) -> None:
 def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
     layer = OmegaConf.create()
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or not key:
             problems.append(f"{override} ({COMMAND_LINE}): expected key=value, for example stage=align")
             continue
         try:
-            _refuse_depth(override.partition("=")[2])
+            _refuse_depth(value)
             layer.merge_with_dotlist([override])
         except (YAMLError, ValueError, LookupError, OmegaConfBaseException) as error:
-            problems.append(f"{override} ({COMMAND_LINE}): {' '.join(str(error).split())}")
+            ours = type(error) is YAMLError
+            why = str(error) if ours else "its value is no YAML, or names no key in ${…}; in double quotes it is text"
+            problems.append(f"{override} ({COMMAND_LINE}): {why}")
     return _plain(layer)
 
 
@@ -291,7 +274,7 @@ class _Reader:
 
     def _read_section(self, kind: Any, value: dict[Any, Any], key: str) -> Any:
         prefix = f"{key}." if key else ""
-        hints = _hints(kind)
+        hints = type_hints(kind)
         values = {}
         for name, inner in value.items():
             if name in hints:
@@ -334,7 +317,7 @@ class _Reader:
 def _suggest_key(name: str, siblings: list[str], prefix: str) -> tuple[list[str], str]:
     """A close name in the same section, or else the same name in another one: the keys, and the words."""
     close = [f"{prefix}{match}" for match in get_close_matches(name, siblings, n=1, cutoff=0.6)]
-    meant = close or [key for key, *_ in _schema(Config, "") if key.rsplit(".", 1)[-1] == name]
+    meant = close or [key for key, *_ in leaves(Config) if key.rsplit(".", 1)[-1] == name]
     if meant:
         return meant, f"; did you mean {' or '.join(meant)}?"
     return [], f"; known here: {', '.join(siblings)}"
@@ -345,56 +328,7 @@ def _placeholder(kind: Any) -> Any:
     return get_args(kind)[0] if get_origin(kind) is Literal else {int: 1, float: 1.0, bool: False}.get(kind, "missing")
 
 
-def _schema(kind: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
-    """(key, type, default, docstring) of every leaf; ``<name>`` stands for the keys of a mapping."""
-    hints, docs = _hints(kind), _docstrings(kind)
-    for field in dataclasses.fields(kind):
-        key, hint = f"{prefix}{field.name}", hints[field.name]
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        entry = get_args(hint)[1] if get_origin(hint) is dict else None
-        optional = get_args(hint)[0] if get_origin(hint) in (Union, types.UnionType) else None
-        if dataclasses.is_dataclass(hint):
-            yield from _schema(hint, f"{key}.")
-        elif dataclasses.is_dataclass(optional):  # a section that may be left out whole
-            yield key, hint, default, docs.get(field.name, "")
-            yield from _schema(optional, f"{key}.")
-        elif dataclasses.is_dataclass(entry):
-            yield from _schema(entry, f"{key}.<name>.")
-        else:
-            yield key, hint, default, docs.get(field.name, "")
-
-
-@cache
-def _docstrings(kind: type) -> dict[str, str]:
-    """Texts that stand under the fields of a dataclass; Python itself keeps none of them."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for statement, following in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            docs[statement.target.id] = " ".join(str(following.value.value).split())
-    return docs
-
-
 def _expected(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "a list"
     return EXPECTED.get(kind, "keys and values")
-
-
-def _type_name(kind: Any) -> str:
-    origin, options = get_origin(kind), get_args(kind)
-    if origin is tuple:
-        return f"list of {_type_name(options[0])}"
-    if origin is dict:
-        return f"mapping to {_type_name(options[1])}"
-    if origin is Literal:
-        return " | ".join(str(option) for option in options)
-    if origin in (Union, types.UnionType):
-        return " | ".join("null" if option is type(None) else _type_name(option) for option in options)
-    return str(kind.__name__)

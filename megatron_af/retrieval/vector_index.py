@@ -186,7 +186,7 @@ def _write(index: Any, file: Path) -> None:
         OSError: the disk does not take it. (Where faiss writes by itself it has words of its own for that.)
     """
     with appearing(file) as draft, draft.open("wb") as opened:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))  # type: ignore[attr-defined]
 
 
 def _read(file: Path, flags: int) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config.loading import describe, load_config, read_config, read_values, to_yaml
+from megatron_af.config.loading import load_config, read_config, read_values, to_yaml
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -126,7 +126,10 @@ def test_resolved_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
         ("a: " + "9" * 5000, "", "cannot be read as YAML: Exceeds the limit"),
         ("'9'", "", "expected keys and values at the top, got a list or a single value"),
         ("{}", "seed", "seed (command line): expected key=value"),
-        ("{}", "seed=[1", "seed=[1 (command line): "),
+        ("{}", "seed=[1", "seed=[1 (command line): its value is no YAML, or names no key in ${…}; in double quotes"),
+        ("{}", "name=@x", "name=@x (command line): its value is no YAML"),
+        ("{}", "name=${", "name=${ (command line): its value is no YAML, or names no key"),
+        ("{}", "name=${oc.env:NO_SUCH_VARIABLE}", 'name: "Environment variable \'NO_SUCH_VARIABLE\' not found"'),
         ("{}", "[=", "[= (command line): "),
         ("{}", "seed=one", "seed (command line): expected a whole number, got 'one'"),
         ("{}", "model.lm.layer=3", "model.lm.layer (command line): unknown key; did you mean model.lm.layers?"),
@@ -166,16 +169,6 @@ def test_what_could_be_read_goes_on_to_be_checked(tmp_path: Path) -> None:
 
 def test_a_missing_top_file_is_one_plain_problem(tmp_path: Path) -> None:
     assert problems_of(tmp_path / "top.yaml") == (f"{tmp_path / 'top.yaml'}: no such file",)
-
-
-def test_help_names_every_key_with_type_default_and_docstring() -> None:
-    text = describe()
-    assert "data.datasets.<name>.origin.path: str (required)" in text, "a section that may be left out is told as well"
-    assert "curriculum.<name>.lora.rank: int = 16" in text
-    assert "  name: str (required)" in text
-    assert "  precision: bf16 | fp32 = 'bf16'" in text
-    assert "  curriculum.<name>.trainable: list of str = []" in text
-    assert "Model chunks per pipeline stage (interleaved schedule when above 1)." in text
 
 
 @dataclass(frozen=True, kw_only=True)
