@@ -26,6 +26,8 @@ from megatron_af.prepare.importers.layout import Maker, Recordings, checked, fai
 from megatron_af.prepare.importers.made_rows import (
     CAPTIONING,
     CLASSIFICATION,
+    NO_CAPTION,
+    NO_TEXT,
     classification,
     description,
     label_words,
@@ -37,8 +39,6 @@ SAYING = ("output", "label", "labels", "caption", "class")
 COLUMNS = ("audio", "id", "start", "end", "duration", "prompt", "values", "skill", "options", *SAYING)
 _FIELD = r"{([^{}]+)}"
 """A column in a pattern of a name."""
-_NO_TEXT = frozenset(("nan", "<na>", "#n/a"))
-"""What pandas and spreadsheets write where there is no text."""
 KIND, TEXT = "kind", "text"
 """Fields of a record that stood in a column of another one (``origin.apart``)."""
 
@@ -101,7 +101,7 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
     labels: dict[str, set[str]] = {"label": set(), "labels": set()}
 
     def surveyed(record: Record) -> list[Record]:
-        if "label" in columns and (text := _text(record, columns["label"])):
+        if "label" in columns and (text := _told(_text(record, columns["label"]))):
             labels["label"].add(_said(text, origin))
         if "labels" in columns:
             labels["labels"].update(_labels(record, columns["labels"], origin))
@@ -138,10 +138,9 @@ def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str
     columns = origin.columns
     listing = ("audio", "id", "caption", "options", "labels", "values")
     texts = {what: _text(record, c) for what, c in columns.items() if what not in listing}
-    output, label, name = (texts.get(what, "") for what in ("output", "label", "class"))
+    output, label, name = (_told(texts.get(what, "")) for what in ("output", "label", "class"))
     captions = [text for c in columns.get("caption", "").split(",") if c for text in _several(record, c)]
-    captions = [text for text in captions if text.lower() not in _NO_TEXT]
-    output = "" if output.lower() in _NO_TEXT else output
+    captions = [text for text in captions if text.lower() not in NO_CAPTION]
     labels = _labels(record, columns["labels"], origin) if "labels" in columns else []
     if not (output or label or labels or name or captions):
         raise RowError(", ".join(f"no {what}: {columns[what]} is empty" for what in SAYING if what in columns))
@@ -246,7 +245,12 @@ def _labels(record: Record, column: str, origin: ImportConfig) -> list[str]:
     """Labels of a record, in the order of the alphabet; a text holds several between commas."""
     found = _several(record, column)
     texts = found if isinstance(record[column], list) or len(found) > 1 else ",".join(found).split(",")
-    return sorted({_said(text.strip(), origin) for text in texts if text.strip()})
+    return sorted({_said(text, origin) for text in map(_told, texts) if text})
+
+
+def _told(text: str) -> str:
+    """The text, or nothing where it is what programs write in place of one."""
+    return "" if (text := text.strip()).lower() in NO_TEXT else text
 
 
 def _text(record: Record, column: str) -> str:

@@ -10,6 +10,13 @@ CAPTIONING, CLASSIFICATION = "audio captioning", "event classification"
 """What is asked for, where nobody says it otherwise: the rows' task, and the skill that evaluation reports by."""
 CAPTION_PROMPT = "describe the sound in a sentence."
 LABEL_PROMPT = "classify this sound."
+NO_TEXT = frozenset((
+    *("nan", "<na>", "null"),
+    *("#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!"),
+))  # fmt: skip
+"""What pandas, databases and spreadsheets write where there is no text, in small letters."""
+NO_CAPTION = NO_TEXT | {"none"}
+"""Of Python, too; but "none" may well be an answer or a label."""
 EMOTIONS = {
     "anger": "angry",
     "disgust": "disgusted",

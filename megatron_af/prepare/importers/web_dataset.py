@@ -16,7 +16,7 @@ from megatron_af.data.rows import Clip, Row, RowError, parse_row
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, described, head_of, is_litter, no_file, opened, parse_json
 from megatron_af.prepare.importers.layout import Maker, PassedOver, checked, failing, is_audio, object_of, said
-from megatron_af.prepare.importers.made_rows import captioned
+from megatron_af.prepare.importers.made_rows import NO_CAPTION, captioned
 
 TEXTS = ("json", "txt", "cls")
 LARGEST_TEXT = 16 << 20
@@ -131,7 +131,7 @@ def _row(key: str, clips: tuple[Clip, ...], texts: Mapping[str, bytes], origin: 
     captions = said_of_it if isinstance(said_of_it, list) else [said_of_it]
     if not all(isinstance(caption, str) for caption in captions):
         raise RowError(f"'text' must be text or a list of texts, got {said(said_of_it)}")
-    captions = [caption.strip() for caption in captions if caption.strip()]
+    captions = [text for caption in captions if (text := caption.strip()) and text.lower() not in NO_CAPTION]
     if not captions:
         raise RowError("has neither a json with text or caption, nor a txt, beside the recording")
     return captioned(key, clips[0], captions, origin)

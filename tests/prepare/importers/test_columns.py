@@ -51,3 +51,19 @@ def test_several_labels_are_one_answer_and_options_stand_beside_it(tmp_path: Pat
     columns = {"audio": "{f}.wav", "prompt": "q", "output": "right", "options": "right,wrong_1,wrong_2"}
     (row,), _ = run(tmp_path, ImportConfig(format="csv", path="m.csv", columns=columns))
     assert (row.questions[0].output, row.questions[0].options) == ("rain", ("rain", "hail", "wind"))
+
+
+@pytest.mark.parametrize("nothing", ["nan", "<NA>", "#N/A", "null", "#REF!", "#VALUE!", "#DIV/0!", "None"])
+def test_what_programs_write_for_no_text_is_none(tmp_path: Path, nothing: str) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    said = [{"f": "a.wav", "q": "what?", "t": text} for text in ("rain", nothing, f"{nothing} of it")]
+    table(tmp_path / "t.csv", said)
+    kept = {}
+    for what in ("caption", "output", "label", "class", "labels"):
+        columns = {"audio": "f", what: "t"} | ({"prompt": "q"} if what == "output" else {})
+        rows, report = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))
+        kept[what] = (len(rows), len(problems(tmp_path, report)))
+        offered = {option for row in rows for question in row.questions for option in question.options}
+        assert nothing == "None" or nothing.lower() not in offered
+    anywhere = (3, 0) if nothing == "None" else (2, 1)
+    assert kept == {"caption": (2, 1), **dict.fromkeys(("output", "label", "class", "labels"), anywhere)}

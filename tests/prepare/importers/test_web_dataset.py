@@ -34,9 +34,11 @@ def test_web_dataset_tars_are_used_in_place(tmp_path: Path) -> None:
         member(tar, "x/b.txt", b"three\n")
         member(tar, "x/c.json", b"{}")
         member(tar, "x/d.flac", file.getvalue())
+        member(tar, "x/e.flac", file.getvalue())
+        member(tar, "x/e.txt", b"None")
     rows, report = run(tmp_path, ImportConfig(format="webdataset", path="w/*.tar"))
     assert [(r.id, r.captions) for r in rows] == [("x/a", ("one", "two")), ("x/b", ("three",))]
-    assert report.left_out == {"bad row": 2}
+    assert report.left_out == {"bad row": 3}
     clip = rows[0].clips[0]
     assert clip.path == "w/0.tar" and clip.duration == 1.5
     assert (tmp_path / "w/0.tar").read_bytes()[clip.offset : clip.offset + clip.length] == file.getvalue()
