@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,11 @@ def test_what_programs_leave_is_no_label_and_what_is_hidden_is_named(tmp_path: P
         ".mine": "is hidden: its name begins with a dot",
         "again": "is a link to a folder around it",
     }
+
+
+def test_a_label_in_both_unicode_forms_is_one_class(tmp_path: Path) -> None:
+    for label in ("dog", unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")):
+        write_tone(tmp_path / "f" / label / "a.wav", 0.5, 0)
+    rows, _ = run(tmp_path, ImportConfig(format="labels", path="f"))
+    assert [row.meta["class"] for row in rows].count(unicodedata.normalize("NFC", "café")) == 2
+    assert {row.questions[0].options for row in rows} == {(unicodedata.normalize("NFC", "café"), "dog")}
