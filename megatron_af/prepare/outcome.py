@@ -13,7 +13,7 @@ from megatron_af.progress import Progress
 
 def import_rows(config: Config, names: list[str], progress: Progress) -> int:
     """Data sets with an origin, then those that are parts of others. Returns the exit status: 1 when more rows are left
-    out than ``data.prepare.max_bad_fraction``, or when there is none."""
+    out than ``data.prepare.max_bad_fraction``, 2 (no other try would help) when there is none."""
     status = 0
     parts = [name for name in names if config.data.datasets[name].part]
     for name in names:
@@ -25,11 +25,10 @@ def import_rows(config: Config, names: list[str], progress: Progress) -> int:
         progress.say(f"{name}: {report.rows:,} of {total:,} rows imported, {other}")
         if report.without_recording:
             progress.say(f"  without a recording, of text alone: {report.without_recording:,}")
-        status |= _left_out(
+        failed = _left_out(
             progress, config, name, report.left_out, report.report, report.bad_fraction, report.passed_over
         )
-        if not total:
-            status = _no_rows(progress, name)
+        status = max(status, failed if total else _no_rows(progress, name))
     for name in parts:
         kept, rows = write_part(config, name)
         progress.say(f"{name}: {kept:,} of {rows:,} rows, by recording")
@@ -37,7 +36,7 @@ def import_rows(config: Config, names: list[str], progress: Progress) -> int:
 
 
 def prepare_recordings(config: Config, names: list[str], progress: Progress) -> int:
-    """Returns the exit status: 1 when more rows are bad than ``data.prepare.max_bad_fraction``, or there are none."""
+    """Returns the exit status: 1 when more rows are bad than ``data.prepare.max_bad_fraction``, 2 if there are none."""
     status = 0
     for name in names:
         summary = prepare(config, name, progress)
@@ -45,15 +44,14 @@ def prepare_recordings(config: Config, names: list[str], progress: Progress) -> 
             f"{name}: {summary.kept:,} of {summary.rows:,} rows prepared, {summary.seconds / 3600:,.2f} hours of audio"
             f", {summary.rows - summary.kept:,} left out, {summary.notes:,} notes"
         )
-        status |= _left_out(progress, config, name, summary.reasons, summary.report, summary.bad_fraction)
-        if not summary.rows:
-            status = _no_rows(progress, name)
+        failed = _left_out(progress, config, name, summary.reasons, summary.report, summary.bad_fraction)
+        status = max(status, failed if summary.rows else _no_rows(progress, name))
     return status
 
 
 def _no_rows(progress: Progress, name: str) -> int:
     progress.say(f"{name}: failed, it has no rows")
-    return 1
+    return 2
 
 
 def _left_out(

@@ -1,6 +1,7 @@
 """What a preparation says at its end, and when it counts as failed."""
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,10 +40,10 @@ def test_nothing_at_all_is_a_failure(tmp_path: Path) -> None:
     c = config(tmp_path, 0.99)
     dataset = replace(c.data.datasets["a"], origin=ImportConfig(format="labels", path="sounds"))
     c = replace(c, data=replace(c.data, datasets={"a": dataset}))
-    assert import_rows(c, ["a"], told := Told()) == 1
+    assert import_rows(c, ["a"], told := Told()) == 2
     assert told.lines[0] == "a: 0 of 0 rows imported, 1 other files passed over"
     assert told.lines[-1] == "a: failed, it has no rows"
-    assert prepare_recordings(c, ["a"], told := Told()) == 1 and told.lines[-1] == "a: failed, it has no rows"
+    assert prepare_recordings(c, ["a"], told := Told()) == 2 and told.lines[-1] == "a: failed, it has no rows"
 
 
 def test_rows_of_text_alone_are_told(tmp_path: Path) -> None:
@@ -58,3 +59,20 @@ def test_rows_of_text_alone_are_told(tmp_path: Path) -> None:
         "a: 3 of 3 rows imported, 0 other files passed over",
         "  without a recording, of text alone: 2",
     ]
+
+
+@pytest.mark.parametrize("layout", ["csv", "webdataset"])
+def test_a_table_of_a_header_and_a_tar_of_nothing_are_no_use_whatever_comes_behind(tmp_path: Path, layout: str) -> None:
+    (tmp_path / "t.csv").write_text("f,c\n")
+    tarfile.open(tmp_path / "t.tar", "w").close()
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    columns = {"audio": "f", "caption": "c"}
+    origin = {
+        "csv": ImportConfig(format="csv", path="t.csv", columns=columns),
+        "webdataset": ImportConfig(format="webdataset", path="t.tar"),
+    }[layout]
+    c = config(tmp_path, 0.0)
+    sets = {"none": replace(c.data.datasets["a"], origin=origin), "bad": c.data.datasets["a"]}
+    c = replace(c, data=replace(c.data, datasets=sets))
+    assert import_rows(c, ["none", "bad"], told := Told()) == 2
+    assert "none: failed, it has no rows" in told.lines

@@ -61,7 +61,7 @@ def of_class(row: Row, name: str) -> Row:
 
 
 def label_words(text: str, task: str) -> str:
-    """A label as it is said: small letters, spaces, AF1's adjectives of emotions; in one Unicode form (NFC), for a folder
-    that comes from a Mac may have the other."""
+    """A label as it is said: small letters, spaces, AF1's adjectives of emotions; in one Unicode form (NFC), for names
+    that come from a Mac may have the other."""
     label = unicodedata.normalize("NFC", text).replace("_", " ").strip().lower()
     return EMOTIONS.get(label, label) if "emotion" in task.lower() else label
