@@ -117,7 +117,16 @@ class VectorIndex:
         return index
 
     def search(self, query_QJ: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """similarity_QC and place_QC of the nearest, best first; -1 where no more were found."""
+        """similarity_QC and place_QC of the nearest, best first; -1 where no more were found.
+
+        Raises:
+            ValueError: the index is damaged, or holds vectors of another size.
+        """
+        if query_QJ.shape[1] != self._whole.d:
+            raise ValueError(
+                f"{self._folder}: expected vectors of {query_QJ.shape[1]} numbers, as the encoder makes them, got an "
+                f"index of {self._whole.d}; build it anew"
+            )
         index = self._gpu if self._gpu is not None and count <= GPU_NEIGHBOURS else self._whole
         with self._trusted():
             found_QC, place_QC = index.search(np.ascontiguousarray(query_QJ), count)

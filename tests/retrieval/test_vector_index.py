@@ -51,6 +51,13 @@ def test_a_disk_that_takes_no_index_is_told_of(kind: str, tmp_path: Path) -> Non
     assert sentence(found.value) == (f"{tmp_path / 'vectors.0.faiss'}: No space left on device", AGAIN)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_another_size_are_refused(kind: str, tmp_path: Path) -> None:
+    index = VectorIndex.build(OnDisk(VECTOR_PJ), RetrievalConfig(index=kind), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"expected vectors of 7 numbers, .* got an index of {DIM}; build it anew"):
+        index.search(QUERY_QJ[:, :7], COUNT)
+
+
 def test_comparing_all_block_by_block_is_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT_UP_TO", 700)
     assert np.array_equal(exact(VECTOR_PJ, QUERY_QJ, COUNT), brute_force(COUNT))
