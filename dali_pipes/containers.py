@@ -40,6 +40,8 @@ _GUESSED = (
     "tty",
 )
 """FFmpeg's formats that any bytes may look like."""
+_TIMED = ("mpegts", "mpeg")
+"""Streams that state no length: FFmpeg goes by when the last packet begins, and several frames may lie in one."""
 _MARGIN = 0.2
 """Seconds decoded ahead of the start: codecs with overlapping frames need a run-up."""
 
@@ -92,7 +94,9 @@ def seconds(source: Path | bytes, *, count: bool = False) -> float:
             stream = _audio_stream(container, source)
             if count:
                 return sum(frame.samples / frame.sample_rate for frame in container.decode(stream))
-            guessed = container.format.name == "mp3" and not has_mp3_header(source)
+            guessed = container.format.name in _TIMED or (
+                container.format.name == "mp3" and not has_mp3_header(source)
+            )
             if stream.duration and not guessed:
                 return float(stream.duration * stream.time_base)
             # What a container states without saying it of the stream begins and ends with its other streams.

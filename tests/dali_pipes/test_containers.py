@@ -1,5 +1,7 @@
 """Sound out of FFmpeg's containers: parts at their place, lengths where none is stated, one kind of error."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import av
@@ -52,3 +54,17 @@ def test_everything_that_is_no_sound_is_one_kind_of_error(tmp_path: Path) -> Non
             decode(tmp_path / name, start=0.0, duration=1.0)
         with pytest.raises(ContainerError, match=problem):
             seconds(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("name", ["a.ts", "b.vob"])
+def test_a_stream_that_states_no_length_is_read_to_its_last_frame(tmp_path: Path, name: str) -> None:
+    """Broadcast streams put several frames of sound into one packet, and say when that begins."""
+    sound = ["-f", "lavfi", "-i", "sine=440:duration=3", "-ar", "48000", "-c:a", {"a.ts": "aac", "b.vob": "mp2"}[name]]
+    subprocess.run(["ffmpeg", "-v", "error", *sound, str(tmp_path / name)], check=True)
+    with av.open(str(tmp_path / name)) as container:
+        there = sum(frame.samples for frame in container.decode(container.streams.audio[0]))
+    assert there >= 3 * 48_000 and seconds(tmp_path / name) == pytest.approx(there / 48_000, abs=2e-3)
+    wave_TC, rate = decode(tmp_path / name, start=0.0, duration=seconds(tmp_path / name))
+    assert abs(len(wave_TC) - there) <= 0.002 * rate
