@@ -5,6 +5,7 @@
         save_file(tensors, draft)
     put_in_place(partial_folder, folder)                    # the same for a folder
     append(folder / "skipped.jsonl", line)                  # in one write: whole lines, whoever else appends
+    require_room(folder)                                    # OSError now, not after an hour
 
 Everything that is read by another process or after a crash is written this way; logs and spools are not.
 ``tests/test_structure.py`` looks for other writers. A disk that refuses to take more is told of with the file's name.
@@ -95,6 +96,17 @@ def appearing(path: Path) -> Iterator[Path]:
         raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def require_room(folder: Path) -> None:
+    """Find out before anything is computed whether a folder takes files; it is made if need be.
+
+    Raises:
+        OSError: it does not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def put_in_place(partial: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af import files
-from megatron_af.files import appearing, append, put_in_place, settled, sweep, write
+from megatron_af.files import appearing, append, put_in_place, require_room, settled, sweep, write
 
 
 def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
@@ -131,6 +131,14 @@ def test_what_a_disk_does_not_take_is_told_with_the_files_name(tmp_path: Path) -
     for writer in (append, write):
         with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
             writer(Path("/dev/full"), "x")
+
+
+def test_room_is_looked_for_and_nothing_is_left(tmp_path: Path) -> None:
+    require_room(tmp_path / "a" / "b")
+    assert not list((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        require_room(tmp_path / "file")
 
 
 def test_appending_makes_the_folder_and_whole_lines(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from megatron_af.config.loading import read_config
 from megatron_af.entry import command
 from megatron_af.evaluate.few_shot import few_shot_problems, few_shot_sets
 from megatron_af.evaluate.hearing import evaluation_rows
+from megatron_af.files import require_room
 from megatron_af.runs.check import validate_evaluation
 from megatron_af.runs.paths import resolve_entry
 
@@ -67,6 +68,7 @@ def main() -> int:
     validate_evaluation(config, unread, arguments.checkpoint)
     if problems := list(few_shot_problems(config, arguments.source, shots)):
         raise ConfigError(f"stage {config.stage} of {config.name} cannot be asked with examples", problems)
+    require_room(arguments.output or config.stage_folder(config.stage))
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
     import torch.distributed as dist
 
@@ -80,13 +82,11 @@ def main() -> int:
     stage = config.curriculum[config.stage]
     sets = {name: evaluation_rows(config, name) for name in stage.evaluation}
     checkpoint = arguments.checkpoint or resolve_entry(config, config.stage)
-    if not sets:
-        pass
-    elif stage.objective == "contrastive":
+    if sets and stage.objective == "contrastive":
         measure_contrastive(config, sets, checkpoint, arguments.output)
-    elif elsewhere:
+    elif sets and elsewhere:
         measure_elsewhere(config, sets, checkpoint, arguments.output)
-    else:
+    elif sets:
         measure(config, few_shot_sets(config, arguments.source, sets, shots), arguments.source)
     measure_suites_behind(config, arguments.source, shots, checkpoint, arguments.output)
     if dist.get_rank() == 0:

@@ -22,11 +22,12 @@ from rich.console import Console
 
 from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig
 from megatron_af.config.loading import load_config
+from megatron_af.config.rules import name_rules
 from megatron_af.data.rows import Manifest, Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.classes import class_tables
 from megatron_af.evaluate.hearing import table
-from megatron_af.files import write
+from megatron_af.files import require_room, write
 from megatron_af.foreign import read_json
 from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.pipeline.job import StepFailed
@@ -76,6 +77,10 @@ def start(
     name = given.get("name") or slug(folder)
     root = Path(given.get("data.root") or Path("data") / name)
     file = root / f"{name}.yaml"
+    if problems := list(name_rules(Config(name=name))):
+        raise ConfigError(f"{folder} cannot be started", problems)
+    if not dry_run:
+        require_room(Path(given.get("output") or Config(name=name).output))
     with Progress() as progress, ExitStack() as stack:
         console = progress.console
         if dry_run:  # looked at beside, and left as it was

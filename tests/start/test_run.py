@@ -133,6 +133,18 @@ def test_too_little_is_refused_before_anything_trains(tmp_path: Path, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_name_that_mlflow_refuses_is_refused_before_anything_is_read(tmp_path: Path, dry_run: bool) -> None:
+    with pytest.raises(ConfigError, match="name = 'af2:3b'"):
+        start(tmp_path / "nothing", ["name=af2:3b"], dry_run=dry_run)
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no sysfs here")
+def test_an_output_that_takes_nothing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="'/sys/megatron-af'"):
+        start(tmp_path / "nothing", ["output=/sys/megatron-af"])
+
+
 def test_recordings_on_both_sides_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,8 @@ def test_mistakes_about_a_contrastive_stage_are_one_message(
     code, error = run(*elsewhere, "test")
     assert code == 2 and "stage = clap: has no checkpoint in" in error
     write_checkpoint(config, "a")
+    code, error = run("--output", "/dev/null/out", "--rows", "test")
+    assert code == 2 and error.splitlines() == ["/dev/null/out: Not a directory"], "before anything is measured"
     code, error = run(*elsewhere, "test", "data.datasets.test.manifest=gone.jsonl")
     assert code == 2 and "gone.jsonl" in error and "data.datasets.test.manifest" in error
     code, error = run(*elsewhere, "tset", "data.tokenizer=nowhere.json")
