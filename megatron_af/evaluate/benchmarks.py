@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 
 from dali_pipes.waves import AudioError
 from megatron_af.config.errors import listed
-from megatron_af.data.rows import Question, Row, parse_row
+from megatron_af.data.rows import Question, Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import plain_answer
-from megatron_af.foreign import parse_json
 from megatron_af.prepare.importers.layout import PassedOver
 from megatron_af.prepare.importers.made_rows import options_prompt
-from megatron_af.prepare.importers.run import lines_of, rows_of
+from megatron_af.prepare.importers.run import Line, lines_of, rows_of
 from megatron_af.runs.benchmarks import Benchmark
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -75,8 +74,8 @@ def read_questions(benchmark: Benchmark, root: DataRoot) -> Questions:
     """
     rows, left_out = [], []
     for line in lines_of(rows_of(root, benchmark.source)):
-        if isinstance(line, str):
-            rows.append(parse_row(parse_json(line, "a row"), "a row"))
+        if isinstance(line, Line):
+            rows.append(line.row)
         elif not isinstance(line, PassedOver):
             reason = line.reason if isinstance(line, AudioError) else "bad row"
             left_out.append({"reason": reason, "problem": str(line)})

@@ -25,6 +25,8 @@ def import_rows(config: Config, names: list[str], progress: Progress) -> int:
         progress.say(f"{name}: {report.rows:,} of {total:,} rows imported, {other}")
         if report.without_recording:
             progress.say(f"  without a recording, of text alone: {report.without_recording:,}")
+        if report.renamed:
+            progress.say(f"  renamed, for the id was another row's (now ID~2) or empty: {report.renamed:,}")
         failed = _left_out(
             progress, config, name, report.left_out, report.report, report.bad_fraction, report.passed_over
         )

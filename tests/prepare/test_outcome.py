@@ -46,10 +46,10 @@ def test_nothing_at_all_is_a_failure(tmp_path: Path) -> None:
     assert prepare_recordings(c, ["a"], told := Told()) == 2 and told.lines[-1] == "a: failed, it has no rows"
 
 
-def test_rows_of_text_alone_are_told(tmp_path: Path) -> None:
+def test_rows_of_text_alone_and_with_new_ids_are_told(tmp_path: Path) -> None:
     write_tone(tmp_path / "a.wav", 1.0, seed=0)
     turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": 'a "clips": []'}]
-    rows = [{"audio": audio, "conversations": turns} for audio in ("a.wav", None, [])]
+    rows = [{"id": "x", "audio": audio, "conversations": turns} for audio in ("a.wav", None, [])]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     c = config(tmp_path, 0.0)
     dataset = replace(c.data.datasets["a"], origin=ImportConfig(format="conversations", path="rows.json"))
@@ -58,6 +58,7 @@ def test_rows_of_text_alone_are_told(tmp_path: Path) -> None:
     assert told.lines == [
         "a: 3 of 3 rows imported, 0 other files passed over",
         "  without a recording, of text alone: 2",
+        "  renamed, for the id was another row's (now ID~2) or empty: 2",
     ]
 
 

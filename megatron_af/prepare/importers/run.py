@@ -10,12 +10,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import batched
 
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, ImportConfig
-from megatron_af.data.rows import RowError, parse_row, to_json
+from megatron_af.data.rows import Row, RowError, parse_row, to_json
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.prepare.importers.audio_flamingo import audio_flamingo
 from megatron_af.prepare.importers.conversations import conversations
@@ -39,8 +39,6 @@ LAYOUTS = {
     "webdataset": web_dataset,
     "rows": own_rows,
 }
-_NO_CLIPS = '"clips": []'
-"""What `to_json` writes of a row of text alone; no text of it holds this, for its quotation marks are escaped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,8 @@ class ImportReport:
     """Reason -> rows left out."""
     without_recording: int
     """Of the rows written, those of text alone."""
+    renamed: int
+    """Of the rows written, those that got an id of their own, for theirs was another's or empty."""
     passed_over: int
     """Files that are no recordings, and were not expected to be."""
     report: str
@@ -80,15 +80,17 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
     root = DataRoot(config.data.root)
     target = dataset.source or dataset.manifest
     path = f"{target.removesuffix('.jsonl')}.left_out.jsonl"
-    rows, silent, passed, reasons = 0, 0, 0, Counter[str]()
+    rows, silent, passed, reasons, ids = 0, 0, 0, Counter[str](), _Ids()
     made = lines_of(rows_of(root, dataset.origin))
     with root.writing(target) as good, root.writing(path) as report:
         for line in made:
             progress.update(f"import {name}", rows + sum(reasons.values()), None)
-            if isinstance(line, str):
-                good.write(line.encode() + b"\n")
+            if isinstance(line, Line):
+                own = ids.own(line.row.id, rows + sum(reasons.values()))
+                text = line.text if own == line.row.id else to_json(replace(line.row, id=own))
+                good.write(text.encode() + b"\n")
                 rows += 1
-                silent += _NO_CLIPS in line
+                silent += not line.row.clips
                 continue
             entry: dict[str, str | int]
             if isinstance(line, PassedOver):
@@ -103,24 +105,55 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
         rows=rows,
         left_out=dict(reasons.most_common()),
         without_recording=silent,
+        renamed=ids.renamed,
         passed_over=passed,
         report=path,
     )
 
 
-def lines_of(makers: Iterator[Maker]) -> Iterator[str | Exception]:
-    """Rows as JSON, or what is wrong with them, in order."""
+@dataclass(frozen=True)
+class Line:
+    """A row that can be written, and as which line."""
 
-    def line(make: Maker) -> str | Exception:
+    row: Row
+    text: str
+
+
+class _Ids:
+    """Ids that differ: what is made of rows later is known by theirs."""
+
+    def __init__(self) -> None:
+        self.renamed = 0
+        self._seen: dict[str, int] = {}
+
+    def own(self, wanted: str, place: int) -> str:
+        """The id, if it is new and says something; else another one.
+
+        Args:
+            place: of the row among all, from 0.
+        """
+        found = first = wanted if wanted.strip() else str(place)
+        while found in self._seen:
+            self._seen[first] += 1
+            found = f"{first}~{self._seen[first]}"
+        self._seen[found] = 1
+        self.renamed += found != wanted
+        return found
+
+
+def lines_of(makers: Iterator[Maker]) -> Iterator[Line | Exception]:
+    """Rows, or what is wrong with them, in order."""
+
+    def line(make: Maker) -> Line | Exception:
         try:
             made = to_json(make())
             made.encode()
-            parse_row(json.loads(made), "the row made of it")
+            row = parse_row(json.loads(made), "the row made of it")
         except (RowError, AudioError, StorageError, PassedOver) as error:
             return error
         except UnicodeEncodeError:
             return RowError("the row made of it: its text holds half a character (a lone surrogate)")
-        return made
+        return Line(row, made)
 
     with ThreadPoolExecutor(READERS) as pool:
         for some in batched(makers, 64 * READERS):

@@ -9,7 +9,7 @@ from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig
 from megatron_af.prepare.importers import import_dataset
 from megatron_af.progress import silent
 from tests.data.toy import write_tone
-from tests.prepare.importing import dump, run
+from tests.prepare.importing import dump, run, table
 
 
 def test_names_never_leave_the_data_root(tmp_path: Path) -> None:
@@ -37,3 +37,24 @@ def test_wrong_files_and_configurations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="importing needs origin"):
         import_dataset(config, "a", silent())
     assert replace(config, name="j").name == "j"
+
+
+@pytest.mark.parametrize("layout", ["csv", "conversations", "rows"])
+def test_every_row_has_an_id_of_its_own(tmp_path: Path, layout: str) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    ids = ["x", "x", "", "x~2", "x", " "]
+    asked = [{"prompt": "what?", "output": "rain"}]
+    dump(tmp_path / "r.json", [{"id": i, "clips": [{"path": "a.wav"}], "questions": asked} for i in ids])
+    turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "rain"}]
+    dump(tmp_path / "c.json", [{"id": i, "sound": "a.wav", "conversations": turns} for i in ids])
+    table(tmp_path / "t.csv", [{"i": i, "f": "a.wav", "c": "rain"} for i in ids])
+    origin = {
+        "csv": ImportConfig(format="csv", path="t.csv", columns={"audio": "f", "id": "i", "caption": "c"}),
+        "conversations": ImportConfig(format="conversations", path="c.json"),
+        "rows": ImportConfig(format="rows", path="r.json"),
+    }[layout]
+    rows, report = run(tmp_path, origin)
+    made = [row.id for row in rows]
+    assert len(set(made)) == len(made) == 6 and all(name.strip() for name in made)
+    assert made[:2] == ["x", "x~2"] and made[3:5] == ["x~2~2", "x~3"] and report.renamed >= 4
+    assert [row.clips[0].path for row in rows] == ["a.wav"] * 6
