@@ -1,6 +1,8 @@
 """Rows of captions and of labels, whatever layout they come from."""
 
+import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_af.config import ImportConfig
@@ -29,11 +31,35 @@ EMOTIONS = {
 """Nouns that AF1 turns into adjectives in emotion tasks."""
 
 
+_LETTER = re.compile(r"\(?([A-Za-z]|\d{1,3})[).:]*")
+_LETTERED = re.compile(r"(?:\((?:[A-Za-z]|\d{1,3})\)\s*|(?:[A-Za-z]|\d{1,3})[).:]\s+)(?=\S)")
+
+
 def options_prompt(prompt: str, labels: list[str]) -> str:
     """A classification prompt with its options as AF1 writes them: sorted, each with a full stop; yes before no."""
     if set(labels) == {"yes", "no"}:
         return prompt + "\nOPTIONS:\nyes.\nno."
     return prompt + "\nOPTIONS:\n - " + ".\n - ".join(sorted(labels)) + "."
+
+
+def is_an_option(answer: str, options: Sequence[str]) -> bool:
+    """Whether an answer is one of the options, several between commas, or an option's letter or number; letter case,
+    marks and a letter before either, as in ``(A) rain``, do not count."""
+    if answer in options:
+        return True
+    offered = {plain for option in options for plain in _plain(option)}
+    if offered & _plain(answer) or all(offered & _plain(one) for one in answer.split(",")):
+        return True
+    letter = _LETTER.fullmatch(answer.strip())
+    if letter is None or any(_LETTER.fullmatch(option.strip()) for option in options):  # "3" of 1, 5, 7 is no place
+        return False
+    place = int(letter[1]) if letter[1].isdecimal() else ord(letter[1].lower()) - ord("a") + 1
+    return place <= len(options)
+
+
+def _plain(text: str) -> set[str]:
+    bare = _LETTERED.sub("", text.strip())
+    return {" ".join(re.sub(r"[\W_]+", " ", one).split()).casefold() for one in (text, bare)}
 
 
 def captioned(key: str, clip: Clip, captions: list[str], origin: ImportConfig) -> Row:

@@ -20,7 +20,8 @@ from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.prepare.importers.audio_flamingo import audio_flamingo
 from megatron_af.prepare.importers.conversations import conversations
 from megatron_af.prepare.importers.label_folders import label_folders
-from megatron_af.prepare.importers.layout import Maker, PassedOver
+from megatron_af.prepare.importers.layout import Maker, PassedOver, said
+from megatron_af.prepare.importers.made_rows import is_an_option
 from megatron_af.prepare.importers.own_rows import own_rows
 from megatron_af.prepare.importers.records import file_names, json_records
 from megatron_af.prepare.importers.table import table
@@ -83,7 +84,7 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
     rows, silent, passed, reasons, ids = 0, 0, 0, Counter[str](), _Ids()
     made = lines_of(rows_of(root, dataset.origin))
     with root.writing(target) as good, root.writing(path) as report:
-        for line in made:
+        for line in map(_answered, made):
             progress.update(f"import {name}", rows + sum(reasons.values()), None)
             if isinstance(line, Line):
                 own = ids.own(line.row.id, rows + sum(reasons.values()))
@@ -158,6 +159,17 @@ def lines_of(makers: Iterator[Maker]) -> Iterator[Line | Exception]:
     with ThreadPoolExecutor(READERS) as pool:
         for some in batched(makers, 64 * READERS):
             yield from pool.map(line, some)
+
+
+def _answered(line: Line | Exception) -> Line | Exception:
+    """The line, or what is wrong with an answer that is none of its options."""
+    if isinstance(line, Line) and "labels" not in line.row.meta:  # several labels are one answer
+        for question in line.row.questions:
+            if question.options and not is_an_option(question.output, question.options):
+                return RowError(
+                    f"{line.row.id}: its answer {said(question.output)} is none of its options {said(question.options)}"
+                )
+    return line
 
 
 def rows_of(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:

@@ -9,7 +9,7 @@ from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig
 from megatron_af.prepare.importers import import_dataset
 from megatron_af.progress import silent
 from tests.data.toy import write_tone
-from tests.prepare.importing import dump, run, table
+from tests.prepare.importing import dump, problems, run, table
 
 
 def test_names_never_leave_the_data_root(tmp_path: Path) -> None:
@@ -37,6 +37,25 @@ def test_wrong_files_and_configurations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="importing needs origin"):
         import_dataset(config, "a", silent())
     assert replace(config, name="j").name == "j"
+
+
+@pytest.mark.parametrize("layout", ["csv", "json", "rows"])
+def test_an_answer_that_is_none_of_the_options_is_named(tmp_path: Path, layout: str) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    answers, options = ("wind", "rain", "B"), ["wind", "hum"]
+    table(tmp_path / "t.csv", [{"f": "a.wav", "q": "what?", "a": a, "o1": "wind", "o2": "hum"} for a in answers])
+    dump(tmp_path / "t.json", [{"f": "a.wav", "q": "what?", "a": a, "o": options} for a in answers])
+    asked = [[{"prompt": "what?", "output": a, "options": options}] for a in answers]
+    dump(tmp_path / "r.json", [{"id": n, "clips": [{"path": "a.wav"}], "questions": q} for n, q in enumerate(asked)])
+    columns = {"audio": "f", "prompt": "q", "output": "a"}
+    origin = {
+        "csv": ImportConfig(format="csv", path="t.csv", columns=columns | {"options": "o1,o2"}),
+        "json": ImportConfig(format="json", path="t.json", columns=columns | {"options": "o"}),
+        "rows": ImportConfig(format="rows", path="r.json"),
+    }[layout]
+    rows, report = run(tmp_path, origin)
+    assert [row.questions[0].output for row in rows] == ["wind", "B"]
+    assert problems(tmp_path, report) == ['1: its answer "rain" is none of its options ["wind", "hum"]']
 
 
 @pytest.mark.parametrize("layout", ["csv", "conversations", "rows"])
