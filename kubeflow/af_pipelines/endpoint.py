@@ -20,6 +20,7 @@ import kfp_server_api  # type: ignore[import-untyped]
 import urllib3
 
 from af_pipelines.cluster import ClusterConfig
+from megatron_af.config.addresses import from_environment
 from megatron_af.foreign import read_text
 from megatron_af.pipeline.job import StepFailed
 
@@ -53,7 +54,7 @@ class Endpoint:
     @classmethod
     def connect(cls, cluster: ClusterConfig) -> "Endpoint":
         """Raises `EndpointError` when no address is known or nobody answers there."""
-        host = cluster.endpoint or os.environ.get("KF_PIPELINES_ENDPOINT", "")
+        host = cluster.endpoint or from_environment("KF_PIPELINES_ENDPOINT")
         if not host:
             raise EndpointError(
                 "no Kubeflow Pipelines server is named: set `endpoint` in the cluster file or KF_PIPELINES_ENDPOINT; "

@@ -7,11 +7,11 @@ InferenceService (``…/serving/kserve``); its pods serve the version in their a
 changing it, which Kubernetes carries out as a rolling update.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Protocol
 
 from af_pipelines.kube import Kube
+from megatron_af.config.addresses import from_environment
 from megatron_af.pipeline.job import StepFailed
 
 SERVER = "af-serving"
@@ -113,7 +113,7 @@ def champion(model: str) -> str | None:
 
     from mlflow.exceptions import MlflowException  # isort: skip  (after store, which sets its environment)
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = from_environment("MLFLOW_TRACKING_URI")
     if not uri:
         raise StepFailed("MLFLOW_TRACKING_URI is not set: it names the registry that knows the champion")
     try:

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_af.config import Config, ConfigError
+from megatron_af.config.addresses import hidden, refuse_secrets
 from megatron_af.config.errors import shown, suggestion
 from megatron_af.config.keys import leaves, type_hints
 from megatron_af.config.ranges import keep_in_range
@@ -86,10 +87,11 @@ def read_values[Schema](schema: type[Schema], path: Path, overrides: Sequence[st
 
 
 def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str]) -> tuple[Schema, Unread]:
+    refuse_secrets(path, overrides)  # before a parser's message quotes them
     problems: list[str] = []
     layers = [*_read(path, (), problems), (COMMAND_LINE, _parse(overrides, problems))]
     if problems:
-        raise ConfigError(f"{path} cannot be read", problems)
+        raise ConfigError(f"{hidden(str(path))} cannot be read", [*map(hidden, problems)])
     defaults = _defaults(schema)
     first_source: dict[str, str] = dict.fromkeys(_keys(defaults), "default")
     last_source: dict[str, str] = {}
@@ -104,7 +106,8 @@ def _read_tree[Schema](schema: type[Schema], path: Path, overrides: Sequence[str
             tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
         except OmegaConfBaseException as error:
             said = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
-            problems.append(f"{getattr(error, 'full_key', '')}: {said}")
+            problems.append(f"{getattr(error, 'full_key', '')}: {hidden(said)}")
+    refuse_secrets(path, tree=tree)
     reader = _Reader(first_source, last_source, problems)
     values = reader.read(schema, tree, "")
     assert isinstance(values, schema)

@@ -100,7 +100,8 @@ class TrackingConfig:
     enabled: Nothing[bool] = True
     """Off: what is logged stays on disk, for reports; ``python -m megatron_af.tracking RUN`` sends it after all."""
     uri: Nothing[str] = ""
-    """MLflow tracking server; empty: ``$MLFLOW_TRACKING_URI``, or else the sqlite store in ``output/mlflow``."""
+    """MLflow tracking server, without a password; empty: ``$MLFLOW_TRACKING_URI``, or else the sqlite store in
+    ``output/mlflow``."""
     experiment: Nothing[str] = ""
     """Empty: the run's name."""
     alone: Nothing[bool] = True

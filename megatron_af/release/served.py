@@ -6,6 +6,7 @@
 from pathlib import Path
 
 import megatron_af.tracking.store  # noqa: F401  (before mlflow: it sets its environment)
+from megatron_af.config.addresses import from_environment
 from megatron_af.release.versions import UnknownVersion
 from megatron_af.runs.digests import verify_digest
 
@@ -17,9 +18,11 @@ def release_of(address: str) -> Path:
     """The folder of the release that was registered.
 
     Raises:
+        ConfigError: the registry's address holds a password.
         UnknownVersion: the registry has no such model, version or alias.
         DigestMismatch: the release is not any more what was registered.
     """
+    from_environment("MLFLOW_TRACKING_URI")
     try:
         settings = mlflow.models.get_model_info(address).flavors["python_function"]["config"]
     except MlflowException as error:

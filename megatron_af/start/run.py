@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig
+from megatron_af.config.addresses import refuse_secrets
 from megatron_af.config.loading import load_config
 from megatron_af.config.rules import name_rules
 from megatron_af.data.rows import Manifest, Row
@@ -73,6 +74,7 @@ def start(
         StepFailed: import, preparation, a stage or its evaluation failed.
         Cancelled: this process was asked to stop; the same command goes on.
     """
+    refuse_secrets(folder, overrides)
     given = dict(override.partition("=")[::2] for override in overrides)
     name = given.get("name") or slug(folder)
     root = Path(given.get("data.root") or Path("data") / name)

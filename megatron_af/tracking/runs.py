@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_af.config import Config, TrackingConfig
+from megatron_af.config.addresses import from_environment
 from megatron_af.config.loading import to_yaml
 from megatron_af.runs.digests import digest_value
 from megatron_af.runs.identity import stage_inputs
@@ -161,8 +162,12 @@ def newest_spool(folder: Path) -> Spool | None:
 
 
 def tracking_uri(config: Config) -> str:
-    """What ``config.tracking.uri`` names, else ``$MLFLOW_TRACKING_URI``, else sqlite in ``output/mlflow``."""
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    """What ``config.tracking.uri`` names, else ``$MLFLOW_TRACKING_URI``, else sqlite in ``output/mlflow``.
+
+    Raises:
+        ConfigError: the environment's address holds a password.
+    """
+    uri = config.tracking.uri or from_environment("MLFLOW_TRACKING_URI")
     return uri or f"{SQLITE}{Path(config.output).absolute() / 'mlflow' / 'mlflow.db'}"
 
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from megatron_af.config.loading import CONFIGS
 from megatron_af.entry import AGAIN, NO_USE
 from tests.faults import entry_points
-from tests.faults.entry_points import COMMANDS, ODD, REFUSED, ask, broken, foundation
+from tests.faults.entry_points import COMMANDS, ODD, REFUSED, RUN, ask, broken, foundation
 
 CANARIES = {
     "MLFLOW_TRACKING_USERNAME": "canary-user-5f1e",
@@ -24,6 +25,37 @@ CANARIES = {
     "HF_TOKEN": "canary-hub-5f1e",
     "AWS_SECRET_ACCESS_KEY": "canary-store-5f1e",
 }
+ADDRESS = "http://user:canary-address-5f1e@127.0.0.1:9"
+TRACKED, RUN_NEW = f"tracking.uri={ADDRESS}", [*RUN, "name=leak", "stage=stage", "curriculum.stage.steps=1"]
+WITH_ADDRESS: tuple[tuple[str, list[str], str], ...] = (
+    ("pretrain_af", [*RUN_NEW, TRACKED], "tracking.uri"),
+    ("pretrain_af", [*RUN_NEW, f"nonsense={ADDRESS}"], "nonsense"),
+    ("run_curriculum", [*RUN, "name=leak", TRACKED], "tracking.uri"),
+    ("evaluate", [*RUN, "stage=stage", f"evaluation.judge.endpoint={ADDRESS}/v1"], "evaluation.judge.endpoint"),
+    ("promote", ["show", *RUN, TRACKED], "tracking.uri"),
+    ("doctor", [*RUN, TRACKED], "tracking.uri"),
+    ("prepare_data", ["prepare", *RUN, f"data.root={ADDRESS}"], "data.root"),
+    ("start", ["sounds", "--dry-run", f"data.root={ADDRESS}"], "data.root"),
+    *(
+        (tool, ["--config", "job.yaml", f"endpoint={address}"], "endpoint")
+        for tool in ("expand_captions", "make_skills", "write_dialogues")
+        for address in (f"{ADDRESS}/v1", "http://127.0.0.1:9/v1?key=canary-key-5f1e")
+    ),
+    ("serve", ["runs/tiny", "--config", "serving.yaml", f"host={ADDRESS}"], "host"),
+    ("af_pipelines.__main__", ["compile", *RUN, "--output", "leak.yaml", TRACKED], "tracking.uri"),
+    ("af_pipelines.__main__", ["submit", *RUN, "--cluster", "leaking.yaml"], "endpoint"),
+)
+"""Commands, their arguments, and the key by which each refuses an address that holds a password."""
+WITHIN_ENVIRONMENT: tuple[tuple[str, list[str]], ...] = (
+    ("pretrain_af", RUN_NEW),
+    ("promote", ["show", *RUN]),
+    ("doctor", []),
+    ("chat", ["models:/demo@champion"]),
+    ("prepare_data", ["prepare", *RUN]),
+    ("expand_captions", ["--config", "job.yaml"]),
+    ("af_pipelines.__main__", ["compile", *RUN, "--output", "leak.yaml"]),
+    ("af_pipelines.__main__", ["roll-out", "--cluster", "cluster.yaml"]),
+)
 
 
 def test_every_command_is_tried() -> None:
@@ -83,9 +115,18 @@ def holds_canary(path: Path) -> bool:
         return False
 
 
+def there(folder: Path) -> set[Path]:
+    """Every file and folder, but for where the sender of the run ``new`` may still be busy."""
+    busy = (folder / "runs/mlflow", folder / "runs/new")
+    return {path for path in folder.rglob("*") if not any(path.is_relative_to(place) for place in busy)}
+
+
 @pytest.mark.slow
 def test_no_secret_is_printed_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run, its checkpoint, MLflow's database and spool, a pipeline's IR and errors are searched."""
+    """A run, its checkpoint, MLflow's database and spool, a pipeline's IR and errors are searched.
+
+    Of an address that holds one, nothing is written at all.
+    """
     folder = tmp_path / "x"
     folder.mkdir()
     foundation(folder)
@@ -111,5 +152,19 @@ def test_no_secret_is_printed_or_written(tmp_path: Path, monkeypatch: pytest.Mon
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {"ir.yaml", "mlflow.db", "checkpoint.json", "sent.json"} <= {path.name for path in files}
     assert [path for path in files if holds_canary(path)] == []
+    (folder / "leaking.yaml").write_text(f"{(folder / 'cluster.yaml').read_text()}\nendpoint: {ADDRESS}\n")
+    before = there(folder)
+    asked = [(module, arguments, key, "") for module, arguments, key in WITH_ADDRESS]
+    asked += [(module, arguments, "MLFLOW_TRACKING_URI", ADDRESS) for module, arguments in WITHIN_ENVIRONMENT]
+    for module, arguments, key, variable in asked:
+        importlib.import_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", variable)
+            ended = ask(module, arguments, folder)
+        assert ended.code == NO_USE and re.search(rf"\b{key}\b.*: holds a password", ended.said), f"{module}: {ended}"
+        assert "canary" not in ended.said, f"{module}: {ended}"
+    assert there(folder) == before
+    (folder / "leaking.yaml").unlink()
+    assert [path for path in folder.rglob("*") if path.is_file() and holds_canary(path)] == []
     (folder / "leak").write_text(os.environ["HF_TOKEN"])
     assert [path.name for path in folder.rglob("*") if path.is_file() and holds_canary(path)] == ["leak"]
