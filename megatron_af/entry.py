@@ -131,7 +131,12 @@ def _tell(message: str) -> None:
 
 
 def _said[**Arguments](main: Callable[Arguments, int], *arguments: Arguments.args, **named: Arguments.kwargs) -> int:
-    """``main``, and what it printed is where it was printed to."""
+    """``main``, and what it printed is where it was printed to; no argument may hold a password, which messages of any
+    parser quote."""
+    if any(":/" in argument for argument in sys.argv[1:]):
+        from megatron_af.config.addresses import refuse_secrets  # only now: a command answers at once
+
+        refuse_secrets("the command line", sys.argv[1:])
     code = main(*arguments, **named)
     try:
         sys.stdout.flush()

@@ -334,3 +334,23 @@ def test_a_command_ends_without_looking_for_circles() -> None:
     program = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count())); import megatron_af.entry"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 1000
+
+
+@pytest.mark.parametrize(
+    "argument", ["http://user:canary@h", "--no-such=http://user:canary@h/v1", "temperature=http://h?key=canary"]
+)
+def test_no_argument_holds_a_password(
+    argument: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @command
+    def main() -> int:
+        print(sys.argv)
+        return 0
+
+    monkeypatch.setattr(sys, "argv", ["tool", "--config", argument])
+    assert main() == entry.NO_USE
+    told = "".join(capsys.readouterr())
+    assert "holds a password" in told
+    assert "canary" not in told
+    monkeypatch.setattr(sys, "argv", ["tool", "http://user@h:5000", "sqlite:///a"])
+    assert main() == 0

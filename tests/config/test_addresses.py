@@ -107,6 +107,8 @@ def test_one_that_is_put_together_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PLACE", SECRET[0])
     file = top(tmp_path, "{name: x, tracking: {uri: '${oc.env:PLACE}'}}")
     assert "tracking.uri: holds a password" in refused(lambda: load_config(file))
+    said = refused(lambda: load_config(top(tmp_path, "{name: x, output: '${oc.env:${oc.env:PLACE}}'}")))
+    assert "not found" in said
     said = refused(lambda: load_config(top(tmp_path), ['tracking.uri="http:\\x2f/user:canary@host"']))
     assert "tracking.uri: holds a password" in said
 

@@ -42,6 +42,9 @@ WITH_ADDRESS: tuple[tuple[str, list[str], str], ...] = (
         for address in (f"{ADDRESS}/v1", "http://127.0.0.1:9/v1?key=canary-key-5f1e")
     ),
     ("serve", ["runs/tiny", "--config", "serving.yaml", f"host={ADDRESS}"], "host"),
+    ("chat", ["runs/tiny", f"temperature={ADDRESS}"], "temperature"),
+    ("report", [ADDRESS], "127"),
+    ("pretrain_af", [*RUN_NEW, f"--uri={ADDRESS}"], "uri"),
     ("af_pipelines.__main__", ["compile", *RUN, "--output", "leak.yaml", TRACKED], "tracking.uri"),
     ("af_pipelines.__main__", ["submit", *RUN, "--cluster", "leaking.yaml"], "endpoint"),
 )
