@@ -18,6 +18,7 @@ from megatron_af.prepare.importers.layout import (
     object_of,
     said,
     seconds_of,
+    stated_part,
     text_of,
 )
 
@@ -113,9 +114,15 @@ def _recordings(root: DataRoot, origin: ImportConfig, content: Mapping[str, Any]
 
 
 def _clip(recordings: Recordings, item: Mapping[str, Any]) -> Clip:
-    return recordings.clip(
-        item.get("name"), seconds_of(item, "audio_start") or 0.0, seconds_of(item, "duration") or None
-    )
+    if odd := stated_part(item, ("audio_start", "audio_end")):
+        raise RowError(f"a part of the recording is stated in {odd!r}, which is not read: use audio_start and duration")
+    start, end = seconds_of(item, "audio_start") or 0.0, seconds_of(item, "audio_end")
+    duration = seconds_of(item, "duration") or None
+    if duration is None and end is not None:
+        if end <= start:
+            raise RowError(f"ends at {end:g} s, before it begins at {start:g} s")
+        duration = end - start
+    return recordings.clip(item.get("name"), start, duration)
 
 
 def _question(item: Mapping[str, Any]) -> Question:

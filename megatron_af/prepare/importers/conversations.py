@@ -29,6 +29,7 @@ from megatron_af.prepare.importers.layout import (
     objects,
     said,
     seconds_of,
+    stated_part,
     text_of,
 )
 
@@ -42,15 +43,6 @@ _NAMES_AUDIO = re.compile(
 _START = ("start", "start_time", "audio_start", "begin", "begin_time", "onset")
 _END = ("end", "end_time", "audio_end")
 _OFFSET = "offset"
-_A_PART = re.compile(
-    r"(?:(?:audio|sound|clip|segment|time|frame|sample)_?)?(?:start|begin|end|stop|onset|offset)"
-    r"(?:_?(?:time|times|s|sec|secs|seconds?|ms|frames?|samples?))?"
-    r"|(?:(?:audio|sound|clip|time)_?)?(?:segments?|timestamps?|intervals?|spans?|ranges?|windows?)",
-    re.IGNORECASE,
-)
-"""Keys that say a part of a recording where their values are times."""
-_SECONDS = r"[\d.:]*\d(?:\s*m?s)?"
-_TIME = re.compile(rf"(?=.*[1-9]){_SECONDS}(?:\s*(?:-|,|to)\s*{_SECONDS})?")
 _LEARNT = ("loss", "loss_mask", "loss_scale", "loss_weight", "train", "weight")
 """Keys by which others say how much of an answer is learnt; here every one is, wholly."""
 _TURNS = {"conversations": ("from", "value"), "conversation": ("from", "value"), "messages": ("role", "content")}
@@ -127,7 +119,7 @@ def _check_turns(item: Mapping[str, Any], names: list[Any]) -> None:
         if isinstance(turn, dict):
             who, what = _TURNS[key or ""]
             _check_keys(turn, (who, what), names, "a turn's ")
-            if odd := _stated_part(turn, (who, what)):
+            if odd := stated_part(turn, (who, what)):
                 raise RowError(f"a part of the recording is stated in {odd!r} of a turn: use start and end of the row")
             if turn.get(who) not in _HUMAN:  # no question is learnt, whatever it says
                 _check_learnt(turn)
@@ -139,20 +131,6 @@ def _check_learnt(item: Mapping[str, Any]) -> None:
             raise RowError(
                 f"key {key!r} is {said(item[key])}, and every answer is learnt wholly: drop the row or the key"
             )
-
-
-def _stated_part(item: Mapping[str, Any], read: Collection[str]) -> str:
-    """The first key, of those that are not read, under which a part of a recording is stated; else nothing."""
-    return next((k for k, v in item.items() if k not in read and _A_PART.fullmatch(k) and _has_times(v)), "")
-
-
-def _has_times(value: Any) -> bool:
-    """Whether there are seconds, or others of time's units, other than zero in a value."""
-    if isinstance(value, list | dict):
-        return any(map(_has_times, value.values() if isinstance(value, dict) else value))
-    if isinstance(value, str):
-        return bool(_TIME.fullmatch(value.strip()))
-    return isinstance(value, int | float) and not isinstance(value, bool) and value != 0
 
 
 def _has_turns(item: Mapping[str, Any]) -> bool:
@@ -180,7 +158,7 @@ def _text_of_part(value: object, names: list[str]) -> str:
     """What a part of a turn says, a mark if it is sound; its name goes to ``names``."""
     part = object_of(value, "a part of a turn with 'type'")
     kind = part.get("type", "text")
-    if odd := _stated_part(part, ("type",)):
+    if odd := stated_part(part, ("type",)):
         raise RowError(f"a part of the recording is stated in {odd!r} of a turn: use start and end of the row")
     if kind == "text":
         return text_of(part, "text")
@@ -205,7 +183,7 @@ def _first_text(value: Any) -> str:
 
 def _part(item: Mapping[str, Any], recordings: int) -> tuple[float, float | None]:
     """Seconds where the sound begins, and how many there are; None: all."""
-    if odd := _stated_part(item, (*_START, *_END, _OFFSET)):
+    if odd := stated_part(item, (*_START, *_END, _OFFSET)):
         raise RowError(f"a part of the recording is stated in {odd!r}, which is not read: use start and end")
     start, end = _one_of(item, _START), _one_of(item, _END)
     duration = seconds_of(item, "duration") or None

@@ -7,7 +7,8 @@ clip = recordings.clip("rain.wav")
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,6 +27,16 @@ AUDIO_SUFFIXES = frozenset((
     ".spx", ".tak", ".ts", ".tta", ".voc", ".w64", ".wav", ".wave", ".weba", ".webm", ".wma", ".wmv", ".wv", ".3gp",
 ))  # fmt: skip
 """Files with these are recordings; what has another suffix may be one."""
+
+_A_PART = re.compile(
+    r"(?:(?:audio|sound|clip|segment|time|frame|sample)_?)?(?:start|begin|end|stop|onset|offset)"
+    r"(?:_?(?:time|times|s|sec|secs|seconds?|ms|frames?|samples?))?"
+    r"|(?:(?:audio|sound|clip|time)_?)?(?:segments?|timestamps?|intervals?|spans?|ranges?|windows?)",
+    re.IGNORECASE,
+)
+"""Keys that say a part of a recording where their values are times."""
+_SECONDS = r"[\d.:]*\d(?:\s*m?s)?"
+_TIME = re.compile(rf"(?=.*[1-9]){_SECONDS}(?:\s*(?:-|,|to)\s*{_SECONDS})?")
 
 type Maker = Callable[[], Row]
 
@@ -193,6 +204,20 @@ def seconds_of(item: Mapping[str, Any], key: str) -> float | None:
     if not math.isfinite(number) or number < 0 or isinstance(value, bool):
         raise RowError(f"{key!r} must be seconds, zero or more, got {said(value)}")
     return number
+
+
+def stated_part(item: Mapping[str, Any], read: Collection[str]) -> str:
+    """The first key, of those that are not read, under which a part of a recording is stated; else nothing."""
+    return next((k for k, v in item.items() if k not in read and _A_PART.fullmatch(k) and _has_times(v)), "")
+
+
+def _has_times(value: Any) -> bool:
+    """Whether there are seconds, or others of time's units, other than zero in a value."""
+    if isinstance(value, list | dict):
+        return any(map(_has_times, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, str):
+        return bool(_TIME.fullmatch(value.strip()))
+    return isinstance(value, int | float) and not isinstance(value, bool) and value != 0
 
 
 def said(value: object) -> str:

@@ -104,3 +104,15 @@ def test_few_shot_lists_of_another_split_are_named(tmp_path: Path) -> None:
     dump(tmp_path / "interleaved_knn-val.json", {"interleaved_data": few})
     rows, report = run(tmp_path, ImportConfig(format="audio_flamingo", path="interleaved_knn-val.json", audio="audio"))
     assert not rows and "train.json has no row 5: the two files do not belong" in problems(tmp_path, report)[0]
+
+
+def test_a_part_of_a_recording_is_read_or_named(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 3.0, 0)
+    stated = [{"audio_start": 1, "audio_end": 2.5}, {"audio_end": 2}, {"audio_start": 1, "duration": 0.5}]
+    odd = [{"start": 1}, {"offset": 0.3, "duration": 0.2}, {"segment": [1, 2]}, {"audio_start": 2, "audio_end": 1}]
+    row = {"name": "a.wav", "prompt": "p", "output": "o"}
+    dump(tmp_path / "x.json", {"data": {str(n): row | keys for n, keys in enumerate([*stated, *odd])}})
+    rows, report = run(tmp_path, ImportConfig(format="audio_flamingo", path="x.json"))
+    assert [(r.clips[0].start, r.clips[0].duration) for r in rows] == [(1.0, 1.5), (0.0, 2.0), (1.0, 0.5)]
+    words = ["stated in 'start'", "stated in 'offset'", "stated in 'segment'", "ends at 1 s, before it begins at 2 s"]
+    assert all(word in problem for word, problem in zip(words, problems(tmp_path, report), strict=True))
