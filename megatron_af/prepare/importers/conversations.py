@@ -161,6 +161,7 @@ def _text_of_part(value: object, names: list[str]) -> str:
     if odd := stated_part(part, ("type",)):
         raise RowError(f"a part of the recording is stated in {odd!r} of a turn: use start and end of the row")
     if kind == "text":
+        _check_keys(part, ("type", "text"), [], "a part of text's ")
         return text_of(part, "text")
     if kind not in _PARTS_WITH_SOUND:
         raise RowError(f"has a part of type {said(kind)}; expected text or {', '.join(_PARTS_WITH_SOUND)}")

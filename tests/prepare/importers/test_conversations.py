@@ -139,16 +139,17 @@ def chat(*parts: dict[str, object]) -> dict[str, object]:
 def test_turns_in_parts_are_read_as_qwen2_audio_and_openai_write_them(tmp_path: Path) -> None:
     rows, said = imported(tmp_path, [
         chat({"type": "audio", "audio_url": "a.wav"}, PARTS),
-        chat({"type": "audio", "audio": "a.wav"}, PARTS),
+        chat({"type": "audio", "audio": "a.wav"}, PARTS | {"audio": None}),
         chat({"type": "audio_url", "audio_url": {"url": "a.wav"}}, PARTS),
         chat(PARTS, {"type": "audio"}) | {"audios": ["a.wav"]},
         chat({"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}}, PARTS),
         chat({"type": "audio", "audio": "a.wav"}, PARTS) | {"audios": ["a.wav"]},
         chat({"type": "image", "image": "x.jpg"}, PARTS),
         chat({"type": "audio", "audio": "a.wav", "start": 1}, PARTS),
+        chat({"type": "audio", "audio": "a.wav"}, PARTS | {"audio": "b.wav"}),
     ])  # fmt: skip
     assert [(len(r.clips), r.questions[0].prompt, r.questions[0].output) for r in rows] == [(1, "what?", "what?")] * 4
-    named = ("inside its text", "in its turns and under 'audios'", "of type", "'start' of a turn")
+    named = ("inside its text", "in its turns and under 'audios'", "of type", "'start' of a turn", "a part of text's")
     for words, problem in zip(named, said, strict=True):
         assert words in problem
 
