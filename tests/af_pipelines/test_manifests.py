@@ -117,6 +117,7 @@ def test_no_secret_and_no_root(overlay: str) -> None:
         assert spec["securityContext"].get("runAsNonRoot") is (True if spec != hand_over else None)
         for container in spec["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
             assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
             assert ":" in container["image"] and not container["image"].endswith(":latest")
             for variable in container.get("env", []):
