@@ -36,7 +36,7 @@ def main() -> int:
         parser.error("rollback: expected --why, which is kept with the version")
     # Imported only now: --help need not wait for MLflow, whose environment the first of them sets.
     from megatron_af.tracking.runs import tracking_uri
-    from megatron_af.tracking.store import in_words
+    from megatron_af.tracking.store import in_words, is_of_use_again
 
     from mlflow.exceptions import MlflowException  # isort: skip
 
@@ -45,7 +45,7 @@ def main() -> int:
         return carry_out(config, arguments)
     except MlflowException as error:
         print(in_words(error, tracking_uri(config)), file=sys.stderr)
-        return 2 if error.error_code == "PERMISSION_DENIED" else 1
+        return 1 if is_of_use_again(error) else 2
 
 
 def carry_out(config: Config, arguments: argparse.Namespace) -> int:

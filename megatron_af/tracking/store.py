@@ -7,6 +7,7 @@
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,10 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
+_REASON = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
+"""What the system says of a connection."""
+
+
 def in_words(error: MlflowException, uri: str) -> str:
     """One sentence for what MLflow raises, without its SQL."""
     said = str(error).strip()
@@ -52,7 +57,17 @@ def in_words(error: MlflowException, uri: str) -> str:
         return f"{place} is locked by another process; try again when that has ended"
     if "file is not a database" in said or "malformed" in said:
         return f"{place} is no MLflow database, or a damaged one: restore it, or move it away and a new one is made"
+    if "unsupported URI" in said:
+        return f"tracking.uri = {uri}: MLflow has no store of this kind; give http(s)://, sqlite:/// or postgresql://"
+    if "failed with exception" in said:  # in the words of three libraries, the last of which has the reason
+        reason = _REASON.findall(said) or ["no answer"]
+        return f"{place} does not answer ({reason[-1].lower()}); is it there? tracking.uri names it"
     return said.splitlines()[0] if said else f"{place}: MLflow refuses, and does not say why"
+
+
+def is_of_use_again(error: MlflowException) -> bool:
+    """Whether the same command may succeed another time."""
+    return error.error_code != "PERMISSION_DENIED" and "unsupported URI" not in str(error)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

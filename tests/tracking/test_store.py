@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from megatron_af.tracking.store import experiment_id, file_lock, in_words, open_client
+from megatron_af.tracking.store import experiment_id, file_lock, in_words, is_of_use_again, open_client
 
 
 def test_a_store_is_made_where_there_is_none(tmp_path: Path) -> None:
@@ -84,11 +85,24 @@ def test_a_deleted_experiment_comes_back(store: str) -> None:
         ("(sqlite3.OperationalError) database is locked\n[SQL: SELECT 1]", "/a/mlflow.db is locked by another process"),
         ("(sqlite3.DatabaseError) file is not a database\n[SQL: SELECT 1]", "/a/mlflow.db is no MLflow database"),
         ("eve may not\n[SQL: SELECT 1]", "eve may not"),
+        (
+            "API request to http://h:9/x failed with exception HTTPConnectionPool(host='h', port=9): Max "
+            'retries (Caused by NewConnectionError("HTTPConnection(host=\'h\', port=9): Failed: [Errno 111] Connection refused"))',
+            "/a/mlflow.db does not answer (connection refused); is it there?",
+        ),
+        ("API request to x failed with exception Read timed out.", "/a/mlflow.db does not answer (no answer)"),
+        ("Model registry functionality is unavailable; got unsupported URI 'foo://x'", "tracking.uri = sqlite:"),
     ],
 )
 def test_what_mlflow_raises_is_one_sentence(said: str, words: str) -> None:
     told = in_words(MlflowException(said), "sqlite:////a/mlflow.db")
     assert told.startswith(words) and "SQL:" not in told and "\n" not in told
+
+
+def test_what_is_of_no_use_is_not_tried_again() -> None:
+    assert is_of_use_again(MlflowException("database is locked"))
+    assert not is_of_use_again(MlflowException("no", error_code=PERMISSION_DENIED))
+    assert not is_of_use_again(MlflowException("got unsupported URI 'foo://x'"))
 
 
 @pytest.mark.slow  # the store waits 20 s for the lock
