@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from megatron_af.config import ClapConfig, EncoderConfig, FrontEndConfig, ModelConfig
+from megatron_af.config.ranges import keep_in_range
 from megatron_af.convert.encoders import EncoderFile
 from megatron_af.convert.keys import KeyReport
 from megatron_af.convert.shards import open_weights, tensor_files
@@ -135,7 +136,8 @@ class ClapFolder:
         found = ModelConfig(
             front_end=front_end, encoder=encoder, clap=ClapConfig(text_tower="", joint_dim=audio.projection_dim)
         )
-        if problems := [*front_end.problems("front end"), *encoder.component.problems(front_end)]:
+        problems = list(keep_in_range(found)[1].values())  # else what is divided by it is no number
+        if problems := problems or [*front_end.problems("front end"), *encoder.component.problems(front_end)]:
             raise ForeignError(f"{self.folder} holds an encoder that cannot be built here: {'; '.join(problems)}")
         return found
 
