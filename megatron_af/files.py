@@ -99,14 +99,20 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def require_room(folder: Path) -> None:
-    """Find out before anything is computed whether a folder takes files; it is made if need be.
+    """Find out before anything is computed whether a folder, or who would hold it, takes files; nothing is made.
 
     Raises:
         OSError: it does not.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
