@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_af.config import ConfigError
 from megatron_af.release.commands import SERVING
 from megatron_af.release.served import release_of
 from megatron_af.release.versions import UnknownVersion
@@ -34,3 +35,10 @@ def test_from_an_alias_to_the_release(store: str, tmp_path: Path, monkeypatch: p
     (release / "weights").write_text("wrong")
     with pytest.raises(DigestMismatch):
         release_of("models:/af@champion")
+
+
+def test_a_registry_with_a_password_in_its_address_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:canary@127.0.0.1:9")
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI: holds a password") as caught:
+        release_of("models:/demo@champion")
+    assert "canary" not in str(caught.value)
