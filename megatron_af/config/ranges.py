@@ -61,6 +61,8 @@ def _fit(hint: Any, value: Any, key: str, problems: dict[str, str]) -> Any:
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     origin, options = get_origin(hint), get_args(hint)
+    if isinstance(value, Mapping | tuple) and not options:
+        return value  # of another type than the field, which others tell
     if isinstance(value, Mapping):
         return {name: _fit(options[1], inner, f"{key}.{name}", problems) for name, inner in value.items()}
     if isinstance(value, tuple):

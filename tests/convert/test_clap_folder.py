@@ -98,9 +98,11 @@ def test_folders_that_hold_something_else_are_named(tmp_path: Path) -> None:
         ("config.json", {"patch_stride": [8, 8]}, "only patches that do not overlap"),
         ("config.json", {"enable_fusion": False}, "enable_fusion = False does not go with truncation = fusion"),
         ("preprocessor_config.json", {"padding": "wrap"}, "padding = wrap"),
+        ("config.json", {"patch_embeds_hidden_size": [16, 2]}, "state values that make no encoder|is no CLAP's"),
         ("config.json", {"patch_embeds_hidden_size": -1}, "built here: encoder.embed_dim = -1: must be"),
         ("preprocessor_config.json", {"max_length_s": 60}, "cannot be built here: model.front_end.window_seconds"),
         ("preprocessor_config.json", {"feature_size": 614_000}, "expected feature_size up to 512, got 614000"),
+        ("preprocessor_config.json", {"hop_length": {"a": 1}}, "state values that make no encoder"),
         ("preprocessor_config.json", {"hop_length": 0}, "built here: front_end.hop_samples = 0: must be at least 1"),
         ("preprocessor_config.json", {"sampling_rate": "a"}, "expected sampling_rate up to 768,000, got 'a'"),
     ):  # fmt: skip
