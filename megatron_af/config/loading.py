@@ -24,7 +24,7 @@ from typing import IO, Any, Literal, Union, get_args, get_origin
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.addresses import hidden, refuse_secrets
@@ -138,7 +138,7 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
         problems.append(f"{path}: expected a YAML file, got {no_file(path)}")
         return []
     except (OSError, YAMLError, ValueError, OmegaConfBaseException) as error:  # also a number of thousands of digits
-        problems.append(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}")
+        problems.append(f"{path}: cannot be read as YAML: {_place_and_problem(error)}")
         return []
     if not isinstance(layer, DictConfig):
         problems.append(f"{path}: expected keys and values at the top, got a list or a single value")
@@ -158,6 +158,16 @@ def _read(path: Path, parents: tuple[Path, ...], problems: list[str]) -> list[tu
             continue
         layers += _read(included, (*parents, path), problems)
     return [*layers, (str(path), tree)]
+
+
+def _place_and_problem(error: Exception) -> str:
+    """What a parser found and where, without its names for what it reads."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    if isinstance(error, ValueError) and "integer string" in str(error):
+        return "a number has thousands of digits"
+    return " ".join(str(error).split())
 
 
 def _refuse_depth(text: IO[bytes] | str) -> None:

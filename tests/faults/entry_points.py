@@ -42,8 +42,12 @@ sys.path[:0] = [str(CONFIGS.parent / "tools"), str(CONFIGS.parent / "kubeflow")]
 CPU_SECONDS, SECONDS = 120, 400
 """After which a try has hung: busy, or waiting (the machine may be full of other work)."""
 CODES = {0, AGAIN, NO_USE, 3, 4, 42, 130, 143}
-RAW = re.compile(r"Traceback \(most|a fault of Megatron-AF|^\w*(?:Error|Exception)\b: ", re.MULTILINE)
-"""A traceback, our own word for one, or the last line of one."""
+RAW = re.compile(
+    r"Traceback \(most|a fault of Megatron-AF|^\w*(?:Error|Exception)\b: "
+    r"|<(?:unicode|byte|file) string>|HTTPConnectionPool|Max retries exceeded|object_type=|untagged enum|\[SQL: ",
+    re.MULTILINE,
+)
+"""A traceback, our own word for one, or the last line of one; and words of libraries that met a user before."""
 ODD = re.compile(r"[\x1b\x08]|\r(?!\n)")
 """What moves a cursor or changes colours: no file gets any of it."""
 
