@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from megatron_af.config import Config, ConfigError
@@ -165,6 +165,10 @@ def _place_and_problem(error: Exception) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    if isinstance(error, KeyValidationError):
+        return f"{error.full_key}: a key must be text or a number; put it in quotes"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {str(error).splitlines()[0]}"
     if isinstance(error, ValueError) and "integer string" in str(error):
         return "a number has thousands of digits"
     return " ".join(str(error).split())

@@ -121,6 +121,7 @@ def test_resolved_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
         ("{include: ['']}", "", "include: expected names of files, such as [model/af2_3b.yaml], got ''"),
         ("[1, 2]", "", "got a list"),
         ("a: [1", "", "cannot be read as YAML: line 2, column 1: did not find expected ',' or ']'"),
+        ("scenes: {null: 1}", "", "cannot be read as YAML: scenes: a key must be text or a number; put it in quotes"),
         ("a: 1\nb: 2: 3", "", "cannot be read as YAML: line 2, column 5: mapping values are not allowed"),
         ("a: " + "[" * 20_000, "", "cannot be read as YAML: it is nested more than 100 levels deep"),
         ("{}", "seed=" + "[" * 20_000, "it is nested more than 100 levels deep"),
