@@ -287,6 +287,8 @@ class _Reader:
         if kind in EXPECTED and type(value) is kind:
             return value
         hint = f"; write it as [{value}]" if origin is tuple and isinstance(value, str) else ""
+        if kind is str and isinstance(value, int | float):
+            hint = "; in quotes it is text"
         return self._report(key, f"expected {_expected(kind)}, got {shown(value)}{hint}")
 
     def _read_section(self, kind: Any, value: dict[Any, Any], key: str) -> Any:

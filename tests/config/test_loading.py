@@ -133,6 +133,7 @@ def test_resolved_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
         ("{}", "name=${", "name=${ (command line): its value is no YAML, or names no key"),
         ("{}", "name=${oc.env:NO_SUCH_VARIABLE}", 'name: "Environment variable \'NO_SUCH_VARIABLE\' not found"'),
         ("{}", "[=", "[= (command line): "),
+        ("{}", "name=0123", "name (command line): expected text, got 83; in quotes it is text"),
         ("{}", "seed=one", "seed (command line): expected a whole number, got 'one'"),
         ("{}", "model.lm.layer=3", "model.lm.layer (command line): unknown key; did you mean model.lm.layers?"),
         ("{curriculum: {align: {}}}", "curriculum.algn.steps=3", "not in curriculum; did you mean align?"),
