@@ -37,13 +37,9 @@ def write(path: Path, content: str | bytes) -> None:
 def append(path: Path, content: str | bytes) -> None:
     """Add to a file's end, in one write and onto the disk; it and its folder are made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(path, "ab", buffering=0, opener=_at_once) as file:
-            _write_all(file, content.encode() if isinstance(content, str) else content)
-            os.fsync(file.fileno())
-    except OSError as error:
-        _name(error, path)
-        raise
+    with _naming(path), open(path, "ab", buffering=0, opener=_at_once) as file:
+        _write_all(file, content.encode() if isinstance(content, str) else content)
+        os.fsync(file.fileno())
 
 
 def _write_all(file: FileIO, content: bytes) -> None:
@@ -59,10 +55,15 @@ def _at_once(name: str, flags: int) -> int:
     return handle
 
 
-def _name(error: OSError, path: Path) -> None:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
     """Say which file it was: of what a disk refuses to take, the system tells no name."""
-    if error.filename is None and error.errno in _REFUSED:
-        error.filename = str(path)
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _REFUSED:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -74,26 +75,20 @@ def appearing(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         with tempfile.TemporaryDirectory() as folder:
             yield (draft := Path(folder) / "draft")
-            try:
-                with open(path, "wb", buffering=0, opener=_at_once) as file:
-                    _write_all(file, draft.read_bytes())
-            except OSError as error:
-                _name(error, path)
-                raise
+            with _naming(path), open(path, "wb", buffering=0, opener=_at_once) as file:
+                _write_all(file, draft.read_bytes())
         return
     if not path.name:  # of an output that somebody left empty
         raise IsADirectoryError(errno.EISDIR, "expected the name of a file to write, got a folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}{DRAFT}")
     try:
-        yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        _name(error, path)
-        raise
+        with _naming(path):
+            yield draft
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(path)
+            _sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
