@@ -39,8 +39,8 @@ from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, write_index
 from megatron_af.data.storage import DataRoot, StorageError
-from megatron_af.foreign import opened
 from megatron_af.progress import Progress
+from megatron_af.runs.digests import digest_file
 
 FORMAT = 1
 """Part of every digest; raised when prepared data changes its form."""
@@ -140,12 +140,12 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
     source = root.fetch(plan.source)
     manifest = Manifest(source)
     rows = len(manifest)
-    whole = hashlib.sha256(plan.digest().encode() + _file_digest(source)).hexdigest()
+    whole = hashlib.sha256(f"{plan.digest()} {digest_file(source)}".encode()).hexdigest()
     done = f"{plan.output}/{PREPARED}"
     groups = range(-(-rows // plan.rows_per_shard))
     made = _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
     index = f"{plan.output}/{INDEX}"
-    if not made and (earlier := _as_before(root, done, index)) and earlier["inputs"] == whole:
+    if not made and (earlier := _as_before(root, done, index, whole)):
         progress.say(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
         return Summary(**earlier["summary"])
     bad, notes, seconds, cut = list[_Entry](), list[_Entry](), 0.0, 0
@@ -156,6 +156,7 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
         seconds, cut = seconds + state["seconds"], cut + state.get("cut", 0)
     with root.writing(index) as file:
         write_index(Path(file.name), _indexed(root, plan, groups))
+        digest = digest_file(Path(file.name))  # here it is a file of this machine
     report = f"{plan.output}/report.jsonl"
     root.write(report, "".join(json.dumps(entry) + "\n" for entry in bad + notes).encode())
     summary = Summary(
@@ -170,7 +171,7 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
         max_seconds=plan.max_seconds,
         sample_rate=plan.front_end.sample_rate,
     )
-    state = {"inputs": whole, "index": root.digest(index), "summary": asdict(summary)}
+    state = {"inputs": whole, "index": digest, "summary": asdict(summary)}
     root.write(done, json.dumps(state, indent=1).encode())
     for folder in ("", "/shards", "/parts"):
         root.sweep(plan.output + folder)
@@ -182,10 +183,11 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
     return summary
 
 
-def _as_before(root: DataRoot, done: str, index: str) -> dict[str, Any]:
-    """What was noted when the data set was finished; empty where it was not, or its index is no longer what it was."""
+def _as_before(root: DataRoot, done: str, index: str, inputs: str) -> dict[str, Any]:
+    """What was noted when the data set was finished; empty where it was not, of these inputs and with this index."""
     state: dict[str, Any] = json.loads(root.read(done)) if root.exists(done) else {}
-    return state if root.exists(index) and state.get("index") == root.digest(index) else {}
+    same = state.get("inputs") == inputs and root.exists(index) and state.get("index") == f"sha256:{root.digest(index)}"
+    return state if same else {}
 
 
 def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Progress) -> int:
@@ -232,8 +234,11 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
         return len(loaded), len(done["bad"]), False
 
     stamps = {clip.path: root.stamp(clip.path) for clip in _clips(loaded)}  # before they are read
-    with root.writing(shard_path) as file, ShardWriter(file) as shard:
-        kept, bad, notes = _fill(shard, shard_path, plan, root, loaded)
+    with root.writing(shard_path) as file:
+        with ShardWriter(file) as shard:
+            kept, bad, notes = _fill(shard, shard_path, plan, root, loaded)
+        file.flush()
+        digest = digest_file(Path(file.name))
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
         windows = [sum(_windows(plan.front_end, clip.duration) for clip in row.clips) for row in kept]
@@ -244,7 +249,7 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
         "inputs": _group_digest(plan, loaded),
         "stamps": stamps,
         "contents": _contents(root, loaded),
-        "shard": {"stamp": root.stamp(shard_path), "digest": root.digest(shard_path)},
+        "shard": {"stamp": root.stamp(shard_path), "digest": digest},
         "seconds": seconds,
         "bad": bad,
         "notes": notes,
@@ -379,7 +384,7 @@ def _done(root: DataRoot, plan: Recipe, group: int, rows: list[tuple[int, Row | 
 def _is_as_written(root: DataRoot, shard: str, state: dict[str, Any]) -> bool:
     """Read only where somebody has touched it: a copy has another time and is the same."""
     written = state.get("shard", {})
-    return bool(written) and (root.stamp(shard) == written["stamp"] or root.digest(shard) == written["digest"])
+    return written.get("stamp") == root.stamp(shard) or written.get("digest") == f"sha256:{root.digest(shard)}"
 
 
 def _indexed(root: DataRoot, plan: Recipe, groups: range) -> Iterator[pa.RecordBatch]:
@@ -393,8 +398,3 @@ def _shard(plan: Recipe, group: int) -> str:
 
 def _part(plan: Recipe, group: int, kind: str) -> str:
     return f"{plan.output}/parts/{group:06d}.{kind}"
-
-
-def _file_digest(path: Path) -> bytes:
-    with opened(path) as file:
-        return hashlib.file_digest(file, "sha256").digest()
