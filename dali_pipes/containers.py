@@ -18,8 +18,9 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from dali_pipes.corrected import as_file
 from dali_pipes.mp3 import has_mp3_header
-from megatron_af.foreign import described, head_of, opened
+from megatron_af.foreign import described, head_of
 
 _OGG_PAGE = 27
 """Bytes of a page's header before its table of segments (RFC 3533, section 6)."""
@@ -127,7 +128,7 @@ def is_chained(source: Path | bytes) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
+    with as_file(source) as file:
         begun = False
         while len(head := file.read(_OGG_PAGE)) == _OGG_PAGE and head[:4] == b"OggS":
             first_of_stream = bool(head[5] & 2)

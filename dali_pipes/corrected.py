@@ -1,12 +1,23 @@
-"""A file read as if its header were right.
+"""A recording, be it a file or the bytes of one, as it is and as if its header were right.
 
-    with correction.opened(Path("field.wav")) as file: ...      # a file, or the bytes of one
+    with as_file(source) as file: ...
+    with correction.opened(source) as file: ...
 """
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from megatron_af.foreign import opened
+
+
+def as_file(source: Path | bytes) -> IO[bytes]:
+    """
+    Raises:
+        OSError: it cannot be opened.
+    """
+    return io.BytesIO(source) if isinstance(source, bytes) else opened(source)
 
 
 class BytesOfFile(io.BytesIO):

@@ -13,8 +13,7 @@ import re
 from pathlib import Path
 from typing import IO
 
-from dali_pipes.corrected import Correction
-from megatron_af.foreign import opened
+from dali_pipes.corrected import Correction, as_file
 
 _TOTAL_SAMPLES = 21
 """Byte of the STREAMINFO field "total samples": its low 4 bits and the 4 bytes behind (8.2)."""
@@ -62,11 +61,11 @@ def flac_correction(source: Path | bytes) -> Correction | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
+    with as_file(source) as file:
         head = file.read(42)
         if not (stated := _stated(head)):
             return None
-        there = _last_sample(head, _tail(head, file))
+        there = _last_sample(file, head)
     if there <= stated:
         return None
     note = f"its header states {stated:,} samples; the {there:,} that are there were read"
@@ -82,14 +81,14 @@ def second_flac(source: Path | bytes) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
+    with as_file(source) as file:
         head = file.read(42)
         if not (stated := _stated(head)):
             return False
         block, largest = int.from_bytes(head[8:10], "big"), int.from_bytes(head[15:18], "big")
         length = file.seek(0, io.SEEK_END)
         fits = not largest or not block or length - _frames_begin(file) <= -(-stated // block) * largest
-        if fits and _last_sample(head, _tail(head, file)) in (0, stated):
+        if fits and _last_sample(file, head) in (0, stated):
             return False
         file.seek(42)
         before = b""
@@ -124,14 +123,11 @@ def _frames_begin(file: IO[bytes]) -> int:
     return at
 
 
-def _tail(head: bytes, file: IO[bytes]) -> bytes:
+def _last_sample(file: IO[bytes], head: bytes) -> int:
+    """Samples up to the end of the last frame, which begins where the one before it ends; 0 where no such two are."""
     most = min(max(_TAIL_BYTES, 2 * int.from_bytes(head[15:18], "big")), _MOST_TAIL_BYTES)
     file.seek(max(42, file.seek(0, io.SEEK_END) - most))
-    return file.read()
-
-
-def _last_sample(head: bytes, tail: bytes) -> int:
-    """Samples up to the end of the last frame, which begins where the one before it ends; 0 where no such two are."""
+    tail = file.read()
     ends, last = set[int](), 0
     for found in _SYNC.finditer(tail):
         if (frame := _frame(tail[found.start() : found.start() + 16], int.from_bytes(head[8:10], "big"))) is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import IO
 
-from megatron_af.foreign import opened
+from dali_pipes.corrected import as_file
 
 _BEHIND = 4096
 """Bytes behind an MP3 that its tags may take."""
@@ -36,7 +36,7 @@ def has_mp3_header(source: Path | bytes) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
+    with as_file(source) as file:
         head = file.read(10)
         tag = 0
         if head[:3] == b"ID3":  # sizes in an ID3 tag have 7 bits a byte

@@ -13,8 +13,7 @@ import struct
 from pathlib import Path
 from typing import IO
 
-from dali_pipes.corrected import Correction
-from megatron_af.foreign import opened
+from dali_pipes.corrected import Correction, as_file
 
 NOT_STATED = 0x7FFF_0000
 """Writers that do not know the length yet state about 2^31 or 2^32 bytes."""
@@ -30,7 +29,7 @@ def second_wav(source: Path | bytes) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
+    with as_file(source) as file:
         head = file.read(12)
         if len(head) < 12 or head[:4] not in (b"RIFF", b"RIFX", b"FORM", b".snd"):
             return False
@@ -64,7 +63,7 @@ def wav_correction(source: Path | bytes) -> Correction | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else opened(source) as file:
+    with as_file(source) as file:
         head = file.read(12)
         if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:12] != b"WAVE":
             return None
