@@ -2,9 +2,9 @@
 
     python -m tests.faults.kills --moments 100 --seed 0            # make faults MOMENTS=100
 
-Real training on two processes, with a checkpoint every second step, written asynchronously. At each moment one process
-is ended by SIGKILL: a rank, the launcher, a helper of a rank (the writer of its checkpoints), or
-all at once. Then:
+Real training on two processes, with a checkpoint every second step, written asynchronously. At each moment, behind some
+steps or while the run still starts (modules, the ranks' meeting, digests, loading), one process is ended by SIGKILL: a
+rank, the launcher, a helper of a rank (the writer of its checkpoints), or all at once. Then:
 
 - nothing of the run lives on for more than ``GONE_SECONDS``;
 - the checkpoint that ``latest`` names is whole, by its digests;
@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -50,6 +51,8 @@ GONE_SECONDS = 60.0
 HELPER_SECONDS = 5.0
 """After a helper's death, for the run to notice it."""
 VICTIMS = ("rank", "launcher", "helper", "all")
+STARTING = 0.25
+"""The share of kills that come while the run starts."""
 LAYOUTS = {
     "one process": (1, []),
     "TP2": (2, ["parallel.tensor=2"]),
@@ -128,6 +131,7 @@ class Life:
         family = self.family()
         ranks = [process for process in family[1:] if process.ppid() == self.process.pid]
         helpers = [process for process in family[1:] if process not in ranks]
+        ranks = ranks or family[:1]  # it has not started them yet
         chosen = {"rank": [rng.choice(ranks)], "launcher": family[:1], "helper": [rng.choice(helpers or ranks)],
                   "all": family}[victim]  # fmt: skip
         for process in chosen:
@@ -148,7 +152,11 @@ class Life:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         assert self.process.stdout is not None
-        self.lines += self.process.stdout.readlines()
+        rest = threading.Thread(target=self.lines.extend, args=(self.process.stdout,), daemon=True)
+        rest.start()
+        rest.join(GONE_SECONDS)
+        if rest.is_alive():  # a process that was started between two looks, and its output is still open
+            raise Broken("somebody of the run lives on whom no look at its processes has found")
         self.process.wait()
 
 
@@ -211,7 +219,7 @@ def run(
     name = folder / "runs" / "killed"
     checkpoints = name / "align" / "checkpoints"
     victims: Counter[str] = Counter()
-    ended, writing, retrained = [], 0, 0
+    ended, writing, retrained, starting, start_seconds = [], 0, 0, 0, 0.0
     copies: list[tuple[str, int]] = []
     until = time.monotonic() + 60 * minutes
     for moment in range(moments):
@@ -220,17 +228,17 @@ def run(
         victim = VICTIMS[moment % len(VICTIMS)] if moments < 2 * len(VICTIMS) else rng.choice(VICTIMS)
         before = latest(checkpoints)
         expected = read_resume(before)["step"] + 1 if before else 1
+        early = moment >= len(VICTIMS) and rng.random() < STARTING or moment == len(VICTIMS)
         life = start("killed")
-        patience, first = rng.randrange(1, 7), 0
-        for step in life.steps():
-            first = first or step
-            if step >= first + patience:
-                time.sleep(rng.uniform(0.0, 0.4))
-                break
+        if early:
+            time.sleep(rng.uniform(0.0, start_seconds))
+            starting += 1
         else:
-            raise Broken(f"moment {moment}: the run ended by itself:\n{''.join(life.lines[-20:])}")
-        if first != expected:
-            raise Broken(f"moment {moment}: went on with step {first}, behind a checkpoint of step {expected - 1}")
+            first, seconds = _train_a_little(life, rng.randrange(1, 7))
+            start_seconds = max(start_seconds, seconds)
+            if first != expected:
+                raise Broken(f"moment {moment}: went on with step {first}, behind a checkpoint of step {expected - 1}")
+            time.sleep(rng.uniform(0.0, 0.4))
         try:
             life.kill(victim, rng)
         finally:
@@ -245,8 +253,9 @@ def run(
             raise Broken(f"moment {moment}: what latest names is not whole: {why if newest else 'nothing'}")
         writing += any(checkpoints.glob("*.partial"))
         reached, saved = max(read_steps(name)), read_resume(newest)["step"]
-        retrained += reached - saved
-        tell(f"moment {moment + 1}/{moments}: {victim} killed behind step {reached}, all gone in {life.seconds:.1f} s, "
+        retrained += 0 if early else reached - saved
+        where = "at the start" if early else f"behind step {reached}"
+        tell(f"moment {moment + 1}/{moments}: {victim} killed {where}, all gone in {life.seconds:.1f} s, "
              f"step {saved} is whole")  # fmt: skip
         if elsewhere_every and (moment + 1) % elsewhere_every == 0:
             copies.append((_elsewhere(folder, start, len(copies), newest, tell), saved))
@@ -262,7 +271,8 @@ def run(
             if step > saved:
                 check_same(step, records, through[step], 1e-6)
     return {
-        "moments": len(ended), "seed": seed, "victims": dict(victims), "steps": last, "trained again": retrained,
+        "moments": len(ended), "seed": seed, "victims": dict(victims), "at the start": starting, "steps": last,
+        "trained again": retrained,
         "inside a checkpoint's writing": writing, "slowest to be gone (s)": round(max(ended), 1),
         "resumed in another layout": len(copies),
     }  # fmt: skip
@@ -290,6 +300,17 @@ def check_same(step: int, records: list[dict[str, Any]], expected: list[dict[str
             size = max(1.0, abs(right)) if number == "loss" else abs(right)
             if abs(value - right) > bound * size:
                 raise Broken(f"step {step}: {number} is {value!r}, of the run that was not killed {right!r}")
+
+
+def _train_a_little(life: Life, steps: int) -> tuple[int, float]:
+    """Up to so many steps behind the first; which one that was, and after how many seconds it was done."""
+    began, first, seconds = time.monotonic(), 0, 0.0
+    for step in life.steps():
+        if not first:
+            first, seconds = step, time.monotonic() - began
+        if step >= first + steps:
+            return first, seconds
+    raise Broken(f"the run ended by itself:\n{''.join(life.lines[-20:])}")
 
 
 def _elsewhere(folder: Path, start: Start, number: int, newest: Path, tell: Callable[[str], None]) -> str:
