@@ -14,8 +14,8 @@
 A command may have further codes of its own. SIGTERM and SIGINT (Ctrl-C) let it end what it started, and say one line;
 a process under torchrun ends at once, unless it trains (``train/callbacks/stop_on_signal.py``). What the code of this
 project raises on purpose carries its own message; what the system refuses (a folder that may not be read, a disk that
-is full) is told by file and reason. Everything else is a fault: its traceback goes to a file, or, of a process under
-torchrun, to that one's log.
+is full) is told by file and reason; a process that loses its peers says so. Everything else is a fault: its traceback
+goes to a file, or, of a process under torchrun, to that one's log.
 """
 
 import atexit
@@ -23,6 +23,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import select
 import signal
 import sys
@@ -42,6 +43,13 @@ PATIENCE_SECONDS = 60
 _HOUSE = ("megatron_af", "dali_pipes", "af_pipelines", "tools", "__main__")
 _PASSES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """What a disk or a machine may get over."""
+_LOST_PEERS = {
+    "RuntimeError": r"^\[\S*gloo/transport/\S+\] (.*?)(?:\. This is|\. GLHF|$)",  # not what begins with "[enforce fail"
+    "DistBackendError": r"(remote process exited[^.\n]*|communicator was aborted[^.\n]*)",
+    "DistNetworkError": r"(.*)",
+    "DistStoreError": r"(.*)",
+}
+"""How torch's errors say that another process of the job is gone: gloo, NCCL, the store in which peers meet."""
 
 
 class Cancelled(BaseException):
@@ -174,6 +182,8 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
     """What to tell of an error, and the exit code; None where it is a fault of this program."""
     if type(error).__module__.partition(".")[0] in _HOUSE:
         return str(error), getattr(error, "exit_code", NO_USE)
+    if lost := _lost_peer(error):
+        return f"process {os.environ['RANK']} lost a peer ({lost}); whichever ended first says why", AGAIN
     if isinstance(error, OSError):
         passes = error.errno in _PASSES or isinstance(error, TimeoutError | ConnectionError)
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
@@ -183,6 +193,14 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, ImportError):
         return _missing_package(error)
     return None
+
+
+def _lost_peer(error: BaseException) -> str:
+    """What broke a collective where a peer has ended, which is no fault of this process; else nothing."""
+    if "RANK" not in os.environ or not (pattern := _LOST_PEERS.get(type(error).__name__)):
+        return ""
+    found = re.search(pattern, str(error).partition("\n")[0])
+    return found[1] if found else ""
 
 
 def _missing_package(error: ImportError) -> tuple[str, int] | None:

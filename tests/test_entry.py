@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import DistBackendError, DistNetworkError
 
 from megatron_af import entry
 from megatron_af.config import Config, ConfigError
@@ -58,6 +59,33 @@ def test_what_is_told_and_how_it_ends(
     assert command(raising(error))() == code
     shown = capsys.readouterr().err
     assert shown.startswith(said) and "Traceback" not in shown
+
+
+GLOO = "/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537]"
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there was a network error, NCCL version 2.2\nmore"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError(f"[{GLOO} Connection closed by peer [10.0.0.1]:2. This is usual. GLHF!"), "closed by peer"),
+        (RuntimeError(f"[{GLOO} Timed out waiting 1800000ms for recv operation to complete"), "Timed out waiting"),
+        (DistBackendError(NCCL), "remote process exited or there was a network error"),
+        (DistNetworkError("failed to recv, got 0 bytes"), "failed to recv, got 0 bytes"),
+        (RuntimeError(f"[enforce fail at {GLOO} op.preamble.length <= op.nbytes. 64 vs 40"), ""),
+        (DistBackendError("NCCL error: Duplicate GPU detected"), ""),
+        (RuntimeError("shapes do not match"), ""),
+    ],
+)
+def test_a_process_that_lost_its_peers_says_so(error: BaseException, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not every one of 512 a traceback, among which the one that explains them is not found."""
+    assert sentence(error) is None, "a command without peers"
+    monkeypatch.setenv("RANK", "3")
+    if not lost:
+        assert sentence(error) is None, "a fault of the program"
+    else:
+        told, code = sentence(error) or ("", 0)
+        assert told.startswith("process 3 lost a peer (") and lost in told and "\n" not in told and code == entry.AGAIN
 
 
 def test_a_name_that_a_module_lacks_is_a_fault() -> None:

@@ -19,6 +19,7 @@ _NOISE = re.compile(
 )
 _FOLLOW_UP = re.compile(
     r"ChildFailedError|SignalException|DistBackendError|DistNetworkError|Connection (closed|reset|refused)|Broken pipe"
+    r"|^process \d+ lost a peer"
 )
 """What other ranks report because one has gone: the text to show only where there is no other."""
 
@@ -75,7 +76,8 @@ def last_error(lines: Iterable[str], limit: int = 600) -> str:
     steps = [index for index, line in enumerate(kept) if _STEP.search(line)]
     # What was printed before the last training step explains no end that came after it.
     late = kept[steps[-1] + 1 :] if steps else kept
-    plain = [line for line in late if not (_NOISE.search(line) or _ERROR.match(line))]
+    said = [line for line in late if not (_NOISE.search(line) or _ERROR.match(line))]
+    plain = [line for line in said if not _FOLLOW_UP.search(line)] or said
     if causes:
         text = _message(kept, causes[0])
     elif plain:

@@ -6,7 +6,7 @@ Real training on two processes, with a checkpoint every second step, written asy
 steps or while the run still starts (modules, the ranks' meeting, digests, loading), one process is ended by SIGKILL: a
 rank, the launcher, a helper of a rank (the writer of its checkpoints), or all at once. Then:
 
-- nothing of the run lives on for more than ``GONE_SECONDS``;
+- nothing of the run lives on for more than ``GONE_SECONDS``, and none of it prints a traceback;
 - the checkpoint that ``latest`` names is whole, by its digests;
 - the next start goes on behind it, and no step is lost that was in it;
 - every step that is trained again has the loss, the gradient norm and the samples of the run that was never killed, to
@@ -158,6 +158,8 @@ class Life:
         if rest.is_alive():  # a process that was started between two looks, and its output is still open
             raise Broken("somebody of the run lives on whom no look at its processes has found")
         self.process.wait()
+        if "Traceback" in (told := "".join(self.lines)):
+            raise Broken(f"a traceback reached the user:\n{told[-3000:]}")
 
 
 type Start = Callable[..., Life]
