@@ -13,9 +13,10 @@
 
 A command may have further codes of its own. SIGTERM and SIGINT (Ctrl-C) let it end what it started, and say one line;
 a process under torchrun ends at once, unless it trains (``train/callbacks/stop_on_signal.py``). What the code of this
-project raises on purpose carries its own message; what the system refuses (a folder that may not be read, a disk that
-is full) is told by file and reason; a process that loses its peers says so. Everything else is a fault: its traceback
-goes to a file, or, of a process under torchrun, to that one's log.
+project raises on purpose carries its own message, which a node's first process tells where it is that of all ranks
+(``on_all_ranks``); what the system refuses (a folder that may not be read, a disk that is full) is told by file and
+reason; a process that loses its peers says so. Everything else is a fault: its traceback goes to a file, or, of a
+process under torchrun, to that one's log.
 """
 
 import atexit
@@ -172,7 +173,9 @@ def _ended(main: Callable[[], int]) -> int:
         if (told := sentence(error)) is None:
             return _fault(error)
         message, code = told
-        if code == NO_USE and os.environ.get("LOCAL_RANK", "0") != "0":
+        if (code == NO_USE or getattr(error, "on_all_ranks", False)) and os.environ.get("LOCAL_RANK", "0") != "0":
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training has left a handler that lets it go on
             time.sleep(PATIENCE_SECONDS)
         _tell(message)
         return code

@@ -26,6 +26,7 @@ from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.stages import ExitGateFailed
 from megatron_af.prepare.sharding import recipe
 from megatron_af.runs.lock import StageBusy
+from megatron_af.runs.paths import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +63,7 @@ def test_what_is_told_and_how_it_ends(
 
 
 GLOO = "/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537]"
-NCCL = "NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there was a network error, NCCL version 2.2\nmore"
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there was a network error, NCCL 2\nmore"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ NCCL = "NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there wa
         (RuntimeError("shapes do not match"), ""),
     ],
 )
-def test_a_process_that_lost_its_peers_says_so(error: BaseException, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_loses_peers_says_so(error: BaseException, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not every one of 512 a traceback, among which the one that explains them is not found."""
     assert sentence(error) is None, "a command without peers"
     monkeypatch.setenv("RANK", "3")
@@ -144,6 +145,8 @@ def test_other_processes_of_a_node_let_the_first_one_tell(monkeypatch: pytest.Mo
     assert command(raising(ConfigError("no")))() == 2 and waited == []
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert command(raising(ConfigError("no")))() == 2 and waited == [60]
+    assert command(raising(StageBusy("only this one")))() == 1 and waited == [60]
+    assert command(raising(CheckpointError("all", exit_code=1, on_all_ranks=True)))() == 1 and waited == [60, 60]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -30,9 +30,9 @@ RESULT = "result.json"
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, incomplete, cannot be written or does not fit the model."""
 
-    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+    def __init__(self, message: str, *, exit_code: int = 2, on_all_ranks: bool = False) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.on_all_ranks = exit_code, on_all_ranks
 
 
 class Resume(TypedDict):

@@ -245,6 +245,7 @@ def _written(partial: Path) -> Iterator[None]:
             f"checkpoint {partial} could not be written by {told[0]}, {free:.3g} GiB were free there; the one before "
             "is whole",
             exit_code=1,
+            on_all_ranks=True,
         ) from failed
 
 

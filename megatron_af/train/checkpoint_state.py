@@ -31,7 +31,7 @@ def on_first(action: Callable[[], None]) -> None:
     dist.broadcast_object_list(trouble)
     if trouble[0]:
         message, code = trouble[0]
-        raise CheckpointError(message, exit_code=code)
+        raise CheckpointError(message, exit_code=code, on_all_ranks=True)
 
 
 def updates(resume: Resume) -> int:

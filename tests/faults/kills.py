@@ -230,7 +230,7 @@ def run(
         victim = VICTIMS[moment % len(VICTIMS)] if moments < 2 * len(VICTIMS) else rng.choice(VICTIMS)
         before = latest(checkpoints)
         expected = read_resume(before)["step"] + 1 if before else 1
-        early = moment >= len(VICTIMS) and rng.random() < STARTING or moment == len(VICTIMS)
+        early = moment == len(VICTIMS) or (moment > len(VICTIMS) and rng.random() < STARTING)
         life = start("killed")
         if early:
             time.sleep(rng.uniform(0.0, start_seconds))

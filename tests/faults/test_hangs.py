@@ -1,4 +1,4 @@
-"""A real run of two processes, one of which hangs: its launcher ends, with the stacks of all and the code to try again."""
+"""A real run of two processes, one of which hangs: all ends, with every stack on disk and a code for another try."""
 
 import signal
 import time

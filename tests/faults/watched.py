@@ -2,8 +2,8 @@
 
     torchrun … tests/faults/watched.py --config … stage=… name=…          # OUTPUT/NAME/steps.jsonl
 
-With ``HANGS=python | collective | data | stopped`` in the environment the last rank waits for ever, behind its eighth step:
-in Python, in a collective that no other rank enters, for a volume that does not answer, or as a process that
+With ``HANGS=python | collective | data | stopped`` in the environment the last rank waits for ever behind its eighth
+step: in Python, in a collective that no other rank enters, for a volume that does not answer, or as a process that
 somebody has stopped (SIGSTOP).
 """
 

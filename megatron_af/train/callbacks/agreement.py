@@ -29,6 +29,7 @@ class Disagreement(RuntimeError):
     """Ranks that must hold the same weights do not; the newest checkpoint is of a step in which they did."""
 
     exit_code = 1
+    on_all_ranks = True
 
 
 class Agreement(Callback):
