@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from megatron_af.config.loading import read_config, to_yaml
 from megatron_af.entry import AGAIN
 from megatron_af.runs.paths import latest
 from megatron_af.runs.whole import damage
+from megatron_af.tracking.store import experiment_id, open_client
 from tests.faults.kills import ROOT, prepare
 
 IN_A_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -76,8 +78,17 @@ def test_a_store_of_mlflow_that_is_full_costs_training_nothing(tmp_path: Path) -
     run_file.write_text(to_yaml(replace(config, tracking=tracked)))
     code, said = on_a_volume(tmp_path, "256k", [*LAUNCHER, "--config", str(run_file), "curriculum.align.steps=6"])
     assert code == 0 and "step 6/6" in said, said
-    waiting = [path for path in (tmp_path / "runs/toy").rglob("*.jsonl") if "loss" in path.read_text()]
-    assert waiting, "it is sent later"
+    (log,) = (tmp_path / "runs/toy/align/tracking").glob("*/sender.log")
+    until = time.monotonic() + 120
+    while "gave up" not in log.read_text() and time.monotonic() < until:  # it may outlive the job a little
+        time.sleep(0.2)
+    assert "disk is full" in log.read_text()
+    sent = subprocess.run([sys.executable, "-m", "megatron_af.tracking", str(tmp_path / "runs/toy")], cwd=ROOT,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert sent.returncode == 0, sent.stderr
+    client = open_client(tracked.uri)
+    (run,) = client.search_runs([experiment_id(client, "toy")], "tags.mlflow.runName = 'align'")
+    assert run.data.metrics["loss"] > 0, "what lay below the volume has room"
 
 
 def test_features_that_a_volume_does_not_take_are_computed_again(tmp_path: Path) -> None:
