@@ -124,6 +124,7 @@ STOPS: dict[str, tuple[list[str], signal.Signals, Callable[..., None], int, str]
     "run_curriculum SIGINT": (CURRICULUM, INT, again_and_again, 130, "stopped by SIGINT; the same command goes on"),
     "af_pipelines SIGTERM": (PIPELINE, TERM, to_it, 143, "stopped by SIGTERM; `af-pipelines resume` goes on"),
     "launcher SIGINT": (LAUNCHER, INT, to_all, 130, "stopped by SIGINT; the same command goes on"),
+    "launcher SIGTERM": (LAUNCHER, TERM, to_it, 143, "stopped by SIGTERM; the same command goes on"),
     "worker SIGTERM": (LAUNCHER, TERM, to_a_worker, 3, "stopped after step"),
     "one process SIGINT": (ALONE, INT, to_all, 3, "stopped after step"),
 }
@@ -151,6 +152,30 @@ def test_a_stopped_run_writes_its_checkpoint_and_ends_last(run_file: Path, stop:
     assert checkpoint is not None and not damage(checkpoint) and not list(folder.glob("*.partial"))
     last = [line for line in output.splitlines() if "step " in line and "/100000" in line][-1]
     assert f"step {read_resume(checkpoint)['step']}/" in last, "the step under way is in it"
+
+
+@pytest.mark.parametrize("number", [TERM, INT])
+def test_a_stopped_demo_writes_its_checkpoint(number: int, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "tools/demo.py", "--config", "configs/demo_test.yaml", f"output={tmp_path}/runs",
+         f"data.root={tmp_path}/data", "curriculum.lm.steps=100000"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.match(r"stage lm [1-9]", line):
+            break
+    to_all(process, number) if number == INT else to_it(process, number)
+    rest, _ = process.communicate(timeout=240)
+    assert process.returncode == 128 + number, "".join(lines) + rest
+    assert "Traceback" not in rest
+    assert rest.splitlines()[-1].startswith(f"stopped by {signal.Signals(number).name}; the same command goes on"), rest
+    (folder,) = (tmp_path / "runs").glob("*/lm/checkpoints")
+    checkpoint = latest(folder)
+    assert checkpoint is not None and not damage(checkpoint) and read_resume(checkpoint)["step"] > 0
 
 
 EARLY = {
