@@ -43,6 +43,8 @@ _GUESSED = (
 """FFmpeg's formats that any bytes may look like."""
 _TIMED = ("mpegts", "mpeg")
 """Streams that state no length: FFmpeg goes by when the last packet begins, and several frames may lie in one."""
+_SLACK = 0.5
+"""Seconds by which what a container lists may exceed what it states: the last packet is seldom full."""
 _MARGIN = 0.2
 """Seconds decoded ahead of the start: codecs with overlapping frames need a run-up."""
 
@@ -99,14 +101,30 @@ def seconds(source: Path | bytes, *, count: bool = False) -> float:
                 container.format.name == "mp3" and not has_mp3_header(source)
             )
             if stream.duration and not guessed:
-                return float(stream.duration * stream.time_base)
+                stated, listed = _stated(stream), _listed(container, stream)
+                return listed if listed > stated + _SLACK else stated
             # What a container states without saying it of the stream begins and ends with its other streams.
             alone = len(container.streams) == 1 and not stream.start_time
             if container.duration and alone and not guessed:
                 return container.duration / av.time_base
-            return sum(float((p.duration or 0) * p.time_base) for p in container.demux(stream) if p.time_base)
+            return _in_packets(container, stream)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise ContainerError(_in_words(error, source)) from error
+
+
+def length_note(source: Path | bytes) -> str:
+    """What was read although an MP4's header states less; empty where they agree or nothing can be read."""
+    if head_of(source)[4:8] != b"ftyp":
+        return ""
+    try:
+        with _opened(source) as container:
+            stream = _audio_stream(container, source)
+            stated, listed = _stated(stream), _listed(container, stream)
+    except (av.error.FFmpegError, OSError, ValueError, ContainerError):
+        return ""
+    if not 0 < stated < listed - _SLACK:
+        return ""
+    return f"its header states {stated:.2f} s; the {listed:.2f} s that are there were read"
 
 
 def is_certain(source: Path | bytes) -> bool:
@@ -137,6 +155,26 @@ def is_chained(source: Path | bytes) -> bool:
             begun = begun or not first_of_stream  # several streams side by side begin before any of them goes on
             file.seek(sum(file.read(head[26])), io.SEEK_CUR)
     return False
+
+
+def _listed(container: InputContainer, stream: AudioStream) -> float:
+    """Seconds of the packets that an MP4 lists, where they seem to be more than it states; else 0.
+
+    An edit may leave some of them out, which FFmpeg knows only of what it reads.
+    """
+    packet = stream.codec_context.frame_size or 0
+    seconds = stream.frames * packet / stream.codec_context.sample_rate
+    if not container.format.name.startswith("mov") or seconds <= _stated(stream) + _SLACK:
+        return 0.0
+    return _in_packets(container, stream)
+
+
+def _stated(stream: AudioStream) -> float:
+    return float((stream.duration or 0) * stream.time_base)
+
+
+def _in_packets(container: InputContainer, stream: AudioStream) -> float:
+    return sum(float((p.duration or 0) * p.time_base) for p in container.demux(stream) if p.time_base)
 
 
 def _opened(source: Path | bytes) -> InputContainer:

@@ -79,9 +79,9 @@ def header_note(source: Path | bytes) -> str:
     """What was read although the header states something else; empty where they agree or nothing can be read."""
     try:
         correction = _correction(source)
+        return correction.note if correction else containers.length_note(source)
     except OSError:
         return ""
-    return correction.note if correction else ""
 
 
 def is_recording(source: Path | bytes) -> bool:

@@ -1,5 +1,6 @@
 """Sound out of FFmpeg's containers: parts at their place, lengths where none is stated, one kind of error."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from dali_pipes.containers import ContainerError, decode, seconds
+from dali_pipes.containers import ContainerError, decode, length_note, seconds
 from tests.dali_pipes.tones import ENCODED_RATE, encoded
 
 
@@ -40,6 +41,36 @@ def test_channels_stay_apart_and_bytes_read_like_a_file(tmp_path: Path) -> None:
 def test_the_length_is_the_containers(tmp_path: Path, name: str, codec: str) -> None:
     encoded(tmp_path / name, codec, 2.5)
     assert seconds(tmp_path / name) == pytest.approx(2.5, abs=0.08)
+
+
+def short(path: Path, *boxes: bytes) -> Path:
+    """An MP4 whose boxes state a third of their lengths (ISO/IEC 14496-12: version, times, and a length at last)."""
+    data = bytearray(path.read_bytes())
+    for box in boxes:
+        place = data.index(box) + 4 + {b"mvhd": 16, b"tkhd": 20, b"mdhd": 16, b"elst": 8}[box]
+        data[place : place + 4] = (int.from_bytes(data[place : place + 4]) // 3).to_bytes(4)
+    changed = path.with_name(f"{len(boxes)}-{boxes[0].decode()}.m4a")
+    changed.write_bytes(data)
+    return changed
+
+
+def test_an_mp4_is_as_long_as_the_packets_that_it_lists(tmp_path: Path) -> None:
+    encoded(tmp_path / "a.m4a", "aac", 6.0)
+    whole, _ = decode(tmp_path / "a.m4a", start=0.0, duration=9.0)
+    assert length_note(tmp_path / "a.m4a") == ""
+    for boxes in ([b"mdhd"], [b"mvhd", b"tkhd", b"mdhd"]):
+        path = short(tmp_path / "a.m4a", *boxes)
+        assert seconds(path) == seconds(path.read_bytes()) == pytest.approx(6.0, abs=0.08)
+        assert re.fullmatch(r"its header states 2.0\d s; the 6.0\d s that are there were read", length_note(path))
+        part, rate = decode(path, start=4.0, duration=1.0)
+        assert np.allclose(part, whole[4 * rate : 5 * rate], atol=1e-4)  # the codec has no past
+
+
+def test_what_an_edit_leaves_out_is_not_there(tmp_path: Path) -> None:
+    """Phones cut a recording by its list of edits alone."""
+    encoded(tmp_path / "a.m4a", "aac", 6.0)
+    path = short(tmp_path / "a.m4a", b"elst")
+    assert seconds(path) == pytest.approx(2.0, abs=0.08) and length_note(path) == ""
 
 
 def test_everything_that_is_no_sound_is_one_kind_of_error(tmp_path: Path) -> None:
