@@ -7,8 +7,9 @@ Order and strings of the added tokens: AF2 ``src/factory.py``. AF1 adds no pad t
 """
 
 import json
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,8 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not (isinstance(spec, dict) and isinstance(spec.get("model"), dict)):
         raise ForeignError(f"{path} is JSON, but no tokenizer: it has no model; fetch it again")
     plain = data[:1] == b"{" and data[1:2] != b"\0"  # neither marked nor UTF-16, which the library does not know
-    base = _read(path, lambda: tokenizers.Tokenizer.from_str(data.decode() if plain else json.dumps(spec)))
+    with _unheard() if b"precompiled_charsmap" in data else nullcontext():
+        base = _read(path, lambda: tokenizers.Tokenizer.from_str(data.decode() if plain else json.dumps(spec)))
     for token in spec.get("added_tokens") or ():  # the library gives an id that is another token's, or too far, anew
         if (found := base.token_to_id(token["content"])) != token["id"]:
             raise ForeignError(
@@ -236,6 +238,19 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
                 f"the id before is nobody's, and it would become {found}; {SAVE}"
             )
     return base
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """For SentencePiece's table of characters: where it is broken the library panics, and Rust prints that itself."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _read[Found](path: Path, read: Callable[[], Found]) -> Found:

@@ -1,6 +1,7 @@
 """Added tokens, round trips, and the ways a tokenizer can be unusable."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +275,10 @@ def test_the_end_is_no_token_of_audio(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_a_library_that_panics_is_told_of(tmp_path: Path) -> None:
+def test_a_library_that_panics_is_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     content = spec() | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ForeignError, match=r"tokenizer\.json is no tokenizer \(Precompiled: "):
         Tokenizer.load(tmp_path)
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again", "and it prints nothing itself"
