@@ -9,12 +9,12 @@
 # make fuzz        INPUTS=100000 broken inputs to each parser, TRIES=1000 broken commands, drawn from SEED=0
 # make growth      10,000 steps and a million rows: whether memory, handles, threads or a step's time grow (STEPS, ROWS)
 # make docs        the documentation as a site, in site/; a link that leads nowhere fails
-# make audit       known vulnerabilities of what requirements.lock names, and licences that docs/licences.md does not
+# make audit       known vulnerabilities of what is locked, and licences that docs/licences.md does not have
 # make lint        ruff
 # make types       mypy, strict
 #
 # Each prepares .venv first, with any Python 3.12, 3.13 or 3.14 it finds (or `make test PYTHON=/path/to/python3`),
-# and again when pyproject.toml or requirements.lock changed. Nothing is installed outside .venv.
+# and again when pyproject.toml or a lock file (locks/compile.py makes them) changed. Nothing is installed outside .venv.
 
 PYTHON_CANDIDATES = $(or $(PYTHON),.venv/bin/python python3.12 python3.13 python3.14 python3 python \
 	$(wildcard $(HOME)/.pyenv/versions/3.1[234]*/bin/python3))
@@ -22,6 +22,9 @@ PYTHON_CANDIDATES = $(or $(PYTHON),.venv/bin/python python3.12 python3.13 python
 PYTHON_FITS = import ensurepip, sys, venv; sys.exit(not (3, 12) <= sys.version_info < (3, 15))
 
 RUN = .venv/bin/python
+LOCKS = locks/build.lock locks/run.lock locks/dev.lock
+# Versions and hashes are those of the lock files, builds included: pip's own build environments know no hashes.
+INSTALL = -m pip install --disable-pip-version-check $(if $(CI),--quiet) --no-deps --require-hashes --no-build-isolation
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL = help
@@ -68,9 +71,9 @@ growth: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
-audit: .venv/ready .venv-audit/ready
+audit: .venv/ready
 	$(RUN) kubeflow/images/inventory.py licences | diff docs/licences.md -
-	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+	$(RUN) -m pip_audit --strict --disable-pip --require-hashes $(addprefix -r ,$(LOCKS) locks/gpu.lock)
 
 lint: .venv/ready
 	$(RUN) -m ruff check .
@@ -78,7 +81,7 @@ lint: .venv/ready
 types: .venv/ready
 	$(RUN) -m mypy
 
-.venv/ready: pyproject.toml requirements.lock
+.venv/ready: pyproject.toml $(LOCKS)
 	@for candidate in $(PYTHON_CANDIDATES); do \
 		if "$$candidate" -c "$(PYTHON_FITS)" 2>/dev/null; then found="$$candidate"; break; fi; \
 	done; \
@@ -91,19 +94,15 @@ types: .venv/ready
 	fi; \
 	echo "Setting up .venv with $$("$$found" --version): 6.9 GB on disk, some minutes the first time."; \
 	[ "$$found" = .venv/bin/python ] || "$$found" -m venv --clear .venv
-	$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) --no-deps --require-hashes -r requirements.lock
+	$(RUN) $(INSTALL) -r locks/build.lock
+	$(RUN) $(INSTALL) -r locks/run.lock -r locks/dev.lock
 	$(RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv-audit/ready: .venv/ready
-	$(RUN) -m venv --clear .venv-audit
-	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9,<3'
-	@touch $@
-
 # Takes what .venv has, and holds beside it what the harnesses want, in versions of their own.
-.venv-harnesses/ready: .venv/ready harnesses.lock
+.venv-harnesses/ready: .venv/ready locks/harnesses.lock
 	$(RUN) -m venv --clear .venv-harnesses
 	$(RUN) -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > \
 		"$$(.venv-harnesses/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
-	.venv-harnesses/bin/python -m pip install --disable-pip-version-check --no-deps -r harnesses.lock
+	.venv-harnesses/bin/python $(INSTALL) -r locks/harnesses.lock
 	@touch $@

@@ -303,17 +303,6 @@ def test_nothing_of_one_machine_is_tracked() -> None:
     assert found == []
 
 
-def test_the_lock_file_pins_what_the_project_asks_for_with_the_hashes_of_its_files() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    pins = re.sub(r"^#.*\n", "", lock, flags=re.MULTILINE).replace(" \\\n    --hash", " --hash").splitlines()
-    assert len(pins) > 200
-    pin = re.compile(r"[a-z0-9.-]+==[\w.+!-]+( ; [^\\]+?)?( --hash=sha256:[0-9a-f]{64})+")
-    assert [line for line in pins if not pin.fullmatch(line)] == []
-    assert "://" not in lock
-    assert "megatron-core==0.19.2" in {line.partition(" ")[0] for line in pins}
-    assert "--no-deps --require-hashes -r requirements.lock" in (ROOT / "Makefile").read_text()
-
-
 def test_what_the_project_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]

@@ -14,18 +14,18 @@ RUN apt-get update \
 RUN groupadd --gid 10001 af && useradd --uid 10001 --gid af --create-home af
 WORKDIR /opt/megatron-af
 
-# Dependencies change seldom and take minutes: they are installed from the lock file before any code is copied, so that
-# a change of code rebuilds only the last layers.
-COPY pyproject.toml requirements.lock LICENSE ./
-COPY kubeflow/images/dependencies.py kubeflow/images/inventory.py /tmp/
-# Constraints cannot hold hashes where extras are asked for that the lock file does not cover.
-RUN sed '/--hash/d; s/ \\$//' requirements.lock > /tmp/versions.txt
-RUN python /tmp/dependencies.py pyproject.toml kubeflow > /tmp/dependencies.txt \
-    && pip install --constraint /tmp/versions.txt --requirement /tmp/dependencies.txt \
-    "mlflow[auth]" "psycopg2-binary>=2.9,<3"
+# Dependencies change seldom and take minutes: they are installed before any code is copied, so that a change of code
+# rebuilds only the last layers. Each file is compared with its hash, and what comes as source is built with what came
+# so: pip's own build environments know no hashes.
+COPY locks/build.lock locks/run.lock locks/
+RUN pip install --no-deps --require-hashes --requirement locks/build.lock \
+    && pip install --no-deps --require-hashes --no-build-isolation --requirement locks/run.lock \
+    && pip check
 
+COPY kubeflow/images/inventory.py /tmp/
 RUN python /tmp/inventory.py sbom > sbom.cdx.json
 
+COPY pyproject.toml LICENSE ./
 COPY megatron_af megatron_af
 COPY dali_pipes dali_pipes
 COPY kubeflow/af_pipelines kubeflow/af_pipelines

@@ -1,4 +1,4 @@
-# Training and evaluation on CUDA 13 GPUs, with NCCL's InfiniBand stack and Transformer Engine from NVIDIA's image.
+# Training and evaluation on CUDA 13 GPUs, with CUDA, cuDNN and NCCL's InfiniBand stack from NVIDIA's image.
 #   docker build -f kubeflow/images/gpu.Dockerfile -t megatron-af:gpu .
 # The entry point is python, so that the arguments are a tool and its own: tools/pretrain_af.py --config …
 FROM nvcr.io/nvidia/cuda-dl-base:25.10-cuda13.0-devel-ubuntu24.04
@@ -15,21 +15,23 @@ RUN groupadd --gid 10001 af && useradd --uid 10001 --gid af --create-home af \
     && python3.12 -m venv /opt/venv
 WORKDIR /opt/megatron-af
 
-# Dependencies change seldom and take minutes (Transformer Engine compiles): they are installed from the lock file before
-# any code is copied, so that a change of code rebuilds only the last layers.
-COPY pyproject.toml requirements.lock LICENSE ./
-COPY kubeflow/images/dependencies.py kubeflow/images/inventory.py /tmp/
-# Constraints cannot hold hashes where extras are asked for that the lock file does not cover.
-RUN sed '/--hash/d; s/ \\$//' requirements.lock > /tmp/versions.txt
-RUN python /tmp/dependencies.py pyproject.toml kubeflow > /tmp/dependencies.txt \
-    && pip install --constraint /tmp/versions.txt --requirement /tmp/dependencies.txt
-# Its build needs the torch that was just installed, so without a build environment of its own.
-RUN python /tmp/dependencies.py --only pyproject.toml gpu > /tmp/gpu.txt \
-    && pip uninstall --yes faiss-cpu \
-    && pip install --constraint /tmp/versions.txt --no-build-isolation --requirement /tmp/gpu.txt
+# Dependencies change seldom and take minutes (Transformer Engine compiles): they are installed before any code is copied,
+# so that a change of code rebuilds only the last layers. Each file is compared with its hash, and what comes as source
+# is built with what came so: pip's own build environments know no hashes.
+COPY locks/build.lock locks/run.lock locks/gpu.lock locks/
+RUN pip install --no-deps --require-hashes --requirement locks/build.lock \
+    && pip install --no-deps --require-hashes --no-build-isolation --requirement locks/run.lock
+# faiss-gpu fills the folder of faiss-cpu. Transformer Engine's set-up would rather download an extension that was
+# compiled elsewhere, past pip and its hashes, than compile its own.
+RUN pip uninstall --yes faiss-cpu \
+    && NVTE_PYTORCH_FORCE_BUILD=TRUE \
+    pip install --no-deps --require-hashes --no-build-isolation --requirement locks/gpu.lock \
+    && pip check
 
+COPY kubeflow/images/inventory.py /tmp/
 RUN python /tmp/inventory.py sbom > sbom.cdx.json
 
+COPY pyproject.toml LICENSE ./
 COPY megatron_af megatron_af
 COPY dali_pipes dali_pipes
 COPY kubeflow/af_pipelines kubeflow/af_pipelines

@@ -15,12 +15,33 @@ from typing import Any
 OWN = {"megatron-af"}
 DPKG = Path("/var/lib/dpkg/status")
 SILENT = {"cuda-toolkit": "LicenseRef-NVIDIA-Proprietary", "huey": "MIT", "pycocoevalcap": "BSD-2-Clause AND MIT",
-          "skops": "MIT"}  # fmt: skip
+          "skops": "MIT", "transformer-engine": "Apache-2.0", "transformer-engine-cu13": "Apache-2.0",
+          "transformer-engine-torch": "Apache-2.0"}  # fmt: skip
 """What the packages' metadata does not say, from their repositories."""
+GPU_IMAGE = {
+    "apache-tvm-ffi": "Apache 2.0", "einops": "MIT", "faiss-gpu": "MIT", "ml-dtypes": "Apache-2.0",
+    "nvdlfw-inspect": "Apache2", "nvidia-cublas-cu12": "LicenseRef-NVIDIA-Proprietary",
+    "nvidia-cuda-nvrtc-cu12": "LicenseRef-NVIDIA-Proprietary",
+    "nvidia-cuda-runtime-cu12": "LicenseRef-NVIDIA-Proprietary", "nvidia-cudnn-frontend": "Apache-2.0 AND MIT",
+    "nvidia-curand-cu12": "NVIDIA Proprietary Software", "nvidia-cutlass-dsl": "Other/Proprietary License",
+    "nvidia-cutlass-dsl-libs-base": "Other/Proprietary License",
+    "nvidia-cutlass-dsl-libs-core": "Other/Proprietary License",
+    "nvidia-cutlass-dsl-libs-cu12": "Other/Proprietary License",
+    "nvidia-cutlass-dsl-libs-cu13": "Other/Proprietary License", "nvidia-ml-py": "BSD", "onnx": "Apache-2.0",
+    "onnx-ir": "Apache-2.0", "onnxscript": "MIT License",
+    **{name: said for name, said in SILENT.items() if name.startswith("transformer-engine")},
+}  # fmt: skip
+"""What the metadata of `locks/gpu.lock`'s files says: they are not installed where the page is written."""
 HEAD = """# Licences of what is installed
 
-What `make` installs, by `requirements.lock`; the images hold less of it. Each line is what the package itself says;
-`kubeflow/images/inventory.py` writes this page, and `make audit` compares it.
+What `make` installs, by `locks/build.lock`, `locks/run.lock` and `locks/dev.lock`; the images do without the last one.
+Each line is what the package itself says. `kubeflow/images/inventory.py` writes this page, `make audit` compares it.
+
+| package | licence |
+|---|---|
+"""
+GPU_HEAD = """
+What the GPU image has besides, by `locks/gpu.lock`:
 
 | package | licence |
 |---|---|
@@ -44,6 +65,10 @@ def licence(package: Distribution) -> str:
         return str(lines[0])
     classified = [kind.rpartition(":: ")[2] for kind in said.get_all("Classifier", []) if kind.startswith("License ::")]
     return ", ".join(kind for kind in classified if kind != "OSI Approved") or "unknown"
+
+
+def table(licences: dict[str, str]) -> str:
+    return "".join(f"| {name} | {said} |\n" for name, said in licences.items())
 
 
 def installed() -> list[Distribution]:
@@ -82,6 +107,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["sbom"]:
         print(json.dumps(sbom(), indent=1))
     elif sys.argv[1:] == ["licences"]:
-        print(HEAD + "\n".join(f"| {name_of(package)} | {licence(package)} |" for package in installed()))
+        found = {name_of(package): licence(package) for package in installed()}
+        print(HEAD + table(found) + GPU_HEAD + table(GPU_IMAGE), end="")
     else:
         sys.exit(__doc__)

@@ -83,7 +83,7 @@ def machine() -> Finding:
     return Finding(part="machine", state=State.WORKS, told=told)
 
 
-def packages(project: Path = ROOT / "pyproject.toml", lock: Path = ROOT / "requirements.lock") -> Finding:
+def packages(project: Path = ROOT / "pyproject.toml", lock: Path = ROOT / "locks/run.lock") -> Finding:
     """The project's dependencies: there, and as the lock file has them."""
     wanted = [_name(item) for item in tomllib.loads(project.read_text())["project"]["dependencies"]]
     pins = dict(re.findall(r"^([\w.-]+)==([\w.+!-]+)", lock.read_text(), re.MULTILINE))

@@ -66,7 +66,7 @@ def test_memory_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_packages_that_are_missing_or_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project, lock = tmp_path / "pyproject.toml", tmp_path / "requirements.lock"
+    project, lock = tmp_path / "pyproject.toml", tmp_path / "run.lock"
     project.write_text('[project]\ndependencies = ["torch==2.*", "gone>=1", "numpy>=2,<3"]\n')
     lock.write_text("# a comment\nnumpy==9.9.9\ntorch==2.1.0 ; python_version < '4'\n")
     versions = {"torch": "2.1.0+cpu", "numpy": "9.9.9"}
