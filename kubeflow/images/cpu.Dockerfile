@@ -1,7 +1,8 @@
 # The demo, the pipelines' own steps, MLflow and the reaper; no GPU.
 #   docker build -f kubeflow/images/cpu.Dockerfile -t megatron-af:cpu .
 # The entry point is python, so that the arguments are a tool and its own: tools/prepare_data.py prepare --config …
-FROM python:3.12.11-slim-bookworm
+# The digest of the tag's index, which lists an image for each processor.
+FROM python:3.12.11-slim-bookworm@sha256:519591d6871b7bc437060736b9f7456b8731f1499a57e22e6c285135ae657bf7
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     MLFLOW_DISABLE_TELEMETRY=true

@@ -1,4 +1,4 @@
-"""The images: linted, pinned, not run as root, with code in the last layers, which rebuild in seconds.
+"""The images: linted, by digest, not run as root, with code in the last layers, which rebuild in seconds.
 
 What they install: tests/test_locks.py.
 """
@@ -15,6 +15,8 @@ from locks.compile import LAYERS, pins
 
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "kubeflow/images").glob("*.Dockerfile"))
+BY_TAG = {"nvcr.io/nvidia/cuda-dl-base:25.10-cuda13.0-devel-ubuntu24.04"}
+"""Bases whose digest nobody publishes where we could have compared it."""
 
 
 @pytest.mark.slow
@@ -29,7 +31,7 @@ def test_linted(image: Path) -> None:
 def test_layers_user_and_entry_point(image: Path) -> None:
     lines = image.read_text().splitlines()
     (base,) = (line.split()[1] for line in lines if line.startswith("FROM "))
-    assert any(letter.isdigit() for letter in base.partition(":")[2])
+    assert base in BY_TAG or re.fullmatch(r"[a-z]+:\d[\w.-]+@sha256:[0-9a-f]{64}", base)
     last_install = max(index for index, line in enumerate(lines) if "pip install" in line)
     packages = ("COPY megatron_af", "COPY tools", "COPY kubeflow/af_pipelines")
     code = [index for index, line in enumerate(lines) if line.startswith(packages)]
