@@ -14,7 +14,7 @@ Shapes: S text positions, B rows, L audio tokens, D audio width, V vocabulary.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from megatron_af.bench.learning import draw_in_place, open_gates
 from megatron_af.bench.machine import clock, world
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.config.loading import CONFIGS, load_config
@@ -129,15 +130,19 @@ def _same(logits_BV: Tensor, other_BV: Tensor) -> None:
 
 
 class Decoding:
-    """A decoder with random weights and open gates, and processor seconds of each token that it makes."""
+    """A decoder with random weights and open gates, and processor seconds of each token that it makes.
 
-    def __init__(self, config: Config) -> None:
-        from megatron_af.bench.public_code import PublicCode
+    Args:
+        in_place: as of :class:`Learning`.
+    """
+
+    def __init__(self, config: Config, *, in_place: bool = False) -> None:
         from megatron_af.decoder.lm import AudioLM
         from megatron_af.decoder.plain import only_answer
         from megatron_af.decoder.transformer_config import transformer_config
         from megatron_af.model import Vocabulary
 
+        self._device = current_device()
         self._vocabulary = config.model.lm.vocab
         self._width = config.model.encoder.feature_dim
         self._per_window = config.model.encoder.tokens_per_window
@@ -149,18 +154,20 @@ class Decoding:
             added_tokens=added.num_added,
             pre_process=True,
             post_process=True,
-        )
-        for name, parameter in self._lm.named_parameters():
-            if "gate_" in name:
-                torch.nn.init.constant_(parameter, 0.5)
+            drawn=lambda name: not in_place,
+        ).to(self._device.torch)
+        open_gates(self._lm)
+        if in_place:
+            draw_in_place(self._lm.named_parameters())
         only_answer(self._lm)
-        self._device = current_device()
         self._added = torch.randn(4, config.model.lm.hidden).to(self._device.torch) * 0.02
-        self._of_public = partial(PublicCode.of, self._lm, self._added, config, added)
+        self._of_public = config, added
 
     @cached_property
     def _public(self) -> Any:
-        return self._of_public()
+        from megatron_af.bench.public_code import PublicCode  # only now: it needs transformers
+
+        return PublicCode.of(self._lm, self._added, *self._of_public)
 
     @property
     def weight_bytes(self) -> int:

@@ -15,7 +15,7 @@ Shapes: S text positions, B rows, W windows, F mel frames, M mel bins, L tokens 
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,23 +115,13 @@ class Learning:
         self.model = build(config, vocabulary, self._device, drawn=lambda name: not in_place)
         open_gates(self.model)
         if in_place:
-            self._draw_in_place()
+            draw_in_place((name, weight) for name, weight in self.model.named_parameters() if name.startswith("lm."))
         stage = self._stage
         select(self.model.named_parameters(), stage)
         self._learner = AnswerLearner(config, stage, self.model, groups, self._device.torch)
         self._per_window, self._width = config.model.encoder.tokens_per_window, config.model.encoder.feature_dim
         self._dtype = DTYPES[config.precision]
         self.exact = config.precision == "fp32"
-
-    @torch.no_grad()
-    def _draw_in_place(self) -> None:
-        generator = torch.Generator(self._device.torch).manual_seed(0)
-        for name, parameter in self.model.named_parameters():
-            if name.startswith("lm.") and "gate_" not in name:
-                if parameter.dim() > 1:
-                    parameter.normal_(0.0, 0.02, generator=generator)
-                else:
-                    parameter.fill_(float(name.endswith("weight")))
 
     @cached_property
     def public(self) -> PublicWay:
@@ -277,6 +267,20 @@ def open_gates(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if "gate_" in name:
             parameter.fill_(0.5)
+
+
+@torch.no_grad()
+def draw_in_place(decoder: Iterable[tuple[str, Parameter]]) -> None:
+    """Give weights of a decoder, but its gates, first values where they lie."""
+    generator: torch.Generator | None = None
+    for name, parameter in decoder:
+        generator = generator or torch.Generator(parameter.device).manual_seed(0)
+        if "gate_" in name:
+            continue
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, 0.02, generator=generator)
+        else:
+            parameter.fill_(float(name.endswith("weight")))
 
 
 def mel(config: Config, windows: int, seed: int = 0) -> Tensor:

@@ -154,7 +154,7 @@ def _forget_peak() -> None:
 
 def decoding(file: str, bytes_a_second: float, asked: Sequence[tuple[int, int]] = DECODED) -> list[dict[str, Any]]:
     """By rows and windows ``milliseconds`` a token of all rows together, and ``floor``: reading the weights once."""
-    engine = Decoding(configuration(file, CACHED))
+    engine = Decoding(configuration(file, CACHED), in_place=True)
     floor = 1000 * engine.weight_bytes / bytes_a_second
     rows = []
     for batch, windows in asked:

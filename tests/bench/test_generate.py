@@ -1,12 +1,15 @@
 """What is timed computes the same, and the ratios are those of the numbers."""
 
+import sys
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_af.bench import generate
 from megatron_af.config import ParallelConfig
 from megatron_af.parallel import groups
+from megatron_af.parallel.device import make_megatron_portable
 from megatron_af.progress import silent
 from tests import tiny
 from tests.distributed import RankError, run_distributed
@@ -55,3 +58,39 @@ def test_every_way_is_timed_and_computes_the_same() -> None:
 def test_ways_that_differ_are_not_compared(spoil: str) -> None:
     with pytest.raises(RankError, match="of their spread apart: their costs cannot be compared"):
         run_distributed(measured, 1, spoil)
+
+
+def placed(rank: int, world_size: int) -> Any:
+    """On a stand-in for an accelerator, where transformers is not installed."""
+    make_megatron_portable(target="meta")
+    sys.modules["transformers"] = None  # type: ignore[assignment]
+    for name in [name for name in sys.modules if name.startswith("transformers.")]:
+        del sys.modules[name]
+    sys.modules.pop("megatron_af.bench.public_code", None)
+    groups.initialize(ParallelConfig(), 0)
+    decoding = generate.Decoding(tiny.config(tied=False))
+    return sorted({weight.device.type for weight in decoding._lm.parameters()}), decoding.weight_bytes > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing stands in for a GPU that is there")
+def test_weights_lie_where_tokens_are_decoded() -> None:
+    assert run_distributed(placed, 1) == [(["meta"], True)]
+
+
+def drawn(rank: int, world_size: int) -> Any:
+    groups.initialize(ParallelConfig(), 0)
+    weights = dict(generate.Decoding(tiny.config(tied=False), in_place=True)._lm.named_parameters())
+    return {name: (float(w.mean()), float(w.std()) if w.numel() > 1 else 0.0, w.dim()) for name, w in weights.items()}
+
+
+@pytest.mark.slow
+def test_weights_that_are_drawn_in_place_are_those_of_a_fresh_model() -> None:
+    (weights,) = run_distributed(drawn, 1)
+    for name, (mean, std, dims) in weights.items():
+        if "gate_" in name:
+            assert mean == 0.5
+        elif dims > 1:
+            assert std == pytest.approx(0.02, rel=0.2) and abs(mean) < 0.01
+        else:
+            assert (mean, std) == (float(name.endswith("weight")), 0.0)
