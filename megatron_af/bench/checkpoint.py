@@ -67,7 +67,7 @@ def _rounds(folder: Path, learning: Learning, groups: Any, progress: Progress) -
     from megatron_af.train.objectives.answer import Answer
 
     kept = {way: Checkpoints(folder / way, keep=1, asynchronous=way == WAYS[2]) for way in WAYS[1:]}
-    (folder / WAYS[0]).mkdir()
+    (folder / WAYS[0]).mkdir(parents=True)
     taken: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     for number in range(1, ROUNDS + 1):
         for way in WAYS:
