@@ -20,14 +20,7 @@ from rich.table import Table
 
 from megatron_af.bench.learning import BATCH, DTYPES, Learning, Mixed, configuration
 from megatron_af.bench.machine import matmul_rate, peak_mib, world
-from megatron_af.bench.same import (
-    GRADIENT,
-    LOSS,
-    ROUNDED_GRADIENT,
-    ROUNDED_LOSS,
-    check_same,
-    without_corners,
-)
+from megatron_af.bench.same import check_alike, check_same, without_corners
 from megatron_af.parallel.device import current_device
 from megatron_af.progress import Progress
 
@@ -89,13 +82,15 @@ def compared(learning: Learning, batches: Sequence[Mixed], ways: Sequence[str], 
     """
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     operations = 0.0
-    bounds = (LOSS, GRADIENT) if learning.exact else (ROUNDED_LOSS, ROUNDED_GRADIENT)
     for batch in batches:
         with without_corners():
             same = [learning.computed(batch, way) for way in ways]
-            wanted, plain = (learning.reference(batch, ways[0]), same[0]) if learning.exact else (same[0], None)
+            wanted = learning.reference(batch, ways[0])
         for found in same:
-            check_same(found, wanted, *bounds, plain)
+            if learning.exact:
+                check_same(found, wanted, plain=same[0])
+            else:
+                check_alike(found, wanted)
         operations += learning.operations(batch, ways[0])
         for way in ways:  # in turn, so that what disturbs the machine disturbs all of them
             seconds[way].append(learning.seconds(batch, way))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_af.bench import gpu
+from megatron_af.bench.same import LOSS, ROUNDED_COSINE
 from megatron_af.config import ConfigError
 from megatron_af.parallel.device import Device
 from megatron_af.progress import silent
@@ -60,5 +61,5 @@ def test_parity_is_found_between_two_processes(tmp_path: Path) -> None:
 @requires_gpu
 def test_a_gpu_computes_what_a_cpu_does(tmp_path: Path) -> None:
     found = gpu.parity(tmp_path, Device(torch.device("cuda", 0)))
-    assert found["float32 loss"] < gpu.FLOAT32_LOSS and found["bf16 least cosine"] > gpu.BF16_COSINE
+    assert found["float32 loss"] < LOSS and found["bf16 least cosine"] > ROUNDED_COSINE
     assert gpu.kernels() == {"attention with materialised scores": 0}

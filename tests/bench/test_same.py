@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_af.bench.same import Computed, check_same, without_corners
+from megatron_af.bench.same import PARTS, Computed, check_alike, check_same, without_corners
 
 
 def test_ways_that_differ_are_not_compared() -> None:
@@ -42,3 +42,18 @@ def test_no_unit_switches_without_corners() -> None:
     with without_corners():
         assert torch.equal(F.relu(x), F.softplus(x))
     assert torch.equal(F.relu(x), x.clamp(min=0))
+
+
+def test_in_bf16_the_gradients_of_each_part_point_the_same_way() -> None:
+    def computed(loss: float, turned: str = "") -> Computed:
+        return Computed(loss, {f"{part}w": torch.tensor([1.0, 0.2 * (part == turned), 1e-3]) for part in PARTS})
+
+    loss, cosine = check_alike(computed(1.01), computed(1.0))
+    assert loss == pytest.approx(0.01) and cosine == pytest.approx(1.0)
+    with pytest.raises(RuntimeError, match=r"off by 3\.0e-02"):
+        check_alike(computed(1.03), computed(1.0))
+    for part in PARTS:
+        with pytest.raises(RuntimeError, match="cosines of"):
+            check_alike(computed(1.0, part), computed(1.0))
+    with pytest.raises(RuntimeError, match="in bf16"):
+        check_alike(computed(float("nan")), computed(1.0))

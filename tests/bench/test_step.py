@@ -15,18 +15,19 @@ def test_groups_leave_little_padding() -> None:
     assert useful["longest"] < 0.35 and useful["groups"] > 0.9
 
 
-def measured(rank: int, world_size: int) -> Any:
+def measured(rank: int, world_size: int, precision: str) -> Any:
     from megatron_af.parallel import groups
 
-    learning = step.Learning(step.configuration(64), groups.initialize(ParallelConfig(), 0))
+    learning = step.Learning(step.configuration(64, precision), groups.initialize(ParallelConfig(), 0))
     batches = [Mixed((1, 3, 1), (40, 90, 60)), Mixed((2, 1, 1), (50, 40, 45))]
     return step.compared(learning, batches, step.WAYS, 1e9), step.compared(learning, batches, step.LIVE_WAYS, 1e9)
 
 
 @pytest.mark.slow
-def test_every_way_computes_the_same_and_is_timed() -> None:
-    """The public way, too, and again after a step of each."""
-    ((found, live),) = run_distributed(measured, 1)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_way_computes_the_same_and_is_timed(precision: str) -> None:
+    """The public way, too, and again after a step of each; in bf16 as on a GPU."""
+    ((found, live),) = run_distributed(measured, 1, precision)
     assert [row["way"] for row in found] == list(step.WAYS) and [row["way"] for row in live] == list(step.LIVE_WAYS)
     for row in (*found, *live):
         least, most = row["spread"]
