@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from megatron_af.bench import gpu
-from megatron_af.bench.same import LOSS, ROUNDED_COSINE
+from megatron_af.bench.same import LOSS, PARTS, ROUNDED_COSINE, Computed
 from megatron_af.config import ConfigError
 from megatron_af.parallel.device import Device
 from megatron_af.progress import silent
@@ -56,6 +58,30 @@ def test_parity_is_found_between_two_processes(tmp_path: Path) -> None:
     loss, worst, rounded, cosine = map(float, done.stdout.split())
     assert loss < 1e-6 and worst < 1e-5, "threads share sums otherwise"
     assert 0 < rounded < 2e-2 and 0.99 < cosine <= 1
+
+
+@pytest.mark.parametrize("side", ["the process that sees no GPU", "the one that does"])
+def test_no_unit_of_parity_switches(side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that rounding switches on one side alone gives its gradients an error of a thousandth."""
+    smooth: list[bool] = []
+
+    class Seen:
+        def __init__(self, config: Any, groups: Any) -> None: ...
+
+        def computed(self, batch: Any, way: str) -> Computed:
+            smooth.append(F.relu is F.softplus)
+            return Computed(1.0, {f"{part}w": torch.ones(1) for part in PARTS})
+
+    monkeypatch.setattr(gpu, "Learning", Seen)
+    monkeypatch.setattr(gpu, "world", nullcontext)
+    if side == "the one that does":
+        torch.save(Seen(None, None).computed(None, ""), tmp_path / "cpu.pt")
+        smooth.clear()
+        monkeypatch.setattr(gpu.subprocess, "run", lambda *arguments, **named: None)
+        gpu.parity(tmp_path, Device(torch.device("cpu")))
+    else:
+        gpu.main(str(tmp_path / "cpu.pt"), 64)
+    assert smooth and all(smooth)
 
 
 @requires_gpu
