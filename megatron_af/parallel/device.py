@@ -24,8 +24,10 @@ import re
 import resource
 import shutil
 import sys
+import sysconfig
 import types
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -178,12 +180,16 @@ COMPILERS = ("g++", "clang++")
 
 
 def compiler_problem() -> str:
-    """Why ``compile`` cannot be had here, and the fix; empty where it can. Kernels of both devices start from C++."""
+    """Why ``compile`` cannot be had here, and the fix; empty where it can. Kernels of both devices start from C++, and
+    are modules of Python."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(COMPILERS)
-    if any(map(shutil.which, wanted)):
-        return ""
-    names = " or ".join(wanted)
-    return f"compile = true: torch.compile needs {names} on the path; install one, or set compile to false"
+    if not any(map(shutil.which, wanted)):
+        names = " or ".join(wanted)
+        return f"compile = true: torch.compile needs {names} on the path; install one, or set compile to false"
+    if not (header := Path(sysconfig.get_path("include"), "Python.h")).is_file():
+        package = "python{}.{}-dev".format(*sys.version_info)
+        return f"compile = true: torch.compile needs {header}; install {package}, or set compile to false"
+    return ""
 
 
 class _NoStream:

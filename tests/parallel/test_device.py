@@ -103,6 +103,16 @@ def test_freed_memory_goes_back_to_the_system():
     assert all(tensor.sum() == 1 << 12 for tensor in kept[::1000])
 
 
+def test_headers_of_python_are_looked_for(monkeypatch, tmp_path):
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(device_module.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert f"torch.compile needs {tmp_path}/Python.h; install python3." in device_module.compiler_problem()
+    (tmp_path / "Python.h").touch()
+    assert not device_module.compiler_problem()
+
+
 def literals_by_function(module: str) -> dict[str, list[object]]:
     """Qualified name -> device literals of every function in the module's source as installed."""
     found: dict[str, list[object]] = {}
