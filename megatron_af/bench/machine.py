@@ -5,6 +5,7 @@
 """
 
 import ctypes
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -101,3 +102,4 @@ def world() -> Iterator[Any]:
     finally:
         groups.destroy()
         dist.destroy_process_group()
+        gc.collect()  # a model and its gradient buffers hold each other: before there is another one

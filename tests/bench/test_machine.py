@@ -1,7 +1,9 @@
 """Rates count operations and bytes, and a group of one is left as it was entered."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_af.bench import machine
+from megatron_af.bench.learning import Learning, configuration
 from megatron_af.bench.machine import copy_rate, matmul_rate, world
 from tests.distributed import run_distributed
 
@@ -57,6 +60,22 @@ def alone(rank: int, world_size: int) -> Any:
     with world() as groups:
         size = groups.data_size
     return size, dist.is_initialized()
+
+
+def after_a_model(rank: int, world_size: int) -> Any:
+    dist.destroy_process_group()
+    gc.disable()  # it comes when it likes
+    with world() as groups:
+        learning = Learning(configuration(64), groups)
+        held = [weakref.ref(weight) for _, weight in learning.model.named_parameters()]
+        del learning
+    return sum(weight() is not None for weight in held), len(held)
+
+
+@pytest.mark.slow
+def test_a_model_is_gone_before_there_is_another() -> None:
+    ((left, weights),) = run_distributed(after_a_model, 1)
+    assert left == 0 < weights
 
 
 @pytest.mark.slow
