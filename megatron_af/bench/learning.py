@@ -16,7 +16,7 @@ Shapes: S text positions, B rows, W windows, F mel frames, M mel bins, L tokens 
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -122,6 +122,8 @@ class Learning:
         self._per_window, self._width = config.model.encoder.tokens_per_window, config.model.encoder.feature_dim
         self._dtype = DTYPES[config.precision]
         self.exact = config.precision == "fp32"
+        self._drawn: dict[Mixed, tuple[tuple[Tensor, ...], list[Tensor]]] = {}
+        """Features and ids of each batch: those of a released size take a second of the host."""
 
     @cached_property
     def public(self) -> PublicWay:
@@ -149,22 +151,27 @@ class Learning:
             return float(self.public.loss(*(samples := self._samples(batch, way)), _learnt_from(samples[1])).detach())
         return float(self._learner.forward_backward(self.batch(batch, way))["loss"])
 
-    def seconds(self, batch: Mixed, way: str) -> float:
+    def seconds(self, batch: Mixed, way: str, within: AbstractContextManager[object] | None = None) -> float:
+        """
+        Args:
+            within: is entered for the step alone, not for what is drawn for it.
+        """
         made, now = self.batch(batch, way), clock(self._device.torch)
         features, ids = self._samples(batch)
         padded_WFM = self._padded_mel(batch) if way == "public live" else None
         self._wait()
-        began = now()
-        if way in PUBLIC:
-            features = features if padded_WFM is None else self._encoded(batch, padded_WFM)
-            torch.autograd.backward(self.public.loss(features, ids, _learnt_from(ids)))
-            self.public.step()
-        else:
-            with _padding(way):
-                self._learner.forward_backward(made)
-            self._learner.optimizer.step_checked()
-        self._wait()
-        took = now() - began
+        with within or nullcontext():
+            began = now()
+            if way in PUBLIC:
+                features = features if padded_WFM is None else self._encoded(batch, padded_WFM)
+                torch.autograd.backward(self.public.loss(features, ids, _learnt_from(ids)))
+                self.public.step()
+            else:
+                with _padding(way):
+                    self._learner.forward_backward(made)
+                self._learner.optimizer.step_checked()
+            self._wait()
+            took = now() - began
         if "public" in vars(self):
             self.public.take(self.model.named_parameters())  # the next batch finds the same weights in both
         return took
@@ -184,7 +191,15 @@ class Learning:
     def operations(self, batch: Mixed, way: str = "packed") -> float:
         """That the samples of a batch need by themselves; live ways: their encoder as well."""
         alone = [Mixed((windows,), (tokens,)) for windows, tokens in zip(batch.windows, batch.tokens, strict=True)]
-        return sum(self._learner.flops(self.batch(sample, "live" if way in LIVE else "packed")) for sample in alone)
+        front = self._config.model.front_end
+
+        def empty(sample: Mixed) -> Any:  # what is counted follows from shapes alone
+            (windows,), (tokens,) = sample.windows, sample.tokens
+            features = (torch.empty(windows, self._per_window, self._width, dtype=self._dtype),)
+            mel_WFM = torch.empty(windows, front.window_frames, front.mel_bins) if way in LIVE else None
+            return self._made(sample, "packed", features, [torch.zeros(tokens, dtype=torch.int64)], mel_WFM)
+
+        return sum(self._learner.flops(empty(sample)) for sample in alone)
 
     def reference(self, batch: Mixed, way: str = "public") -> Computed:
         """In float64 behind the encoder, and one sample after the other, so that nothing is padded."""
@@ -210,13 +225,20 @@ class Learning:
 
     def _samples(self, mixed: Mixed, way: str = "") -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Features of the clips, and ids of the texts."""
+        if mixed not in self._drawn:
+            self._drawn[mixed] = self._draw(mixed)
+        features, ids = self._drawn[mixed]
+        # Of its own a tensor may have a copy on the device: those that were drawn are to have none.
+        own = tuple(clip.view_as(clip) for clip in features)
+        return self._encoded(mixed, self._padded_mel(mixed)) if way in LIVE else own, ids
+
+    def _draw(self, mixed: Mixed) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         generator = torch.Generator().manual_seed(sum(mixed.windows) * 1009 + sum(mixed.tokens))
         features = tuple(
             torch.randn(windows, self._per_window, self._width, generator=generator).to(self._dtype)
             for windows in mixed.windows
         )
-        ids = [torch.randint(self._first_added, (n,), generator=generator) for n in mixed.tokens]
-        return self._encoded(mixed, self._padded_mel(mixed)) if way in LIVE else features, ids
+        return features, [torch.randint(self._first_added, (n,), generator=generator) for n in mixed.tokens]
 
     def _padded_mel(self, mixed: Mixed) -> Tensor:
         """Of each clip as many windows as the longest has, [B x the most, F, M]."""
@@ -240,11 +262,17 @@ class Learning:
         Args:
             way: also ``live``: packed, and its mel goes through the encoder.
         """
+        features, ids = self._samples(mixed)
+        mel_WFM = mel(self._config, sum(mixed.windows)).to(self._device.torch) if way == "live" else None
+        return self._made(mixed, way, features, ids, mel_WFM)
+
+    def _made(
+        self, mixed: Mixed, way: str, features: tuple[Tensor, ...], ids: Sequence[Tensor], mel_WFM: Tensor | None
+    ) -> Any:
         from megatron_af.audio.features import KnownFeatures
         from megatron_af.data.batch import StepAudio, StepBatch, TextBatch
         from megatron_af.data.packing import pack
 
-        features, ids = self._samples(mixed)
         rows = [[sample] for sample in range(len(ids))]
         if way in ("packed", "live"):
             rows = pack(list(zip(mixed.tokens, mixed.windows, strict=True)), self._stage.pack_tokens)
@@ -252,8 +280,8 @@ class Learning:
         audio = StepAudio(
             clip_windows=mixed.windows,
             owners=(tuple(range(len(ids))),),
-            mel_WFM=mel(self._config, windows).to(self._device.torch) if way == "live" else None,
-            known=None if way == "live" else KnownFeatures(keys=("",) * len(ids), found=features),
+            mel_WFM=mel_WFM,
+            known=KnownFeatures(keys=("",) * len(ids), found=features) if mel_WFM is None else None,
             seconds=10.0 * windows,
         )
         return StepBatch(

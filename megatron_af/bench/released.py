@@ -13,6 +13,7 @@ no less than reading every weight once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -25,7 +26,7 @@ from megatron_af.bench.learning import Learning, Mixed
 from megatron_af.bench.same import ROUNDED_LOSS
 from megatron_af.config import Config, ParallelConfig
 from megatron_af.config.loading import CONFIGS, load_config
-from megatron_af.parallel.device import current_device
+from megatron_af.parallel.device import compiler_problem, current_device
 
 SIZES = {"0.5B": "af2_0.5b.yaml", "3B": "af2_3b.yaml"}
 WINDOWS = (3, 12, 30)
@@ -56,7 +57,7 @@ def batch_of(windows: int, samples: int = SAMPLES) -> Mixed:
 def steps(config: Config, groups: Any, rate: float, samples: int = SAMPLES) -> list[dict[str, Any]]:
     """By way and windows ``milliseconds`` (median), ``tokens_a_second``, ``windows_a_second`` and ``limit``, and on a
     GPU ``busy`` (part of the time in which kernels ran), ``waits`` (for the device) and ``peak_gib``, beside
-    ``planned_gib``. A way that memory did not suffice for has ``problem`` alone.
+    ``planned_gib``. A way that memory did not suffice for, or that no compiler is there for, has ``problem`` alone.
 
     Raises:
         RuntimeError: two ways gave losses that differ by more than rounding.
@@ -66,6 +67,9 @@ def steps(config: Config, groups: Any, rate: float, samples: int = SAMPLES) -> l
     rows: list[dict[str, Any]] = []
     for way in ("live",) if config.curriculum[config.stage].trains(ENCODER) else WAYS:
         if way == "compiled":
+            if problem := compiler_problem():
+                rows += [{"windows": windows, "way": way, "problem": problem} for windows in WINDOWS]
+                continue
             learning.compile_layers()
         run = "packed" if way == "compiled" else way
         for windows in WINDOWS:
@@ -97,7 +101,7 @@ def _step(config: Config, learning: Learning, batch: Mixed, way: str, rate: floa
         "tokens_a_second": sum(batch.tokens) / taken,
         "windows_a_second": sum(batch.windows) / taken,
         "limit": learning.operations(batch, run) / taken / rate,
-        **profiled(lambda: learning.seconds(batch, run)),
+        **profiled(lambda within: learning.seconds(batch, run, within)),
     }
     if way == "public":
         found.pop("peak_gib", None)  # ours lie beside its weights
@@ -118,23 +122,32 @@ def _planned(config: Config, learning: Learning, batch: Mixed, way: str) -> floa
     return memory(case, 0, replace(load, encoded=float(way == "live")), ahead=0).total
 
 
-def profiled(work: Callable[[], object]) -> dict[str, float]:
-    """Where there is a GPU: the part of the time in which its kernels ran, waits for it, and its memory's peak."""
+def profiled(work: Callable[[AbstractContextManager[object]], object]) -> dict[str, float]:
+    """Where there is a GPU: what its events tell, and its memory's peak.
+
+    Args:
+        work: enters what it is given around what is to be seen.
+    """
     if not current_device().is_gpu:
-        work()
+        work(nullcontext())
         return {}
-    from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        work()
-    events = seen.events()
-    kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+    seen: Any = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+    work(seen)
+    return told_by(seen.events()) | {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def told_by(events: Sequence[Any]) -> dict[str, float]:
+    """The part of the time in which kernels ran, and waits for the device."""
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
+
+    # A block with a name (a step of torch's optimizers, a compiled region) shows on the device, too, pauses included.
+    spans = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     whole = max(event.time_range.end for event in events) - min(event.time_range.start for event in events)
     return {
-        "busy": sum(covered((event.time_range.start, event.time_range.end) for event in kernels)) / whole,
+        "busy": sum(covered((event.time_range.start, event.time_range.end) for event in spans)) / whole,
         "waits": sum(event.name in ("cudaStreamSynchronize", "cudaDeviceSynchronize") for event in events),
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
 
 

@@ -1,12 +1,17 @@
 """Sections of the GPU's bench on a toy: every way computes the same, and its figures are there."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from megatron_af.bench import released
+from megatron_af.bench.learning import Mixed
 from megatron_af.config import Config
+from megatron_af.parallel import groups
 from tests import tiny
 from tests.distributed import run_distributed
 
@@ -20,8 +25,6 @@ def small(trainable: tuple[str, ...]) -> Config:
 
 
 def measured(rank: int, world_size: int, trainable: tuple[str, ...]) -> Any:
-    from megatron_af.parallel import groups
-
     released.WINDOWS, released.TOKENS, released.ROUNDS = (1, 2), (10, 40), 1
     released.WAYS = ("groups", "packed", "public")  # what is compiled has a test of its own
     made = groups.initialize(released.ParallelConfig(), 0)
@@ -58,9 +61,65 @@ def test_kernels_of_several_streams_count_once() -> None:
     assert sum(released.covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.0)])) == 4.0
 
 
-def decoded(rank: int, world_size: int) -> Any:
-    from megatron_af.parallel import groups
+def test_what_has_a_name_on_the_device_is_no_kernel() -> None:
+    def event(name: str, kind: Any, begin: float, end: float, named: bool = False) -> Any:
+        return SimpleNamespace(
+            name=name, device_type=kind, time_range=SimpleNamespace(start=begin, end=end), is_user_annotation=named
+        )
 
+    events = [
+        event("aten::mm", DeviceType.CPU, 0.0, 3.0),
+        event("cudaStreamSynchronize", DeviceType.CPU, 3.0, 10.0),
+        event("gemm", DeviceType.CUDA, 2.0, 4.0),
+        event("Optimizer.step#AdamW.step", DeviceType.CUDA, 2.0, 9.0, named=True),
+    ]
+    assert released.told_by(events) == {"busy": 0.2, "waits": 1}
+
+
+def seen(rank: int, world_size: int) -> Any:
+    """Operations that a profile of a step holds, and what a second step finds drawn."""
+    made = groups.initialize(released.ParallelConfig(), 0)
+    learning = released.Learning(small(("transform.*", "lm.*.xattn.*", "added_rows")), made)
+    batch, names = Mixed((2, 1), (20, 10)), []
+    for _ in range(2):
+        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        learning.seconds(batch, "packed", profile)
+        names.append({event.name for event in profile.events()})
+    (features, _), (again, _) = learning._samples(batch), learning._samples(batch)
+    features[0].sent = "a copy"
+    same = features[0].data_ptr() == again[0].data_ptr() and not hasattr(again[0], "sent")
+    drawn = [
+        sum(learning._learner.flops(learning.batch(Mixed((w,), (n,)), way)) for w, n in ((2, 20), (1, 10)))
+        for way in ("packed", "live")
+    ]
+    return names, same, [learning.operations(batch, way) for way in ("packed", "live")], drawn
+
+
+@pytest.mark.slow
+def test_a_profile_sees_the_step_alone() -> None:
+    ((names, same, operations, drawn),) = run_distributed(seen, 1)
+    for found in names:
+        assert "aten::mm" in found and not found & {"aten::randn", "aten::normal_", "aten::randint"}
+    assert same, "drawn once, and without the copy that another step sent"
+    assert operations == drawn, "what is counted needs no values"
+
+
+def uncompiled(rank: int, world_size: int) -> Any:
+    released.WINDOWS, released.TOKENS, released.ROUNDS = (1,), (10, 40), 1
+    released.WAYS = ("packed", "compiled", "public")
+    released.compiler_problem = lambda: "no compiler"
+    made = groups.initialize(released.ParallelConfig(), 0)
+    return released.steps(small(("transform.*", "lm.*.xattn.*", "added_rows")), made, rate=1e9, samples=2)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_other_ways_are_measured() -> None:
+    (rows,) = run_distributed(uncompiled, 1)
+    assert rows[1] == {"windows": 1, "way": "compiled", "problem": "no compiler"}
+    assert [row["way"] for row in rows if "milliseconds" in row] == ["packed", "public"]
+
+
+def decoded(rank: int, world_size: int) -> Any:
     groups.initialize(released.ParallelConfig(), 0)
     released.NEW = 4
     released.configuration = lambda file, stage: tiny.config(tied=False)
