@@ -2,7 +2,8 @@
 
     python tools/bench.py data [--json FILE]
 
-Prints tables; with ``--json`` the numbers go to a file, together with the machine and the commit. Subjects:
+Prints tables; with ``--json`` the numbers go to a file, together with the machine and the commit. Ends with code 1
+where a part of it failed. Subjects:
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from megatron_af.entry import command
+from megatron_af.entry import AGAIN, command
 from megatron_af.files import write
 from megatron_af.progress import Progress
 
@@ -74,7 +75,7 @@ def main(arguments: list[str]) -> int:
         result = module.measure(Path(folder), progress, **asked)
     Console().print(*module.tables(result))
     keep(options.json, options.subject, result)
-    return 0
+    return AGAIN if result.get("failed") else 0
 
 
 def keep(file: str, subject: str, result: dict[str, Any]) -> None:

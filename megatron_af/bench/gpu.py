@@ -7,13 +7,15 @@ Sections in their order, each kept as soon as it ends: ``environment``; ``parity
 packed batch in float32 with torch's layers and in bf16 with those of the machine, against a process that sees no GPU;
 ``kernels``, whether any attention falls back to materialised scores; ``step``, milliseconds of the mixed stream by way
 (``bench/step.py``); of each released size ``cached`` and ``live``, steps of its stages, and ``decoding``
-(``bench/released.py``); ``checkpoint`` (``bench/checkpoint.py``). What the time did not allow is named in ``not_run``.
+(``bench/released.py``); ``checkpoint`` (``bench/checkpoint.py``). What the time did not allow is named in ``not_run``,
+and what raised in ``failed``, with its traceback; the others go on.
 """
 
 import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -53,7 +55,7 @@ def measure(
         raise ConfigError("tools/bench.py gpu: expected an NVIDIA GPU, and torch finds none: run it where one is")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     began = time.perf_counter()
-    result: dict[str, Any] = {"not_run": []}
+    result: dict[str, Any] = {"not_run": [], "failed": {}}
     sections: dict[str, Callable[[], Any]] = {
         "environment": lambda: environment(device),
         "parity": lambda: parity(folder, device),
@@ -71,7 +73,10 @@ def measure(
         if time.perf_counter() - began > seconds:
             result["not_run"].append(name)
         else:
-            result[name] = section()
+            try:
+                result[name] = section()
+            except Exception:  # whatever a device meets first
+                result["failed"][name] = traceback.format_exc()
         keep(result)
         progress.update("gpu", number, len(sections), name)
     return result
@@ -83,6 +88,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for section in ("environment", "parity", "kernels"):
         for name, value in result.get(section, {}).items():
             facts.add_row(f"{section}: {name}", f"{value:.3g}" if isinstance(value, float) else str(value))
+    for name, told in result.get("failed", {}).items():
+        facts.add_row(name, f"failed: {told.strip().splitlines()[-1]}")
     for name in result["not_run"]:
         facts.add_row(name, "not run: no time was left")
     stepped, decoded = (

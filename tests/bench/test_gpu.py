@@ -49,6 +49,27 @@ def test_what_the_time_did_not_allow_is_named(tmp_path: Path, monkeypatch: pytes
     assert facts.row_count == 3
 
 
+def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("two ways gave losses of 1.0 and 2.0")
+
+    for name in ("parity", "_stepped", "_decoded"):
+        monkeypatch.setattr(gpu, name, fail)
+    monkeypatch.setattr(gpu, "current_device", lambda: Device(torch.device("cuda", 0)))
+    monkeypatch.setattr(gpu, "environment", lambda device: {"card": "H100"})
+    monkeypatch.setattr(gpu, "kernels", lambda: {"attention with materialised scores": 0})
+    monkeypatch.setattr(gpu.step, "measure", fail)
+    monkeypatch.setattr(gpu.checkpoint, "measure", lambda folder, progress: {"rows": []})
+    kept: list[dict[str, Any]] = []
+    result = gpu.measure(tmp_path, silent(), keep=lambda so_far: kept.append(dict(so_far)))
+    assert len(kept) == 11 and list(result["failed"]) == ["parity", "step", *(
+        f"{size} {kind}" for size in ("0.5B", "3B") for kind in ("cached", "decoding", "live"))]  # fmt: skip
+    assert result["kernels"] and result["checkpoint"] == {"rows": []} and not result["not_run"]
+    assert "in fail" in result["failed"]["parity"], "a traceback"
+    facts, _ = gpu.tables(result)
+    assert list(facts.columns[1].cells)[2] == "failed: RuntimeError: two ways gave losses of 1.0 and 2.0"
+
+
 @pytest.mark.slow
 def test_parity_is_found_between_two_processes(tmp_path: Path) -> None:
     """The CPU against the CPU in float32, and against itself in bf16."""
