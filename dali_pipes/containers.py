@@ -43,6 +43,11 @@ _GUESSED = (
 """FFmpeg's formats that any bytes may look like."""
 _TIMED = ("mpegts", "mpeg")
 """Streams that state no length: FFmpeg goes by when the last packet begins, and several frames may lie in one."""
+_SHARED = ("asf", "avi")
+"""Formats in which a stream's length is that of the file, pictures included, or counts the time before its start."""
+_SOUGHT = ("mov", "matroska", "asf", "flv", "avi", "mpegts", "caf", "aiff", "wv", "tta", "aac", "ac3", "eac3", "dts")
+"""Formats that say when each packet is heard, or of which FFmpeg finds out. Elsewhere it goes by a bit rate (codecs in
+WAV, RealAudio), gives the packets of an Ogg's last page earlier times, or lands inside a packet (MPEG)."""
 _SLACK = 0.5
 """Seconds by which what a container lists may exceed what it states: the last packet is seldom full."""
 _MARGIN = 0.2
@@ -59,7 +64,8 @@ def decode(
     """Samples float32 [T, C] from ``start`` on, at most ``duration`` seconds, and their rate.
 
     Args:
-        seek: jump to the start; without, decode from the beginning (the file has no index to trust).
+        seek: jump to the start, in formats that know where it is; else decode from the beginning, as without (the
+            file has no index to trust).
 
     Raises:
         ContainerError: no container, no audio in it, or a broken stream.
@@ -73,7 +79,7 @@ def decode(
             if first is None:
                 return np.zeros((0, 1), np.float32), rate
             origin = _time(first, stream)
-            if seek and start > _MARGIN:
+            if seek and start > _MARGIN and container.format.name.split(",")[0] in _SOUGHT:
                 container.seek(round((origin + start - _MARGIN) / stream.time_base), stream=stream)
                 frames = _frames(container, stream)
             else:
@@ -97,17 +103,18 @@ def seconds(source: Path | bytes, *, count: bool = False) -> float:
             stream = _audio_stream(container, source)
             if count:
                 return sum(frame.samples / frame.sample_rate for frame in container.decode(stream))
-            guessed = container.format.name in _TIMED or (
-                container.format.name == "mp3" and not has_mp3_header(source)
-            )
-            if stream.duration and not guessed:
+            kind = container.format.name
+            guessed = kind in _TIMED or (kind in _GUESSED and not (kind == "mp3" and has_mp3_header(source)))
+            shared = kind in _SHARED and len(container.streams) > 1
+            if stream.duration and not guessed and not shared:
                 stated, listed = _stated(stream), _listed(container, stream)
                 return listed if listed > stated + _SLACK else stated
             # What a container states without saying it of the stream begins and ends with its other streams.
             alone = len(container.streams) == 1 and not stream.start_time
             if container.duration and alone and not guessed:
                 return container.duration / av.time_base
-            return _in_packets(container, stream)
+            packets = _in_packets(container, stream)
+        return packets or seconds(source, count=True)  # a codec whose packets say no length
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise ContainerError(_in_words(error, source)) from error
 
@@ -174,7 +181,23 @@ def _stated(stream: AudioStream) -> float:
 
 
 def _in_packets(container: InputContainer, stream: AudioStream) -> float:
-    return sum(float((p.duration or 0) * p.time_base) for p in container.demux(stream) if p.time_base)
+    """Seconds of all packets.
+
+    In a clock of milliseconds each length is rounded down, which adds up: there the times of the first and the last
+    packet tell more, unless they differ by more than rounding, as with a gap between them, which is not decoded.
+    """
+    tick = float(stream.time_base or 0)
+    first: float | None = None
+    number, total, end = 0, 0.0, 0.0
+    for packet in container.demux(stream):
+        seconds = float((packet.duration or 0) * (packet.time_base or 0))
+        number, total = number + 1, total + seconds
+        if packet.pts is not None:
+            begin = float(packet.pts * (packet.time_base or 0))
+            first = begin if first is None else min(first, begin)
+            end = max(end, begin + seconds)
+    span = end - (first or 0.0)
+    return span if total and abs(span - total) <= number * tick else total
 
 
 def _opened(source: Path | bytes) -> InputContainer:

@@ -99,3 +99,59 @@ def test_a_stream_that_states_no_length_is_read_to_its_last_frame(tmp_path: Path
     assert there >= 3 * 48_000 and seconds(tmp_path / name) == pytest.approx(there / 48_000, abs=2e-3)
     wave_TC, rate = decode(tmp_path / name, start=0.0, duration=seconds(tmp_path / name))
     assert abs(len(wave_TC) - there) <= 0.002 * rate
+
+
+def rising(path: Path, *options: str, before: tuple[str, ...] = ()) -> Path:
+    """Eight seconds of a tone that rises, by the program, which writes more kinds of files than its libraries do."""
+    sound = ["-f", "lavfi", "-i", "aevalsrc=0.4*sin(2*PI*(300*t+50*t*t)):d=8:s=16000"]
+    subprocess.run(["ffmpeg", "-v", "error", *before, *sound, *options, str(path)], check=True)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.ogg", "-c:a flac -ar 48000"),
+        ("a.wav", "-c:a g722"),
+        ("b.wav", "-c:a adpcm_yamaha"),
+        ("a.vob", "-c:a ac3 -ar 48000"),
+    ],
+)
+def test_a_part_lies_where_it_does_in_the_whole(tmp_path: Path, name: str, options: str) -> None:
+    """FFmpeg seeks in these to another place than it says."""
+    path = rising(tmp_path / name, *options.split())
+    whole_TC, rate = decode(path, start=0.0, duration=9.0)
+    for start in (1.0, 4.0, 6.0, 6.5, 7.0, 7.5):
+        part_TC, _ = decode(path, start=start, duration=0.25)
+        assert len(part_TC) == round(0.25 * rate)
+        same_TC = whole_TC[round(start * rate) :][: len(part_TC)]
+        assert np.corrcoef(part_TC[:, 0], same_TC[:, 0])[0, 1] > 0.99, start
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize(
+    ("name", "before", "options"),
+    [
+        ("a.mkv", "-f lavfi -i testsrc=duration=10:size=64x64:rate=5", "-c:a aac -ar 48000"),
+        ("a.wmv", "-f lavfi -i testsrc=duration=10:size=64x64:rate=5", "-c:a wmav2"),
+        ("a.avi", "-f lavfi -i testsrc=duration=10:size=64x64:rate=5 -itsoffset 2", "-c:a libmp3lame"),
+        ("a.aac", "", "-c:a aac -q:a 2 -af volume=enable='gt(t,4)':volume=0"),
+    ],
+)
+def test_the_length_is_that_of_the_sound(tmp_path: Path, name: str, before: str, options: str) -> None:
+    """Not of the pictures, not by a bit rate, and not shorter by what a clock of milliseconds rounds off."""
+    path = rising(tmp_path / name, *options.split(), before=tuple(before.split()))
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        there = sum(frame.samples for frame in container.decode(stream)) / stream.codec_context.sample_rate
+    assert seconds(path) == pytest.approx(there, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+def test_packets_that_say_no_length_are_decoded(tmp_path: Path) -> None:
+    path = rising(tmp_path / "a.ts", "-c:a", "s302m", "-strict", "-2", "-ar", "48000", "-ac", "2")
+    assert seconds(path) == pytest.approx(8.0, abs=0.05)
