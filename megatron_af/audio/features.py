@@ -92,7 +92,7 @@ class ClipFeatures:
         Args:
             windows: of each clip that this rank owns.
         """
-        encoded_WLD = self._nothing() if audio.mel_WFM is None else self._encode(audio.mel_WFM)
+        encoded_WLD = self._nothing() if audio.mel_WFM is None else encoded(self._front, audio.mel_WFM)
         known = audio.known
         if not isinstance(known, KnownFeatures):  # nobody looked anything up
             return encoded_WLD
@@ -108,12 +108,6 @@ class ClipFeatures:
         parts |= {place: there(feature_WLD, self._device).to(self._dtype) for place, feature_WLD in found.items()}
         return torch.cat([parts[place] for place in range(len(parts))])
 
-    def _encode(self, mel_WFM: Tensor) -> Tensor:
-        parts = torch.split(mel_WFM, WINDOWS_AT_ONCE)
-        if len(parts) == 1:
-            return self._front.encode(mel_WFM)
-        return torch.cat([recomputed(self._front.encode, part) for part in parts])
-
     def _nothing(self) -> Tensor:
         """Features of no window: this rank owns no clip of the step, or none that must be encoded."""
         front = self._front
@@ -123,3 +117,11 @@ class ClipFeatures:
         """New features reach the disk."""
         if self._cache is not None:
             self._cache.flush()
+
+
+def encoded(front: Encodes, mel_WFM: Tensor) -> Tensor:
+    """Features of any number of windows, with the activations of ``WINDOWS_AT_ONCE`` of them."""
+    parts = torch.split(mel_WFM, WINDOWS_AT_ONCE)
+    if len(parts) == 1:
+        return front.encode(mel_WFM)
+    return torch.cat([recomputed(front.encode, part) for part in parts])

@@ -22,6 +22,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_af.audio.encode_ahead import key_layout
+from megatron_af.audio.features import encoded
 from megatron_af.data.batch import IGNORED, AudioKeys, StepAudio, TextRows
 from megatron_af.decoder.cache import DecoderCache, HeardAudio
 from megatron_af.decoder.lm import AudioLM
@@ -176,11 +177,11 @@ def audio_keys(front: AudioFront, audio: StepAudio, clips_of_row: Sequence[tuple
     if front.sees == "row":
         features_WLD = front.added_rows.new_zeros(0, per_window, front.feature_dim)
         if audio.mel_WFM is not None:
-            features_WLD = front.encode(audio.mel_WFM)
+            features_WLD = encoded(front, audio.mel_WFM)
         return front.row_keys(features_WLD, windows, clips_of_row)
     index_BL, audio_of_BL = key_layout(clips_of_row, audio.clip_windows, dict(enumerate(starts)), per_window)
     if audio.mel_WFM is None:
         tokens_TD = front.added_rows.new_zeros(1, front.feature_dim)
     else:
-        tokens_TD = front(front.encode(audio.mel_WFM), windows)
+        tokens_TD = front(encoded(front, audio.mel_WFM), windows)
     return AudioKeys(tokens_LBD=tokens_TD[index_BL.t().to(tokens_TD.device)], audio_of_BL=audio_of_BL)

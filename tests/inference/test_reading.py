@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_af.data.batch import AudioKeys, StepAudio
+from megatron_af.inference.reading import audio_keys
 from tests.distributed import run_distributed
 from tests.inference.prompts import audio, prompt_ids, read, slow_logits, tiny_model, tokenizer
 
@@ -14,6 +16,38 @@ pytestmark = pytest.mark.slow
 def difference(got_V: torch.Tensor, wanted_V: torch.Tensor) -> float:
     seen = wanted_V.isfinite()
     return float((got_V[seen] - wanted_V[seen]).abs().max() / wanted_V[seen].abs().max())
+
+
+class Front:
+    """Counts the windows of each call of its encoder."""
+
+    tokens_per_window, feature_dim, added_rows = 2, 3, torch.zeros(1, 3)
+
+    def __init__(self, sees: str) -> None:
+        self.sees, self.calls = sees, list[int]()
+
+    def encode(self, mel_WFM: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(mel_WFM))
+        return mel_WFM[:, :2, :3]
+
+    def __call__(self, features_WLD: torch.Tensor, windows: Any) -> torch.Tensor:
+        return features_WLD.flatten(0, 1)
+
+    def row_keys(self, features_WLD: torch.Tensor, windows: Any, clips: Any) -> AudioKeys:
+        return AudioKeys(tokens_LBD=self(features_WLD, windows)[:, None], audio_of_BL=torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("sees", ["clip", "row"])
+def test_long_recordings_are_encoded_by_windows(sees: str) -> None:
+    """Sixteen of five minutes would have taken ten GB at once."""
+    front: Any = Front(sees)
+    windows = (30, 30, 30, 30, 30)
+    mel_WFM = torch.randn(150, 4, 5)
+    audio = StepAudio(clip_windows=windows, owners=((0, 1, 2, 3, 4),), mel_WFM=mel_WFM, seconds=1.0)
+    with torch.no_grad():
+        keys = audio_keys(front, audio, [(0, 1, 2, 3, 4)])
+    assert front.calls == [64, 64, 22]
+    assert torch.equal(keys.tokens_LBD[:, 0], mel_WFM[:, :2, :3].flatten(0, 1))
 
 
 def wander(rank: int, world_size: int) -> Any:
@@ -51,8 +85,6 @@ def wander(rank: int, world_size: int) -> Any:
     check(one.read([[1], [2]]), (3, [*long, 23, 1]), (1, [4, 24, 2]))
     # A second recording is heard when its mark is read: the third prompt hears clips 0 and 2.
     late = read(model, tokens, [0])
-    from megatron_af.inference.reading import audio_keys
-
     ids = prompt_ids(tokens, 2)
     late.read([ids[:1]])
     with torch.no_grad():
