@@ -118,6 +118,7 @@ def _planned(config: Config, learning: Learning, batch: Mixed, way: str) -> floa
 
     made = learning.batch(batch, way)
     load = load_of(made.audio, made.text, config.model.encoder.tokens_per_window)
+    config = replace(config, layers=current_device().layers(config.layers))
     case = Case(config=config, gpu=read_gpu("h100"), world=1)
     return memory(case, 0, replace(load, encoded=float(way == "live")), ahead=0).total
 

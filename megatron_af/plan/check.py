@@ -25,6 +25,7 @@ def plan_here(config: Config, world_size: int) -> StagePlan | None:
     device = current_device()
     if not device.is_gpu:
         return None
+    config = replace(config, layers=device.layers(config.layers))  # what torch's keep, Transformer Engine's do not
     return planned_as_is(config, config.stage, card(device), world_size, lengths_of(config, config.stage, {}))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_af.config import Config, ConfigError
+from megatron_af.parallel import device
 from megatron_af.parallel.device import Device
 from megatron_af.plan import check
 from megatron_af.plan.check import plan_here, require_fit
@@ -50,6 +51,18 @@ def test_the_key_lets_it_try() -> None:
 
 def test_a_cpu_has_no_plan() -> None:
     assert plan_here(tiny.config(), 1) is None
+
+
+@pytest.mark.parametrize("problem", ["", "is not installed"])
+def test_the_layers_that_there_are_are_planned(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of torch keep more for the way back."""
+    monkeypatch.setattr(device, "transformer_engine_problem", lambda: problem)
+    monkeypatch.setattr(check, "current_device", lambda: Device(torch.device("cuda", 0)))
+    monkeypatch.setattr(check, "card", lambda device: read_gpu("h100"))
+    config = tiny.config()
+    plans = {layers: plan_here(dataclasses.replace(config, layers=layers), 1) for layers in ("", "torch")}
+    needed = {layers: plan.needed for layers, plan in plans.items() if plan is not None}
+    assert (needed[""] == needed["torch"]) == bool(problem) and needed[""] <= needed["torch"]
 
 
 @pytest.mark.parametrize(
