@@ -8,7 +8,8 @@ Norms stay separate from the linears behind them, so that parameters have one na
 Shapes: S query positions, L key positions, B rows, T positions or K keys of all rows, N heads, D head dim.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -61,6 +62,14 @@ def fused_attention(
     return output_BNSD.permute(2, 0, 1, 3).flatten(2)
 
 
+def grouping(kernel: Callable[..., Any]) -> dict[str, Any]:
+    """What lets a kernel take fewer heads of keys than of queries; before torch 2.12 that of stretches does unasked."""
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(kernel).parameters else {}
+
+
+_GROUPING = grouping(varlen_attn)
+
+
 @torch.compiler.disable  # every batch has stretches of its own, and what was compiled for others is of no use
 def attention_by_stretch(
     query_SBND: Tensor, key_LBND: Tensor, value_LBND: Tensor, stretches: Stretches, *, causal: bool
@@ -93,7 +102,7 @@ def attention_by_stretch(
             max(stretches.queries),
             max(stretches.keys),
             window_size=(-1, 0) if causal else (-1, -1),
-            enable_gqa=query_TND.shape[1] != key_KND.shape[1],
+            **_GROUPING,
         )
     elif any(count and seen for count, seen in zip(stretches.queries, stretches.keys, strict=True)):
         attended_TND = torch.cat(list(_each(query_TND, key_KND, value_KND, stretches, causal)))

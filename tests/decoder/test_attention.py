@@ -1,12 +1,15 @@
 """The attention kernels against their statement: masks, causality, stretches, grouped queries; norms for sequence
 parallelism."""
 
+import inspect
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 from megatron_af.decoder.attention import (
     CausalAttention,
@@ -14,6 +17,7 @@ from megatron_af.decoder.attention import (
     TorchSpecProvider,
     attention_by_stretch,
     fused_attention,
+    grouping,
     spec_provider,
 )
 from megatron_af.decoder.stretches import Sight, Stretches
@@ -95,6 +99,14 @@ def test_where_nobody_sees_anything_every_weight_has_a_gradient_of_zero(keys: in
     attended_SBH.sum().backward()
     for tensor in (query_SBND, key_LBND, value_LBND):
         assert tensor.grad is not None and not tensor.grad.any()
+
+
+def test_a_kernel_is_told_of_grouped_queries_where_it_asks() -> None:
+    def before(query: Any, *, window_size: tuple[int, int] = (-1, -1)) -> None:
+        """As torch 2.11 has it."""
+
+    assert grouping(before) == {} and grouping(varlen_attn) == {"enable_gqa": True}
+    inspect.signature(varlen_attn).bind(*range(7), window_size=(-1, 0), **grouping(varlen_attn))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("RMSNorm", nn.RMSNorm), ("LayerNorm", nn.LayerNorm)])
