@@ -5,15 +5,20 @@
 B rows, S positions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from megatron_af.data.batch import TextRows
 from megatron_af.data.templates import answer_labels
-from megatron_af.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from megatron_af.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,15 +23,20 @@ Interleaved rows and dialogues of the AF2 style are AF1's without begin-of-seque
 has neither. B rows, S positions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_af.data.batch import IGNORED
 from megatron_af.data.rows import Question, Row, RowError
-from megatron_af.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from megatron_af.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

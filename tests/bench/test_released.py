@@ -1,5 +1,7 @@
 """Sections of the GPU's bench on a toy: every way computes the same, and its figures are there."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +61,35 @@ def test_a_batch_fills_the_row_of_a_released_stage() -> None:
 
 def test_kernels_of_several_streams_count_once() -> None:
     assert sum(released.covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.0)])) == 4.0
+
+
+PLAIN = """
+import sys
+for name in "tokenizers transformers safetensors soundfile soxr av pyarrow faiss mlflow pandas sklearn psutil".split():
+    sys.modules[name] = None
+sys.modules["nvidia.dali"] = None
+from dataclasses import replace
+from megatron_af.bench import released
+from megatron_af.bench.learning import Mixed, configuration
+from megatron_af.bench.machine import world
+
+released.WINDOWS, released.TOKENS, released.ROUNDS, released.NEW = (1,), (10, 20), 1, 4
+released.WAYS = ("packed", "public")
+released.CACHED = "step"
+config = configuration(64)
+released.configuration = lambda file, stage: config
+with world() as groups:
+    rows = released.steps(config, groups, 1e9, samples=2)
+with world():
+    tokens = released.decoding("toy", 1e9, [(1, 1)])
+print([row["way"] for row in rows], "planned_gib" in rows[0], len(tokens))
+"""
+
+
+@pytest.mark.slow
+def test_torch_and_megatron_core_are_enough() -> None:
+    done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[-2:] == ["['packed', 'public'] True 1", ""], done.stderr
 
 
 def test_what_has_a_name_on_the_device_is_no_kernel() -> None:
