@@ -24,6 +24,7 @@ from torch import Tensor
 
 from megatron_af.audio.clap import ClapModel, clip_means
 from megatron_af.audio.encoder import encoder_of
+from megatron_af.audio.recompute import WINDOWS_AT_ONCE
 from megatron_af.config import Config, ConfigError, ParallelConfig
 from megatron_af.convert.clap_folder import ClapFolder
 from megatron_af.data.clips import ClipLoader
@@ -152,7 +153,8 @@ class PublishedEmbedder(AudioEmbedder):
         encoder.to(device.torch).eval()
 
         def embed(mel_WFM: Tensor, windows: Sequence[int]) -> Tensor:
-            return F.normalize(clip_means(encoder(mel_WFM), windows), dim=-1)
+            features_WLD = torch.cat([encoder(part) for part in torch.split(mel_WFM, WINDOWS_AT_ONCE)])
+            return F.normalize(clip_means(features_WLD, windows), dim=-1)
 
         loader = ClipLoader(replace(config, model=model), max_windows=self.MAX_WINDOWS, device=device)
         super().__init__(embed, model.clap.joint_dim, loader)
