@@ -194,7 +194,8 @@ def parse_json(
         known = described(data if isinstance(data, bytes) else data[:HEAD_BYTES].encode("utf-8", "replace"))
         if known and not known.startswith("is text"):
             raise ForeignError(f"{where} {known}") from None
-        reason = f"{error.msg[:1].lower()}{error.msg[1:]} in line {error.lineno}, column {error.colno}"
+        said = error.msg.removesuffix(" starting at")  # which its place would follow
+        reason = f"{said[:1].lower()}{said[1:]} in line {error.lineno}, column {error.colno}"
         raise ForeignError(f"{where} is not JSON: {reason}") from None
     except UnicodeDecodeError as error:
         raise ForeignError(f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8") from None

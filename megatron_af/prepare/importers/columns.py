@@ -22,7 +22,7 @@ from megatron_af.data.rows import Clip, Question, Row, RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, parse_json
 from megatron_af.prepare.importers.dictionary import dictionary
-from megatron_af.prepare.importers.layout import Maker, Recordings, checked, failing, said, seconds_of
+from megatron_af.prepare.importers.layout import NOT_SECONDS, Maker, Recordings, checked, failing, said, seconds_of
 from megatron_af.prepare.importers.made_rows import (
     CAPTIONING,
     CLASSIFICATION,
@@ -42,6 +42,7 @@ _FIELD = r"{([^{}]+)}"
 KIND, TEXT = "kind", "text"
 """Fields of a record that stood in a column of another one (``origin.apart``)."""
 
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 _LONGEST_LIST = 10_000
 """Characters of a text that is looked at as a list."""
 
@@ -76,6 +77,11 @@ def check_columns(origin: ImportConfig, known: Sequence[str], where: str) -> Non
             f"{where}: origin.columns must name audio and one of {', '.join(SAYING)}; it names "
             f"{columns}{f' and where {dict(origin.where)}' if origin.where else ''}, the table has {list(known)}"
         )
+    for what in ("start", "end", "duration"):
+        if NOT_SECONDS.fullmatch(columns.get(what, "")):
+            raise ForeignError(
+                f"origin.columns.{what}: {columns[what]!r} is by its name not in seconds; write a column that is"
+            )
     if "output" in columns and not ("prompt" in columns or origin.prompt):
         raise ForeignError(f"{where}: outputs answer a prompt; set origin.columns.prompt or origin.prompt")
     for name, pattern in origin.where.items():
@@ -136,7 +142,7 @@ def audio_name(columns: Mapping[str, str], record: Record) -> str:
 def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str]], origin: ImportConfig) -> Row:
     """What a record says of its recording: answers, a label, captions, or several of them."""
     columns = origin.columns
-    listing = ("audio", "id", "caption", "options", "labels", "values")
+    listing = ("audio", "id", "start", "end", "duration", "caption", "options", "labels", "values")
     texts = {what: _text(record, c) for what, c in columns.items() if what not in listing}
     output, label, name = (_told(texts.get(what, "")) for what in ("output", "label", "class"))
     captions = [text for c in columns.get("caption", "").split(",") if c for text in _several(record, c)]
@@ -267,7 +273,7 @@ def _texts(record: Record, column: str) -> list[str]:
         if isinstance(item, bool) or item in (math.inf, -math.inf) or not isinstance(item, str | int | float | None):
             raise RowError(f"{column!r} must be text or a list of texts, got {said(value)}")
         found += [] if item is None or item != item else [str(item).strip()]  # JSON's NaN is no text either
-    return [text for text in found if text]
+    return [text for text in found if text.strip(_INVISIBLE)]
 
 
 def _several(record: Record, column: str) -> list[str]:
@@ -307,4 +313,6 @@ def _parts(pattern: str) -> set[str]:
 
 
 def _seconds(record: Record, column: str) -> float | None:
+    if column not in record:  # an object that says nothing of it, as NeMo's without an offset
+        return None
     return seconds_of({column: _text(record, column)}, column)

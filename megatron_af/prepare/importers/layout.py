@@ -35,6 +35,12 @@ _A_PART = re.compile(
     re.IGNORECASE,
 )
 """Keys that say a part of a recording where their values are times."""
+NOT_SECONDS = re.compile(
+    r"(?:\w+_)?(?:start|begin|onset|end|stop|offset|duration|dur|length|from|to|time)s?_?(?:\w+_)?"
+    r"(?:ms|msecs?|millis|milliseconds?|samples?|frames?)",
+    re.IGNORECASE,
+)
+"""Names of columns whose times are in another unit."""
 _SECONDS = r"[\d.:]*\d(?:\s*m?s)?"
 _TIME = re.compile(rf"(?=.*[1-9]){_SECONDS}(?:\s*(?:-|,|to)\s*{_SECONDS})?")
 
@@ -83,6 +89,8 @@ class Recordings:
                 raise AudioError(f"{path} {error}", error.reason) from error
             if duration <= 0:
                 raise AudioError(f"{path} ends before {start:.2f} s", "behind the end")
+        if duration <= 0:
+            raise RowError(f"its part of {path} lasts {duration:g} s; expected more than none")
         return Clip(path=path, start=float(start), duration=float(duration))
 
     def path(self, name: object) -> str:

@@ -67,3 +67,24 @@ def test_what_programs_write_for_no_text_is_none(tmp_path: Path, nothing: str) -
         assert nothing == "None" or nothing.lower() not in offered
     anywhere = (3, 0) if nothing == "None" else (2, 1)
     assert kept == {"caption": (2, 1), **dict.fromkeys(("output", "label", "class", "labels"), anywhere)}
+
+
+def test_times_are_seconds_by_their_columns_name(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    table(tmp_path / "t.csv", [{"f": "a.wav", "start_ms": 100, "num_end_frames": 3, "duration_s": 0.1, "said": "x"}])
+    columns = {"audio": "f", "caption": "said"}
+    for what, name in (("start", "start_ms"), ("end", "num_end_frames")):
+        with pytest.raises(ForeignError, match=rf"origin\.columns\.{what}: '{name}' is by its name not in seconds"):
+            run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns | {what: name}))
+    rows, _ = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns | {"duration": "duration_s"}))
+    assert rows[0].clips[0].duration == 0.1
+
+
+def test_a_part_of_no_length_names_its_line_and_nothing_visible_is_no_caption(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    table(tmp_path / "t.csv", [{"f": "a.wav", "d": 0, "said": "x"}, {"f": "a.wav", "d": "", "said": "\u200b"}])
+    columns = {"audio": "f", "caption": "said", "duration": "d"}
+    _, report = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))
+    none, blank = problems(tmp_path, report)
+    assert none == "line 2: its part of a.wav lasts 0 s; expected more than none"
+    assert blank == "line 3: no caption: said is empty"

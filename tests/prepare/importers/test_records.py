@@ -112,3 +112,13 @@ def test_a_record_without_a_field_costs_itself_alone(tmp_path: Path, origin: dic
     rows, report = run(tmp_path, ImportConfig(format="json", path="t.json", **origin))
     (problem,) = problems(tmp_path, report)
     assert problem.startswith(said) and [row.clips[0].path for row in rows] == ["0.wav", "2.wav"]
+
+
+def test_an_object_need_not_say_where_it_begins(tmp_path: Path) -> None:
+    """NeMo leaves ``offset`` out where it is 0."""
+    write_tone(tmp_path / "a.wav", 1.0, 0)
+    said = {"audio_filepath": "a.wav", "duration": 0.5, "text": "x"}
+    dump(tmp_path / "t.json", [said, said | {"offset": 0.25}, said | {"offset": None, "duration": None}])
+    columns = {"audio": "audio_filepath", "caption": "text", "start": "offset", "duration": "duration"}
+    rows, _ = run(tmp_path, ImportConfig(format="json", path="t.json", columns=columns))
+    assert [(row.clips[0].start, row.clips[0].duration) for row in rows] == [(0, 0.5), (0.25, 0.5), (0, 1)]
