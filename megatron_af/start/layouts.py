@@ -32,6 +32,11 @@ from megatron_af.start.tables import (
     table,
 )
 
+_TRACK = re.compile(
+    r"\s*(?:\d+(?:[.,]\d+)?\t\d+(?:[.,]\d+)?\t|(?:WEBVTT|\d+\s*\n)?[\s\S]{0,200}?\d+:\d\d[.,]\d+\s*-->)"
+)
+"""Audacity's labels, SRT, WebVTT."""
+
 
 class NotUnderstood(ForeignError):
     """A folder that holds nothing we know; the message says what was looked for."""
@@ -155,6 +160,11 @@ def _lines_of_recordings(folder: Path, root: Path, names: Sequence[str]) -> Foun
             if _folders(folder, root, names) is None:
                 raise
             continue  # whatever it is, folders say enough
+        if name.rpartition("/")[2] == "text" and (folder / name).with_name("segments").is_file():
+            raise NotUnderstood(
+                f"{folder / name}: its lines are of parts of recordings, which 'segments' beside it says; write a "
+                "table with the columns file, start, end (in seconds) and text"
+            )
         if found := dict(_lines(text, Path(name).parent.as_posix(), by_stem)):
             pairs |= found
             files.append(name)
@@ -180,7 +190,15 @@ def _texts(folder: Path, root: Path, names: Sequence[str]) -> Found | None:
     beside = {by_stem[stem]: name for name in texts if (stem := str(Path(name).with_suffix(""))) in by_stem}
     if 2 * len(beside) <= len(by_stem):
         return None
-    pairs = [(sound, " ".join(read_words(folder / text).split())) for sound, text in sorted(beside.items())]
+    pairs = []
+    for sound, text in sorted(beside.items()):
+        said = read_words(folder / text)
+        if _TRACK.match(said):
+            raise NotUnderstood(
+                f"{folder / text}: says what is heard when (labels or subtitles with times); write a table with the "
+                "columns file, start, end (in seconds) and label or text"
+            )
+        pairs.append((sound, " ".join(said.split())))
     return _written(root, pairs, f"{len(pairs):,} recordings with a text beside each")
 
 

@@ -161,6 +161,29 @@ def test_a_table_that_says_nothing_is_named_where_folders_are_taken(tmp_path: Pa
     assert look(tmp_path)[0].told[1] == "not read: t.csv, which name no recordings and what these are"
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"1.txt": "0.000000\t0.100000\tdog\n", "2.txt": "0.1\t0.2\train\n"},
+        {"1.txt": "1\n00:00:00,000 --> 00:00:00,100\na dog\n", "2.txt": "rain\n"},
+        {"text": "1 a dog\n2 rain falls\n", "segments": "1 1 0.0 0.1\n2 2 0.1 0.2\n"},
+    ],
+)
+def test_texts_of_parts_are_not_taken_for_texts_of_the_whole(tmp_path: Path, files: dict[str, str]) -> None:
+    tones(tmp_path / "mine", "1.wav", "2.wav")
+    for name, text in files.items():
+        (tmp_path / "mine" / name).write_text(text)
+    with pytest.raises(NotUnderstood, match="write a table with the columns file, start, end"):
+        look(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("fold1", "fold2"), ("ESC.fold-1", "ESC.fold-2"), ("X_train", "X_test")])
+def test_splits_of_any_kind_are_no_labels(tmp_path: Path, names: tuple[str, str]) -> None:
+    tones(tmp_path / "mine", *(f"audio/{name}/{n}a.wav" for name in names for n in (1, 2, 3)))
+    with pytest.raises(NotUnderstood):
+        look(tmp_path)
+
+
 def test_what_says_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotUnderstood, match="expected a folder with recordings"):
         understand(tmp_path / "gone", tmp_path / "data")

@@ -19,7 +19,8 @@ from megatron_af.prepare.importers.made_rows import CLASSIFICATION, classificati
 
 _SPLIT = re.compile(
     r"(?:(train|training)|(val|valid|validation|dev|development)|(test|testing|eval|evaluation))"
-    r"(?:[ _-]?(?:set|data|split|audio|wavs?|clips|files))?",
+    r"(?:[ _-]?(?:set|data|split|audio|wavs?|clips|files))?"
+    r"|(fold[ _-]?\d+)",
     re.IGNORECASE,
 )
 
@@ -57,7 +58,12 @@ def label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
 
 def splits_among(folders: Collection[str]) -> list[str]:
     """The folders that divide recordings into what trains and what is measured; a ``train`` alone may be heard."""
-    found = {name: match.lastindex for name in sorted(folders) if (match := _SPLIT.fullmatch(name))}
+    first = min(folders, default="")
+    begins = [0, *(mark.end() for mark in re.finditer(r"[ ._-]", first))]  # FSD50K.dev_audio, FSD50K.eval_audio
+    found: dict[str, int | None] = {}
+    for begin in begins:
+        if not found and all(name.startswith(first[:begin]) for name in folders):
+            found = {n: match.lastindex for n in sorted(folders) if (match := _SPLIT.fullmatch(n, begin))}
     return list(found) if len(set(found.values())) > 1 or len(found) == len(set(folders)) > 1 else []
 
 
