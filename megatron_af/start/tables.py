@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dali_pipes.waves import AudioError, recording_seconds
-from megatron_af.config import ImportConfig
+from megatron_af.config import DictionaryConfig, ImportConfig
 from megatron_af.files import write
-from megatron_af.foreign import decoded, read_bytes
-from megatron_af.prepare.importers.layout import is_audio
+from megatron_af.foreign import ForeignError, decoded, read_bytes
+from megatron_af.prepare.importers.layout import NOT_SECONDS, is_audio
 
 LINK, TABLE = "recordings", "table.tsv"
 LOOKED_AT = 200
@@ -25,16 +25,25 @@ LISTENED_TO = 20
 """Recordings whose lengths say whether a table's times are times in them."""
 TESTS = frozenset(["test", "testing", "eval", "evaluation"])
 DEVELOPMENT = frozenset(["val", "valid", "validation", "dev"])
+_SECONDS = r"(?:_?(?:time|s|secs?|seconds?|in_s|in_seconds))?"
 WORDS = {
     "prompt": r"question|prompt|query|instruction",
     "output": r"answer|output|response",
     "label": r"label|class|category|target|emotion|genre|species|word|digit|command|tag",
+    "labels": r"labels|tags|positive_labels",
     "caption": r"caption|text|transcript|transcription|description|sentence|said",
     "skill": r"skill|question_?type",
-    "start": r"start|start_?s(?:econds)?|begin|onset",
-    "end": r"end|end_?s(?:econds)?|offset",
+    "start": rf"(?:start|begin|onset|from){_SECONDS}",
+    "end": rf"(?:end|stop|offset|to){_SECONDS}",
+    "duration": rf"(?:duration|dur|length){_SECONDS}",
 }
 """What -> names of columns that mean it, by themselves or with a number behind them."""
+_BEGINS = re.compile("start|begin|onset", re.IGNORECASE)
+TIMES = ("start", "end", "duration")
+_CODE = re.compile(r"/[mtg]/\w+(?:\s*,\s*/[mtg]/\w+)*")
+"""Labels as AudioSet writes them."""
+_CODES, _MEANING = "mid", "display_name"
+"""Columns of its ``class_labels_indices.csv``."""
 MOST_LABELS = 0.3
 """Different texts among those of a column (or beginnings of names) that are labels, at the most."""
 
@@ -59,6 +68,8 @@ class _Read:
     """Folder that recordings are named from."""
     spread: dict[str, str]
     """Name -> path, where no one folder has them."""
+    codes: bool = False
+    """Whether its labels are codes, which a list of their meanings says."""
     told: str = ""
 
 
@@ -82,10 +93,11 @@ def table(folder: Path, root: Path, names: Sequence[str]) -> Found | None:
         if read.spread:
             path = TABLE if split == "all" else f"{split}_{TABLE}"
             _write_paths(folder / name, root / path, read)
-            origins[split] = ImportConfig(format="csv", path=path, audio=LINK, columns=read.columns)
+            place = LINK
         else:
-            path = f"{LINK}/{name}"
-            origins[split] = ImportConfig(format="csv", path=path, audio=below(read.place), columns=read.columns)
+            path, place = f"{LINK}/{name}", below(read.place)
+        words = _dictionary(folder, tables, name) if read.codes else None
+        origins[split] = ImportConfig(format="csv", path=path, audio=place, columns=read.columns, dictionary=words)
         said = ", ".join(f"{what} in '{column}'" for what, column in read.columns.items())
         where = f"; recordings below {read.place}" if read.place else ""
         where += "; recordings in several folders" if read.spread else ""
@@ -137,7 +149,7 @@ def _columns(folder: Path, name: str, names: Sequence[str]) -> _Read | None:
     values = {column: [row[place].strip() for row in rows] for place, column in enumerate(header)}
     audio: tuple[str, str, str, dict[str, str]] | None = None
     for column, held in values.items():
-        if audio is None and (where := _names_recordings(held, names)):
+        if audio is None and (where := _names_recordings(held, names, Path(name).parent.as_posix())):
             audio = (column, *where, {})
     for column, held in values.items():
         if audio is None and (by_end := _spread(held, names)):
@@ -151,6 +163,8 @@ def _columns(folder: Path, name: str, names: Sequence[str]) -> _Read | None:
         what = next((w for w, words in WORDS.items() if re.fullmatch(rf"(?:{words})[_ ]?\d*", said)), "")
         if other == column or not what or not any(values[other]):
             continue
+        if what in TIMES and not all(map(is_number, values[other])):
+            continue
         if what == "caption":
             columns[what] = f"{columns[what]},{other}" if what in columns else other
         elif what == "label" and what in columns and all(map(is_number, values[columns[what]])):
@@ -161,25 +175,58 @@ def _columns(folder: Path, name: str, names: Sequence[str]) -> _Read | None:
         columns = {"output" if what == "label" else what: c for what, c in columns.items()}
     if "output" in columns and "prompt" not in columns:
         columns = {"label" if what == "output" else what: c for what, c in columns.items() if what != "label"}
-    if not {"output", "label", "caption"} & set(columns):
+    if "label" in columns:
+        columns.pop("labels", None)
+    if not {"output", "label", "labels", "caption"} & set(columns):
         rest = [c for c in header if c != column and any(values[c]) and not all(map(is_number, values[c]))]
         if len(rest) != 1:
             return None
         columns["label" if few(values[rest[0]]) else "caption"] = rest[0]
-    if "end" in columns and "start" not in columns:
-        del columns["end"]
+    _take_times(columns, f"{folder / name}", header)
     told = ""
     if "start" in columns and not _are_times(folder, columns, values, place, suffix, spread):
         told = f"; the times in '{columns.pop('start')}' lie behind the ends of its recordings, which are taken whole"
-        columns.pop("end", None)
-    return _Read(columns=columns, place=place, spread=spread, told=told)
+        columns = {what: c for what, c in columns.items() if what not in ("end", "duration")}
+    codes = "labels" in columns and any(map(_CODE.fullmatch, values[columns["labels"]]))
+    return _Read(columns=columns, place=place, spread=spread, codes=codes, told=told)
 
 
-def _names_recordings(values: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
-    """The folder below which, and the suffix with which, values are names of recordings; None where they are none."""
+def _dictionary(folder: Path, tables: Sequence[str], name: str) -> DictionaryConfig:
+    """The list of what codes mean; raises `ForeignError` where there is none."""
+    for other in tables:
+        if {_CODES, _MEANING} <= set(next(records(folder / other, most=1), [])):
+            return DictionaryConfig(path=f"{LINK}/{other}", code=_CODES, means=_MEANING)
+    raise ForeignError(
+        f"{folder / name}: its labels are codes (/m/...): put the table of their meanings into the folder, with the "
+        f"columns {_CODES} and {_MEANING} (AudioSet's class_labels_indices.csv)"
+    )
+
+
+def _take_times(columns: dict[str, str], where: str, header: Sequence[str]) -> None:
+    """Leaves the start and one of end and duration, or none of them, among the columns.
+
+    Raises:
+        ForeignError: parts of recordings are stated in another unit.
+    """
+    if "start" not in columns and "duration" in columns and "offset" in columns.get("end", "").lower():
+        columns["start"] = columns.pop("end")  # as NeMo writes it
+    columns.pop("duration" if "end" in columns or "start" not in columns else "", None)
+    columns.pop("end" if "start" not in columns else "", None)
+    other = next((column for column in header if NOT_SECONDS.fullmatch(column) and _BEGINS.search(column)), None)
+    if other and "start" not in columns:
+        raise ForeignError(f"{where}: column {other!r} says by its name that it is not in seconds: write start and end")
+
+
+def _names_recordings(values: Sequence[str], names: Sequence[str], beside: str) -> tuple[str, str] | None:
+    """The folder below which, and the suffix with which, values are names of recordings; None where they are none.
+
+    Args:
+        beside: the folder of the table. Splits hold recordings of the same names: those beside it are meant.
+    """
     values = [value for value in values[:LOOKED_AT] if value]
     sounds = {name for name in names if is_audio(name)}
     folders = sorted({"", *(parent.as_posix() for name in sounds for parent in Path(name).parents)} - {"."})
+    folders.sort(key=lambda folder: folder != beside and not folder.startswith(f"{beside}/"))
     suffixes = ["", *(suffix for suffix, _ in Counter(Path(name).suffix for name in sounds).most_common())]
     for suffix in suffixes:
         for folder in folders:

@@ -52,12 +52,51 @@ def test_times_within_the_recordings_are_read(tmp_path: Path) -> None:
     assert [round(row.clips[0].start, 2) for row in rows] == [0.05, 0.1] and "lie behind" not in told[0]
 
 
+@pytest.mark.parametrize(
+    ("header", "lines"),
+    [
+        ("file,start_time,end_time,text", "1.wav,0.05,0.15,a b\n2.wav,0.1,0.2,c d\n"),
+        ("file,from,to,text", "1.wav,0.05,0.15,a b\n2.wav,0.1,0.2,c d\n"),
+        ("audio_filepath,offset,duration,text", "1.wav,0.05,0.1,a b\n2.wav,0.1,0.1,c d\n"),
+        ("file,start,length,text", "1.wav,0.05,0.1,a b\n2.wav,0.1,0.1,c d\n"),
+        ("file,onset,offset,duration,text", "1.wav,0.05,0.15,0.1,a b\n2.wav,0.1,0.2,0.1,c d\n"),
+    ],
+)
+def test_every_name_of_a_part_is_read(tmp_path: Path, header: str, lines: str) -> None:
+    tones(tmp_path / "mine", "1.wav", "2.wav")
+    clips = [row.clips[0] for row in told_of(tmp_path, "t.csv", f"{header}\n{lines}")[1]]
+    assert [(round(clip.start, 2), round(clip.duration, 2)) for clip in clips] == [(0.05, 0.1), (0.1, 0.1)]
+
+
+def test_parts_in_another_unit_are_refused_and_words_are_no_times(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "1.wav", "2.wav")
+    with pytest.raises(ForeignError, match=r"t\.csv: column 'start_ms' says by its name that it is not in seconds"):
+        told_of(tmp_path, "t.csv", "file,start_ms,end_ms,text\n1.wav,50,150,a b\n2.wav,100,200,c d\n")
+    _, rows = told_of(tmp_path, "t.csv", "file,from,length,text\n1.wav,Berlin,long,a b\n2.wav,Rome,short,c d\n")
+    assert [row.captions for row in rows] == [("a b",), ("c d",)]
+
+
+def test_several_labels_and_what_their_codes_mean(tmp_path: Path) -> None:
+    """FSD50K, whose folders are splits, and AudioSet."""
+    tones(tmp_path / "mine", "F.dev_audio/1.wav", "F.eval_audio/2.wav")
+    _, rows = told_of(tmp_path, "truth/dev.csv", 'fname,labels,mids,split\n1,"Dog,Animal",/m/0,train\n')
+    assert rows[0].questions[0].output == "animal, dog"
+    (tmp_path / "mine/truth/dev.csv").unlink()
+    with pytest.raises(ForeignError, match=r"labels are codes.*class_labels_indices"):
+        told_of(tmp_path, "t.csv", '# YTID, positive_labels\n1, "/m/0bt,/t/d1"\n')
+    (tmp_path / "mine/words.csv").write_text("index,mid,display_name\n0,/m/0bt,Dog\n1,/t/d1,Rain\n")
+    _, rows = told_of(tmp_path, "t.csv", '# YTID, positive_labels\n1, "/m/0bt,/t/d1"\n')
+    assert rows[0].questions[0].output == "dog, rain"
+
+
 def test_folders_say_which_split_a_table_is(tmp_path: Path) -> None:
     for split in ("train", "test"):
         tones(tmp_path / "mine", f"{split}/1.wav", f"{split}/2.wav")
         (tmp_path / "mine" / split / "metadata.csv").write_text(f"file_name,text\n1.wav,a {split}\n2.wav,b\n")
     _, rows = look(tmp_path)
     assert {name: part[0].captions for name, part in rows.items()} == {"train": ("a train",), "test": ("a test",)}
+    for split, part in rows.items():  # not the ones of the same names in the other folder
+        assert part[0].clips[0].path == f"recordings/{split}/1.wav"
     assert split_of("data/dev.tsv") == "development" and split_of("meta/labels.csv") == ""
 
 
