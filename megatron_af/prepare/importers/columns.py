@@ -105,6 +105,8 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
     if origin.agreed:
         records = _agreed(records, columns)
     labels: dict[str, set[str]] = {"label": set(), "labels": set()}
+    if "labels" in columns:
+        records = _divided(records, columns["labels"])
 
     def surveyed(record: Record) -> list[Record]:
         if "label" in columns and (text := _told(_text(record, columns["label"]))):
@@ -236,6 +238,19 @@ def _agreed(records: Records, columns: Mapping[str, str]) -> list[tuple[str, Rec
     return [(where, r) for where, r in kept if isinstance(r, RowError) or len(said_of[key_of(r)]) == 1]
 
 
+def _divided(records: Records, column: str) -> list[tuple[str, Record | RowError]]:
+    """The records, with lists in place of labels that semicolons or bars divide, where any of a table's are: a comma
+    then is a part of a label."""
+    texts = [r[column] for _, r in records if not isinstance(r, RowError) and isinstance(r.get(column), str)]
+    between = next((mark for mark in ";|" if any(mark in text for text in texts)), None)
+
+    def divided(record: Record) -> list[Record]:
+        text = record.get(column)
+        return [{**record, column: text.split(between)} if between and isinstance(text, str) else record]
+
+    return list(_each(records, divided))
+
+
 def _said(label: str, origin: ImportConfig) -> str:
     """A label as it is said, by ``origin.words`` where it is a code.
 
@@ -248,7 +263,8 @@ def _said(label: str, origin: ImportConfig) -> str:
 
 
 def _labels(record: Record, column: str, origin: ImportConfig) -> list[str]:
-    """Labels of a record, in the order of the alphabet; a text holds several between commas."""
+    """Labels of a record, in the order of the alphabet; a text holds several between commas, or what `_divided`
+    found between them."""
     found = _several(record, column)
     texts = found if isinstance(record[column], list) or len(found) > 1 else ",".join(found).split(",")
     return sorted({_said(text, origin) for text in map(_told, texts) if text})

@@ -88,3 +88,13 @@ def test_a_part_of_no_length_names_its_line_and_nothing_visible_is_no_caption(tm
     none, blank = problems(tmp_path, report)
     assert none == "line 2: its part of a.wav lasts 0 s; expected more than none"
     assert blank == "line 3: no caption: said is empty"
+
+
+@pytest.mark.parametrize("mark", [";", "|", "; "])
+def test_labels_between_semicolons_or_bars_may_hold_commas(tmp_path: Path, mark: str) -> None:
+    write_tone(tmp_path / "a.wav", 0.5, 0)
+    speech = "Male speech, man speaking"
+    table(tmp_path / "t.csv", [{"f": "a.wav", "l": f"{speech}{mark}Dog"}, {"f": "a.wav", "l": speech}])
+    rows, _ = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns={"audio": "f", "labels": "l"}))
+    assert [row.meta["labels"] for row in rows] == [["dog", speech.lower()], [speech.lower()]]
+    assert rows[0].questions[0].options == ("dog", speech.lower())
