@@ -29,12 +29,15 @@ AUDIO_SUFFIXES = frozenset((
 """Files with these are recordings; what has another suffix may be one."""
 
 _A_PART = re.compile(
-    r"(?:(?:audio|sound|clip|segment|time|frame|sample)_?)?(?:start|begin|end|stop|onset|offset)"
+    r"(?:(?:audio|sound|clip|segment|time|frame|sample)_?|\w+_)?(?:start|begin|end|stop|onset|offset)"
     r"(?:_?(?:time|times|s|sec|secs|seconds?|ms|frames?|samples?))?"
-    r"|(?:(?:audio|sound|clip|time)_?)?(?:segments?|timestamps?|intervals?|spans?|ranges?|windows?)",
+    r"|(?:(?:audio|sound|clip|time)_?)?(?:segments?|timestamps?|intervals?|spans?|ranges?|windows?)"
+    r"|from|to",
     re.IGNORECASE,
 )
 """Keys that say a part of a recording where their values are times."""
+_CUT = re.compile(r"(?:\w+_)?(?:cut|clip|chunk|crop|trim)", re.IGNORECASE)
+"""Keys that say one where their values are lists of times; a single number counts pieces."""
 NOT_SECONDS = re.compile(
     r"(?:\w+_)?(?:start|begin|onset|end|stop|offset|duration|dur|length|from|to|time)s?_?(?:\w+_)?"
     r"(?:ms|msecs?|millis|milliseconds?|samples?|frames?)",
@@ -216,7 +219,16 @@ def seconds_of(item: Mapping[str, Any], key: str) -> float | None:
 
 def stated_part(item: Mapping[str, Any], read: Collection[str]) -> str:
     """The first key, of those that are not read, under which a part of a recording is stated; else nothing."""
-    return next((k for k, v in item.items() if k not in read and _A_PART.fullmatch(k) and _has_times(v)), "")
+    return next(
+        (
+            key
+            for key, value in item.items()
+            if key not in read
+            and (_A_PART.fullmatch(key) or (isinstance(value, list) and _CUT.fullmatch(key)))
+            and _has_times(value)
+        ),
+        "",
+    )
 
 
 def _has_times(value: Any) -> bool:

@@ -97,6 +97,10 @@ def test_the_field_s_ways_of_writing_them_are_read(tmp_path: Path, lines: bool) 
             ({"sound": "a.wav", "conversations": ASKED, key: value}, f"is stated in {key!r}, which is not read")
             for key, value in (
                 ("segment", [1, 2]),
+                ("from", 1.5),
+                ("t_start", 1.5),
+                ("chunk_end", 1.5),
+                ("clip", [1, 2]),
                 ("timestamps", [[0, 1.5]]),
                 ("interval", {"from": 0, "to": 1}),
                 ("time_range", "0.5-1.5"),
