@@ -132,7 +132,7 @@ def _look(found: Found, name: str, root: Path, progress: Progress, begin: Begin 
     if len(classes) == 1:
         problems.append(f"every recording is {min(classes)!r}: there is nothing to tell apart")
     if problems:
-        raise ConfigError(f"{root / LINK} is not enough", problems)
+        raise ConfigError(f"{(root / LINK).resolve()} is not enough", problems)
     made = make_tokenizer(config, begin.tokenizer if begin else None)
     statistics = measure(rows, config, Tokenizer.load(words), name=key)
     if begin:

@@ -127,7 +127,7 @@ def test_too_little_is_refused_before_anything_trains(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for take in range(3):
         write_tone(tmp_path / "few" / f"dog_{take}.wav", 0.3, take)
-    with pytest.raises(ConfigError, match=r"(?s)3 recordings can be used; 20 are the fewest"):
+    with pytest.raises(ConfigError, match=r"(?s)/few is not enough.*3 recordings can be used; 20 are the fewest"):
         write_table(tmp_path / "few")
         start(tmp_path / "few")
     assert not (tmp_path / "runs").exists()
