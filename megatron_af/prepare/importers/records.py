@@ -14,7 +14,7 @@ from megatron_af.data.rows import RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, is_litter
 from megatron_af.prepare.importers.columns import Record, check_columns, rows_of_records, wanted
-from megatron_af.prepare.importers.layout import Maker, object_of, objects
+from megatron_af.prepare.importers.layout import Maker, PassedOver, failing, is_audio, object_of, objects
 
 NAME = "name"
 """The field of a file's name, relative to ``path``."""
@@ -49,13 +49,18 @@ def file_names(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
         raise ForeignError("origin.pattern is empty: say how files are called, such as '(?P<label>[a-z]+)_.*'")
     check_columns(origin, [NAME, *pattern.groupindex], f"{root}/{origin.path}")
     records: list[tuple[str, Record | RowError]] = []
+    passed: list[PassedOver] = []
     for number, name in enumerate(_names(folder)):
         fits = pattern.fullmatch(name)
+        if not fits and not is_audio(name):
+            passed.append(PassedOver(name, "no recording by its suffix, and it does not fit origin.pattern"))
+            continue
         records.append((
             f"file {number}",
             {NAME: name, **fits.groupdict(default="")} if fits else RowError(f"{name} does not fit origin.pattern"),
         ))  # fmt: skip
     yield from rows_of_records(root, origin, records)
+    yield from map(failing, passed)
 
 
 def _names(folder: Path) -> list[str]:

@@ -65,6 +65,7 @@ def test_names_of_files_say_what_is_in_them(tmp_path: Path) -> None:
     for name in ("Actor_01/1001_DFA_ANG_XX.wav", "Actor_02/1002_DFA_SAD_XX.wav", "readme.txt"):
         write_tone(tmp_path / "crema" / name, 0.5, 0) if name.endswith("wav") else (tmp_path / name).touch()
     (tmp_path / "crema/notes.txt").touch()
+    write_tone(tmp_path / "crema/odd.wav", 0.5, 0)
     origin = ImportConfig(
         format="files",
         path="crema",
@@ -78,7 +79,11 @@ def test_names_of_files_say_what_is_in_them(tmp_path: Path) -> None:
         ("Actor_01/1001_DFA_ANG_XX.wav", "angry"),
         ("Actor_02/1002_DFA_SAD_XX.wav", "sad"),
     ]
-    assert problems(tmp_path, report) == ["notes.txt does not fit origin.pattern"]
+    assert problems(tmp_path, report) == [
+        "odd.wav does not fit origin.pattern",
+        "no recording by its suffix, and it does not fit origin.pattern",
+    ]
+    assert report.left_out == {"bad row": 1} and report.passed_over == 1  # no text beside recordings ends an import
     for pattern, said in (("", "origin.pattern is empty"), ("(", "is no regular expression")):
         with pytest.raises(ForeignError, match=said):
             run(tmp_path, ImportConfig(format="files", path="crema", pattern=pattern, columns={"audio": "name"}))
