@@ -73,6 +73,8 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
 
     for key, sample in samples.items():
         yield checked(make, key, sample, "samples of a WebDataset")
+        for _ in sample.audio[1:] if sample.problem else ():  # each counts as lost, not the key that they share
+            yield failing(RowError(f"{key}: another recording of this key: it {sample.problem}"))
     yield from map(failing, passed)
     if broken:
         lost = f"; what lies behind {list(samples)[-1]} in it is lost" if samples else ""

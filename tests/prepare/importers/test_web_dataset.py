@@ -132,3 +132,12 @@ def test_shards_that_are_no_files_are_out_and_named(tmp_path: Path) -> None:
     rows, report = run(tmp_path, ImportConfig(format="webdataset", path="w/*.tar"))
     assert len(rows) == 3
     assert problems(tmp_path, report) == ["w/1.tar is a pipe, no file", "w/2.tar is a folder, no file"]
+
+
+def test_every_recording_of_a_key_that_several_share_counts_as_lost(tmp_path: Path) -> None:
+    """``-abc_10.000_20.000.wav``: a WebDataset's key ends at the first dot."""
+    members = {f"u.{n}.{kind}": flac() if kind == "flac" else b"{}" for n in range(3) for kind in ("flac", "json")}
+    shard(tmp_path / "a.tar", members | {"v.flac": flac(), "v.txt": b"rain"})
+    rows, report = run(tmp_path, ImportConfig(format="webdataset", path="a.tar"))
+    assert [row.id for row in rows] == ["v"] and report.left_out == {"bad row": 3}
+    assert all("ends at its first dot" in problem for problem in problems(tmp_path, report))
