@@ -22,7 +22,16 @@ from megatron_af.data.rows import Clip, Question, Row, RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, parse_json
 from megatron_af.prepare.importers.dictionary import dictionary
-from megatron_af.prepare.importers.layout import NOT_SECONDS, Maker, Recordings, checked, failing, said, seconds_of
+from megatron_af.prepare.importers.layout import (
+    NOT_SECONDS,
+    Maker,
+    Recordings,
+    checked,
+    failing,
+    said,
+    seconds_of,
+    stated_part,
+)
 from megatron_af.prepare.importers.made_rows import (
     CAPTIONING,
     CLASSIFICATION,
@@ -104,6 +113,8 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
     records = list(_each(records, lambda record: [record] if _is_part(record, origin) else []))
     if origin.agreed:
         records = _agreed(records, columns)
+    elif not ("start" in columns and {"end", "duration"} & set(columns)):
+        _check_parts(records, origin)
     labels: dict[str, set[str]] = {"label": set(), "labels": set()}
     if "labels" in columns:
         records = _divided(records, columns["labels"])
@@ -135,6 +146,24 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
 
     for where, record in records:
         yield failing(record) if isinstance(record, RowError) else checked(make, where, record, "lines")
+
+
+def _check_parts(records: Records, origin: ImportConfig) -> None:
+    """Raises ``ForeignError`` where records of a recording are about parts of it that ``origin.columns`` leaves out."""
+    read, first = wanted(origin), dict[str, tuple[str, Record]]()
+    for where, record in records:
+        if isinstance(record, RowError):
+            continue
+        with suppress(RowError):  # told of with its row
+            name = _filled(origin.columns["audio"], record)
+            there, before = first.setdefault(name, (where, record))
+            column = stated_part(record, read) or stated_part(before, read)
+            if column and record.get(column) != before.get(column):
+                raise ForeignError(
+                    f"{there} and {where} are about other parts of {name}: {column!r} is {said(before.get(column))} "
+                    f"and {said(record.get(column))}. Name it in origin.columns (start, with end or duration), or "
+                    "their texts would be about the whole recording; where they are, take the column out"
+                )
 
 
 def audio_name(columns: Mapping[str, str], record: Record) -> str:

@@ -98,3 +98,27 @@ def test_labels_between_semicolons_or_bars_may_hold_commas(tmp_path: Path, mark:
     rows, _ = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns={"audio": "f", "labels": "l"}))
     assert [row.meta["labels"] for row in rows] == [["dog", speech.lower()], [speech.lower()]]
     assert rows[0].questions[0].options == ("dog", speech.lower())
+
+
+def test_parts_that_no_column_is_named_for_are_not_learnt_as_the_whole(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 4.0, 0)
+    write_tone(tmp_path / "b.wav", 4.0, 1)
+    rows = [("a.wav", "0", "4", "a dog"), ("b.wav", "0", "2", "rain"), ("b.wav", "2.0", "4", "a horn")]
+    table(tmp_path / "t.csv", [dict(zip(("file", "onset", "offset", "c"), row, strict=True)) for row in rows])
+    columns = {"audio": "file", "caption": "c"}
+    with pytest.raises(ForeignError, match=r"line 3 and line 4 are about other parts of b\.wav: 'onset' is \"0\" and"):
+        run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))
+    with pytest.raises(ForeignError, match=r"'offset' is \"2\" and \"4\""):
+        run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns | {"start": "onset"}))
+    columns |= {"start": "onset", "end": "offset"}
+    found, _ = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))
+    assert [(row.clips[0].start, row.clips[0].duration) for row in found] == [(0.0, 4.0), (0.0, 2.0), (2.0, 2.0)]
+
+
+def test_five_captions_of_one_part_are_of_one_recording(tmp_path: Path) -> None:
+    """AudioCaps says where its ten seconds were in a video, in each of five lines."""
+    write_tone(tmp_path / "a.wav", 1.0, 0)
+    said = [{"file": "a.wav", "start_time": "30", "c": f"rain {n}"} for n in range(5)]
+    table(tmp_path / "t.csv", said)
+    rows, _ = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns={"audio": "file", "caption": "c"}))
+    assert len(rows) == 5 and {row.clips[0].start for row in rows} == {0.0}
