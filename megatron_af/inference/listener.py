@@ -42,15 +42,14 @@ from megatron_af.inference.looks import Look
 from megatron_af.inference.reading import Reading, audio_keys, heard_audio
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.writing import Answer, Tell, Writing
-from megatron_af.model import AudioFront, Vocabulary, build
+from megatron_af.model import AudioFront, Vocabulary
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.calibration import read_calibration
-from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.text.tokenizer import Tokenizer
-from megatron_af.train.checkpoint_reading import load_parts
+from megatron_af.train.checkpoint_reading import load_model
 
 HEARD_TOGETHER = 16
 """Recordings whose questions are answered in one batch; questions about one recording are never parted."""
@@ -93,8 +92,7 @@ class Listener:
         device = current_device()
         self.groups = process_groups.initialize(self.config.parallel, config.seed)
         vocabulary = Vocabulary(first_added_id=self.tokenizer.first_added_id, num_added=self.tokenizer.num_added)
-        self.model = build(self.config, vocabulary, device)
-        load_parts(self.model, self.groups, checkpoint, spec_of(self.stage).parts_of(self.stage))
+        self.model = load_model(self.config, self.stage, vocabulary, self.groups, checkpoint)
         self.calibration = read_calibration(config.stage_folder(config.stage), checkpoint_digest(checkpoint))
         self._front.eval()  # an encoder drops branches of its own while it learns
         for chunk in self.model.chunks:

@@ -42,15 +42,13 @@ from megatron_af.decoder.family import family_of
 from megatron_af.decoder.lora import merge_adapters
 from megatron_af.decoder.transformer_config import DTYPES
 from megatron_af.files import put_in_place, write
-from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary, build
+from megatron_af.model import AudioFlamingo, AudioFront, Vocabulary
 from megatron_af.parallel import groups as process_groups
-from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import TABLES, whole_tensors
 from megatron_af.release.model_card import model_card
-from megatron_af.runs.objectives import spec_of
 from megatron_af.serve.places import find
 from megatron_af.text.tokenizer import OPT_BEGIN, OPT_PAD, PAD, Tokenizer
-from megatron_af.train.checkpoint_reading import load_parts
+from megatron_af.train.checkpoint_reading import load_model
 from megatron_af.train.conversion import refuse_occupied
 
 ENCODER = ("embed_dim", "depths", "heads", "patch_size", "window_size", "mlp_ratio", "absolute_positions", "vector")
@@ -136,9 +134,8 @@ def _problem(config: Config) -> str:
 def _model(config: Config, checkpoint: Path, tokenizer: Tokenizer) -> AudioFlamingo:
     """The whole model on this rank, whatever layout it was trained in, its adapters merged."""
     groups = process_groups.initialize(ParallelConfig(), config.seed)
-    model = build(replace(config, parallel=ParallelConfig()), _vocabulary(tokenizer), current_device())
-    stage = config.curriculum[config.stage]
-    load_parts(model, groups, checkpoint, spec_of(stage).parts_of(stage))
+    whole = replace(config, parallel=ParallelConfig())
+    model = load_model(whole, config.curriculum[config.stage], _vocabulary(tokenizer), groups, checkpoint)
     for chunk in model.chunks:
         merge_adapters(chunk)
     return model

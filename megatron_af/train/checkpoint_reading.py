@@ -1,5 +1,6 @@
 """What a checkpoint holds, into a model and its optimizer of any layout.
 
+    model = load_model(config, stage, vocabulary, groups, checkpoint)
     found = load_parts(model, groups, Path("runs/demo/align/checkpoints/step_00000300"), ["encoder", "lm"])
 
 Each part comes from the checkpoint that really holds it (``runs/pointers.py``).
@@ -21,15 +22,33 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_af.config import Config, StageConfig
 from megatron_af.config.loading import load_config
-from megatron_af.model import AudioFlamingo
+from megatron_af.model import AudioFlamingo, Vocabulary, build
+from megatron_af.parallel.device import current_device
 from megatron_af.parallel.groups import Groups
+from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import SETTINGS, CheckpointError, read_resume
 from megatron_af.runs.pointers import holds, source_of, verify
 from megatron_af.train.checkpoint_state import local_name, model_state, on_first, updates
 from megatron_af.train.described_tensors import only_tensors
 from megatron_af.train.optimizer import AudioFlamingoOptimizer
 from megatron_af.train.trainable import part_of
+
+
+def load_model(
+    config: Config, stage: StageConfig, vocabulary: Vocabulary, groups: Groups, checkpoint: Path
+) -> AudioFlamingo:
+    """This rank's share of a stage's whole model, as a checkpoint holds it; a collective. No weight is drawn that is
+    then read.
+
+    Raises:
+        CheckpointError: naming the checkpoint and what it lacks.
+    """
+    parts = spec_of(stage).parts_of(stage)
+    model = build(config, vocabulary, current_device(), drawn=lambda name: part_of(name) not in parts)
+    load_parts(model, groups, checkpoint, parts)
+    return model
 
 
 def load_parts(

@@ -13,6 +13,7 @@ import soundfile
 from megatron_af.config import Config, ConfigError
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.data.templates import TooLong
+from megatron_af.decoder import initialization
 from megatron_af.inference import embedder as embedder_module
 from megatron_af.inference import listener as module
 from megatron_af.inference.decoding import Decoding
@@ -78,6 +79,18 @@ def test_each_row_gets_one_answer_the_one_that_it_gets_alone(config: Config, ran
         if ranks == 1:
             assert asked == [[1, 1, 1, 2, 0]], "one text row for each question that fits, examples are not answered"
     assert len({a for a in results[0][0] if a is not None}) > 1
+
+
+def hear_without_drawing(rank: int, world_size: int, config: Config) -> list[str | None]:
+    def refuse(*_: object) -> Any:
+        raise AssertionError("drawn, to be overwritten: 37 s for three billion")
+
+    initialization.fresh = refuse  # type: ignore[assignment]
+    return Listener(config)([TEXT], decoding=Decoding(max_new_tokens=3))
+
+
+def test_no_weight_is_drawn_that_is_then_read(config: Config) -> None:
+    assert run_distributed(hear_without_drawing, 1, config) == [run_distributed(answer, 1, config, [TEXT])[0][0]]
 
 
 def asked_about_strange(rank: int, world_size: int, config: Config) -> Any:
