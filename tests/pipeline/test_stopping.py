@@ -124,7 +124,6 @@ STOPS: dict[str, tuple[list[str], signal.Signals, Callable[..., None], int, str]
     "run_curriculum SIGINT": (CURRICULUM, INT, again_and_again, 130, "stopped by SIGINT; the same command goes on"),
     "af_pipelines SIGTERM": (PIPELINE, TERM, to_it, 143, "stopped by SIGTERM; `af-pipelines resume` goes on"),
     "launcher SIGINT": (LAUNCHER, INT, to_all, 130, "stopped by SIGINT; the same command goes on"),
-    "launcher SIGTERM": (LAUNCHER, TERM, to_it, 143, "stopped by SIGTERM; the same command goes on"),
     "worker SIGTERM": (LAUNCHER, TERM, to_a_worker, 3, "stopped after step"),
     "one process SIGINT": (ALONE, INT, to_all, 3, "stopped after step"),
 }
