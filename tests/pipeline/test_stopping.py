@@ -124,6 +124,7 @@ STOPS: dict[str, tuple[list[str], signal.Signals, Callable[..., None], int, str]
     "run_curriculum SIGINT": (CURRICULUM, INT, again_and_again, 130, "stopped by SIGINT; the same command goes on"),
     "af_pipelines SIGTERM": (PIPELINE, TERM, to_it, 143, "stopped by SIGTERM; `af-pipelines resume` goes on"),
     "launcher SIGINT": (LAUNCHER, INT, to_all, 130, "stopped by SIGINT; the same command goes on"),
+    "launcher SIGTERM": (LAUNCHER, TERM, to_it, 143, "stopped by SIGTERM; the same command goes on"),
     "worker SIGTERM": (LAUNCHER, TERM, to_a_worker, 3, "stopped after step"),
     "one process SIGINT": (ALONE, INT, to_all, 3, "stopped after step"),
 }
@@ -133,7 +134,7 @@ STOPS: dict[str, tuple[list[str], signal.Signals, Callable[..., None], int, str]
 def test_a_stopped_run_writes_its_checkpoint_and_ends_last(run_file: Path, stop: Any) -> None:
     """With the step under way, behind two checkpoints that were written asynchronously."""
     program, number, send, code, last_words = stop
-    name = f"stop-{len(program)}-{send.__name__}-{number}"
+    name = f"stop-{list(STOPS.values()).index(stop)}"
     more = ["checkpoint.asynchronous=true", *(["stage=align"] if "tools/pretrain_af.py" in program else [])]
     with training(program, run_file, name, *more) as (process, lines):
         assert len(workers(run_file, name)) >= (1 if program is ALONE else 3)
