@@ -54,17 +54,22 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def start(*command: str) -> "subprocess.Popen[str]":
+    """A program of ours, in a session of its own as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def training(
     program: list[str], run_file: Path, name: str, *more: str
 ) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
     """A program in the middle of training, behind a checkpoint and a step that is in none; and what it has printed."""
     output = run_file.parent / "runs"
-    process = subprocess.Popen(
-        [sys.executable, *program, "--config", str(run_file), f"name={name}", *more],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = start(*program, "--config", str(run_file), f"name={name}", *more)
     lines: list[str] = []
     try:
         assert process.stdout is not None
@@ -156,12 +161,8 @@ def test_a_stopped_run_writes_its_checkpoint_and_ends_last(run_file: Path, stop:
 
 @pytest.mark.parametrize("number", [TERM, INT])
 def test_a_stopped_demo_writes_its_checkpoint(number: int, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "tools/demo.py", "--config", "configs/demo_test.yaml", f"output={tmp_path}/runs",
-         f"data.root={tmp_path}/data", "curriculum.lm.steps=100000"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    folders = [f"output={tmp_path}/runs", f"data.root={tmp_path}/data"]
+    process = start(*EARLY["demo"], *folders, "curriculum.lm.steps=100000")
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -190,11 +191,7 @@ EARLY = {
 @pytest.mark.parametrize("number", [TERM, INT])
 def test_what_is_stopped_before_it_began_says_one_line(program: list[str], number: int, tmp_path: Path) -> None:
     """Wherever it is by then: imports, reading, preparing data, meeting the others."""
-    process = subprocess.Popen(
-        [sys.executable, *program, f"output={tmp_path}/runs", f"data.root={tmp_path}/data"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kubeflow'}", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = start(*program, f"output={tmp_path}/runs", f"data.root={tmp_path}/data")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # until its own handlers are there
         caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
