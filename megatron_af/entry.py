@@ -44,6 +44,8 @@ PATIENCE_SECONDS = 60
 _HOUSE = ("megatron_af", "dali_pipes", "af_pipelines", "tools", "__main__")
 _PASSES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """What a disk or a machine may get over."""
+LOST_A_PEER = "lost a peer"
+"""What a process says that ends because another one has: never the cause of a job's end."""
 _LOST_PEERS = {
     "RuntimeError": r"^\[\S*gloo/transport/\S+\] (.*?)(?:\. This is|\. GLHF|$)",  # not what begins with "[enforce fail"
     "DistBackendError": r"(remote process exited[^.\n]*|communicator was aborted[^.\n]*)",
@@ -186,7 +188,7 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
     if type(error).__module__.partition(".")[0] in _HOUSE:
         return str(error), getattr(error, "exit_code", NO_USE)
     if lost := _lost_peer(error):
-        return f"process {os.environ['RANK']} lost a peer ({lost}); whichever ended first says why", AGAIN
+        return f"process {os.environ['RANK']} {LOST_A_PEER} ({lost}); whichever ended first says why", AGAIN
     if isinstance(error, OSError):
         passes = error.errno in _PASSES or isinstance(error, TimeoutError | ConnectionError)
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

@@ -8,6 +8,8 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
+from megatron_af.entry import LOST_A_PEER
+
 _STEP = re.compile(r"\bstep\s+(\d+)\s*/\s*(\d+)")
 _FIELD = re.compile(r"\|\s*(loss|tok/s|eta)\s+([^|\s]+)")
 _RANK = re.compile(r"^\[rank\d+\]:\s?")
@@ -19,7 +21,7 @@ _NOISE = re.compile(
 )
 _FOLLOW_UP = re.compile(
     r"ChildFailedError|SignalException|DistBackendError|DistNetworkError|Connection (closed|reset|refused)|Broken pipe"
-    r"|^process \d+ lost a peer"
+    rf"|^process \d+ {LOST_A_PEER}"
 )
 """What other ranks report because one has gone: the text to show only where there is no other."""
 
