@@ -157,6 +157,8 @@ def _check_parts(records: Records, origin: ImportConfig) -> None:
         with suppress(RowError):  # told of with its row
             name = _filled(origin.columns["audio"], record)
             there, before = first.setdefault(name, (where, record))
+            if before is record:
+                continue
             column = stated_part(record, read) or stated_part(before, read)
             if column and record.get(column) != before.get(column):
                 raise ForeignError(
