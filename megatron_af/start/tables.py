@@ -210,8 +210,10 @@ def _take_times(columns: dict[str, str], where: str, header: Sequence[str]) -> N
     """
     if "start" not in columns and "duration" in columns and "offset" in columns.get("end", "").lower():
         columns["start"] = columns.pop("end")  # as NeMo writes it
-    columns.pop("duration" if "end" in columns or "start" not in columns else "", None)
-    columns.pop("end" if "start" not in columns else "", None)
+    if "start" not in columns:
+        columns.pop("end", None)
+    if "start" not in columns or "end" in columns:
+        columns.pop("duration", None)
     other = next((column for column in header if NOT_SECONDS.fullmatch(column) and _BEGINS.search(column)), None)
     if other and "start" not in columns:
         raise ForeignError(f"{where}: column {other!r} says by its name that it is not in seconds: write start and end")
