@@ -134,10 +134,11 @@ def settled(folder: Path) -> Path:
     return folder
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writers left that were killed; nobody may be writing there."""
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what writers left that were killed: of the file of a name, else of all; nobody may be writing there."""
     for draft in folder.glob(f".*{DRAFT}"):
-        draft.unlink(missing_ok=True)
+        if not name or draft.name.startswith(f".{name[:200]}."):
+            draft.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

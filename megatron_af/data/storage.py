@@ -158,6 +158,11 @@ class DataRoot:
         if (local := self.local(folder)) is not None:
             sweep(local)
 
+    def sweep_beside(self, path: str) -> None:
+        """Removes what killed writers of one file left beside it; nobody may be writing it."""
+        if (local := self.local(path)) is not None:
+            sweep(local.parent, local.name)
+
     def remove(self, path: str) -> None:
         if (local := self.local(path)) is not None:
             local.unlink(missing_ok=True)

@@ -1,7 +1,10 @@
 """A Hugging Face folder becomes a checkpoint that any layout starts from, and the same folder again."""
 
 import dataclasses
+import filecmp
 import json
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from megatron_af.model import Vocabulary, build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
+from megatron_af.parallel.world import join_world
 from megatron_af.runs.paths import MANIFEST, CheckpointError, Resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
@@ -33,6 +37,7 @@ from tests.convert.toy_clap import write_clap
 from tests.decoder.opt_folder import write_opt_folder
 from tests.decoder.toy import full_audio, open_gates, plain_rows, relative_error, run_schedule, toy_config
 from tests.distributed import run_distributed
+from tests.faults.deaths import deaths, lives
 from tests.parity import FOLDER, Fixture
 from tests.parity_config import fixture_config
 
@@ -200,6 +205,31 @@ def test_a_checkpoint_without_adapters_has_none_to_write(tmp_path: Path) -> None
     (tmp_path / MANIFEST).write_text('{"parts": {"lm": "."}}')
     with pytest.raises(ValueError, match="holds no adapters"):
         convert(toy_config(), tmp_path, tmp_path / "out", adapter=True)
+
+
+def converted(config: Config, source: Path, target: Path) -> None:
+    join_world()
+    with suppress(Occupied):  # by what is whole: who gave the command is told to name another place
+        convert(config, source, target)
+
+
+def alike(one: Path, other: Path) -> bool:
+    names = {path.name for path in (*one.iterdir(), *other.iterdir())}
+    return len(names) > 1 and filecmp.cmpfiles(one, other, names, shallow=False)[1:] == ([], [])
+
+
+@pytest.mark.slow
+def test_a_death_at_any_moment_leaves_a_whole_folder_or_none(tmp_path: Path) -> None:
+    """What goes out; checkpoints have such a test of their own."""
+    write_tokenizer(write_folder(tmp_path / "qwen2", tied=True) / "tokenizer.json")
+    config, checkpoint = toy_run(tmp_path / "qwen2"), tmp_path / "checkpoints/step_00000000"
+    assert lives(partial(converted, config, tmp_path / "qwen2", checkpoint.parent))
+    assert lives(partial(converted, config, checkpoint, tmp_path / "whole"))
+    folder, met = tmp_path / "published", 0
+    for met in deaths(partial(converted, config, checkpoint, folder)):
+        assert not folder.exists() or alike(tmp_path / "whole", folder), f"at change {met}"
+    assert met >= 5 and alike(tmp_path / "whole", folder)
+    assert not list(tmp_path.glob(".*")), "nothing half-written"
 
 
 def test_a_full_folder_is_not_written_into(tmp_path):

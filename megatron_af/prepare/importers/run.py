@@ -102,6 +102,8 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
                 reasons[reason] += 1
                 entry = {"row": rows + sum(reasons.values()), "reason": reason, "problem": str(line)}
             report.write(json.dumps(entry).encode() + b"\n")
+    for written in (target, path):  # an import that was killed left half of them beside
+        root.sweep_beside(written)
     return ImportReport(
         rows=rows,
         left_out=dict(reasons.most_common()),
