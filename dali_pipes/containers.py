@@ -54,6 +54,10 @@ _MARGIN = 0.2
 """Seconds decoded ahead of the start: codecs with overlapping frames need a run-up."""
 
 
+_ONE_TRACK = (b"RIFF", b"RF64", b"fLaC", b"FORM", b".snd", b"ID3", b"\xff")
+"""Beginnings of files with one track at most: WAV, FLAC, AIFF, AU, MP3; AVI begins as WAV does."""
+
+
 class ContainerError(Exception):
     """FFmpeg cannot open or decode the audio."""
 
@@ -132,6 +136,26 @@ def length_note(source: Path | bytes) -> str:
     if not 0 < stated < listed - _SLACK:
         return ""
     return f"its header states {stated:.2f} s; the {listed:.2f} s that are there were read"
+
+
+def tracks_note(source: Path | bytes) -> str:
+    """Which of several tracks of sound was read, as a film has one for each language; empty where there is one."""
+    head = head_of(source)
+    if head.startswith(_ONE_TRACK) and head[8:12] != b"AVI ":
+        return ""
+    try:
+        with _opened(source) as container:
+            tracks = [_name(stream) for stream in container.streams.audio]
+    except (av.error.FFmpegError, OSError, ValueError):
+        return ""
+    if len(tracks) < 2:
+        return ""
+    return f"it has {len(tracks)} tracks of sound ({', '.join(tracks)}); the first was read"
+
+
+def _name(stream: AudioStream) -> str:
+    says = [stream.metadata.get(key, "") for key in ("language", "title")]
+    return " ".join(word for word in says if word and word != "und") or f"track {stream.index}"
 
 
 def is_certain(source: Path | bytes) -> bool:

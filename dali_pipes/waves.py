@@ -34,6 +34,10 @@ CANCELLED = 1e-3
 """Channels whose average has less than this of their power cancel each other: opposite phase, not stereo."""
 
 
+LENGTH, TRACKS = "another length than the header states", "several tracks of sound"
+"""Kinds of notes."""
+
+
 class AudioError(Exception):
     """A clip that cannot be used; the message says why, ``reason`` in one word for counting."""
 
@@ -73,6 +77,12 @@ def read_mono(
     if channels == "mix" and wave_TC.shape[1] > 1 and _cancels(wave_TC, wave_T):
         raise AudioError("its channels cancel each other when they are mixed (opposite phase)", "channels cancel")
     return wave_T, rate
+
+
+def notes_on(source: Path | bytes) -> dict[str, str]:
+    """What somebody should know of a recording that was read, by its kind; nothing of most."""
+    found = {LENGTH: header_note(source), TRACKS: containers.tracks_note(source)}
+    return {kind: note for kind, note in found.items() if note}
 
 
 def header_note(source: Path | bytes) -> str:

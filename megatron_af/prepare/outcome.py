@@ -46,7 +46,10 @@ def prepare_recordings(config: Config, names: list[str], progress: Progress) -> 
             f"{name}: {summary.kept:,} of {summary.rows:,} rows prepared, {summary.seconds / 3600:,.2f} hours of audio"
             f", {summary.rows - summary.kept:,} left out, {summary.notes:,} notes"
         )
-        failed = _left_out(progress, config, name, summary.reasons, summary.report, summary.bad_fraction)
+        for kind, count in summary.noted.items():
+            progress.say(f"  note, {kind}: {count:,}")
+        listed = len(summary.noted)
+        failed = _left_out(progress, config, name, summary.reasons, summary.report, summary.bad_fraction, listed)
         status = max(status, failed if summary.rows else _no_rows(progress, name))
     return status
 

@@ -23,7 +23,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import batched, islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from dali_pipes.flac import flac_samples
-from dali_pipes.waves import AudioError, header_note, read_mono, resample
+from dali_pipes.waves import LENGTH, AudioError, notes_on, read_mono, resample
 from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, write_index
@@ -89,7 +89,8 @@ class Summary:
     report: str
     """Where every row that was left out stands, and every note on one that was kept, relative to the data root."""
     notes: int = 0
-    """Kept rows with a note: their header states another length than what is there and was read."""
+    noted: dict[str, int] = field(default_factory=dict)
+    """Kind -> notes on recordings of kept rows, such as that the header states another length than what was read."""
     cut: int = 0
     """Clips that are longer than ``max_seconds``, of which only so much was kept."""
     max_seconds: float = 0.0
@@ -141,10 +142,9 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
     manifest = Manifest(source)
     rows = len(manifest)
     whole = hashlib.sha256(f"{plan.digest()} {digest_file(source)}".encode()).hexdigest()
-    done = f"{plan.output}/{PREPARED}"
+    done, index = f"{plan.output}/{PREPARED}", f"{plan.output}/{INDEX}"
     groups = range(-(-rows // plan.rows_per_shard))
     made = _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
-    index = f"{plan.output}/{INDEX}"
     if not made and (earlier := _as_before(root, done, index, whole)):
         progress.say(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
         return Summary(**earlier["summary"])
@@ -167,6 +167,7 @@ def prepare(config: Config, name: str, progress: Progress) -> Summary:
         reasons=dict(Counter(str(entry["reason"]) for entry in bad).most_common()),
         report=report,
         notes=len(notes),
+        noted=dict(Counter(str(entry.get("kind", LENGTH)) for entry in notes).most_common()),
         cut=cut,
         max_seconds=plan.max_seconds,
         sample_rate=plan.front_end.sample_rate,
@@ -192,8 +193,7 @@ def _as_before(root: DataRoot, done: str, index: str, inputs: str) -> dict[str, 
 
 def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progress: Progress) -> int:
     """Prepares all groups; returns how many were not there already."""
-    rows, finished, bad, made = len(manifest), 0, 0, 0
-    step = plan.rows_per_shard
+    rows, step, finished, bad, made = len(manifest), plan.rows_per_shard, 0, 0, 0
     jobs = ((group, manifest.part(begin, min(rows, begin + step))) for group, begin in enumerate(range(0, rows, step)))
     context = multiprocessing.get_context("spawn")
     for some in batched(jobs, max(1, ROWS_OF_A_POOL // step)):
@@ -288,8 +288,8 @@ def _fill(
                 seconds = flac_samples(data) / plan.front_end.sample_rate
                 digest = hashlib.sha256(data).hexdigest()
                 written[clip] = Clip(path=path, duration=seconds, offset=offset, length=length, digest=digest)
-                if note := header_note(_recording(root, clip)):
-                    notes.append({"row": number + 1, "id": row.id, "note": f"{clip.path}: {note}"})
+                for kind, note in notes_on(_recording(root, clip)).items():
+                    notes.append({"row": number + 1, "id": row.id, "kind": kind, "note": f"{clip.path}: {note}"})
         kept.append(replace(row, clips=tuple(written[clip] for clip in row.clips)))
         shard.add(f"{number:09d}.json", to_json(replace(row, clips=())).encode())
     return kept, bad, notes

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from dali_pipes.containers import ContainerError, decode, length_note, seconds
+from dali_pipes.containers import ContainerError, decode, length_note, seconds, tracks_note
 from tests.dali_pipes.tones import ENCODED_RATE, encoded
 
 
@@ -155,3 +155,14 @@ def test_the_length_is_that_of_the_sound(tmp_path: Path, name: str, before: str,
 def test_packets_that_say_no_length_are_decoded(tmp_path: Path) -> None:
     path = rising(tmp_path / "a.ts", "-c:a", "s302m", "-strict", "-2", "-ar", "48000", "-ac", "2")
     assert seconds(path) == pytest.approx(8.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.ogg", "libopus")])
+def test_of_several_tracks_the_first_is_read_and_said(tmp_path: Path, name: str, codec: str) -> None:
+    encoded(tmp_path / name, codec, 1.0, tracks=("eng", "deu", ""))
+    told = tracks_note(tmp_path / name)
+    assert told.startswith("it has 3 tracks of sound (eng, deu, ") and told.endswith("; the first was read")
+    wave_TC, rate = decode(tmp_path / name, start=0.2, duration=0.5)
+    assert pitch(wave_TC[:, 0], rate) == pytest.approx(300 + 100 * 0.45, abs=5)
+    encoded(tmp_path / f"one-{name}", codec, 1.0, tracks=("eng",))
+    assert tracks_note(tmp_path / f"one-{name}") == "" == tracks_note(b"RIFF") == tracks_note(b"no sound")

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig, PrepareConfig
 from megatron_af.prepare.outcome import import_rows, prepare_recordings
+from tests.dali_pipes.tones import encoded
 from tests.data.toy import write_tone
 from tests.told import Told
 
@@ -77,3 +78,20 @@ def test_a_table_of_a_header_and_a_tar_of_nothing_are_no_use_whatever_comes_behi
     c = replace(c, data=replace(c.data, datasets=sets))
     assert import_rows(c, ["none", "bad"], told := Told()) == 2
     assert "none: failed, it has no rows" in told.lines
+
+
+@pytest.mark.slow
+def test_what_should_be_known_of_recordings_that_were_read_is_told_by_kind(tmp_path: Path) -> None:
+    for name in ("a.mkv", "b.mkv"):
+        encoded(tmp_path / name, "libopus", 1.0, tracks=("eng", "deu"))
+    question = {"prompt": "what?", "output": "a tone"}
+    rows = [{"id": n, "clips": [{"path": n}], "questions": [question]} for n in ("a.mkv", "b.mkv")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = config(tmp_path, 0.0)
+    assert import_rows(c, ["a"], Told()) == 0
+    for _ in ("made", "made before"):
+        assert prepare_recordings(c, ["a"], told := Told()) == 0
+        assert told.lines[-2:] == [
+            "  note, several tracks of sound: 2",
+            f"  each of them: {tmp_path}/prepared/a/report.jsonl",
+        ]
