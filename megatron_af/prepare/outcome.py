@@ -27,9 +27,10 @@ def import_rows(config: Config, names: list[str], progress: Progress) -> int:
             progress.say(f"  without a recording, of text alone: {report.without_recording:,}")
         if report.renamed:
             progress.say(f"  renamed, for the id was another row's (now ID~2) or empty: {report.renamed:,}")
-        failed = _left_out(
-            progress, config, name, report.left_out, report.report, report.bad_fraction, report.passed_over
-        )
+        for kind, (count, first) in report.notes.items():
+            progress.say(f"  note, {kind}: {count:,}, such as {first if len(first) <= 160 else f'{first[:157]}...'}")
+        listed = report.passed_over + len(report.notes)
+        failed = _left_out(progress, config, name, report.left_out, report.report, report.bad_fraction, listed)
         status = max(status, failed if total else _no_rows(progress, name))
     for name in parts:
         kept, rows = write_part(config, name)

@@ -58,6 +58,18 @@ class PassedOver(Exception):
         self.name = name
 
 
+class Noted(Exception):
+    """What somebody should know of a layout whose rows are imported all the same.
+
+    Args:
+        kind: how it is told together with others.
+    """
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(what)
+        self.kind = kind
+
+
 class Object(dict[str, Any]):
     """An object of JSON, which remembers a key that it had twice: the last counts, and what the others said is lost."""
 

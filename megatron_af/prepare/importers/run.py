@@ -20,11 +20,12 @@ from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.prepare.importers.audio_flamingo import audio_flamingo
 from megatron_af.prepare.importers.conversations import conversations
 from megatron_af.prepare.importers.label_folders import label_folders
-from megatron_af.prepare.importers.layout import Maker, PassedOver, said
+from megatron_af.prepare.importers.layout import Maker, Noted, PassedOver, said
 from megatron_af.prepare.importers.made_rows import is_an_option
 from megatron_af.prepare.importers.own_rows import own_rows
 from megatron_af.prepare.importers.records import file_names, json_records
 from megatron_af.prepare.importers.table import table
+from megatron_af.prepare.importers.texts import odd_texts
 from megatron_af.prepare.importers.web_dataset import web_dataset
 from megatron_af.progress import Progress
 
@@ -56,8 +57,10 @@ class ImportReport:
     """Of the rows written, those that got an id of their own, for theirs was another's or empty."""
     passed_over: int
     """Files that are no recordings, and were not expected to be."""
+    notes: dict[str, tuple[int, str]]
+    """What should be known of rows that were written -> how many there are, and the first."""
     report: str
-    """Where each row and file that was left out stands with its problem, relative to the data root."""
+    """Where each row and file that was left out stands with its problem, and each note, relative to the data root."""
 
     @property
     def bad_fraction(self) -> float:
@@ -81,7 +84,7 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
     root = DataRoot(config.data.root)
     target = dataset.source or dataset.manifest
     path = f"{target.removesuffix('.jsonl')}.left_out.jsonl"
-    rows, silent, passed, reasons, ids = 0, 0, 0, Counter[str](), _Ids()
+    rows, silent, passed, reasons, ids, notes = 0, 0, 0, Counter[str](), _Ids(), _Notes()
     made = lines_of(rows_of(root, dataset.origin))
     with root.writing(target) as good, root.writing(path) as report:
         for line in map(_answered, made):
@@ -92,6 +95,11 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
                 good.write(text.encode() + b"\n")
                 rows += 1
                 silent += not line.row.clips
+                for kind, odd in odd_texts(line.row):
+                    report.write(notes.line(kind, f"{own}: {odd}", row=rows + sum(reasons.values())))
+                continue
+            if isinstance(line, Noted):
+                report.write(notes.line(line.kind, str(line)))
                 continue
             entry: dict[str, str | int]
             if isinstance(line, PassedOver):
@@ -110,6 +118,7 @@ def import_dataset(config: Config, name: str, progress: Progress) -> ImportRepor
         without_recording=silent,
         renamed=ids.renamed,
         passed_over=passed,
+        notes=notes.of_kinds,
         report=path,
     )
 
@@ -120,6 +129,19 @@ class Line:
 
     row: Row
     text: str
+
+
+class _Notes:
+    """How many there are of each kind, and the first."""
+
+    def __init__(self) -> None:
+        self.of_kinds: dict[str, tuple[int, str]] = {}
+
+    def line(self, kind: str, what: str, **where: int) -> bytes:
+        """The note's line in the report."""
+        count, first = self.of_kinds.get(kind, (0, what))
+        self.of_kinds[kind] = count + 1, first
+        return json.dumps({**where, "reason": f"note: {kind}", "problem": what}).encode() + b"\n"
 
 
 class _Ids:
@@ -152,7 +174,7 @@ def lines_of(makers: Iterator[Maker]) -> Iterator[Line | Exception]:
             made = to_json(make())
             made.encode()
             row = parse_row(json.loads(made), "the row made of it")
-        except (RowError, AudioError, StorageError, PassedOver) as error:
+        except (RowError, AudioError, StorageError, PassedOver, Noted) as error:
             return error
         except UnicodeEncodeError:
             return RowError("the row made of it: its text holds half a character (a lone surrogate)")
