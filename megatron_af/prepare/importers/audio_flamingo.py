@@ -11,8 +11,10 @@ from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError
 from megatron_af.prepare.importers.layout import (
     Maker,
+    Noted,
     Recordings,
     checked,
+    failing,
     json_file,
     keyed,
     object_of,
@@ -51,8 +53,10 @@ def audio_flamingo(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
             return Row(id=key, clips=(clip,), questions=questions, task="dialog", template="dialogue")
         return Row(id=key, clips=(clip,), questions=(_question(item),), task=item.get("task") or task)
 
-    for key, item in _part(root, origin.path, content, "data").items():
+    rows = _part(root, origin.path, content, "data")
+    for key, item in rows.items():
         yield checked(make, str(key), item, _KIND)
+    yield from _number(origin.path, content, len(rows))
 
 
 def task_words(name: str) -> str:
@@ -91,8 +95,17 @@ def _interleaved(root: DataRoot, origin: ImportConfig, content: Mapping[str, Any
         pairs = tuple(_question(pair) for pair in (*before, query))
         return Row(id=key, clips=tuple(clips), questions=pairs, task=task, template=template)
 
-    for key, item in _part(root, origin.path, content, "interleaved_data").items():
+    rows = _part(root, origin.path, content, "interleaved_data")
+    for key, item in rows.items():
         yield checked(make, str(key), item, _KIND)
+    yield from _number(origin.path, content, len(rows))
+
+
+def _number(path: str, content: Mapping[str, Any], rows: int) -> Iterator[Maker]:
+    """A note where the manifest says that it has another number of rows: a part of it may be missing."""
+    if (stated := content.get("total_num", rows)) not in (rows, str(rows)):
+        what = f"{path}: total_num is {said(stated)}, and there are {rows:,} rows: is it whole?"
+        yield failing(Noted("another number of rows than the manifest says", what))
 
 
 def _manifest(root: DataRoot, path: str) -> Mapping[str, Any]:

@@ -116,3 +116,15 @@ def test_a_part_of_a_recording_is_read_or_named(tmp_path: Path) -> None:
     assert [(r.clips[0].start, r.clips[0].duration) for r in rows] == [(1.0, 1.5), (0.0, 2.0), (1.0, 0.5)]
     words = ["stated in 'start'", "stated in 'offset'", "stated in 'segment'", "ends at 1 s, before it begins at 2 s"]
     assert all(word in problem for word, problem in zip(words, problems(tmp_path, report), strict=True))
+
+
+def test_another_number_of_rows_than_stated_is_told(tmp_path: Path) -> None:
+    af_manifest(tmp_path, "train", 3)
+    origin = ImportConfig(format="audio_flamingo", path="train.json", audio="audio")
+    assert run(tmp_path, origin)[1].notes == {}
+    content = json.loads((tmp_path / "train.json").read_text())
+    for stated in (5, "5", None):
+        dump(tmp_path / "train.json", content | {"total_num": stated})
+        rows, report = run(tmp_path, origin)
+        ((count, told),) = report.notes.values()
+        assert len(rows) == 3 and count == 1 and "total_num is" in told and "there are 3 rows" in told
