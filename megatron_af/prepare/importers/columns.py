@@ -28,6 +28,7 @@ from megatron_af.prepare.importers.layout import (
     Recordings,
     checked,
     failing,
+    one_option,
     said,
     seconds_of,
     stated_part,
@@ -146,6 +147,9 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
 
     for where, record in records:
         yield failing(record) if isinstance(record, RowError) else checked(make, where, record, "lines")
+    for what, some in options.items():
+        cure = f"column {columns.get(what)!r} may be the wrong one, or the table a part of a larger one"
+        yield from one_option(some, sum(not isinstance(record, RowError) for _, record in records), cure)
 
 
 def _check_parts(records: Records, origin: ImportConfig) -> None:

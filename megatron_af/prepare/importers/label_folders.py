@@ -14,7 +14,15 @@ from megatron_af.config import ImportConfig
 from megatron_af.data.rows import Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, is_litter
-from megatron_af.prepare.importers.layout import Maker, PassedOver, Recordings, checked, failing, is_audio
+from megatron_af.prepare.importers.layout import (
+    Maker,
+    PassedOver,
+    Recordings,
+    checked,
+    failing,
+    is_audio,
+    one_option,
+)
 from megatron_af.prepare.importers.made_rows import CLASSIFICATION, classification, label_words, of_class
 
 _SPLIT = re.compile(
@@ -54,6 +62,8 @@ def label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
     for name in names:
         yield checked(make, name, None, "recordings")
     yield from map(failing, passed)
+    cure = f"name the folder around {folder}, or the one that holds a folder for each"
+    yield from one_option(labels, len(names), cure)
 
 
 def splits_among(folders: Collection[str]) -> list[str]:

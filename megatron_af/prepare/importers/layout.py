@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -185,6 +185,13 @@ def failing(error: Exception) -> Maker:
         raise error
 
     return call
+
+
+def one_option(labels: Sequence[str], rows: int, cure: str) -> Iterator[Maker]:
+    """A note where all rows are asked for a label that is the only one."""
+    if len(labels) == 1 and rows > 1:
+        what = f"all {rows:,} are {labels[0]!r}: {cure}"
+        yield failing(Noted("a question with one option teaches nothing", what))
 
 
 def object_of(value: object, what: str = "an object") -> Mapping[str, Any]:

@@ -122,3 +122,17 @@ def test_five_captions_of_one_part_are_of_one_recording(tmp_path: Path) -> None:
     table(tmp_path / "t.csv", said)
     rows, _ = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns={"audio": "file", "caption": "c"}))
     assert len(rows) == 5 and {row.clips[0].start for row in rows} == {0.0}
+
+
+@pytest.mark.parametrize("what", ["label", "labels"])
+def test_one_label_alone_is_told(tmp_path: Path, what: str) -> None:
+    for name in "ab":
+        write_tone(tmp_path / f"{name}.wav", 0.3, ord(name))
+    table(tmp_path / "t.csv", [{"file": f"{name}.wav", "split": "train", "name": name} for name in "ab"])
+    columns = {"audio": "file", what: "split"}
+    _, report = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))
+    assert [told for _, told in report.notes.values()] == [
+        "all 2 are 'train': column 'split' may be the wrong one, or the table a part of a larger one"
+    ]
+    columns = {"audio": "file", what: "name"}
+    assert run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))[1].notes == {}

@@ -90,7 +90,7 @@ def test_what_is_no_file_is_named_and_nothing_waits_for_a_pipe(tmp_path: Path) -
         "cannot be opened: it is a pipe, no file",
         "does not exist: it is a link that leads nowhere",
     ]
-    assert report.passed_over == 1 and len(said) == 4 and "it is a pipe" in said[-1]
+    assert report.passed_over == 1 and len(said) == 5 and "it is a pipe" in said[3]
 
 
 def test_what_programs_leave_is_no_label_and_what_is_hidden_is_named(tmp_path: Path) -> None:
@@ -112,3 +112,14 @@ def test_a_label_in_both_unicode_forms_is_one_class(tmp_path: Path) -> None:
     rows, _ = run(tmp_path, ImportConfig(format="labels", path="f"))
     assert [row.meta["class"] for row in rows].count(unicodedata.normalize("NFC", "café")) == 2
     assert {row.questions[0].options for row in rows} == {(unicodedata.normalize("NFC", "café"), "dog")}
+
+
+def test_one_label_alone_is_told(tmp_path: Path) -> None:
+    for take in range(2):
+        write_tone(tmp_path / "f/dog" / f"{take}.wav", 0.3, take)
+    rows, report = run(tmp_path, ImportConfig(format="labels", path="f"))
+    ((kind, (count, told)),) = report.notes.items()
+    assert len(rows) == 2 and kind == "a question with one option teaches nothing" and count == 1
+    assert told == f"all 2 are 'dog': name the folder around {tmp_path}/f, or the one that holds a folder for each"
+    write_tone(tmp_path / "f/cat/0.wav", 0.3, 2)
+    assert run(tmp_path, ImportConfig(format="labels", path="f"))[1].notes == {}
