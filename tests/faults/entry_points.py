@@ -157,7 +157,7 @@ def foundation(folder: Path) -> Config:
     (folder / "a.json").write_text("{}")
     (folder / "b.json").write_text("{}")
     (folder / "job.yaml").write_text(
-        "source: a.jsonl\noutput: made.jsonl\nendpoint: http://127.0.0.1:9/v1\nmodel: m\n"
+        "source: a.jsonl\noutput: made.jsonl\nendpoint: http://127.0.0.1:9/v1\nmodel: m\nattempts: 1\n"
     )
     (folder / "mine.yaml").write_text(
         "root: w\nvideos: videos.jsonl\nsegments: cut.jsonl\ncaptioned: cut.jsonl\noutput: made.jsonl\n"
@@ -337,13 +337,13 @@ def _broken_file(draw: random.Random, path: Path) -> str:
     return f"is {data[:30]!r}"
 
 
-def run(inputs: int, seed: int, only: str = "", show: Callable[[str], None] = print) -> Counter[str]:
-    """Tries of each command; how many ended badly, by command. What was broken and what was said is shown."""
+def run(
+    whole: Path, inputs: int, seed: int, only: str = "", show: Callable[[str], None] = print
+) -> Counter[str]:
+    """Tries of each command in a copy of this foundation; how many ended badly, by command. What was broken and what
+    was said is shown."""
     bad: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="megatron-af-entries-") as place:
-        whole = Path(place) / "whole"
-        whole.mkdir()
-        foundation(whole)
         for module in [only] if only else COMMANDS:
             importlib.import_module(module)
         for number in range(inputs):
@@ -372,7 +372,11 @@ def main() -> int:
     parser.add_argument("--only", default="", choices=["", *COMMANDS])
     options = parser.parse_args()
     began = time.monotonic()
-    bad = run(options.inputs, options.seed, options.only, lambda line: print(line, flush=True))
+    with tempfile.TemporaryDirectory(prefix="megatron-af-foundation-") as place:
+        whole = Path(place) / "whole"
+        whole.mkdir()
+        foundation(whole)
+        bad = run(whole, options.inputs, options.seed, options.only, lambda line: print(line, flush=True))
     seconds = time.monotonic() - began
     print(f"{options.inputs} tries with seed {options.seed}: {bad.total()} ended badly; {seconds:.0f} s")
     return 1 if bad else 0
