@@ -86,6 +86,11 @@ def layout_rules(config: Config, world_size: int) -> Iterator[str]:
             f"{chunks} chunks, and model.lm.layers = {lm.layers}: each holds one at least; lower their product"
         )
     yield from own_problems(parallel, "parallel")
+    if config.compile and parallel.overlap:  # of a compiled layer all gradients come at once, in no order agreed on
+        yield (
+            "compile = true with parallel.overlap = true: overlapped collectives start where the code of each layer "
+            "stands, and ranks that compiled for other batches would start them in another order; set one to false"
+        )
     model_ranks = parallel.tensor * parallel.pipeline
     if world_size % model_ranks:
         yield (

@@ -219,7 +219,7 @@ class Config:
     CPU has. Empty: Transformer Engine's where there is a GPU and it imports."""
     compile: Rounding[bool] = False
     """Train the decoder's layers as ``torch.compile`` makes them: what lies between two matrix products becomes one
-    kernel. The first step waits for the compiler, texts of other lengths do not."""
+    kernel. The first step waits for the compiler, texts of other lengths do not. Not with ``parallel.overlap``."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -191,7 +191,10 @@ def _try(
 def layouts(config: Config, name: str, gpu: Gpu, world: int) -> Iterator[Changes]:
     """What is worth trying, before anybody has asked whether it can be."""
     stage, lm = config.curriculum[name], config.model.lm
-    zero = tuple((key, world > 1 or getattr(config.parallel, key)) for key in ("distributed_optimizer", "overlap"))
+    zero = (
+        ("distributed_optimizer", world > 1 or config.parallel.distributed_optimizer),
+        ("overlap", world > 1 and not config.compile or config.parallel.overlap),
+    )
     if stage.objective != "answer":  # no decoder: every rank does the same
         whole = ("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual_pipeline", 1)
         for samples in sorted({stage.micro_batch_samples, *ALONE}):

@@ -234,6 +234,14 @@ def test_layers_that_this_machine_cannot_compute_are_refused(tmp_path: Path) -> 
         ]
 
 
+def test_compiled_layers_do_not_overlap_their_collectives() -> None:
+    together = runnable(distributed_optimizer=True, overlap=True)
+    (problem,) = check(replace(together, compile=True), 2)
+    assert problem.startswith("compile = true with parallel.overlap = true: ") and "set one to false" in problem
+    apart = runnable(distributed_optimizer=True)
+    assert check(together, 2) == check(replace(apart, compile=True), 2) == []
+
+
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError) as caught:
@@ -362,8 +370,8 @@ def run_tool(tool: str, file: Path, *overrides: str) -> subprocess.CompletedProc
         "MASTER_PORT": "1",
     }
     return subprocess.run(
-        [sys.executable, f"tools/{tool}", "--config", str(file), *overrides],
-        cwd=ROOT,
+        [sys.executable, str(ROOT / "tools" / tool), "--config", str(file), *overrides],
+        cwd=file.parent,  # not where `make demo` leaves a data/
         env=environment,
         capture_output=True,
         text=True,
