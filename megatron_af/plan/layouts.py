@@ -193,7 +193,7 @@ def layouts(config: Config, name: str, gpu: Gpu, world: int) -> Iterator[Changes
     stage, lm = config.curriculum[name], config.model.lm
     zero = (
         ("distributed_optimizer", world > 1 or config.parallel.distributed_optimizer),
-        ("overlap", world > 1 and not config.compile or config.parallel.overlap),
+        ("overlap", not config.compile and (world > 1 or config.parallel.overlap)),
     )
     if stage.objective != "answer":  # no decoder: every rank does the same
         whole = ("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual_pipeline", 1)
