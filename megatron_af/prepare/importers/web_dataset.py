@@ -6,19 +6,32 @@ lies before the cut.
 
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.config import ImportConfig
 from megatron_af.data.rows import Clip, Row, RowError, parse_row
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, described, head_of, is_litter, no_file, opened, parse_json
-from megatron_af.prepare.importers.layout import Maker, PassedOver, checked, failing, is_audio, object_of, said
+from megatron_af.prepare.importers.layout import (
+    Maker,
+    PassedOver,
+    checked,
+    failing,
+    is_audio,
+    object_of,
+    said,
+    seconds_of,
+    stated_part,
+)
 from megatron_af.prepare.importers.made_rows import NO_CAPTION, captioned
 
 TEXTS = ("json", "txt", "cls")
+_CLOSE = 0.1
+"""Seconds by which stated times and a recording's length may differ."""
 LARGEST_TEXT = 16 << 20
 """Bytes of a member that is text; more is none."""
 
@@ -129,6 +142,7 @@ def _row(key: str, clips: tuple[Clip, ...], texts: Mapping[str, bytes], origin: 
         raise RowError("has no recording in the tar")
     if len(clips) > 1:
         raise RowError(f"has {len(clips)} recordings, and a text that belongs to one")
+    _check_part(content, clips[0].duration)
     said_of_it = content.get("text") or content.get("caption") or _text(texts.get("txt", b""))
     captions = said_of_it if isinstance(said_of_it, list) else [said_of_it]
     if not all(isinstance(caption, str) for caption in captions):
@@ -137,6 +151,21 @@ def _row(key: str, clips: tuple[Clip, ...], texts: Mapping[str, bytes], origin: 
     if not captions:
         raise RowError("has neither a json with text or caption, nor a txt, beside the recording")
     return captioned(key, clips[0], captions, origin)
+
+
+def _check_part(content: Mapping[str, Any], seconds: float) -> None:
+    """`RowError` where a part of this recording is stated; times that go beyond it are those that it was cut out at."""
+    times: dict[str, float] = {}
+    for key, value in content.items():
+        if isinstance(value, str | int | float) and stated_part({key: value}, ()):
+            with suppress(RowError):  # a time as none is read here says nothing
+                times[key] = seconds_of(content, key) or 0.0
+    inside = [key for key, time in times.items() if 0 < time < seconds - _CLOSE]
+    if inside and max(times.values()) <= seconds + _CLOSE:
+        raise RowError(
+            f"its json states a part of the recording in {inside[0]!r}, and a WebDataset's recordings are taken whole: "
+            "cut it out, or take the key out"
+        )
 
 
 def _text(data: bytes) -> str:

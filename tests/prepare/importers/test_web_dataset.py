@@ -141,3 +141,27 @@ def test_every_recording_of_a_key_that_several_share_counts_as_lost(tmp_path: Pa
     rows, report = run(tmp_path, ImportConfig(format="webdataset", path="a.tar"))
     assert [row.id for row in rows] == ["v"] and report.left_out == {"bad row": 3}
     assert all("ends at its first dot" in problem for problem in problems(tmp_path, report))
+
+
+@pytest.mark.parametrize(
+    ("says", "out"),
+    [
+        ({"start": 0.2, "end": 0.5}, True),
+        ({"start_time": "0.5"}, True),
+        ({"start": 0, "end": 1.02}, False),
+        ({"start": 0.5, "end": 1.5}, False),  # where it was cut out of a longer one
+        ({"start": 30, "end": 31}, False),
+        ({"start": "then", "end": [0.1, 0.2]}, False),
+    ],
+)
+def test_a_part_that_a_json_states_is_not_taken_for_the_whole(
+    tmp_path: Path, says: dict[str, object], out: bool
+) -> None:
+    write_tone(tmp_path / "a.wav", 1.0, 0)
+    (tmp_path / "a.json").write_text(json.dumps({"text": "rain", **says}))
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("a.wav", "a.json"):
+            tar.add(tmp_path / name, name)
+    rows, report = run(tmp_path, ImportConfig(format="webdataset", path="t.tar"))
+    assert len(rows) == (not out) and sum(report.left_out.values()) == out
+    assert not out or "a: its json states a part of the recording in 'start" in problems(tmp_path, report)[0]
