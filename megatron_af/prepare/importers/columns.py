@@ -53,6 +53,8 @@ KIND, TEXT = "kind", "text"
 """Fields of a record that stood in a column of another one (``origin.apart``)."""
 
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+_AN_OBJECT = re.compile(r"""\{\s*(?:"[^"]{1,80}"|'[^']{1,80}')\s*:""")
+"""How JSON's and Python's objects begin."""
 _LONGEST_LIST = 10_000
 """Characters of a text that is looked at as a list."""
 
@@ -333,6 +335,8 @@ def _several(record: Record, column: str) -> list[str]:
 
 
 def _listed(text: str) -> list[str]:
+    if _AN_OBJECT.match(text):
+        raise RowError(f"holds an object as text ({said(text)}): write what it says into columns of their own")
     if text[:1] + text[-1:] != "[]" or len(text) > _LONGEST_LIST:
         return [text]
     found = None

@@ -136,3 +136,13 @@ def test_one_label_alone_is_told(tmp_path: Path, what: str) -> None:
     ]
     columns = {"audio": "file", what: "name"}
     assert run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))[1].notes == {}
+
+
+@pytest.mark.parametrize("text", ['{"en": "rain"}', "{'en': 'rain'}"])
+def test_an_object_as_text_is_no_caption(tmp_path: Path, text: str) -> None:
+    write_tone(tmp_path / "a.wav", 0.3, 0)
+    table(tmp_path / "t.csv", [{"file": "a.wav", "text": said} for said in (text, "{rain}: falls")])
+    origin = ImportConfig(format="csv", path="t.csv", columns={"audio": "file", "caption": "text"})
+    rows, report = run(tmp_path, origin)
+    assert [row.captions for row in rows] == [("{rain}: falls",)]
+    assert "holds an object as text" in problems(tmp_path, report)[0]
