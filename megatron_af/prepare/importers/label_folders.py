@@ -15,6 +15,7 @@ from megatron_af.data.rows import Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, is_litter
 from megatron_af.prepare.importers.layout import (
+    UNFINISHED,
     Maker,
     PassedOver,
     Recordings,
@@ -114,6 +115,8 @@ def _recordings_in(folder: Path) -> tuple[list[str], list[PassedOver]]:
 
 def _why_not(path: Path) -> str:
     """Why a file with an unknown suffix is no recording; empty if it is one by its content."""
+    if path.suffix.lower() in UNFINISHED:
+        return "is not wholly fetched, by its suffix: fetch it again"
     try:
         return "" if is_recording(path) else "no recording by its suffix nor by its content"
     except AudioError as error:

@@ -27,6 +27,8 @@ AUDIO_SUFFIXES = frozenset((
     ".spx", ".tak", ".ts", ".tta", ".voc", ".w64", ".wav", ".wave", ".weba", ".webm", ".wma", ".wmv", ".wv", ".3gp",
 ))  # fmt: skip
 """Files with these are recordings; what has another suffix may be one."""
+UNFINISHED = frozenset((".aria2", ".crdownload", ".download", ".filepart", ".opdownload", ".part", ".partial", ".tmp"))
+"""What browsers and other programs call a file that they have not wholly fetched."""
 
 _A_PART = re.compile(
     r"(?:(?:audio|sound|clip|segment|time|frame|sample)_?|\w+_)?(?:start|begin|end|stop|onset|offset)"

@@ -123,3 +123,14 @@ def test_one_label_alone_is_told(tmp_path: Path) -> None:
     assert told == f"all 2 are 'dog': name the folder around {tmp_path}/f, or the one that holds a folder for each"
     write_tone(tmp_path / "f/cat/0.wav", 0.3, 2)
     assert run(tmp_path, ImportConfig(format="labels", path="f"))[1].notes == {}
+
+
+def test_what_is_not_wholly_fetched_is_passed_over(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        write_tone(tmp_path / "f" / label / "a.wav", 0.3, len(label))
+    for suffix in (".part", ".crdownload", ".tmp"):
+        write_tone(tmp_path / "b.wav", 0.3, 1)
+        (tmp_path / "b.wav").rename(tmp_path / f"f/dog/b.wav{suffix}")
+    rows, report = run(tmp_path, ImportConfig(format="labels", path="f"))
+    assert [row.id for row in rows] == ["cat/a.wav", "dog/a.wav"] and report.passed_over == 3
+    assert set(problems(tmp_path, report)) == {"is not wholly fetched, by its suffix: fetch it again"}
