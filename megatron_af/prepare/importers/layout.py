@@ -34,7 +34,7 @@ _A_PART = re.compile(
     r"(?:(?:audio|sound|clip|segment|time|frame|sample)_?|\w+_)?(?:start|begin|end|stop|onset|offset)"
     r"(?:_?(?:time|times|s|sec|secs|seconds?|ms|frames?|samples?))?"
     r"|(?:(?:audio|sound|clip|time)_?)?(?:segments?|timestamps?|intervals?|spans?|ranges?|windows?)"
-    r"|from|to",
+    r"|from|to|seek|t_?[01]|[tx]_?(?:min|max)",
     re.IGNORECASE,
 )
 """Keys that say a part of a recording where their values are times."""
