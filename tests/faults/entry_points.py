@@ -9,6 +9,7 @@ no fault of the program; what fails must say something. A try that outlives its 
 
 import argparse
 import contextlib
+import gc
 import importlib
 import inspect
 import json
@@ -224,6 +225,7 @@ def ask(module: str, arguments: Sequence[str], folder: Path, terminal: int | Non
     out.touch()
     if (child := os.fork()) == 0:
         code = 99
+        gc.freeze()  # what the parent left uncollected may wait for threads that a fork does not copy
         with contextlib.suppress(BaseException):
             os.setsid()
             os.chdir(folder)
