@@ -1,10 +1,12 @@
-"""What every test shares: one thread a process, no network, and the two things a test may ask for.
+"""What every test shares: one thread a process, no network, and what a test may ask for.
 
 .venv/bin/pytest tests/test_parity.py --fixture FILE.npz    # parity against any fixture of the format
 @requires_gpu                                               # from tests.conftest; skipped without a GPU
 pytestmark = pytest.mark.slow                               # the tier of what starts processes, or takes long
+def test(foundation_folder): ...                            # a folder that every command can be tried in a copy of
 """
 
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -20,6 +22,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+
+# What tests before have left uncollected may wait for threads that a fork does not copy, as DALI's pipelines do.
+os.register_at_fork(after_in_child=gc.freeze)
 
 requires_gpu = pytest.mark.requires_gpu
 
@@ -39,6 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("requires_gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def foundation_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that commands are tried in (``tests/faults/entry_points.py``), to copy; it takes long to make."""
+    from tests.faults.entry_points import foundation  # and with it every tool, which few tests need
+
+    folder = tmp_path_factory.mktemp("foundation") / "whole"
+    foundation(folder)
+    return folder
 
 
 _fast_test = ""

@@ -11,25 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.entry_points import ODD, Ended, ask, foundation
+from tests.faults.entry_points import ODD, Ended, ask
 
 pytestmark = pytest.mark.slow
 
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|10\d)(?:;\d+)*m")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plain") / "whole"
-    folder.mkdir()
-    foundation(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Iterator[Path]:
+def folder(foundation_folder: Path, tmp_path: Path) -> Iterator[Path]:
     copy = tmp_path / "x"
-    shutil.copytree(whole, copy, symlinks=True)
+    shutil.copytree(foundation_folder, copy, symlinks=True)
     yield copy
     shutil.rmtree(copy)
 

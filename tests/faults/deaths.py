@@ -8,7 +8,6 @@ kills itself at the change whose turn it is: before the others, and after a file
 last one lives to its end.
 """
 
-import gc
 import os
 import signal
 import sys
@@ -36,7 +35,6 @@ def lives(work: Callable[[], object], turn: int = 0) -> bool:
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of threads, which are idle
         child = os.fork()
     if not child:
-        gc.freeze()  # what the parent left uncollected may wait for threads that a fork does not copy
         _kill_at(turn)
         try:
             work()

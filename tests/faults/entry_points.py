@@ -9,7 +9,6 @@ no fault of the program; what fails must say something. A try that outlives its 
 
 import argparse
 import contextlib
-import gc
 import importlib
 import inspect
 import json
@@ -138,9 +137,13 @@ others end with 0: a key or a file that is broken is then all that can stop them
 def foundation(folder: Path) -> Config:
     """What every try begins with: a trained run, data sets, and a file of each kind that a command reads.
 
+    Args:
+        folder: is made.
+
     Raises:
         ValueError: a command that makes one of them failed.
     """
+    folder.mkdir()
     config = trained_run(folder)
     for number, name in enumerate("abcd"):
         write_tone(folder / f"w/{name}.wav", 1.0, number)
@@ -225,7 +228,6 @@ def ask(module: str, arguments: Sequence[str], folder: Path, terminal: int | Non
     out.touch()
     if (child := os.fork()) == 0:
         code = 99
-        gc.freeze()  # what the parent left uncollected may wait for threads that a fork does not copy
         with contextlib.suppress(BaseException):
             os.setsid()
             os.chdir(folder)
@@ -339,9 +341,7 @@ def _broken_file(draw: random.Random, path: Path) -> str:
     return f"is {data[:30]!r}"
 
 
-def run(
-    whole: Path, inputs: int, seed: int, only: str = "", show: Callable[[str], None] = print
-) -> Counter[str]:
+def run(whole: Path, inputs: int, seed: int, only: str = "", show: Callable[[str], None] = print) -> Counter[str]:
     """Tries of each command in a copy of this foundation; how many ended badly, by command. What was broken and what
     was said is shown."""
     bad: Counter[str] = Counter()
@@ -375,9 +375,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="megatron-af-foundation-") as place:
-        whole = Path(place) / "whole"
-        whole.mkdir()
-        foundation(whole)
+        foundation(whole := Path(place) / "whole")
         bad = run(whole, options.inputs, options.seed, options.only, lambda line: print(line, flush=True))
     seconds = time.monotonic() - began
     print(f"{options.inputs} tries with seed {options.seed}: {bad.total()} ended badly; {seconds:.0f} s")

@@ -9,7 +9,6 @@ What is raised must be told by ``megatron_af.entry``: an exception of this proje
 """
 
 import argparse
-import gc
 import json
 import mmap
 import os
@@ -153,7 +152,6 @@ def run(name: str, inputs: int, start: int, parsers: dict[str, Parser] = PARSERS
     ):
         told = Path(place) / "told"
         if (child := os.fork()) == 0:
-            gc.freeze()  # what the parent left uncollected may wait for threads that a fork does not copy
             try:
                 fed = _Feeding(name, parsers[name], Path(place), under_way).feed(inputs, start)
                 told.write_text(json.dumps(asdict(fed)))

@@ -13,7 +13,7 @@ import pytest
 from megatron_af.config.loading import CONFIGS
 from megatron_af.entry import AGAIN, NO_USE
 from tests.faults import entry_points
-from tests.faults.entry_points import COMMANDS, ODD, REFUSED, RUN, ask, broken, foundation
+from tests.faults.entry_points import COMMANDS, ODD, REFUSED, RUN, ask, broken
 
 CANARIES = {
     "MLFLOW_TRACKING_USERNAME": "canary-user-5f1e",
@@ -61,15 +61,6 @@ WITHIN_ENVIRONMENT: tuple[tuple[str, list[str]], ...] = (
 )
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A foundation to copy: making it takes as long as most tries."""
-    folder = tmp_path_factory.mktemp("foundation") / "whole"
-    folder.mkdir()
-    foundation(folder)
-    return folder
-
-
 def test_every_command_is_tried() -> None:
     tools = {path.stem for path in (CONFIGS.parent / "tools").glob("*.py")}
     assert tools == {name for name in COMMANDS if "." not in name}
@@ -85,14 +76,14 @@ def test_the_same_seed_breaks_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_unbroken_commands_do_what_they_are_for(whole: Path, tmp_path: Path) -> None:
+def test_unbroken_commands_do_what_they_are_for(foundation_folder: Path, tmp_path: Path) -> None:
     lines = 0
     for module in COMMANDS:
         importlib.import_module(module)
     for module, known in COMMANDS.items():
         for arguments in known:
             folder, lines = tmp_path / f"x{lines}", lines + 1
-            shutil.copytree(whole, folder)
+            shutil.copytree(foundation_folder, folder)
             ended = ask(module, arguments, folder)
             line = f"{' '.join([module, *arguments])} "
             refused = [said for begin, said in REFUSED.items() if line.startswith(f"{begin} ")]
@@ -102,19 +93,19 @@ def test_unbroken_commands_do_what_they_are_for(whole: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_every_broken_command_ends_with_a_sentence_and_a_code_of_ours(whole: Path) -> None:
+def test_every_broken_command_ends_with_a_sentence_and_a_code_of_ours(foundation_folder: Path) -> None:
     shown: list[str] = []
-    assert not entry_points.run(whole, len(COMMANDS), 0, show=shown.append), "\n".join(shown)
+    assert not entry_points.run(foundation_folder, len(COMMANDS), 0, show=shown.append), "\n".join(shown)
 
 
 @pytest.mark.slow
-def test_a_command_that_raises_is_found(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_raises_is_found(foundation_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def main() -> int:
         raise KeyError("parts")
 
     monkeypatch.setattr(importlib.import_module("report"), "main", main)
     shown: list[str] = []
-    assert entry_points.run(whole, 2, 0, "report", shown.append)["report"] == 2
+    assert entry_points.run(foundation_folder, 2, 0, "report", shown.append)["report"] == 2
     assert "KeyError: 'parts'" in shown[0]
 
 
@@ -132,13 +123,15 @@ def there(folder: Path) -> set[Path]:
 
 
 @pytest.mark.slow
-def test_no_secret_is_printed_or_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_printed_or_written(
+    foundation_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run, its checkpoint, MLflow's database and spool, a pipeline's IR and errors are searched.
 
     Of an address that holds one, nothing is written at all.
     """
     folder = tmp_path / "x"
-    shutil.copytree(whole, folder)
+    shutil.copytree(foundation_folder, folder)
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     run = ["--config", "config.yaml"]
