@@ -81,7 +81,7 @@ def appearing(path: Path) -> Iterator[Path]:
     if not path.name:  # of an output that somebody left empty
         raise IsADirectoryError(errno.EISDIR, "expected the name of a file to write, got a folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}{DRAFT}")
+    draft = path.with_name(f"{_beginning(path.name)}{uuid.uuid4().hex[:12]}{DRAFT}")
     try:
         with _naming(path):
             yield draft
@@ -91,6 +91,11 @@ def appearing(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _beginning(name: str) -> str:
+    """Of the names of drafts of a file; what stands behind it needs room below a disk's 255 bytes."""
+    return f".{name[:200]}."
 
 
 def require_room(folder: Path) -> None:
@@ -137,7 +142,7 @@ def settled(folder: Path) -> Path:
 def sweep(folder: Path, name: str = "") -> None:
     """Remove what writers left that were killed: of the file of a name, else of all; nobody may be writing there."""
     for draft in folder.glob(f".*{DRAFT}"):
-        if not name or draft.name.startswith(f".{name[:200]}."):
+        if not name or draft.name.startswith(_beginning(name)):
             draft.unlink(missing_ok=True)
 
 

@@ -29,8 +29,8 @@ def import_rows(config: Config, names: list[str], progress: Progress) -> int:
             progress.say(f"  renamed, for the id was another row's (now ID~2) or empty: {report.renamed:,}")
         for kind, (count, first) in report.notes.items():
             progress.say(f"  note, {kind}: {count:,}, such as {first if len(first) <= 160 else f'{first[:157]}...'}")
-        listed = report.passed_over + len(report.notes)
-        failed = _left_out(progress, config, name, report.left_out, report.report, report.bad_fraction, listed)
+        others = report.passed_over + len(report.notes)
+        failed = _left_out(progress, config, name, report.left_out, report.report, report.bad_fraction, others)
         status = max(status, failed if total else _no_rows(progress, name))
     for name in parts:
         kept, rows = write_part(config, name)
@@ -49,8 +49,8 @@ def prepare_recordings(config: Config, names: list[str], progress: Progress) -> 
         )
         for kind, count in summary.noted.items():
             progress.say(f"  note, {kind}: {count:,}")
-        listed = len(summary.noted)
-        failed = _left_out(progress, config, name, summary.reasons, summary.report, summary.bad_fraction, listed)
+        others = len(summary.noted)
+        failed = _left_out(progress, config, name, summary.reasons, summary.report, summary.bad_fraction, others)
         status = max(status, failed if summary.rows else _no_rows(progress, name))
     return status
 
@@ -61,11 +61,12 @@ def _no_rows(progress: Progress, name: str) -> int:
 
 
 def _left_out(
-    progress: Progress, config: Config, name: str, reasons: dict[str, int], report: str, fraction: float, files: int = 0
+    progress: Progress, config: Config, name: str, reasons: dict[str, int], report: str, fraction: float, others: int
 ) -> int:
+    """Tells why rows are out, and where each stands beside other things that were listed; 1 where too many are out."""
     for reason, count in reasons.items():
         progress.say(f"  {reason}: {count:,}")
-    if reasons or files:
+    if reasons or others:
         progress.say(f"  each of them: {config.data.root}/{report}")
     allowed = config.data.prepare.max_bad_fraction
     if fraction <= allowed:
