@@ -25,10 +25,11 @@ from megatron_af.prepare.importers.dictionary import dictionary
 from megatron_af.prepare.importers.layout import (
     NOT_SECONDS,
     Maker,
+    Noted,
     Recordings,
     checked,
     failing,
-    one_option,
+    notes_of_labels,
     said,
     seconds_of,
     stated_part,
@@ -117,7 +118,7 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
     if origin.agreed:
         records = _agreed(records, columns)
     elif not ("start" in columns and {"end", "duration"} & set(columns)):
-        _check_parts(records, origin)
+        yield from _parts_left_out(records, origin)
     labels: dict[str, set[str]] = {"label": set(), "labels": set()}
     if "labels" in columns:
         records = _divided(records, columns["labels"])
@@ -151,27 +152,34 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
         yield failing(record) if isinstance(record, RowError) else checked(make, where, record, "lines")
     for what, some in options.items():
         cure = f"column {columns.get(what)!r} may be the wrong one, or the table a part of a larger one"
-        yield from one_option(some, sum(not isinstance(record, RowError) for _, record in records), cure)
+        yield from notes_of_labels(some, sum(not isinstance(record, RowError) for _, record in records), cure)
 
 
-def _check_parts(records: Records, origin: ImportConfig) -> None:
-    """Raises ``ForeignError`` where records of a recording are about parts of it that ``origin.columns`` leaves out."""
+def _parts_left_out(records: Records, origin: ImportConfig) -> Iterator[Maker]:
+    """A note where records state parts of their recordings in a column that ``origin.columns`` leaves out; raises
+    ``ForeignError`` where several of one recording are about other parts of it."""
     read, first = wanted(origin), dict[str, tuple[str, Record]]()
+    stated: list[str] = []
     for where, record in records:
         if isinstance(record, RowError):
             continue
+        if column := stated_part(record, read):
+            stated.append(f"{where}: {column!r} is {said(record[column])}")
         with suppress(RowError):  # told of with its row
             name = _filled(origin.columns["audio"], record)
             there, before = first.setdefault(name, (where, record))
             if before is record:
                 continue
-            column = stated_part(record, read) or stated_part(before, read)
+            column = column or stated_part(before, read)
             if column and record.get(column) != before.get(column):
                 raise ForeignError(
                     f"{there} and {where} are about other parts of {name}: {column!r} is {said(before.get(column))} "
                     f"and {said(record.get(column))}. Name it in origin.columns (start, with end or duration), or "
                     "their texts would be about the whole recording; where they are, take the column out"
                 )
+    if stated:
+        cure = "where their recordings are not cut at it, name it in origin.columns (start, with end or duration)"
+        yield failing(Noted(f"rows that state a part and are about the whole recording: {cure}", stated[0]))
 
 
 def audio_name(columns: Mapping[str, str], record: Record) -> str:

@@ -22,7 +22,7 @@ from megatron_af.prepare.importers.layout import (
     checked,
     failing,
     is_audio,
-    one_option,
+    notes_of_labels,
 )
 from megatron_af.prepare.importers.made_rows import CLASSIFICATION, classification, label_words, of_class
 
@@ -64,7 +64,7 @@ def label_folders(root: DataRoot, origin: ImportConfig) -> Iterator[Maker]:
         yield checked(make, name, None, "recordings")
     yield from map(failing, passed)
     cure = f"name the folder around {folder}, or the one that holds a folder for each"
-    yield from one_option(labels, len(names), cure)
+    yield from notes_of_labels(labels, len(names), cure)
 
 
 def splits_among(folders: Collection[str]) -> list[str]:

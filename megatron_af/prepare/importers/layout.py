@@ -8,7 +8,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -189,11 +191,25 @@ def failing(error: Exception) -> Maker:
     return call
 
 
-def one_option(labels: Sequence[str], rows: int, cure: str) -> Iterator[Maker]:
-    """A note where all rows are asked for a label that is the only one."""
+def notes_of_labels(labels: Collection[str], rows: int, cure: str) -> Iterator[Maker]:
+    """Notes where all rows are asked for a label that is the only one, and where some labels may be the same."""
     if len(labels) == 1 and rows > 1:
-        what = f"all {rows:,} are {labels[0]!r}: {cure}"
+        what = f"all {rows:,} are {min(labels)!r}: {cure}"
         yield failing(Noted("a question with one option teaches nothing", what))
+    alike: dict[str | float, list[str]] = {}
+    for label in sorted(labels):
+        alike.setdefault(_bare(label), []).append(label)
+    for same in alike.values():
+        if len(same) > 1:
+            kind = "labels that look alike, and are offered as options beside each other: write them alike"
+            yield failing(Noted(kind, ", ".join(map(repr, same))))
+
+
+def _bare(label: str) -> str | float:
+    """A label as its number, or without the spaces and marks that writers differ in; those between digits count."""
+    with suppress(ValueError):
+        return float(label)
+    return re.sub(r"(?<!\d)[\s_.'’-]+|[\s_.'’-]+(?!\d)", "", unicodedata.normalize("NFKC", label).casefold())
 
 
 def object_of(value: object, what: str = "an object") -> Mapping[str, Any]:

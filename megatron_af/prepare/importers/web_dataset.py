@@ -4,6 +4,7 @@ A tar that is broken, compressed or no tar is one bad row that names it; the oth
 lies before the cut.
 """
 
+import itertools
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError, described, head_of, is_litter, no_file, opened, parse_json
 from megatron_af.prepare.importers.layout import (
     Maker,
+    Noted,
     PassedOver,
     checked,
     failing,
@@ -86,6 +88,7 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
 
     for key, sample in samples.items():
         yield checked(make, key, sample, "samples of a WebDataset")
+        yield from _other_words(key, sample.texts)
         for _ in sample.audio[1:] if sample.problem else ():  # each counts as lost, not the key that they share
             yield failing(RowError(f"{key}: another recording of this key: it {sample.problem}"))
     yield from map(failing, passed)
@@ -136,21 +139,43 @@ def _add(
 
 def _row(key: str, clips: tuple[Clip, ...], texts: Mapping[str, bytes], origin: ImportConfig) -> Row:
     content = object_of(parse_json(texts["json"], "its json")) if "json" in texts else {}
-    if {"questions", "captions"} & set(content):  # our own rows, as in prepared shards
+    if _is_own(content):
         return replace(parse_row({**content, "clips": []}, key), clips=clips)
     if not clips:
         raise RowError("has no recording in the tar")
     if len(clips) > 1:
         raise RowError(f"has {len(clips)} recordings, and a text that belongs to one")
     _check_part(content, clips[0].duration)
-    said_of_it = content.get("text") or content.get("caption") or _text(texts.get("txt", b""))
-    captions = said_of_it if isinstance(said_of_it, list) else [said_of_it]
-    if not all(isinstance(caption, str) for caption in captions):
-        raise RowError(f"'text' must be text or a list of texts, got {said(said_of_it)}")
-    captions = [text for caption in captions if (text := caption.strip()) and text.lower() not in NO_CAPTION]
+    captions = next(filter(None, _captions(content, texts)), [])
     if not captions:
-        raise RowError("has neither a json with text or caption, nor a txt, beside the recording")
+        raise RowError("has neither a json with text, caption or captions, nor a txt, beside the recording")
     return captioned(key, clips[0], captions, origin)
+
+
+def _is_own(content: Mapping[str, Any]) -> bool:
+    """Whether it is a row of our own, as in prepared shards."""
+    return "id" in content and bool({"questions", "captions"} & set(content))
+
+
+def _captions(content: Mapping[str, Any], texts: Mapping[str, bytes]) -> Iterator[list[str]]:
+    """What each place says that may say something, the first that does is taken."""
+    for given in (content.get("text"), content.get("caption"), content.get("captions"), _text(texts.get("txt", b""))):
+        captions = given if isinstance(given, list) else [given or ""]
+        if not all(isinstance(caption, str) for caption in captions):
+            raise RowError(f"'text' must be text or a list of texts, got {said(given)}")
+        yield [text for caption in captions if (text := caption.strip()) and text.lower() not in NO_CAPTION]
+
+
+def _other_words(key: str, texts: Mapping[str, bytes]) -> Iterator[Maker]:
+    """A note where places that are not taken say something else than the one that is."""
+    if "json" not in texts:
+        return
+    with suppress(RowError, ForeignError):  # told of with its row
+        content = object_of(parse_json(texts["json"], "its json"))
+        taken, *others = [found for found in _captions(content, texts) if found] or [[]]
+        if not _is_own(content) and (more := set(itertools.chain(*others)) - set(taken)):
+            kind = "samples whose json's text, caption and txt say different things: the first of these is taken"
+            yield failing(Noted(kind, f"{key}: {said(taken[0])} is taken, and not {said(min(more))}"))
 
 
 def _check_part(content: Mapping[str, Any], seconds: float) -> None:

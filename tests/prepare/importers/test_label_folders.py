@@ -134,3 +134,13 @@ def test_what_is_not_wholly_fetched_is_passed_over(tmp_path: Path) -> None:
     rows, report = run(tmp_path, ImportConfig(format="labels", path="f"))
     assert [row.id for row in rows] == ["cat/a.wav", "dog/a.wav"] and report.passed_over == 3
     assert set(problems(tmp_path, report)) == {"is not wholly fetched, by its suffix: fetch it again"}
+
+
+def test_labels_that_look_alike_are_told(tmp_path: Path) -> None:
+    alike = [("hip-hop", "hip hop", "hiphop"), ("1", "1.0", "01"), ("don't", "don’t"), ("ｆｉｒｅ", "fire")]
+    for label in (*(label for same in alike for label in same), "c", "c#", "1-2", "12", "1.5 m", "15 m", "-3", "3"):
+        write_tone(tmp_path / "f" / label / "0.wav", 0.3, 0)
+    rows, report = run(tmp_path, ImportConfig(format="labels", path="f"))
+    ((kind, (count, _)),) = report.notes.items()
+    assert kind.startswith("labels that look alike") and count == len(alike) and len(rows[0].questions[0].options) == 18
+    assert set(problems(tmp_path, report)) == {", ".join(map(repr, sorted(same))) for same in alike}

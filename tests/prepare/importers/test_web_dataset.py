@@ -165,3 +165,26 @@ def test_a_part_that_a_json_states_is_not_taken_for_the_whole(
     rows, report = run(tmp_path, ImportConfig(format="webdataset", path="t.tar"))
     assert len(rows) == (not out) and sum(report.left_out.values()) == out
     assert not out or "a: its json states a part of the recording in 'start" in problems(tmp_path, report)[0]
+
+
+def test_other_words_beside_the_ones_that_are_taken_are_told(tmp_path: Path) -> None:
+    said = {
+        "a.json": json.dumps({"text": "rain", "caption": "it rains"}),
+        "b.json": json.dumps({"caption": ["a dog", "a cat"]}),
+        "b.txt": "a dog\n",
+        "c.json": json.dumps({"text": ["nan"], "caption": "wind"}),
+        "d.json": json.dumps({"caption": "a horn"}),
+        "d.txt": "a horn, far away",
+        "e.json": json.dumps({"id": "own", "captions": ["hail"]}),
+        "e.txt": "snow",
+        "f.txt": "fog",
+        "g.json": json.dumps({"captions": ["ice", "sleet"]}),
+    }
+    sounds = {f"{key}.flac": flac() for key in "abcdefg"}
+    shard(tmp_path / "w/0.tar", {**sounds, **{name: text.encode() for name, text in said.items()}})
+    rows, report = run(tmp_path, ImportConfig(format="webdataset", path="w/*.tar"))
+    taken = [("rain",), ("a dog", "a cat"), ("wind",), ("a horn",), ("hail",), ("fog",), ("ice", "sleet")]
+    assert not report.left_out, problems(tmp_path, report)
+    assert [row.captions for row in rows] == taken
+    kind = "samples whose json's text, caption and txt say different things: the first of these is taken"
+    assert report.notes == {kind: (2, 'a: "rain" is taken, and not "it rains"')}
