@@ -157,11 +157,14 @@ def test_packets_that_say_no_length_are_decoded(tmp_path: Path) -> None:
     assert seconds(path) == pytest.approx(8.0, abs=0.05)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.ogg", "libopus")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.ogg", "libopus"), ("a.avi", "libmp3lame")]
+)
 def test_of_several_tracks_the_first_is_read_and_said(tmp_path: Path, name: str, codec: str) -> None:
     encoded(tmp_path / name, codec, 1.0, tracks=("eng", "deu", ""))
     told = tracks_note(tmp_path / name)
-    assert told.startswith("it has 3 tracks of sound (eng, deu, ") and told.endswith("; the first was read")
+    names = "track 0, track 1" if name == "a.avi" else "eng, deu"  # FFmpeg writes no languages there
+    assert told.startswith(f"it has 3 tracks of sound ({names}, ") and told.endswith("; the first was read")
     wave_TC, rate = decode(tmp_path / name, start=0.2, duration=0.5)
     assert pitch(wave_TC[:, 0], rate) == pytest.approx(300 + 100 * 0.45, abs=5)
     encoded(tmp_path / f"one-{name}", codec, 1.0, tracks=("eng",))
