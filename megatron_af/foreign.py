@@ -8,6 +8,7 @@ page, a clone without Git LFS left pointers.
 
 import codecs
 import json
+import math
 import stat
 from collections.abc import Callable
 from io import BufferedReader
@@ -203,6 +204,15 @@ def parse_json(
         raise ForeignError(f"{where} is nested too deeply to be data") from None
     except ValueError as error:  # a number of thousands of digits
         raise ForeignError(f"{where} cannot be read: {error}") from None
+
+
+def is_finite(value: object) -> bool:
+    """Whether decoded JSON or YAML is a number to compute with: neither true nor false, NaN, infinite, nor an integer
+    of so many digits that no float holds it."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def read_json(path: Path) -> Any:

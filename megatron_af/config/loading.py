@@ -31,7 +31,7 @@ from megatron_af.config.addresses import hidden, refuse_secrets
 from megatron_af.config.errors import shown, suggestion
 from megatron_af.config.keys import leaves, type_hints
 from megatron_af.config.ranges import keep_in_range
-from megatron_af.foreign import ForeignError, no_file, opened
+from megatron_af.foreign import ForeignError, is_finite, no_file, opened
 
 CONFIGS, COMMAND_LINE = Path(__file__).parents[2] / "configs", "command line"
 DEEPEST = 100  # levels of a file
@@ -280,6 +280,8 @@ class _Reader:
         if origin is tuple and isinstance(value, list | tuple):  # a default is still a tuple
             items = (self.read(options[0], item, f"{key}[{i}]") for i, item in enumerate(value))
             return tuple(item for item in items if item is not MISSING)
+        if kind in (float, int) and isinstance(value, int) and not isinstance(value, bool) and not is_finite(value):
+            return self._report(key, f"expected {_expected(kind)}, got one of more digits than can be computed with")
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if kind is str and value is None:

@@ -18,7 +18,6 @@ of one conversation about the clips.
 import copy
 import difflib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
@@ -26,7 +25,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from megatron_af.foreign import opened
+from megatron_af.foreign import is_finite, opened
 
 TEMPLATES = ("single", "interleaved", "interleaved_random", "dialogue")
 
@@ -293,8 +292,8 @@ def _clip(value: object, where: str) -> Clip:
         raise RowError(f"{where}: path must be relative and stay inside data.root, got {data['path']!r}")
     for name in ("start", "duration"):
         number = data.get(name, 0.0)
-        if type(number) not in (int, float) or not math.isfinite(number) or number < 0:
-            raise RowError(f"{where}: {name!r} must be seconds, zero or more, got {json.dumps(number)}")
+        if not is_finite(number) or number < 0:
+            raise RowError(f"{where}: {name!r} must be seconds, zero or more, got {json.dumps(number)[:80]}")
     if data["duration"] == 0:
         raise RowError(f"{where}: 'duration' must be above zero seconds")
     for name in ("offset", "length"):
@@ -307,8 +306,8 @@ def _span(value: object, where: str) -> Span:
     data = _record(value, Span, where)
     for name in ("start", "end"):
         number = data[name]
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise RowError(f"{where}: {name!r} must be seconds, got {json.dumps(number)}")
+        if not is_finite(number):
+            raise RowError(f"{where}: {name!r} must be seconds, got {json.dumps(number)[:80]}")
     if not 0 <= data["start"] < data["end"]:
         raise RowError(f"{where}: needs 0 <= start < end, got {data['start']} and {data['end']}")
     texts = {name: _strings(data, name, where) for name in ("captions", "negatives")}

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron_af.foreign import is_finite
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
@@ -48,18 +50,18 @@ class Decoding:
                 yield f"{name}: expected a whole number from {first} on, got {value!r}"
         for name, least, most in (("temperature", 0.0, math.inf), ("length_penalty", -math.inf, math.inf)):
             value = getattr(self, name)
-            if not _is_number(value) or not math.isfinite(value) or not least <= value <= most:
+            if not is_finite(value) or not least <= value <= most:
                 yield f"{name}: expected a number{' from 0 on' if least == 0 else ''}, got {value!r}"
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+        if not is_finite(self.top_p) or not 0 < self.top_p <= 1:
             yield f"top_p: expected a number above 0, at most 1, got {self.top_p!r}"
-        if not _is_number(self.repetition_penalty) or not 0 < self.repetition_penalty < math.inf:
+        if not is_finite(self.repetition_penalty) or self.repetition_penalty <= 0:
             yield f"repetition_penalty: expected a number above 0, got {self.repetition_penalty!r}"
         if self.logprobs is not None and (not _is_whole(self.logprobs) or not 0 <= self.logprobs <= MOST_LOGPROBS):
             yield f"logprobs: expected a whole number from 0 to {MOST_LOGPROBS}, got {self.logprobs!r}"
         if not isinstance(self.unsure, str):
             yield f"unsure: expected a text to say in place of an answer, got {self.unsure!r}"
         if self.least_confidence is not None:
-            if not _is_number(self.least_confidence) or not 0 <= self.least_confidence <= 1:
+            if not is_finite(self.least_confidence) or not 0 <= self.least_confidence <= 1:
                 yield f"least_confidence: expected a number from 0 to 1, got {self.least_confidence!r}"
             if not self.unsure:
                 yield "least_confidence: expected unsure beside it, which says what is told in place of an answer"
@@ -79,6 +81,3 @@ MOST_LOGPROBS = 20
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

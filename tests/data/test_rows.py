@@ -64,9 +64,11 @@ BAD = {
     '{"id": 1, CAPTION, "clips": [{"path": "a/../../x.wav", "duration": 1}]}': "stay inside data.root",
     '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": NaN}]}': "'duration' must be seconds",
     '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": 0}]}': "above zero",
+    f'{{"id": 1, CAPTION, "clips": [{{"path": "a.wav", "duration": 1{"0" * 400}}}]}}': "'duration' must be seconds",
     '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": 1, "start": -1}]}': "'start' must be",
     '{"id": 1, "captions": ["a"], "template": "chat"}': "template is one of",
     '{"id": 1, CAPTION, "spans": [{"start": 2, "end": 1, "captions": ["b"]}]}': r"spans\[0\]: needs 0 <= start < end",
+    f'{{"id": 1, CAPTION, "spans": [{{"start": 0, "end": 1{"0" * 400}, "captions": ["b"]}}]}}': "'end' must be seconds",
     '{"id": 1, "questions": [{"prompt": "", "output": "b"}], "template": "interleaved"}': "one clip",
 }
 

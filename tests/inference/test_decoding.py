@@ -13,6 +13,8 @@ from megatron_af.inference.decoding import Decoding
         ({"beams": True}, "beams: expected a whole number from 1 on, got True"),
         ({"seed": 2**63}, "seed: expected less than 2^63"),
         ({"temperature": float("nan")}, "temperature: expected a number from 0 on, got nan"),
+        ({"temperature": 10**400}, "temperature: expected a number from 0 on, got 1000"),
+        ({"repetition_penalty": 10**400}, "repetition_penalty: expected a number above 0, got 1000"),
         ({"temperature": -1}, "temperature: expected a number from 0 on, got -1"),
         ({"length_penalty": float("inf")}, "length_penalty: expected a number, got inf"),
         ({"top_p": 1.1}, "top_p: expected a number above 0, at most 1, got 1.1"),
