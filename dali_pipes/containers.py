@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dali_pipes.corrected import as_file
 from dali_pipes.mp3 import has_mp3_header
-from megatron_af.foreign import described, head_of
+from megatron_af.foreign import described, head_of, opened
 
 _OGG_PAGE = 27
 """Bytes of a page's header before its table of segments (RFC 3533, section 6)."""
@@ -282,6 +282,12 @@ def _in_words(error: Exception, source: Path | bytes) -> str:
         return "it is a folder"
     if isinstance(error, PermissionError):
         return "it may not be read"
+    if isinstance(source, Path):
+        try:
+            with opened(source):
+                pass
+        except OSError as system:  # a link that leads to itself, a disk that fails: not an empty file
+            return f"it cannot be opened: {(system.strerror or type(system).__name__).lower()}"
     if known := described(head_of(source)):
         return f"it {known}"
     if isinstance(error, ValueError) and "AudioResampler" in str(error):

@@ -250,6 +250,8 @@ def _check_rate(rate: int) -> None:
 
 
 def _check_start(start: float, seconds: float) -> None:
+    if not seconds:
+        raise AudioError("holds no samples: its header is all there is", "empty")
     if start >= seconds:
         raise AudioError(f"begins at {start:.2f} s of a recording of {seconds:.2f} s", "behind the end")
 

@@ -9,6 +9,7 @@ page, a clone without Git LFS left pointers.
 import codecs
 import json
 import math
+import re
 import stat
 from collections.abc import Callable
 from io import BufferedReader
@@ -30,6 +31,8 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:\{|$)", re.MULTILINE)
+"""How one JSON list of objects begins."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -162,11 +165,8 @@ def decoded(data: bytes, where: str) -> str:
         ForeignError: it is none; the message names the line.
     """
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
-    known = described(data)
-    if known and not known.startswith("is text"):
-        raise ForeignError(f"{where} {known}")
-    if encoding == "utf-8" and data[:HEAD_BYTES].count(0) > len(data[:HEAD_BYTES]) // 4:
-        raise ForeignError(f"{where} looks like UTF-16 without its mark, or is no text: save it as UTF-8")
+    if encoding in ("utf-8", "utf-8-sig"):
+        check_utf8(data, where)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -176,6 +176,17 @@ def decoded(data: bytes, where: str) -> str:
             "save it as UTF-8, for instance by iconv -f windows-1252 -t utf-8"
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_utf8(head: bytes, where: str) -> None:
+    """Raises `ForeignError`, which begins with ``where``, if a file that begins so is known to be no text in UTF-8."""
+    known = described(head)
+    if known and not known.startswith("is text"):
+        raise ForeignError(f"{where} {known}")
+    if wide := next((name for mark, name in _MARKS.items() if name != "utf-8-sig" and head.startswith(mark)), ""):
+        raise ForeignError(f"{where} is {wide.upper()}: save it as UTF-8")
+    if head[:HEAD_BYTES].count(0) > len(head[:HEAD_BYTES]) // 4:
+        raise ForeignError(f"{where} looks like UTF-16 without its mark, or is no text: save it as UTF-8")
 
 
 def parse_json(
@@ -204,6 +215,51 @@ def parse_json(
         raise ForeignError(f"{where} is nested too deeply to be data") from None
     except ValueError as error:  # a number of thousands of digits
         raise ForeignError(f"{where} cannot be read: {error}") from None
+
+
+def is_json_list(head: bytes) -> bool:
+    """Whether a file that begins so is one JSON list of objects, and not a line for each."""
+    return _LIST.match(head) is not None
+
+
+def parse_line(line: bytes) -> Any:
+    """What a line of JSON Lines holds.
+
+    Raises:
+        ForeignError: it is none, or has a key twice; the message knows no file.
+    """
+    try:
+        text = line.decode("utf-8-sig").strip()
+        return json.loads(text, object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        problem = (
+            f"not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8, for instance by "
+            "iconv -f windows-1252 -t utf-8"
+        )
+    except json.JSONDecodeError as error:
+        behind = text[error.pos :].lstrip()
+        if not behind:
+            problem = "the line ends before its JSON does: each object has one line"
+        elif error.msg == "Extra data":
+            problem = f"more stands behind the object ({behind[:20]!r}): each has a line of its own, without a comma"
+        else:
+            problem = f"no JSON in column {error.pos + 1} ({behind[:20]!r})"
+    except RecursionError:
+        problem = "nested too deeply to be data"
+    except ForeignError:
+        raise
+    except ValueError:
+        problem = "a number of thousands of digits"
+    raise ForeignError(problem)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ForeignError(f"has the key {twice!r} twice, and only the last would count")
+    return found
 
 
 def is_finite(value: object) -> bool:

@@ -25,9 +25,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from megatron_af.foreign import is_finite, opened
+from megatron_af.foreign import ForeignError, check_utf8, head_of, is_finite, is_json_list, no_file, opened, parse_line
 
 TEMPLATES = ("single", "interleaved", "interleaved_random", "dialogue")
+BEHIND_SECONDS, BEHIND_FRACTION = 0.05, 0.05
+"""A span may end so much behind its clip (both together): people round, and recordings are cut."""
 
 
 class RowError(ValueError):
@@ -116,7 +118,7 @@ def parse_row(value: object, where: str) -> Row:
     row = Row(
         **data
         | {
-            "id": str(data["id"]),
+            "id": _id(data["id"], where),
             "clips": tuple(_clip(c, f"{where}: clips[{i}]") for i, c in enumerate(_list(data, "clips", where))),
             "questions": tuple(
                 _question(q, f"{where}: questions[{i}]") for i, q in enumerate(_list(data, "questions", where))
@@ -126,6 +128,9 @@ def parse_row(value: object, where: str) -> Row:
             "spans": tuple(_span(s, f"{where}: spans[{i}]") for i, s in enumerate(_list(data, "spans", where))),
         }
     )
+    if not isinstance(row.meta, dict):
+        raise RowError(f"{where}: 'meta' must be an object, got {json.dumps(row.meta)[:80]}")
+    _check_spans(row, where)
     if row.template not in TEMPLATES:
         raise RowError(f"{where}: template is one of {', '.join(TEMPLATES)}; got {row.template!r}")
     if row.template.startswith("interleaved") and len(row.clips) != len(row.questions):
@@ -176,7 +181,15 @@ class Manifest(Sequence[Row]):
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"manifest {path} does not exist; check data.root and data.datasets.*.manifest")
+            problem = f"is {kind}" if (kind := no_file(path)) else "does not exist"
+            raise FileNotFoundError(f"manifest {path} {problem}; check data.root and data.datasets.*.manifest")
+        if head := head_of(path):
+            check_utf8(head, f"manifest {path}")
+            if is_json_list(head):
+                raise ForeignError(
+                    f"manifest {path} is a JSON list, rows stand one a line: import it (origin: {{format: rows, path: "
+                    "FILE}), or write it as JSON Lines, for instance by jq -c '.[]'"
+                )
         self.path = path
         self._offsets = _line_offsets(path)
 
@@ -204,13 +217,12 @@ class Manifest(Sequence[Row]):
             file.seek(begin)
             line = file.read(end - begin)
         try:
-            value, where = json.loads(line), f"{self.path}, row {index + 1}"
+            value = parse_line(line)
             if b"\\ud" in line.lower() and not is_unicode(value):
-                raise RowError(f"{where}: half of a surrogate pair, which is no text: correct or remove it")
-            return parse_row(value, where)
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
-            message = str(error).removeprefix(f"{self.path}, row {index + 1}: ")
-            raise RowError(f"{self.path}:{self._line_number(begin)}: {message}") from None
+                raise RowError("half of a surrogate pair, which is no text: correct or remove it")
+            return parse_row(value, "row")
+        except (RowError, ForeignError) as error:  # the number of its line takes a pass over the file
+            raise RowError(f"{self.path}:{self._line_number(begin)}: {str(error).removeprefix('row: ')}") from None
 
     def _line_number(self, offset: int) -> int:
         with opened(self.path) as file:
@@ -269,6 +281,26 @@ def _record(value: object, kind: type, where: str) -> dict[str, Any]:
     return value
 
 
+def _id(value: object, where: str) -> str:
+    if isinstance(value, str) or is_finite(value):
+        return str(value)
+    raise RowError(f"{where}: 'id' must be text or a number, got {json.dumps(value)[:80]}")
+
+
+def _check_spans(row: Row, where: str) -> None:
+    if not row.spans or not row.clips:
+        return
+    if len(row.clips) > 1:
+        raise RowError(f"{where}: 'spans' are parts of a row's only clip, got {len(row.clips)} clips")
+    seconds = row.clips[0].duration
+    for place, span in enumerate(row.spans):
+        if span.end > seconds * (1 + BEHIND_FRACTION) + BEHIND_SECONDS:
+            raise RowError(
+                f"{where}: spans[{place}] ends at {span.end:g}, behind its clip of {seconds:g} s; expected seconds "
+                "from the beginning of the clip"
+            )
+
+
 def _list(data: dict[str, Any], key: str, where: str) -> list[Any]:
     value = data.get(key, [])
     if not isinstance(value, list):
@@ -288,7 +320,7 @@ def _strings(data: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
 def _clip(value: object, where: str) -> Clip:
     data = _record(value, Clip, where)
     path = PurePosixPath(data["path"])
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in data["path"]:
         raise RowError(f"{where}: path must be relative and stay inside data.root, got {data['path']!r}")
     for name in ("start", "duration"):
         number = data.get(name, 0.0)
@@ -297,8 +329,13 @@ def _clip(value: object, where: str) -> Clip:
     if data["duration"] == 0:
         raise RowError(f"{where}: 'duration' must be above zero seconds")
     for name in ("offset", "length"):
-        if not isinstance(data.get(name, 0), int) or data.get(name, 0) < 0:
-            raise RowError(f"{where}: {name!r} must be bytes, zero or more, got {json.dumps(data[name])}")
+        if type(data.get(name, 0)) is not int or data.get(name, 0) < 0:
+            raise RowError(f"{where}: {name!r} must be bytes, zero or more, got {json.dumps(data[name])[:80]}")
+    if data.get("offset") and not data.get("length"):
+        raise RowError(
+            f"{where}: 'offset' is the first byte of a recording inside a shard, and needs 'length'; seconds from the "
+            "beginning of a recording are 'start'"
+        )
     return Clip(**data)
 
 

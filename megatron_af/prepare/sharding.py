@@ -28,10 +28,8 @@ from itertools import batched, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import soundfile
-from numpy.typing import NDArray
 
 from dali_pipes.flac import flac_samples
 from dali_pipes.waves import LENGTH, AudioError, notes_on, read_mono, resample
@@ -39,6 +37,9 @@ from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, write_index
 from megatron_af.data.storage import DataRoot, StorageError
+from megatron_af.prepare.importers.layout import Recordings
+from megatron_af.prepare.importers.made_rows import answered
+from megatron_af.prepare.signals import check_signal, peak_int16
 from megatron_af.progress import Progress
 from megatron_af.runs.digests import digest_file
 
@@ -46,13 +47,9 @@ FORMAT = 1
 """Part of every digest; raised when prepared data changes its form."""
 _KINDS = ("json", "arrow")
 """What ``parts/`` holds of a group: what it was made from and what was left out, and its rows for the index."""
-SHORTEST_SECONDS = 0.01
-SILENT_SPAN = 2e-4
-"""A signal that moves less than this over the whole clip (-80 dB of full scale) is silent."""
 ROWS_OF_A_POOL = 100_000
 """After so many rows other processes go on. Before 3.12.6 CPython keeps the name of every file for ever
 (python/cpython issue 121780): 90 bytes a recording, and C libraries may keep more."""
-
 
 type _Entry = dict[str, str | int]  # a line of the report
 
@@ -295,19 +292,6 @@ def _fill(
     return kept, bad, notes
 
 
-def check_signal(wave_T: NDArray[np.float32], sample_rate: int) -> None:
-    """Raises `AudioError` for a clip with nothing in it."""
-    if len(wave_T) < SHORTEST_SECONDS * sample_rate:
-        raise AudioError(f"has only {len(wave_T)} samples", "empty")
-    if float(np.ptp(wave_T)) < SILENT_SPAN:
-        raise AudioError("is silent throughout", "silent")
-
-
-def peak_int16(wave_T: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Scales the largest magnitude to full scale and rounds towards zero, as the reference does."""
-    return (wave_T / np.abs(wave_T).max() * np.float32(32_767)).astype(np.int16)
-
-
 def _recording(root: DataRoot, clip: Clip) -> Path | bytes:
     if clip.length:
         return root.read(clip.path, clip.offset, clip.length)
@@ -321,12 +305,17 @@ def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
         wave_T, rate = read_mono(recording, start=clip.start, duration=duration, channels=plan.channels)
         check_signal(wave_T, rate)  # before resampling, whose edges would give a constant some life
     except AudioError as error:
-        cure = "; set data.prepare.channels=first" if error.reason == "channels cancel" else ""
-        raise AudioError(f"{clip.path}: {error}{cure}", error.reason) from error
+        raise AudioError(f"{clip.path}: {error}{_cure(root, clip, error)}", error.reason) from error
     pcm_T = peak_int16(resample(wave_T, rate, plan.front_end.sample_rate))
     data = io.BytesIO()
     soundfile.write(data, pcm_T, plan.front_end.sample_rate, format="FLAC", subtype="PCM_16")
     return data.getvalue()
+
+
+def _cure(root: DataRoot, clip: Clip, error: AudioError) -> str:
+    if error.reason == "channels cancel":
+        return "; set data.prepare.channels=first"
+    return "" if root.exists(clip.path) else Recordings(root, "").hint(clip.path)
 
 
 def _windows(front_end: FrontEndConfig, seconds: float) -> int:
@@ -338,7 +327,7 @@ def _load_rows(manifest: Manifest, first: int) -> Iterator[tuple[int, Row | RowE
     """Rows with their numbers in the data set, of which the manifest's first one has ``first``."""
     for place in range(len(manifest)):
         try:
-            yield first + place, manifest[place]
+            yield first + place, answered(manifest[place])
         except RowError as error:
             yield first + place, error
 

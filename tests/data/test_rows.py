@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span, parse_row, to_json
+from megatron_af.foreign import ForeignError
 
 ROW = Row(
     id="r-1",
@@ -20,7 +21,7 @@ ROW = Row(
 
 
 def write(path: Path, *lines: str) -> Manifest:
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
     return Manifest(path)
 
 
@@ -51,7 +52,20 @@ def test_empty_and_missing_manifests(tmp_path: Path) -> None:
 
 
 BAD = {
-    '{"id": "x"': "Expecting",
+    '{"id": "x"': "the line ends before its JSON does",
+    '{"id": "x", captions}': r"no JSON in column 13 \('captions}'\)",
+    '{"id": 1, CAPTION},': r"more stands behind the object \(','\): each has a line",
+    '{"id": 1, CAPTION, "task": "a", "task": "b"}': "has the key 'task' twice",
+    '{"id": 1, CAPTION, "task": "caf\udce9"}': "not UTF-8 .byte 0xe9.: save the file as UTF-8",
+    '{"id": ' + "9" * 5000 + "}": "a number of thousands of digits",
+    "[" * 100_000: "nested too deeply",
+    '{"id": null, CAPTION}': "'id' must be text or a number, got null",
+    '{"id": 1, CAPTION, "meta": "x"}': "'meta' must be an object",
+    '{"id": 1, CAPTION, "clips": [{"path": "a\\u0000b", "duration": 1}]}': "path must be",
+    '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": 1, "offset": 3}]}': "seconds from .* are 'start'",
+    '{"id": 1, CAPTION, "clips": [{"path": "a.wav", "duration": 1, "length": true}]}': "'length' must be bytes",
+    '{"id": 1, CLIP, "spans": [{"start": 1, "end": 2500, "captions": ["b"]}]}': r"spans\[0\] ends at 2500, behind its",
+    '{"id": 1, "clips": [ONE, ONE], "spans": [{"start": 0, "end": 1, "captions": ["b"]}]}': "got 2 clips",
     "[1]": "expected a JSON object",
     '{"captions": ["a"]}': "key 'id' is missing",
     '{"id": 1, "captions": ["a"], "promt": ""}': "unknown key 'promt'",
@@ -75,11 +89,43 @@ BAD = {
 
 @pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
 def test_bad_rows_name_file_and_line(tmp_path: Path, line: str) -> None:
-    full = line.replace("CAPTION", '"captions": ["a"]')
+    full = line.replace("CAPTION", '"captions": ["a"]').replace("CLIP", '"clips": [ONE]')
+    full = full.replace("ONE", '{"path": "a.wav", "duration": 2}')
     rows = write(tmp_path / "m.jsonl", to_json(ROW), "", full, to_json(ROW))
     assert rows[0] == ROW and rows[2] == ROW
     with pytest.raises(RowError, match=rf"m\.jsonl:3: .*{BAD[line]}"):
         rows[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'[\n{"id": 1}\n]', "m.jsonl is a JSON list, rows stand one a line"),
+        (b'[{"id": 1}]', "m.jsonl is a JSON list"),
+        (b"\x1f\x8b\x08rest", "m.jsonl is compressed"),
+        (b"<!DOCTYPE html><html>", "m.jsonl is a web page"),
+        ('{"id": 1}\n'.encode("utf-16"), "m.jsonl is UTF-16: save it as UTF-8"),
+        ('{"id": 1}\n'.encode("utf-16-be"), "m.jsonl looks like UTF-16 without its mark"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_a_file_of_something_else_is_told_of_once(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "m.jsonl").write_bytes(content)
+    with pytest.raises(ForeignError, match=says):
+        Manifest(tmp_path / "m.jsonl")
+
+
+def test_a_row_that_is_a_list_ends_nothing(tmp_path: Path) -> None:
+    rows = write(tmp_path / "m.jsonl", "[]", to_json(ROW))
+    assert rows[1] == ROW
+    with pytest.raises(RowError, match=r":1: expected a JSON object"):
+        rows[0]
+
+
+def test_spans_may_be_rounded(tmp_path: Path) -> None:
+    span = Span(start=0, end=10, captions=("b",))
+    row = Row(id="1", clips=(Clip(path="a.wav", duration=9.98),), spans=(span,))
+    assert write(tmp_path / "m.jsonl", to_json(row))[0] == row
 
 
 def test_json_leaves_defaults_out() -> None:

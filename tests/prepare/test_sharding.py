@@ -28,7 +28,7 @@ from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
 from megatron_af.data.shards import open_rows, row_from_record
 from megatron_af.data.storage import DataRoot
 from megatron_af.prepare import sharding
-from megatron_af.prepare.sharding import Summary, peak_int16, prepare, prepare_group, recipe
+from megatron_af.prepare.sharding import Summary, prepare, prepare_group, recipe
 from megatron_af.progress import Progress, silent
 from tests.data.toy import CPU, FRONT_END, open_stream, toy_rows, write_manifest
 from tests.text.toy_tokenizer import toy_base
@@ -67,7 +67,7 @@ def row(name: str, path: str, duration: float = 1.0, start: float = 0.0) -> Row:
     return Row(
         id=name,
         clips=(Clip(path=path, duration=duration, start=start),),
-        questions=(Question(prompt="what?", output=name, options=("a", "b")),),
+        questions=(Question(prompt="what?", output=name, options=(name, "another")),),
         captions=("one", "two"),
         meta={"n": 1},
     )
@@ -183,6 +183,37 @@ def test_odd_headers_and_channels_have_their_sentence(tmp_path: Path) -> None:
     kept = list(open_rows(DataRoot(str(root)), "prepared/a"))
     assert abs(kept[0].clips[0].duration - 1.0) < 1e-3 and kept[0].clips[0].digest == kept[1].clips[0].digest
     assert run(config(tmp_path, channels="first")).kept == 3
+
+
+def test_rows_written_by_hand_have_their_sentence(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    soundfile.write(root / "a.wav", noise(1.0), RATE)
+    soundfile.write(root / "none.wav", np.zeros(0), RATE)
+    (root / "circle.wav").symlink_to("circle.wav")
+    asked = row("lost answer", "a.wav")
+    asked = replace(asked, questions=(Question(prompt="?", output="hail", options=("rain", "wind")),))
+    rows = [
+        asked,
+        replace(asked, id="letter", questions=(Question(prompt="?", output="B", options=("rain", "wind")),)),
+        row("case", "A.WAV"),
+        row("backslash", "x\\a.wav"),
+        row("no samples", "none.wav"),
+        row("circle", "circle.wav"),
+        row("link", "broken.wav"),
+    ]
+    (root / "broken.wav").symlink_to("nowhere.wav")
+    (root / "a.jsonl").write_text("\n".join(map(to_json, rows)))
+    summary = run(config(tmp_path))
+    report = [json.loads(line) for line in (root / summary.report).read_text().splitlines()]
+    said = {entry["id"] or entry["problem"].split(": ")[0]: (entry["reason"], entry["problem"]) for entry in report}
+    assert [r.id for r in open_rows(DataRoot(str(root)), "prepared/a")] == ["letter"]
+    assert said["lost answer"][0] == "bad row" and "none of its options" in said["lost answer"][1]
+    assert said["case"][1].endswith("it does not exist; 'a.wav' is there")
+    assert "not by a backslash" in said["backslash"][1]
+    assert said["no samples"][0] == "empty"
+    assert "is empty" not in said["circle"][1] and "links" in said["circle"][1]
+    assert said["link"][1].endswith("it is a link that leads nowhere")
 
 
 def test_shards_are_web_datasets_and_do_not_depend_on_workers_or_time(tmp_path: Path) -> None:
@@ -407,10 +438,6 @@ def test_object_stores_work_through_fsspec(tmp_path: Path) -> None:
     stream = open_stream(c)
     assert len(stream.batch(0).sample_ids) == 4
     stream.close()
-
-
-def test_peak_normalisation_rounds_towards_zero() -> None:
-    assert peak_int16(np.array([0.5, -0.25, 0.1], np.float32)).tolist() == [32_767, -16_383, 6_553]
 
 
 def test_one_group_can_be_prepared_alone(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class Recordings:
         """
         path = self.path(name)
         if not self.root.exists(path):
-            raise AudioError(f"{path} does not exist{self._hint(path)}", "missing")
+            raise AudioError(f"{path} does not exist{self.hint(path)}", "missing")
         if duration is None:
             try:
                 duration = recording_seconds(self.root.local(path) or self.root.read(path)) - start
@@ -149,7 +149,8 @@ class Recordings:
         except RowError:
             return False
 
-    def _hint(self, path: str) -> str:
+    def hint(self, path: str) -> str:
+        """Why there may be no such file, or what it may be called; empty where nothing is near."""
         folder, _, name = path.rpartition("/")
         if (local := self.root.local(path)) is not None and os.path.islink(local):  # noqa: PTH114  # of any name
             return ": it is a link that leads nowhere"

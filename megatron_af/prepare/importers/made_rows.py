@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_af.config import ImportConfig
-from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.data.rows import Clip, Question, Row, RowError
 from megatron_af.data.templates import CLASS_PHRASES
+from megatron_af.prepare.importers.layout import said
 
 CAPTIONING, CLASSIFICATION = "audio captioning", "event classification"
 """What is asked for, where nobody says it otherwise: the rows' task, and the skill that evaluation reports by."""
@@ -55,6 +56,15 @@ def is_an_option(answer: str, options: Sequence[str]) -> bool:
         return False
     place = int(letter[1]) if letter[1].isdecimal() else ord(letter[1].lower()) - ord("a") + 1
     return place <= len(options)
+
+
+def answered(row: Row) -> Row:
+    """The row, unless an answer is none of its options: then `RowError`. Several labels are one answer."""
+    for question in row.questions if "labels" not in row.meta else ():
+        if question.options and not is_an_option(question.output, question.options):
+            shown = f"{said(question.output)} is none of its options {said(question.options)}"
+            raise RowError(f"{row.id}: its answer {shown}")
+    return row
 
 
 def _plain(text: str) -> set[str]:

@@ -20,8 +20,8 @@ from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.prepare.importers.audio_flamingo import audio_flamingo
 from megatron_af.prepare.importers.conversations import conversations
 from megatron_af.prepare.importers.label_folders import label_folders
-from megatron_af.prepare.importers.layout import Maker, Noted, PassedOver, said
-from megatron_af.prepare.importers.made_rows import is_an_option
+from megatron_af.prepare.importers.layout import Maker, Noted, PassedOver
+from megatron_af.prepare.importers.made_rows import answered
 from megatron_af.prepare.importers.own_rows import own_rows
 from megatron_af.prepare.importers.records import file_names, json_records
 from megatron_af.prepare.importers.table import table
@@ -187,12 +187,11 @@ def lines_of(makers: Iterator[Maker]) -> Iterator[Line | Exception]:
 
 def _answered(line: Line | Exception) -> Line | Exception:
     """The line, or what is wrong with an answer that is none of its options."""
-    if isinstance(line, Line) and "labels" not in line.row.meta:  # several labels are one answer
-        for question in line.row.questions:
-            if question.options and not is_an_option(question.output, question.options):
-                return RowError(
-                    f"{line.row.id}: its answer {said(question.output)} is none of its options {said(question.options)}"
-                )
+    if isinstance(line, Line):
+        try:
+            answered(line.row)
+        except RowError as error:
+            return error
     return line
 
 
