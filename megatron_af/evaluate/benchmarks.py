@@ -15,12 +15,11 @@ from megatron_af.config.errors import listed
 from megatron_af.data.rows import Question, Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import plain_answer
-from megatron_af.prepare.importers.layout import PassedOver
+from megatron_af.evaluate.lettered_options import LETTERS, place_of, without_letters
+from megatron_af.prepare.importers.layout import Noted, PassedOver
 from megatron_af.prepare.importers.made_rows import options_prompt
 from megatron_af.prepare.importers.run import Line, lines_of, rows_of
 from megatron_af.runs.benchmarks import Benchmark
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +71,17 @@ def read_questions(benchmark: Benchmark, root: DataRoot) -> Questions:
     Raises:
         ForeignError, StorageError: the layout is not what the benchmark's file says, or is not there.
     """
-    rows, left_out = [], []
+    rows, left_out, notes = [], [], Counter[str]()
     for line in lines_of(rows_of(root, benchmark.source)):
         if isinstance(line, Line):
             rows.append(line.row)
+        elif isinstance(line, Noted):
+            notes[line.kind] += 1
         elif not isinstance(line, PassedOver):
             reason = line.reason if isinstance(line, AudioError) else "bad row"
             left_out.append({"reason": reason, "problem": str(line)})
-    return questions_of_rows(benchmark, rows, left_out)
+    found = questions_of_rows(benchmark, rows, left_out)
+    return replace(found, notes=dict(notes + Counter(found.notes)))
 
 
 def questions_of_rows(benchmark: Benchmark, rows: Sequence[Row], left_out: Iterable[dict[str, str]] = ()) -> Questions:
@@ -95,10 +97,14 @@ def questions_of_rows(benchmark: Benchmark, rows: Sequence[Row], left_out: Itera
                 asked[place] = replace(before, references=(*before.references, question.output))
                 continue
             number = f"{row.id}#{len(single.questions)}" if row.template == "dialogue" else row.id
-            options = question.options or benchmark.options
-            if problem := _unusable(question.output, options, several="labels" in row.meta):
+            options = without_letters(question.options or benchmark.options)
+            several = "labels" in row.meta
+            lettered = any("{options}" in wording for wording in benchmark.wordings)
+            if problem := _unusable(question.output, options, several=several, lettered=lettered):
                 bad.append({"reason": problem.partition(":")[0], "problem": f"{number}: {problem}"})
                 continue
+            place_of_answer = None if several else place_of(question.output, options)
+            reference = question.output if place_of_answer is None else options[place_of_answer]
             if any(_words(a) < _words(b) for a in options for b in options):
                 notes["options contain each other"] += 1
             if benchmark.shuffle_options:
@@ -107,20 +113,22 @@ def questions_of_rows(benchmark: Benchmark, rows: Sequence[Row], left_out: Itera
             asked[place] = Asked(
                 id=number,
                 row=replace(single, questions=(*single.questions[:-1], replace(question, options=options))),
-                references=(question.output,),
+                references=(reference,),
                 labels=tuple(row.meta.get("labels", ())),
             )
     return Questions(questions=_by_own_names(asked.values()), rows=list(rows), left_out=bad, notes=dict(notes))
 
 
-def _unusable(output: str, options: Sequence[str], *, several: bool) -> str:
+def _unusable(output: str, options: Sequence[str], *, several: bool, lettered: bool) -> str:
     """Why a question cannot be measured; empty: it can."""
     plain = [plain_answer(option) for option in options]
     if not options or several:
         return ""
+    if lettered and len(options) > len(LETTERS):
+        return f"more options than letters: {len(options)}, and a wording with {{options}} has a letter for each"
     if twice := [option for option in dict.fromkeys(plain) if plain.count(option) > 1]:
         return f"two options are the same: {listed(twice)}"
-    if plain_answer(output) not in plain:
+    if place_of(output, options) is None:
         return f"its answer is none of its options: {output!r} of {listed(options)}"
     return ""
 

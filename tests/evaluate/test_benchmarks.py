@@ -65,6 +65,26 @@ def test_what_cannot_be_measured_is_left_out_and_what_is_odd_is_counted() -> Non
     ]
 
 
+def test_letters_in_front_of_options_and_in_the_place_of_answers_are_no_words() -> None:
+    plain, lettered = ("rain", "hail"), ("(A) rain", "(B) hail")
+    asked = replace(PLAIN, wordings=("{question} {options}",))
+    answers = [("B", plain), ("(B) hail", plain), ("hail", lettered), ("B", lettered), ("(B) hail", lettered)]
+    rows = [row(n, Question(prompt="?", output=answer, options=o)) for n, (answer, o) in enumerate(answers)]
+    found = questions_of_rows(asked, rows)
+    assert not found.left_out
+    assert {one.references for one in found.questions} == {("hail",)}
+    assert {one.worded(asked.wordings[0]).questions[-1].prompt for one in found.questions} == {"? (A) rain (B) hail"}
+    shuffled = questions_of_rows(replace(asked, shuffle_options=True), rows)
+    assert {one.references for one in shuffled.questions} == {("hail",)}
+
+
+def test_more_options_than_letters_are_not_asked_by_letters() -> None:
+    many = [row(0, Question(prompt="?", output="o28", options=tuple(f"o{n}" for n in range(30))))]
+    assert len(questions_of_rows(PLAIN, many).questions) == 1
+    left_out = questions_of_rows(replace(PLAIN, wordings=("{question} {options}",)), many).left_out
+    assert left_out[0]["problem"].startswith("0: more options than letters: 30")
+
+
 def talk(*turns: str) -> list[dict[str, str]]:
     return [{"from": who, "value": text} for who, text in zip(("human", "gpt"), turns, strict=False)]
 

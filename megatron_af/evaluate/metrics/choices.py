@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from megatron_af.evaluate.answered import Said
 from megatron_af.evaluate.exchange import plain_answer
+from megatron_af.evaluate.lettered_options import LETTERS
 from megatron_af.evaluate.metrics.base import Metric, Scores, percent
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _MARKED = re.compile(
     r"\(([A-Za-z])\)|^\W*([A-Za-z])[).:,](?=\s|$)|\b(?i:answer|option|choice)\s*(?:is|:)?\s*\(?([A-Z]|[b-hB-H])\b"

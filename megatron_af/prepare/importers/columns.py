@@ -41,7 +41,9 @@ from megatron_af.prepare.importers.made_rows import (
     NO_TEXT,
     classification,
     description,
+    is_lettered,
     label_words,
+    letter_place,
     of_class,
 )
 
@@ -208,7 +210,7 @@ def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str
     usual = CLASSIFICATION if label or labels or name else CAPTIONING if captions else ""
     task = origin.task or usual
     skill = texts.get("skill") or task
-    options = [text for c in columns.get("options", "").split(",") if c for text in _several(record, c)]
+    options = _options(record, columns.get("options", ""), output)
     asked = Question(prompt=prompts.get("output", ""), output=output, skill=skill, options=tuple(options))
     questions = [asked] if output else []
     if label:
@@ -226,6 +228,22 @@ def _row(key: str, clip: Clip, record: Record, all_labels: Mapping[str, list[str
     answers = asks == "label" and "prompt" in columns  # a label of its own question is no class of sounds
     name = _said(name, origin) if name else "" if answers else label
     return of_class(row, name) if name else row
+
+
+def _options(record: Record, columns: str, answer: str) -> list[str]:
+    """The options of a question, from one column with a list or from a column each."""
+    named = {key: list(one.values()) for key, one in record.items() if isinstance(one, dict) and is_lettered(one)}
+    found = [_several({**record, **named}, column) for column in columns.split(",") if column]
+    while found and not found[-1]:
+        found.pop()
+    gap = found.index([]) if len(found) > 1 and [] in found else len(found)
+    if gap < len(found) and letter_place(answer) >= gap:
+        empty = columns.split(",")[gap]
+        raise RowError(
+            f"column {empty!r}, an option, is empty and others behind it are not, so {answer!r} may be either of two: "
+            "write the answer in words"
+        )
+    return [text for some in found for text in some]
 
 
 def _with_values(prompt: str, values: object) -> str:

@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from string import ascii_uppercase
+from typing import Any
 
 from megatron_af.config import ImportConfig
 from megatron_af.data.rows import Clip, Question, Row, RowError
@@ -51,11 +53,21 @@ def is_an_option(answer: str, options: Sequence[str]) -> bool:
     offered = {plain for option in options for plain in _plain(option)}
     if offered & _plain(answer) or all(offered & _plain(one) for one in answer.split(",")):
         return True
-    letter = _LETTER.fullmatch(answer.strip())
-    if letter is None or any(_LETTER.fullmatch(option.strip()) for option in options):  # "3" of 1, 5, 7 is no place
+    if any(_LETTER.fullmatch(option.strip()) for option in options):  # "3" of 1, 5, 7 is no place
         return False
-    place = int(letter[1]) if letter[1].isdecimal() else ord(letter[1].lower()) - ord("a") + 1
-    return place <= len(options)
+    return -1 < letter_place(answer) < len(options) or answer.strip("(). :") == str(len(options))
+
+
+def letter_place(answer: str) -> int:
+    """Which place, from 0, an answer means that is a letter or a number alone (some count from 1); -1: it is none."""
+    if (letter := _LETTER.fullmatch(answer.strip())) is None:
+        return -1
+    return int(letter[1]) if letter[1].isdecimal() else ascii_uppercase.index(letter[1].upper())
+
+
+def is_lettered(options: Mapping[str, Any]) -> bool:
+    """``{"A": "rain", "B": "hail"}``"""
+    return bool(options) and ascii_uppercase.startswith("".join(options).upper())
 
 
 def answered(row: Row) -> Row:

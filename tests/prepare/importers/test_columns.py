@@ -7,7 +7,7 @@ import pytest
 from megatron_af.config import ImportConfig
 from megatron_af.foreign import ForeignError
 from tests.data.toy import write_tone
-from tests.prepare.importing import problems, run, table
+from tests.prepare.importing import dump, problems, run, table
 
 ASKED = {"audio": "file", "prompt": "q", "output": "a"}
 
@@ -51,6 +51,22 @@ def test_several_labels_are_one_answer_and_options_stand_beside_it(tmp_path: Pat
     columns = {"audio": "{f}.wav", "prompt": "q", "output": "right", "options": "right,wrong_1,wrong_2"}
     (row,), _ = run(tmp_path, ImportConfig(format="csv", path="m.csv", columns=columns))
     assert (row.questions[0].output, row.questions[0].options) == ("rain", ("rain", "hail", "wind"))
+
+
+def test_options_may_be_under_their_letters_and_have_no_gap_before_a_letter(tmp_path: Path) -> None:
+    write_tone(tmp_path / "1.wav", 0.5, 0)
+    asked = {"f": "1.wav", "q": "what?"}
+    dump(tmp_path / "l.json", [{**asked, "a": "B", "o": {"A": "rain", "B": "hail"}}])
+    columns = {"audio": "f", "prompt": "q", "output": "a", "options": "o"}
+    (row,), _ = run(tmp_path, ImportConfig(format="json", path="l.json", columns=columns))
+    assert row.questions[0].options == ("rain", "hail")
+    choices = {"w": "rain", "x": "hail", "y": "", "z": "wind"}
+    answers = ["D", "B", "wind", "1"]
+    lines = [{**asked, **choices, "a": a} for a in answers]
+    table(tmp_path / "t.csv", [*lines, {**asked, **choices, "z": "", "a": "B"}])
+    rows, report = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns={**columns, "options": "w,x,y,z"}))
+    assert [row.questions[0].output for row in rows] == ["B", "wind", "1", "B"]
+    assert "column 'y', an option, is empty and others behind it are not" in problems(tmp_path, report)[0]
 
 
 @pytest.mark.parametrize("nothing", ["nan", "<NA>", "#N/A", "null", "#REF!", "#VALUE!", "#DIV/0!", "None"])
