@@ -223,27 +223,38 @@ def is_json_list(head: bytes) -> bool:
 
 
 def parse_line(line: bytes) -> Any:
-    """What a line of JSON Lines holds.
+    """What a line of JSON Lines holds; raises what :func:`strict_json` raises."""
+    return strict_json(line, "; each object has a line of its own")
+
+
+def strict_json(data: bytes, rule: str = "") -> Any:
+    """Decoded JSON in UTF-8, of which nothing is lost.
+
+    Args:
+        rule: said where there is less or more than one value.
 
     Raises:
         ForeignError: it is none, or has a key twice; the message knows no file.
     """
     try:
-        text = line.decode("utf-8-sig").strip()
+        text = data.decode("utf-8-sig").strip()
         return json.loads(text, object_pairs_hook=_once)
     except UnicodeDecodeError as error:
-        problem = (
-            f"not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8, for instance by "
+        known = described(data)
+        problem = known if known and not known.startswith("is text") else ""
+        problem = problem or (
+            f"not UTF-8 (byte 0x{data[error.start]:02x}): save the file as UTF-8, for instance by "
             "iconv -f windows-1252 -t utf-8"
         )
     except json.JSONDecodeError as error:
         behind = text[error.pos :].lstrip()
+        column = error.pos - text.rfind("\n", 0, error.pos)
         if not behind:
-            problem = "the line ends before its JSON does: each object has one line"
+            problem = f"its JSON ends too early{rule}"
         elif error.msg == "Extra data":
-            problem = f"more stands behind the object ({behind[:20]!r}): each has a line of its own, without a comma"
+            problem = f"more stands behind the object ({behind[:20]!r}){rule}"
         else:
-            problem = f"no JSON in column {error.pos + 1} ({behind[:20]!r})"
+            problem = f"no JSON in column {column} ({behind[:20]!r})"
     except RecursionError:
         problem = "nested too deeply to be data"
     except ForeignError:

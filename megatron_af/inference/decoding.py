@@ -47,26 +47,26 @@ class Decoding:
         for name, first in (("max_new_tokens", 1), ("top_k", 0), ("beams", 1), ("seed", 0)):
             value = getattr(self, name)
             if not _is_whole(value) or value < first:
-                yield f"{name}: expected a whole number from {first} on, got {value!r}"
+                yield f"{name}: expected a whole number from {first} on, got {value!r:.80}"
         for name, least, most in (("temperature", 0.0, math.inf), ("length_penalty", -math.inf, math.inf)):
             value = getattr(self, name)
             if not is_finite(value) or not least <= value <= most:
-                yield f"{name}: expected a number{' from 0 on' if least == 0 else ''}, got {value!r}"
+                yield f"{name}: expected a number{' from 0 on' if least == 0 else ''}, got {value!r:.80}"
         if not is_finite(self.top_p) or not 0 < self.top_p <= 1:
-            yield f"top_p: expected a number above 0, at most 1, got {self.top_p!r}"
+            yield f"top_p: expected a number above 0, at most 1, got {self.top_p!r:.80}"
         if not is_finite(self.repetition_penalty) or self.repetition_penalty <= 0:
-            yield f"repetition_penalty: expected a number above 0, got {self.repetition_penalty!r}"
+            yield f"repetition_penalty: expected a number above 0, got {self.repetition_penalty!r:.80}"
         if self.logprobs is not None and (not _is_whole(self.logprobs) or not 0 <= self.logprobs <= MOST_LOGPROBS):
-            yield f"logprobs: expected a whole number from 0 to {MOST_LOGPROBS}, got {self.logprobs!r}"
+            yield f"logprobs: expected a whole number from 0 to {MOST_LOGPROBS}, got {self.logprobs!r:.80}"
         if not isinstance(self.unsure, str):
-            yield f"unsure: expected a text to say in place of an answer, got {self.unsure!r}"
+            yield f"unsure: expected a text to say in place of an answer, got {self.unsure!r:.80}"
         if self.least_confidence is not None:
             if not is_finite(self.least_confidence) or not 0 <= self.least_confidence <= 1:
-                yield f"least_confidence: expected a number from 0 to 1, got {self.least_confidence!r}"
+                yield f"least_confidence: expected a number from 0 to 1, got {self.least_confidence!r:.80}"
             if not self.unsure:
                 yield "least_confidence: expected unsure beside it, which says what is told in place of an answer"
         if any(not isinstance(text, str) or not text for text in self.stop):
-            yield f"stop: expected texts that are not empty, got {list(self.stop)!r}"
+            yield f"stop: expected texts that are not empty, got {list(self.stop)!r:.80}"
         if _is_whole(self.seed) and self.seed >= 2**63:
             yield f"seed: expected less than 2^63, got {self.seed}"
         if self.beams != 1 and self.temperature:

@@ -33,8 +33,12 @@ from megatron_af.config.errors import suggestion
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.inference.decoding import Decoding
 
+KEYS = ("prompt", "audio", "history", "examples", "decoding", "options", "id")
+"""Of a request; the last two are read by who answers a file of them."""
 _BASE64 = str.maketrans("-_", "+/", "\r\n\t")
 """What base64 in URLs has for two letters, and what stands between lines."""
+_FOLDED = re.compile(r"[ \t]*[\r\n]+[ \t]*")
+"""The ends of its lines, and what mail programs put around them."""
 
 _SHORTEST = 64
 """Letters of the smallest recording; what is shorter, and no multiple of four, is a name: ``/etc/passwd``."""
@@ -105,6 +109,7 @@ class RequestRows:
 
     def row(self, request: Mapping[str, Any], where: str) -> Row:
         """The row whose last question is the request's. Raises ``BadRequest``, whose message begins with ``where``."""
+        _check_keys(request, KEYS, "a request", where)
         prompt = _text(request, "prompt", where)
         history, examples = _records(request, "history", where), _records(request, "examples", where)
         audio = request.get("audio")
@@ -112,6 +117,10 @@ class RequestRows:
             raise BadRequest(f"{where}: expected history or examples, got both; ask about one conversation at a time")
         asked = Question(prompt=prompt, output="")
         clips = () if is_absent(audio) else (self._clip(audio, f"{where}: audio"),)
+        for i, turn in enumerate(history):
+            _check_keys(turn, ("user", "assistant"), "a turn", f"{where}: history[{i}]")
+        for i, example in enumerate(examples):
+            _check_keys(example, ("audio", "prompt", "answer"), "an example", f"{where}: examples[{i}]")
         if history:
             turns = [
                 Question(prompt=_text(turn, "user", at), output=_text(turn, "assistant", at))
@@ -164,7 +173,11 @@ class RequestRows:
     def _named(self, audio: Any) -> Path | None:
         if not isinstance(audio, str | Path) or str(audio)[:5].lower() == "data:":
             return None
-        return self._opens(str(audio).removeprefix("file://"))
+        name = str(audio)
+        if not name.startswith("file://"):
+            return self._opens(name)
+        name = name.removeprefix("file://").removeprefix("localhost")
+        return self._opens(name) or self._opens(unquote(name))
 
 
 def _content(audio: Any, where: str) -> bytes:
@@ -188,13 +201,21 @@ def from_base64(text: str) -> bytes:
     """
     if text[:5].lower() == "data:":
         text = unquote(text.partition(",")[2])
-    whole = text.strip().translate(_BASE64)
+    whole = _FOLDED.sub("", text.strip()).translate(_BASE64)
     plain = whole.rstrip("=")
     if odd := re.search("[^A-Za-z0-9+/]", plain):
-        raise ValueError(f"{odd[0]!r} behind {odd.start():,} of its letters is none")
+        cure = "; '+' becomes a space where a form's field is read: send it as JSON" if odd[0] == " " else ""
+        raise ValueError(f"{odd[0]!r} behind {odd.start():,} of its letters is none{cure}")
     if len(plain) % 4 == 1 or (len(whole) % 4 and len(plain) < _SHORTEST):
         raise ValueError(f"it is cut: {len(plain):,} letters are no whole number of bytes")
     return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+
+
+def _check_keys(given: Mapping[str, Any], known: Sequence[str], what: str, where: str) -> None:
+    """Refuses what would be dropped in silence."""
+    for name, value in given.items():
+        if name not in known and not is_absent(value):
+            raise BadRequest(f"{where}: {name}: no key of {what}{suggestion(str(name), known)}")
 
 
 def _records(request: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
@@ -228,6 +249,16 @@ def read_decoding(given: Mapping[str, Any], where: str = "") -> Decoding:
     if problem := next(decoding.problems(), None):
         raise BadRequest(where + problem)
     return decoding
+
+
+def own_decoding(request: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a request itself says about how it is decoded. Raises ``BadRequest``."""
+    own = request.get("decoding")
+    if is_absent(own):
+        return {}
+    if not isinstance(own, Mapping):
+        raise BadRequest(f"{where}decoding: expected a mapping such as {{'temperature': 0.7}}, got {str(own)[:80]!r}")
+    return dict(own)
 
 
 def settings_of(given: Sequence[str]) -> Decoding:

@@ -23,7 +23,8 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_af import files
-from megatron_af.foreign import ForeignError, read_text
+from megatron_af.data.rows import is_unicode
+from megatron_af.foreign import HEAD_BYTES, ForeignError, is_json_list, parse_line, read_text
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.writing import Answer
 from megatron_af.progress import Progress
@@ -55,9 +56,11 @@ def answer_file(
     """A collective. Every rank writes a part of its own while it answers; the first puts them together at the end.
 
     Raises:
-        ForeignError: a line of the file is no request.
+        ForeignError: no line of the file is a request.
     """
     requests = list(read_requests(source))
+    if requests and all(isinstance(request, Unread) for request in requests):
+        raise ForeignError(requests[0]["error"])
     settings = {"decoding": dict(decoding), "few_shot": few_shot, "from": few_shot_from, "weights": model.weights}
     asked = [digest_value({"request": request, **settings}) for request in requests]
     known = _known(output)
@@ -85,22 +88,34 @@ def answer_file(
         for rest in output.parent.glob(f"{output.name}.part-*"):
             rest.unlink()
     dist.barrier()
-    refused = sum("error" in line for line in map(json.loads, read_text(output).splitlines()))
+    refused = sum("error" in line for line in map(json.loads, read_text(output).split("\n")[:-1]))
     return Counts(answered=len(requests) - refused, refused=refused, kept=len(requests) - len(to_do))
 
 
+class Unread(dict[str, Any]):
+    """A line that is no request: what is wrong with it stands under ``error``."""
+
+
 def read_requests(source: Path) -> Iterator[dict[str, Any]]:
-    """The requests of a JSON Lines file. Raises `ForeignError` with the line."""
-    for number, line in enumerate(read_text(source).splitlines(), 1):
+    """The requests of a JSON Lines file; a line that holds none is `Unread`. Raises `ForeignError`."""
+    text = read_text(source)
+    if is_json_list(text[:HEAD_BYTES].encode()):
+        raise ForeignError(f"{source} is a JSON list: write a line for each request, for instance by jq -c '.[]'")
+    for number, line in enumerate(text.split("\n"), 1):  # U+2028 ends no line of JSON
         if not line.strip():
             continue
+        where = f"{source}, line {number}: "
         try:
-            request = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ForeignError(f"{source}, line {number}: expected a JSON object: {error}") from None
+            request = parse_line(line.encode())
+        except ForeignError as error:
+            yield Unread(error=where + str(error))
+            continue
         if not isinstance(request, dict):
-            raise ForeignError(f"{source}, line {number}: expected an object with prompt and audio, got {line[:60]}")
-        yield request
+            yield Unread(error=f"{where}expected an object with prompt and audio, got {line[:60]}")
+        elif not is_unicode(request):
+            yield Unread(error=f"{where}half of a surrogate pair, which is no text: correct or remove it")
+        else:
+            yield request
 
 
 def _head(request: Mapping[str, Any], place: int) -> dict[str, Any]:
@@ -111,6 +126,10 @@ def _answered(
     model: LoadedModel, requests: Sequence[dict[str, Any]], decoding: Mapping[str, Any], few_shot: int, source: str
 ) -> list[dict[str, Any]]:
     """A result for each: who cannot be answered is told why, and the others are answered all the same."""
+    asked = [request for request in requests if not isinstance(request, Unread)]
+    if len(asked) < len(requests):
+        answered = iter(_answered(model, asked, decoding, few_shot, source) if asked else [])
+        return [dict(request) if isinstance(request, Unread) else next(answered) for request in requests]
     try:
         answers = model.complete(requests, few_shot=few_shot, few_shot_from=source, **decoding)
         return [_result(model, request, answer) for request, answer in zip(requests, answers, strict=True)]
@@ -136,7 +155,7 @@ def _known(output: Path) -> dict[str, dict[str, Any]]:
     """Lines that were written, by what they answer; a last one that a run broke off in is none."""
     known = {}
     for path in (output, *sorted(output.parent.glob(f"{output.name}.part-*"))):
-        for line in read_text(path).splitlines() if path.is_file() else ():
+        for line in read_text(path).split("\n") if path.is_file() else ():
             try:
                 answer = json.loads(line)
                 known[str(answer["asked"])] = answer

@@ -83,6 +83,10 @@ def read_ask(body: Any, *, model: str, settings: ServingConfig) -> Ask:
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise Refused(400, f"stream_options: expected an object, got {_kind(options)}", field="stream_options")
+    for name in options:
+        if name not in ("include_usage", "include_obfuscation"):
+            known = suggestion(str(name), ["include_usage"])
+            raise Refused(400, f"stream_options.{name}: no option of a stream here{known}", field="stream_options")
     return Ask(
         request=read_messages(body.get("messages"), settings.max_prompt_characters),
         model=model,

@@ -71,12 +71,12 @@ class AudioFlamingoModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
-        from megatron_af.inference.requests import BadRequest
+        from megatron_af.inference.requests import BadRequest, is_absent
 
         requests = []
         for record in model_input.to_dict("records"):
             content = record.pop("audio_bytes", None)
-            requests.append({**record, "audio": content} if isinstance(content, bytes) else record)
+            requests.append(record if is_absent(content) else {**record, "audio": content})
         defaults = {param.name: param.default for param in SIGNATURE.params.params}
         try:
             given = {name: np.asarray(value).item() for name, value in (params or {}).items()}

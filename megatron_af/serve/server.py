@@ -29,6 +29,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from megatron_af.data.rows import Row
+from megatron_af.foreign import ForeignError, strict_json
 from megatron_af.inference.requests import BadRequest, RequestRows, TooLarge, files_below, no_files
 from megatron_af.inference.writing import Answer, Piece
 from megatron_af.serve.chat import Ask, Pieces, Refused, completion, error_body, read_ask
@@ -221,9 +222,9 @@ class Server:
                 413, f"the body: expected at most {most} bytes, got {size}; shorten the recording, or compress it"
             )
         try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, f"the body: expected JSON: {str(error)[:80]}") from None
+            return strict_json(bytes(content))
+        except ForeignError as error:
+            raise Refused(400, f"the body: expected JSON: {error}") from None
 
     def _prepared(self, ask: Ask) -> Asked:
         """Its recordings on disk and its length known; runs beside what is being answered."""

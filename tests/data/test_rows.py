@@ -52,9 +52,9 @@ def test_empty_and_missing_manifests(tmp_path: Path) -> None:
 
 
 BAD = {
-    '{"id": "x"': "the line ends before its JSON does",
+    '{"id": "x"': "its JSON ends too early; each object has a line of its own",
     '{"id": "x", captions}': r"no JSON in column 13 \('captions}'\)",
-    '{"id": 1, CAPTION},': r"more stands behind the object \(','\): each has a line",
+    '{"id": 1, CAPTION},': r"more stands behind the object \(','\); each object has a line",
     '{"id": 1, CAPTION, "task": "a", "task": "b"}': "has the key 'task' twice",
     '{"id": 1, CAPTION, "task": "caf\udce9"}': "not UTF-8 .byte 0xe9.: save the file as UTF-8",
     '{"id": ' + "9" * 5000 + "}": "a number of thousands of digits",

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from megatron_af.inference.requests import BadRequest, RequestRows, TooLarge, files_below, no_files
+from megatron_af.inference.requests import (
+    BadRequest,
+    RequestRows,
+    TooLarge,
+    files_below,
+    from_base64,
+    no_files,
+    own_decoding,
+)
 
 
 @pytest.fixture
@@ -68,6 +76,11 @@ def test_history_is_a_dialogue_and_examples_are_interleaved(wav: Path) -> None:
         ({"prompt": "x", "audio": Path("gone.wav")}, "audio: expected a file, got 'gone.wav', which does not exist"),
         ({"prompt": "x", "audio": 7}, "got int"),
         ({"prompt": "x", "audio": b"not a recording"}, "expected a recording, got what cannot be decoded"),
+        ({"prompt": "x", "audio_path": "a.wav"}, "audio_path: no key of a request; did you mean audio"),
+        ({"prompt": "x", "temperature": 1}, "temperature: no key of a request; known: prompt, audio"),
+        ({"prompt": "x", "history": [{"user": "a", "assistant": "b", "audio": "c"}]}, "audio: no key of a turn"),
+        ({"prompt": "x", "examples": [{"audio": b"", "text": "a"}]}, r"examples\[0\]: text: no key of an example"),
+        ({"prompt": "x", "audio": "UklG RiR9"}, "got 'UklG RiR9', which is neither"),
         ({"prompt": "x", "history": "hello"}, "history: expected a list of mappings"),
         ({"prompt": "x", "history": [{"user": "a"}]}, r"history\[0\]: assistant: expected text"),
         ({"prompt": "x", "examples": [{"audio": b"", "prompt": "a", "answer": "b"}]}, "expected audio behind"),
@@ -77,6 +90,26 @@ def test_history_is_a_dialogue_and_examples_are_interleaved(wav: Path) -> None:
 def test_a_bad_request_is_named(request_: dict[str, Any], says: str) -> None:
     with RequestRows() as requests, pytest.raises(BadRequest, match=says):
         requests.row(request_, "request 3")
+
+
+def test_base64_as_mail_folds_it_and_names_as_browsers_write_them(wav: Path, tmp_path: Path) -> None:
+    data = wav.read_bytes()
+    text = base64.b64encode(data).decode()
+    assert from_base64("\r\n ".join(text[i : i + 76] for i in range(0, len(text), 76))) == data
+    with pytest.raises(ValueError, match=r"'\+' becomes a space"):
+        from_base64("AA A" * 30)
+    named = tmp_path / "a b.wav"
+    named.write_bytes(data)
+    for name in (f"file://{tmp_path}/a%20b.wav", f"file://{named}", f"file://localhost{named}"):
+        with RequestRows() as requests:
+            assert requests.recording(name, "r").clips[0].duration > 0
+
+
+@pytest.mark.parametrize("own", ["x", [1], 3])
+def test_how_a_request_is_decoded_is_a_mapping(own: object) -> None:
+    with pytest.raises(BadRequest, match="request 1: decoding: expected a mapping such as"):
+        own_decoding({"decoding": own}, "request 1: ")
+    assert own_decoding({"decoding": None}, "") == {}
 
 
 @pytest.mark.parametrize("length", [256, 1024, 4092, 8192])

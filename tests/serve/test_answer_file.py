@@ -125,10 +125,34 @@ def test_ranks_share_the_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"), [("{", "expected a JSON object"), ("[1]", "expected an object with prompt")]
+    ("line", "says"),
+    [
+        ("{", "its JSON ends too early"),
+        ("[1]", "expected an object with prompt"),
+        ('{"prompt": "x", "prompt": "y"}', "has the key 'prompt' twice"),
+        ('{"prompt": "\\ud83d"}', "half of a surrogate pair"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
 )
-def test_a_line_that_is_no_request(tmp_path: Path, line: str, says: str) -> None:
-    source = tmp_path / "asked.jsonl"
-    source.write_text('{"prompt": "x"}\n\n' + line + "\n")
-    with pytest.raises(ForeignError, match=f"asked.jsonl, line 3: {says}"):
+@pytest.mark.usefixtures("world")
+def test_a_line_that_is_no_request_costs_no_other_one(tmp_path: Path, line: str, says: str) -> None:
+    source, output = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    source.write_text('{"prompt": "x"}\n\n' + line + '\n{"prompt": "y", "id": "7"}\n')
+    assert answer(Parrot(), source, output) == Counts(answered=2, refused=1, kept=0)
+    first, lost, last = read(output)
+    assert (first["answer"], last["answer"], last["id"], lost["id"]) == ("x!", "y!", "7", "1")
+    assert lost["error"].startswith(f"{source}, line 3: {says}")
+    source.write_text(line + "\n")
+    with pytest.raises(ForeignError, match=f"asked.jsonl, line 1: {says}"):
+        answer(Parrot(), source, output)
+
+
+@pytest.mark.usefixtures("world")
+def test_ends_of_lines_that_json_has_none_of_stay_in_their_text(tmp_path: Path) -> None:
+    source, output = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    source.write_text(json.dumps({"prompt": "a\u2028b\u0085c"}, ensure_ascii=False) + "\n")
+    assert answer(Parrot(), source, output) == Counts(answered=1, refused=0, kept=0)
+    assert answer(Parrot(), source, output) == Counts(answered=1, refused=0, kept=1)
+    source.write_text('[\n{"prompt": "x"}\n]')
+    with pytest.raises(ForeignError, match="is a JSON list: write a line for each"):
         list(read_requests(source))

@@ -124,6 +124,7 @@ def test_settings_and_their_defaults() -> None:
         ([user("x")], {"n": True}, "n: expected a whole number from 1 to 8, got True"),
         ([user("x")], {"max_tokens": 0}, "max_tokens: expected a whole number from 1 to 512, got 0"),
         ([user("x")], {"stream": "yes"}, "stream: expected true or false, got 'yes'"),
+        ([user("x")], {"stream_options": {"include_use": True}}, "stream_options.include_use: no option of a stream"),
         ([user("x")], {"stream_options": 3}, "stream_options: expected an object, got a number"),
         ([user("x")], {"tools": [{}]}, "tools: this server has no such setting; leave it out"),
         ([user("x")], {"max_token": 3}, "max_token: not a field of this server; did you mean max_tokens?"),

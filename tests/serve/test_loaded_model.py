@@ -14,6 +14,7 @@ import pytest
 
 import megatron_af
 from megatron_af.config import Config, ParallelConfig
+from megatron_af.inference.requests import BadRequest
 from megatron_af.runs.bundle import make_release
 from megatron_af.serve import loaded_model, places
 from tests.data.toy import write_tone
@@ -347,3 +348,9 @@ def test_it_answers_in_less_memory(folder: Path) -> None:
 def test_int8_is_refused_where_linears_are_cut() -> None:
     with pytest.raises(ValueError, match=r"got parallel\.tensor = 2; set it to 1, or precision to bf16"):
         loaded_model.LoadedModel("nowhere", precision="int8", parallel=ParallelConfig(tensor=2))
+
+
+@pytest.mark.parametrize("options", ["yes", {"A": "yes"}, ["yes", "yes"], ["yes", ""], [1], []])
+def test_options_are_a_list_of_texts_and_no_text_of_letters(options: Any) -> None:
+    with pytest.raises(BadRequest, match="options: expected a list of texts that differ, got"):
+        loaded_model.LoadedModel.scores(object.__new__(loaded_model.LoadedModel), None, "x", options)

@@ -173,9 +173,14 @@ def test_recordings_are_forgotten_when_they_are_answered(server: Running, parrot
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        (b"{", 400, "the body: expected JSON"),
-        (b"[" * 100_000, 400, "the body: expected JSON"),
-        (b"\xff\xfe", 400, "the body: expected JSON"),
+        (b"", 400, "the body: expected JSON: its JSON ends too early"),
+        (b"{", 400, "the body: expected JSON: its JSON ends too early"),
+        (b"a=b", 400, "the body: expected JSON: no JSON in column 1 ('a=b')"),
+        (b"[" * 100_000, 400, "the body: expected JSON: nested too deeply to be data"),
+        (b"\xff\xfe", 400, "the body: expected JSON: not UTF-8 (byte 0xff)"),
+        (b"\x1f\x8b\x08", 400, "the body: expected JSON: is compressed (gzip): unpack it"),
+        (b'{"n": ' + b"9" * 5000 + b"}", 400, "the body: expected JSON: a number of thousands of digits"),
+        (b'{"n": 1, "n": 2}', 400, "has the key 'n' twice, and only the last would count"),
         (b"[]", 400, "the body: expected a JSON object"),
         (b" " * 500_001, 413, "the body: expected at most 500000 bytes"),
         (asking("x", wav(21)), 413, "messages: audio: expected at most 20 s, got a recording of 21.0 s"),
