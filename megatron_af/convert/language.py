@@ -29,7 +29,7 @@ from megatron_af.convert.keys import KeyReport, bare_names, compare_aliases
 from megatron_af.convert.shards import SHARD_BYTES, Held, instead, open_weights, tensor_files, write_shards
 from megatron_af.decoder.family import LanguageFamily, family_of
 from megatron_af.files import write
-from megatron_af.foreign import ForeignError, read_json
+from megatron_af.foreign import ForeignError, is_finite, read_json
 from megatron_af.parallel.global_state import TABLES, Placement, fill, placements, whole_tensors
 
 WHOLE = slice(None)
@@ -224,7 +224,7 @@ class LanguageFolder:
             raise ValueError(f"{file}: {error}") from error
         for key, value in stated.items():
             kind = type(getattr(usual, key))
-            if type(value) is not kind and not (kind is float and type(value) is int):
+            if not (is_finite(value) if kind is float else type(value) is kind):
                 raise ForeignError(f"{file}: expected {EXPECTED[kind]} as model.lm.{key}, got {value!r:.80}")
         if not 0 < stated["layers"] <= len(self._file_of):
             raise ForeignError(f"{file} states {stated['layers']} layers, and there are {len(self._file_of)} tensors")

@@ -152,8 +152,8 @@ def open_weights(path: Path) -> Any:
                 break
         else:
             return file
-    except SafetensorError as error:
-        known = described(head_of(path)) or f"is no whole safetensors file ({error}): fetch it again"
+    except SafetensorError:
+        known = described(head_of(path)) or "is no whole safetensors file: fetch it again"
         raise ForeignError(f"{path} {known}") from None
     raise ForeignError(
         f"{path}: {name} is quantised ({kind}), and its scales are left out by whoever reads it as weights; take the "

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from megatron_af.decoder.family import LanguageFamily
 from megatron_af.flops import Tally
+from megatron_af.foreign import is_finite
 
 COMPUTED = {"hidden_act": "silu", "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1.0}
 """Keys of ``config.json`` and their only value that is computed, which is transformers' default."""
@@ -91,6 +92,7 @@ class Qwen2(LanguageFamily):
             raise ValueError(f"head_dim = {size} is not supported, expected hidden_size / num_attention_heads")
         if others := set(values.get("layer_types") or ()) - {"full_attention"}:
             raise ValueError(f"layer_types with {min(others)} is not supported, expected full_attention alone")
+        base = rope.get("rope_theta", values.get("rope_theta", ROPE_BASE))
         return {
             "hidden": hidden,
             "layers": values["num_hidden_layers"],
@@ -99,7 +101,7 @@ class Qwen2(LanguageFamily):
             "ffn": values["intermediate_size"],
             "vocab": values["vocab_size"],
             "tied": values.get("tie_word_embeddings", False),
-            "rope_base": float(rope.get("rope_theta", values.get("rope_theta", ROPE_BASE))),
+            "rope_base": float(base) if is_finite(base) else base,
             "norm_eps": values["rms_norm_eps"],
             "max_positions": values["max_position_embeddings"],
         }

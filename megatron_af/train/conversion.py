@@ -179,12 +179,17 @@ def refuse_other_tokenizer(source: Path, tokenizer: Tokenizer, name: str) -> Non
     """
     Raises:
         ForeignError: the tokenizer beside the weights has other ids: what the model has learnt of a word would be taken
-            for another word's.
+            for another word's; or it is broken, and nobody knows.
     """
+    if not (source / "tokenizer.json").exists() and not (source / "vocab.json").exists():
+        return
     try:
         own = Tokenizer.load(source)
-    except (OSError, ValueError):  # it has none, or one that is not of use here
-        return
+    except (OSError, ValueError) as error:
+        raise ForeignError(
+            f"the tokenizer beside the weights cannot be compared with data.tokenizer = {name}: {error}. Fetch it "
+            "again, or move it away if that is the model's"
+        ) from None
     if different := tokenizer.differs(own):
         raise ForeignError(
             f"{source} has a tokenizer of its own, and data.tokenizer = {name} is another: {different}; name that of "

@@ -99,7 +99,7 @@ def test_a_part_that_is_missing_is_named(sharded: Path) -> None:
         (b"<!DOCTYPE html><html>404</html>", "is a web page"),
         (b"", "is empty"),
         (b"\x00" * 64, "nothing but zero bytes"),
-        (b"\xff" * 64, "is no whole safetensors file"),
+        (b"\xff" * 64, "is no whole safetensors file: fetch it again"),
     ],
 )
 def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -110,6 +110,13 @@ def test_a_tokenizer_that_is_not_that_of_the_weights_is_refused(tmp_path):
     write_tokenizer(tmp_path / "lm/tokenizer.json", 55)
     with pytest.raises(ForeignError, match=r"other\.json is another: 'w48' is 50 in the one and unknown in the other"):
         convert_with(tmp_path / "lm", tmp_path / "other.json")
+    (tmp_path / "lm/tokenizer.json").write_text("{")  # what it is nobody knows
+    with pytest.raises(ForeignError, match=r"cannot be compared with .*tokenizer\.json is not JSON.*Fetch it again"):
+        convert_with(tmp_path / "lm", tmp_path / "other.json")
+    (tmp_path / "lm/tokenizer.json").unlink()
+    (tmp_path / "lm/vocab.json").write_text("{}")
+    with pytest.raises(ForeignError, match="cannot be compared with"):
+        convert_with(tmp_path / "lm", tmp_path / "other.json")
 
 
 def convert_with(folder: Path, tokenizer: Path) -> None:
