@@ -255,8 +255,8 @@ def test_a_quantised_folder_is_refused_by_name(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"rope_theta": 10**400}, r"config\.json: expected a number as model\.lm\.rope_base, got 1000"),
-        ({"rope_theta": "1e6 "}, r"config\.json: expected a number as model\.lm\.rope_base, got '1e6 '"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, r"expected a number as model\.lm\.rope_base, got 1000"),
+        ({"rope_parameters": {"rope_theta": "1e6 "}}, r"expected a number as model\.lm\.rope_base, got '1e6 '"),
         ({"rms_norm_eps": 10**400}, r"config\.json: expected a number as model\.lm\.norm_eps, got 1000"),
         ({"hidden_size": None}, r"config\.json: expected a whole number as model\.lm\.hidden, got None"),
         ({"tie_word_embeddings": "no"}, r"expected true or false as model\.lm\.tied, got 'no'"),
