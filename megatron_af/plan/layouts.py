@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from megatron_af.config import Config, ConfigError, StageConfig
 from megatron_af.config.errors import divisors
 from megatron_af.config.rules import batch_rules, layout_rules
+from megatron_af.plan.case import trains_of
 from megatron_af.plan.gpu import Gpu
 from megatron_af.plan.lengths import Lengths
 from megatron_af.plan.stage_plan import StagePlan, case_of, plan_stage
@@ -122,7 +123,7 @@ def _encoded(config: Config, name: str) -> float:
 def _encoder_learns(config: Config, name: str) -> bool:
     stage = config.curriculum[name]
     encoder = (parameter for parameter in front_weights(config, stage) if parameter.startswith("encoder."))
-    return any(map(stage.trains, encoder))
+    return any(map(trains_of(stage.trainable, stage.frozen), encoder))
 
 
 def search(config: Config, name: str, gpu: Gpu, world: int, lengths: Lengths) -> list[Ranked]:
