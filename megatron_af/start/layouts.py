@@ -11,7 +11,7 @@ names such as ``seven_ann_3.wav``), they are written as a table, ``table.tsv``, 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from megatron_af.config import ImportConfig
@@ -26,6 +26,7 @@ from megatron_af.start.tables import (
     few,
     is_number,
     is_table,
+    measured,
     read_words,
     records,
     split_of,
@@ -127,6 +128,7 @@ def _folders(folder: Path, root: Path, names: Sequence[str]) -> Found | None:
     if divided := splits_among(top):
         labels = {parts[1] for parts in sounds if len(parts) > 2}
         splits: dict[str, str] = {split_of(name): name for name in divided}
+        splits, said = measured(splits)
         if len(labels) < 2 or not {"train", "test"} <= set(splits):
             return None
         origins: dict[str, ImportConfig] = {
@@ -135,6 +137,7 @@ def _folders(folder: Path, root: Path, names: Sequence[str]) -> Found | None:
             if split in splits
         }
         told = [f"folders of labels in {', '.join(splits.values())}{where}: {_listed(labels)}"]
+        told += said
         told += [f"not read: {_listed(others)}"] if (others := top - set(splits.values())) else []
         return Found(origins=origins, told=told)
     origin = ImportConfig(format="labels", path=f"{LINK}/{around}".rstrip("/"))
@@ -172,7 +175,8 @@ def _lines_of_recordings(folder: Path, root: Path, names: Sequence[str]) -> Foun
         return None
     if all(map(is_number, pairs.values())) and _folders(folder, root, names):  # numbers of labels that folders name
         return None
-    return _written(root, sorted(pairs.items()), f"{len(pairs):,} recordings with a line each in {_listed(set(files))}")
+    told = f"{len(pairs):,} recordings with a line each in {_listed(set(files))}"
+    return _telling_others(_written(root, sorted(pairs.items()), told), by_stem, set(pairs), "line")
 
 
 def _has_columns(path: Path) -> bool:
@@ -199,7 +203,14 @@ def _texts(folder: Path, root: Path, names: Sequence[str]) -> Found | None:
                 "columns file, start, end (in seconds) and label or text"
             )
         pairs.append((sound, " ".join(said.split())))
-    return _written(root, pairs, f"{len(pairs):,} recordings with a text beside each")
+    found = _written(root, pairs, f"{len(pairs):,} recordings with a text beside each")
+    return _telling_others(found, by_stem, set(beside), "text")
+
+
+def _telling_others(found: Found, by_stem: Mapping[str, str], said_of: set[str], what: str) -> Found:
+    if others := sorted(set(by_stem.values()) - said_of):
+        found.told.append(f"not read: {len(others):,} recordings without a {what}, such as {others[0]}")
+    return found
 
 
 def _lines(text: str, beside: str, by_stem: dict[str, str]) -> Iterator[tuple[str, str]]:

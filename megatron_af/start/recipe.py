@@ -80,14 +80,14 @@ def write_recipe(
 #   python tools/prepare_data.py prepare --config THIS_FILE
 #   python tools/run_curriculum.py       --config THIS_FILE
 include: [model/demo.yaml] # sizes that two CPU cores can train
-name: {name}
+name: {json.dumps(name)}
 precision: fp32
 launch: {{processes_per_node: 2}} # one per GPU, or what the cores allow
 checkpoint: {{keep: 1, every_steps: 100}}
 tracking: {{enabled: false}} # true: follow it in MLflow (docs/mlflow.md)
 model:
 {_sizes(window, begin, text_tokens, words)}data:
-  root: {root}
+  root: {json.dumps(str(root), ensure_ascii=False)}
   tokenizer: ${{data.root}}/tokenizer.json # every word of the rows; tools/make_tokenizer.py adds new ones
   feature_cache: ${{output}}/${{name}}/features
   datasets:

@@ -38,6 +38,7 @@ WORDS = {
     "duration": rf"(?:duration|dur|length){_SECONDS}",
 }
 """What -> names of columns that mean it, by themselves or with a number behind them."""
+_OPTIONS = r"(?:options?|choices?|candidates?|alternatives?)(?:[_ ]?[a-h1-8])?"
 _BEGINS = re.compile("start|begin|onset", re.IGNORECASE)
 TIMES = ("start", "end", "duration")
 _CODE = re.compile(r"/[mtg]/\w+(?:\s*,\s*/[mtg]/\w+)*")
@@ -84,7 +85,7 @@ def table(folder: Path, root: Path, names: Sequence[str]) -> Found | None:
     if not found:
         return None
     by_split: dict[str, str] = {split_of(name): name for name in reversed(found)}
-    splits = {split: by_split[split] for split in ("train", "development", "test") if split in by_split}
+    splits, said_of_splits = measured({s: by_split[s] for s in ("train", "development", "test") if s in by_split})
     first = min(found, key=lambda name: (name.count("/"), name))
     chosen = splits if {"train", "test"} <= set(splits) else {"all": first}
     origins, told = {}, []
@@ -102,9 +103,19 @@ def table(folder: Path, root: Path, names: Sequence[str]) -> Found | None:
         where = f"; recordings below {read.place}" if read.place else ""
         where += "; recordings in several folders" if read.spread else ""
         told.append(f"a table, {name}: {said}{where}{read.told}")
+    told += said_of_splits if "all" not in chosen else []
     if others := sorted(set(found) - set(chosen.values())):
         told.append(f"not read: {', '.join(others)}")
     return Found(origins=origins, told=told)
+
+
+def measured(splits: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Where a set is divided into what trains and what settings are chosen by alone, that is measured; and a sentence
+    about it."""
+    if set(splits) != {"train", "development"}:
+        return splits, []
+    name = splits["development"]
+    return {"train": splits["train"], "test": name}, [f"{name} is measured at the end, for none is called test"]
 
 
 def is_table(name: str) -> bool:
@@ -157,6 +168,9 @@ def _columns(folder: Path, name: str, names: Sequence[str]) -> _Read | None:
     if audio is None:
         return None
     column, place, suffix, spread = audio
+    beside = Path(name).parent.as_posix()
+    if is_audio(column) and (_names_recordings([column], names, beside) or _end(column) in spread):
+        return None  # its first line says no columns
     columns = {"audio": f"{{{column}}}{suffix}" if suffix else column}
     for other in header:
         said = other.lower()
@@ -187,8 +201,22 @@ def _columns(folder: Path, name: str, names: Sequence[str]) -> _Read | None:
     if "start" in columns and not _are_times(folder, columns, values, place, suffix, spread):
         told = f"; the times in '{columns.pop('start')}' lie behind the ends of its recordings, which are taken whole"
         columns = {what: c for what, c in columns.items() if what not in ("end", "duration")}
+    told += _options_beside(f"{folder / name}", columns, values)
     codes = "labels" in columns and any(map(_CODE.fullmatch, values[columns["labels"]]))
     return _Read(columns=columns, place=place, spread=spread, codes=codes, told=told)
+
+
+def _options_beside(where: str, columns: dict[str, str], values: dict[str, list[str]]) -> str:
+    """What is told of options, which are not read; raises `ForeignError` where answers are their letters alone."""
+    options = next((c for c, held in values.items() if re.fullmatch(_OPTIONS, c.lower()) and any(held)), "")
+    if not options or "output" not in columns:
+        return ""
+    if all(re.fullmatch(r"\W*[A-Za-z]?\W*", answer) for answer in values[columns["output"]]):
+        raise ForeignError(
+            f"{where}: the answers in {columns['output']!r} are letters of what {options!r} offers, and say nothing by "
+            "themselves: write them in words, and the options into the question"
+        )
+    return f"; {options!r} is not read: options stand in the question"
 
 
 def _dictionary(folder: Path, tables: Sequence[str], name: str) -> DictionaryConfig:

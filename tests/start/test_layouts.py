@@ -30,6 +30,26 @@ def test_folders_that_are_divided_already(tmp_path: Path) -> None:
     assert {name: classes(part) for name, part in rows.items()} == {split: ["a", "b"] for split in found.origins}
 
 
+def test_what_settings_are_chosen_by_is_measured_where_nothing_else_is(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", *(f"{split}/{label}/1.wav" for split in ("train", "val") for label in ("a", "b")))
+    found, rows = look(tmp_path)
+    assert {name: classes(part) for name, part in rows.items()} == {"train": ["a", "b"], "test": ["a", "b"]}
+    assert "val is measured at the end, for none is called test" in found.told
+
+
+def test_recordings_that_nothing_is_said_of_are_told_of(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", *(f"{number}.wav" for number in range(3)))
+    for number in range(2):
+        (tmp_path / f"mine/{number}.txt").write_text(f"sound {number}")
+    found, _ = look(tmp_path)
+    assert "not read: 1 recordings without a text, such as 2.wav" in found.told
+    for number in range(2):
+        (tmp_path / f"mine/{number}.txt").unlink()
+    (tmp_path / "mine/lines.txt").write_text("0.wav rain falls\n1.wav a dog\n")
+    found, _ = look(tmp_path)
+    assert "not read: 1 recordings without a line, such as 2.wav" in found.told
+
+
 TABLES = {
     "captions": ("file_name,caption_1,caption_2\na b.wav,rain falls,it rains\nc.wav,a dog,barking\n", "captions"),
     "no suffix": ("id;description\na b;rain falls\nc;a dog barks\n", "captions"),

@@ -113,3 +113,29 @@ def test_a_text_too_long_for_the_reader_costs_its_line(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):  # import fails for so large a part, and has named it
         look(tmp_path)
     assert "line 2: its text has more than" in (tmp_path / "data/all.left_out.jsonl").read_text()
+
+
+def test_a_table_without_a_line_of_columns_loses_no_recording(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", *(f"w/{number}.wav" for number in range(8)))
+    (tmp_path / "mine/t.csv").write_text("".join(f"{n}.wav,{('dog', 'rain')[n % 2]}\n" for n in range(8)))
+    _, rows = look(tmp_path)
+    assert [row.meta["class"] for row in rows["all"]] == ["dog", "rain"] * 4
+
+
+def test_answers_that_are_letters_of_options_are_refused(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "1.wav", "2.wav")
+    lines = "1.wav,what?,{},dog|rain\n2.wav,why?,{},dog|rain\n"
+    (tmp_path / "mine/t.csv").write_text("file,question,answer,choices\n" + lines.format("A", "(B)"))
+    with pytest.raises(ForeignError, match=r"t\.csv: the answers in 'answer' are letters of what 'choices' offers"):
+        look(tmp_path)
+    (tmp_path / "mine/t.csv").write_text("file,question,answer,choices\n" + lines.format("dog", "rain"))
+    found, _ = look(tmp_path)
+    assert "'choices' is not read" in found.told[0]
+
+
+def test_tables_of_what_trains_and_what_settings_are_chosen_by(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "1.wav", "2.wav")
+    for split in ("train", "valid"):
+        (tmp_path / f"mine/{split}.csv").write_text("file,label\n1.wav,dog\n2.wav,cat\n")
+    found, _ = look(tmp_path)
+    assert list(found.origins) == ["train", "test"] and "valid.csv is measured at the end" in found.told[-1]
