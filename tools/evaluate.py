@@ -29,7 +29,7 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import read_config
 from megatron_af.entry import command
 from megatron_af.evaluate.few_shot import few_shot_problems, few_shot_sets
-from megatron_af.evaluate.hearing import evaluation_rows
+from megatron_af.evaluate.hearing import measured_rows
 from megatron_af.files import require_room
 from megatron_af.runs.check import validate_evaluation
 from megatron_af.runs.paths import resolve_entry
@@ -80,7 +80,7 @@ def main() -> int:
     from megatron_af.tracking.evaluation import log_few_shot
 
     stage = config.curriculum[config.stage]
-    sets = {name: evaluation_rows(config, name) for name in stage.evaluation}
+    sets = {name: measured_rows(config, name) for name in stage.evaluation}
     checkpoint = arguments.checkpoint or resolve_entry(config, config.stage)
     if sets and stage.objective == "contrastive":
         measure_contrastive(config, sets, checkpoint, arguments.output)

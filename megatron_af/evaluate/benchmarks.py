@@ -92,10 +92,6 @@ def questions_of_rows(benchmark: Benchmark, rows: Sequence[Row], left_out: Itera
         for single in row.each_question():
             question = single.questions[-1]
             place = (*(f"{clip.path}#{clip.start:g}" for clip in single.clips), *(q.prompt for q in single.questions))
-            if place in asked and not question.options:
-                before = asked[place]
-                asked[place] = replace(before, references=(*before.references, question.output))
-                continue
             number = f"{row.id}#{len(single.questions)}" if row.template == "dialogue" else row.id
             options = without_letters(question.options or benchmark.options)
             several = "labels" in row.meta
@@ -105,6 +101,10 @@ def questions_of_rows(benchmark: Benchmark, rows: Sequence[Row], left_out: Itera
                 continue
             place_of_answer = None if several else place_of(question.output, options)
             reference = question.output if place_of_answer is None else options[place_of_answer]
+            if place in asked and not question.options:
+                before = asked[place]
+                asked[place] = replace(before, references=(*before.references, reference))
+                continue
             if any(_words(a) < _words(b) for a in options for b in options):
                 notes["options contain each other"] += 1
             if benchmark.shuffle_options:

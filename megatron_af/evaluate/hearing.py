@@ -16,13 +16,14 @@ Where questions name all allowed answers, the summary says besides how far their
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from rich.table import Table
 
 from megatron_af.config import Config
-from megatron_af.data.rows import Row
+from megatron_af.data.rows import Row, RowError
 from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import exchange, plain_answer
@@ -81,8 +82,41 @@ class Score:
 
 
 def evaluation_rows(config: Config, dataset: str) -> list[Row]:
-    """All rows of a data set of ``data.datasets``, wherever it lies: JSONL or prepared, on a disk or in a store."""
-    return list(open_rows(DataRoot(config.data.root), config.data.datasets[dataset].manifest))
+    """The rows of a data set of ``data.datasets`` that can be read, wherever it lies: JSONL or prepared, on a disk or
+    in a store. Each has an id of its own (``x~2`` for another ``x``): what is said of it is told by that."""
+    return _readable(config, dataset)[0]
+
+
+def measured_rows(config: Config, dataset: str) -> list[Row]:
+    """Those that ``config.stage`` can be measured by; the first rank says how many are left out, and why the first."""
+    rows, problems = _readable(config, dataset)
+    if config.curriculum[config.stage].objective == "contrastive":
+        fit = [row for row in rows if row.clips and (row.captions or row.meta.get("labels"))]
+        wanted = "a recording with a caption or labels"
+    else:
+        fit = [row for row in rows if row.clips and row.questions]
+        wanted = "a question about a recording"
+    left = {row.id for row in fit}
+    problems += [f"row {row.id}: expected {wanted}, it has none" for row in rows if row.id not in left]
+    if problems and (not dist.is_initialized() or dist.get_rank() == 0):
+        total = len(problems) + len(fit)
+        print(f"{dataset}: {len(problems):,} of {total:,} rows are left out, such as {problems[0]}", flush=True)
+    return fit
+
+
+def _readable(config: Config, dataset: str) -> tuple[list[Row], list[str]]:
+    """The rows, and what is wrong with the others."""
+    listed = open_rows(DataRoot(config.data.root), config.data.datasets[dataset].manifest)
+    rows, problems, seen = list[Row](), list[str](), Counter[str]()
+    for place in range(len(listed)):
+        try:
+            row = listed[place]
+        except RowError as error:
+            problems.append(str(error))
+            continue
+        seen[row.id] += 1
+        rows.append(row if seen[row.id] == 1 else replace(row, id=f"{row.id}~{seen[row.id]}"))
+    return rows, problems
 
 
 def ask_all(

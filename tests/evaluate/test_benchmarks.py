@@ -78,6 +78,14 @@ def test_letters_in_front_of_options_and_in_the_place_of_answers_are_no_words() 
     assert {one.references for one in shuffled.questions} == {("hail",)}
 
 
+def test_another_answer_to_the_same_question_is_one_of_the_benchmark_s_options() -> None:
+    clip, same = row(0).clips, replace(PLAIN, options=("rain", "hail"))
+    rows = [replace(row(n, Question(prompt="?", output=o)), clips=clip) for n, o in enumerate(("rain", "B", "wind"))]
+    found = questions_of_rows(same, rows)
+    assert [one.references for one in found.questions] == [("rain", "hail")]
+    assert [entry["problem"][:2] for entry in found.left_out] == ["2:"]
+
+
 def test_more_options_than_letters_are_not_asked_by_letters() -> None:
     many = [row(0, Question(prompt="?", output="o28", options=tuple(f"o{n}" for n in range(30))))]
     assert len(questions_of_rows(PLAIN, many).questions) == 1

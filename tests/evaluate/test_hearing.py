@@ -4,16 +4,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rich.console import Console
 
-from megatron_af.config import Config, DataConfig, DatasetConfig
+from megatron_af.config import Config, DataConfig, DatasetConfig, StageConfig
 from megatron_af.data.rows import Question, Row, to_json
 from megatron_af.data.shards import record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate import hearing
-from megatron_af.evaluate.hearing import Asked, answer_lines, ask_all, evaluation_rows, summarise, table
+from megatron_af.evaluate.hearing import Asked, answer_lines, ask_all, evaluation_rows, measured_rows, summarise, table
 from megatron_af.inference.writing import Answer
 from tests.evaluate.rows import ROWS, row
 from tests.examples import run_example
@@ -153,3 +154,20 @@ def test_what_is_withheld_counts_as_what_was_said() -> None:
     assert [question.right for question in asked].count(True) == 1
     assert {question.unsure for question in ask_all(said(lambda r: "x"), ROWS, calibrated=True)} == {False}
     assert {question.unsure for question in ask_all(said(lambda r: "x"), ROWS)} == {None}
+
+
+@pytest.mark.parametrize("objective", ["answer", "contrastive"])
+def test_a_row_that_cannot_be_asked_costs_no_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: Literal["answer", "contrastive"]
+) -> None:
+    asked, other = ROWS[0], replace(ROWS[1], id=ROWS[0].id)
+    quiet = replace(asked, id="quiet", questions=(), captions=("w1",))
+    rows = [asked, other, replace(asked, id="text", clips=()), quiet]
+    (tmp_path / "a.jsonl").write_text("".join(f"{line}\n" for line in (*map(to_json, rows), "{bad")))
+    data = DataConfig(root=str(tmp_path), datasets={"a": DatasetConfig(manifest="a.jsonl")})
+    stage = StageConfig(objective=objective, blend={}, max_windows=1)
+    found = measured_rows(Config(name="x", data=data, curriculum={"s": stage}, stage="s"), "a")
+    told = capsys.readouterr().out
+    kept = [f"{asked.id}", f"{asked.id}~2"] if objective == "answer" else ["quiet"]
+    assert [row.id for row in found] == kept
+    assert told.startswith(f"a: {5 - len(kept)} of 5 rows are left out, such as {tmp_path}/a.jsonl:5: no JSON in")
