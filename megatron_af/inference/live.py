@@ -32,7 +32,7 @@ from megatron_af.inference.answers import write
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.reading import Reading
-from megatron_af.inference.requests import BadRequest, TooLarge
+from megatron_af.inference.requests import BadRequest, TooLarge, check_unicode
 from megatron_af.inference.writing import Answer, Tell
 from megatron_af.model import AudioFront
 
@@ -105,6 +105,7 @@ class Live:
             raise BadRequest("nothing was heard yet")
         if not prompt.strip():
             raise BadRequest("expected a question, got nothing")
+        check_unicode(prompt)
         listener = self._listener
         row = Row(id="live", clips=(Clip(path="live", duration=self.seconds),),
                   questions=(Question(prompt=prompt, output=""),))  # fmt: skip

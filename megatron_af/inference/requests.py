@@ -30,7 +30,7 @@ import yaml
 
 from dali_pipes.waves import AudioError, recording_seconds
 from megatron_af.config.errors import suggestion
-from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.data.rows import Clip, Question, Row, is_unicode
 from megatron_af.inference.decoding import Decoding
 
 KEYS = ("prompt", "audio", "history", "examples", "decoding", "options", "id")
@@ -232,7 +232,14 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
         raise BadRequest(f"{where}: {key}: expected text, got {str(value)[:80]!r}")
+    check_unicode(value, f"{where}: {key}: ")
     return value
+
+
+def check_unicode(text: str, where: str = "") -> None:
+    """Raises ``BadRequest`` for half of a surrogate pair, as which Python hands on a byte that is no UTF-8."""
+    if not is_unicode(text):
+        raise BadRequest(f"{where}expected UTF-8, got {text[:80]!r}: where it comes from has another encoding")
 
 
 def read_decoding(given: Mapping[str, Any], where: str = "") -> Decoding:
@@ -259,6 +266,19 @@ def own_decoding(request: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(own, Mapping):
         raise BadRequest(f"{where}decoding: expected a mapping such as {{'temperature': 0.7}}, got {str(own)[:80]!r}")
     return dict(own)
+
+
+def decoding_of(request: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Decoding:
+    """How a request is decoded: as it says itself, and else as ``given``. Raises ``BadRequest``."""
+    return read_decoding({**given, **own_decoding(request, where)}, where)
+
+
+def check_options(options: Any) -> None:
+    """Raises ``BadRequest`` for what is no list of texts that differ."""
+    texts = isinstance(options, list | tuple) and all(isinstance(one, str) and one for one in options)
+    if not texts or not options or len(set(options)) < len(options):
+        raise BadRequest(f"options: expected a list of texts that differ, got {options!r:.80}")
+    check_unicode("".join(options), "options: ")
 
 
 def settings_of(given: Sequence[str]) -> Decoding:

@@ -22,7 +22,7 @@ from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.looks import Look
 from megatron_af.inference.reading import Reading
-from megatron_af.inference.requests import BadRequest, Opens, RequestRows, own_files
+from megatron_af.inference.requests import BadRequest, Opens, RequestRows, check_unicode, own_files
 from megatron_af.inference.writing import Answer, Tell
 
 
@@ -83,6 +83,7 @@ class Session:
         """
         if not prompt.strip():
             raise BadRequest("expected a question, got nothing")
+        check_unicode(prompt)
         asked = Question(prompt=prompt, output="")
         row = self._row((*self._turns, asked))
         answer = self._answer(row, decoding, tell)

@@ -27,7 +27,7 @@ from megatron_af.config import ParallelConfig
 from megatron_af.data.rows import Row
 from megatron_af.data.templates import TooLong, UnknownWords
 from megatron_af.inference.decoding import Decoding
-from megatron_af.inference.requests import BadRequest, Opens, RequestRows, own_decoding, own_files, read_decoding
+from megatron_af.inference.requests import BadRequest, Opens, RequestRows, check_options, decoding_of, own_files
 from megatron_af.inference.writing import Answer, Tell
 from megatron_af.parallel.device import make_megatron_portable
 from megatron_af.runs.objectives import spec_of
@@ -176,7 +176,7 @@ class LoadedModel:
             tell: of each request, told its answer piece by piece; on this thread.
         """
         decodings = [
-            read_decoding(decoding | own_decoding(request, f"request {index}: "), f"request {index}: ")
+            decoding_of(request, decoding, f"request {index}: ")
             for index, request in enumerate(requests)
         ]
         with self._rows(requests, few_shot, few_shot_from) as (listener, rows, root):
@@ -240,9 +240,7 @@ class LoadedModel:
         Raises:
             BadRequest: what was asked cannot be answered, or the tokenizer cannot write an option.
         """
-        texts = isinstance(options, list | tuple) and all(isinstance(one, str) and one for one in options)
-        if not texts or not options or len(set(options)) < len(options):
-            raise BadRequest(f"options: expected a list of texts that differ, got {options!r:.80}")
+        check_options(options)
         request = {"audio": audio, "prompt": prompt} | talk
         with self._rows([request], 0, "") as (listener, rows, root):
             try:

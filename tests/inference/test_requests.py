@@ -76,6 +76,7 @@ def test_history_is_a_dialogue_and_examples_are_interleaved(wav: Path) -> None:
         ({"prompt": "x", "audio": Path("gone.wav")}, "audio: expected a file, got 'gone.wav', which does not exist"),
         ({"prompt": "x", "audio": 7}, "got int"),
         ({"prompt": "x", "audio": b"not a recording"}, "expected a recording, got what cannot be decoded"),
+        ({"prompt": "caf\udce9"}, r"prompt: expected UTF-8, got 'caf\\udce9': where it comes from has another"),
         ({"prompt": "x", "audio_path": "a.wav"}, "audio_path: no key of a request; did you mean audio"),
         ({"prompt": "x", "temperature": 1}, "temperature: no key of a request; known: prompt, audio"),
         ({"prompt": "x", "history": [{"user": "a", "assistant": "b", "audio": "c"}]}, "audio: no key of a turn"),

@@ -11,6 +11,7 @@ from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.data.templates import TooLong
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.listener import Listener
+from megatron_af.inference.live import Live
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.session import Session
 from tests.data.toy import write_tone
@@ -97,3 +98,15 @@ def test_what_is_kept_of_a_conversation_changes_no_answer(config: Config) -> Non
     assert heard == 1, "the recording was heard once in four questions"
     # From the third question on, only the answer before and the new question are read.
     assert costs[2] < 20 and costs[3] < 20, costs
+
+
+def test_a_question_in_another_encoding_ends_no_conversation() -> None:
+    """What a terminal sends that is no UTF-8, as Python hands it on; and the same while a recording goes on."""
+
+    class Heard(Live):
+        seconds = 1.0
+
+    talks: list[Session | Live] = [object.__new__(Session), object.__new__(Heard)]
+    for talk in talks:
+        with pytest.raises(BadRequest, match=r"expected UTF-8, got 'caf\\udce9'"):
+            talk.ask("caf\udce9")

@@ -354,3 +354,5 @@ def test_int8_is_refused_where_linears_are_cut() -> None:
 def test_options_are_a_list_of_texts_and_no_text_of_letters(options: Any) -> None:
     with pytest.raises(BadRequest, match="options: expected a list of texts that differ, got"):
         loaded_model.LoadedModel.scores(object.__new__(loaded_model.LoadedModel), None, "x", options)
+    with pytest.raises(BadRequest, match="options: expected UTF-8, got"):
+        loaded_model.LoadedModel.scores(object.__new__(loaded_model.LoadedModel), None, "x", ["caf\udce9"])
