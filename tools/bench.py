@@ -26,7 +26,7 @@ from megatron_af.progress import Progress
 
 SUBJECTS = {
     "clap": "contrastive loss as the batch grows, and windows through mel and encoder",
-    "clap-claim": "three forms of AF-CLAP's loss against the plain one: order, attributes, paraphrases (80 minutes)",
+    "clap-claim": "five forms of AF-CLAP's loss against the plain one: order, attributes, paraphrases (two hours)",
     "few-shot-claim": "what examples gain on sounds that were never learnt, with and without rows behind neighbours",
     "generate": "a token of an answer: with kept keys and values, with audio anew, by reading the text again",
     "retrieval": "indexes of a million embeddings: build, memory, query, recall and speed-up against exact search",

@@ -12,9 +12,14 @@ Positives are summed inside the logarithm: a sample is content with one that fit
 
     L = -1/B sum_i 1/M_i sum_m log [ s(positive_im, audio_i) / (the same denominator) ]
 
-all of them have to fit, which is what keeps paraphrases near. A sample's hard negatives stand in its own denominator
-only. Numbers of positives and negatives differ from sample to sample. Only the sum over all positives of the global
-batch is dense; it is evaluated in chunks that the backward pass recomputes, so memory is linear in the batch.
+all of them have to fit, which is what keeps paraphrases near. Both ask which caption an audio has; with ``symmetric``
+each caption is asked for its audio, too, as in the other half of CLIP's loss, which is added::
+
+    -1/B sum_i 1/M_i sum_m log [ s(positive_im, audio_i) / sum_j s(positive_im, audio_j) ]
+
+A sample's hard negatives stand in its own denominator only. Numbers of positives and negatives differ from sample to
+sample. Only the sum over all positives of the global batch is dense; it is evaluated in chunks that the backward pass
+recomputes, so memory is linear in the batch.
 
 Shapes: B local samples, P local positives, N local negatives, D joint dim, G rows of all ranks. Embeddings have
 length 1; everything is computed in float32 (float64 stays).
@@ -48,6 +53,7 @@ def af_clap_loss(
     group: dist.ProcessGroup | None = None,
     chunk: int = CHUNK,
     each: bool = False,
+    symmetric: bool = False,
 ) -> Tensor:
     """Losses of this rank's samples, [B]. A collective, and so is its backward pass.
 
@@ -57,6 +63,7 @@ def af_clap_loss(
         scale: 1 / temperature, a scalar.
         group: ranks that share the global batch; None: this rank is alone.
         each: a term for each positive, in place of one for their sum.
+        symmetric: each positive also has to find its audio among those of the batch.
     """
     audio_BD, positives_PD, negatives_ND = (exact(x) for x in (audio_BD, positives_PD, negatives_ND))
     own_P = scale * (audio_BD[positive_of_P] * positives_PD).sum(-1)
@@ -64,7 +71,10 @@ def af_clap_loss(
     everyone_B = logsumexp_of_products(audio_BD, gather_rows(positives_PD, group), scale, chunk)
     denominator_B = _logaddexp_at(everyone_B, hard_N, negative_of_N)
     own_B = (_mean_at if each else _logsumexp_at)(own_P, positive_of_P, len(audio_BD))
-    return denominator_B - own_B
+    if not symmetric:
+        return denominator_B - own_B
+    audios_P = logsumexp_of_products(positives_PD, gather_rows(audio_BD, group), scale, chunk)
+    return denominator_B - own_B + _mean_at(audios_P - own_P, positive_of_P, len(audio_BD))
 
 
 def clip_loss(

@@ -3,7 +3,7 @@
     result = measure(Path(folder), progress)      # tools/bench.py clap-claim
     result = run_claim("configs/clap_claim.yaml", ["curriculum.clap.steps=100"], seeds=1)
 
-For each form of the loss (``contrastive.positives``) and seed it trains the contrastive stage of the configuration on
+For each form of the loss (``contrastive``) and seed it trains the contrastive stage of the configuration on
 scenes of real recordings, and measures it on held-out scenes of held-out recordings: is the true caption preferred to
 the same one with two events exchanged or with an attribute changed, and what do paraphrased queries cost. The plain
 loss sees the same captions, one positive of each scene per step; hard negatives belong to AF-CLAP's loss. All also
@@ -40,8 +40,15 @@ from megatron_af.text.words import build
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "clap_claim.yaml"
 PLAIN = "plain"
-FORMS = {"sum": ("af_clap", "sum"), "each": ("af_clap", "each"), "one": ("af_clap", "one"), PLAIN: ("clip", "sum")}
-"""What is compared -> ``contrastive.loss`` and ``contrastive.positives``; all with the plain loss."""
+FORMS = {
+    "sum": {"positives": "sum", "symmetric": "false"},
+    "each": {"positives": "each", "symmetric": "false"},
+    "one": {"positives": "one", "symmetric": "false"},
+    "sum-symmetric": {"positives": "sum", "symmetric": "true"},
+    "each-symmetric": {"positives": "each", "symmetric": "true"},
+    PLAIN: {"loss": "clip"},
+}
+"""What is compared -> its keys of ``contrastive``; all with the plain loss, and ``sum`` is the paper's."""
 POSITIVES = 4
 NEGATIVES_OF_A_KIND = 2
 TRAIN, TEST = "claim_train", "claim_test"
@@ -204,12 +211,11 @@ def _sources(config: Config) -> str:
 
 def _measured(config: Config, folder: Path, form: str, seed: int) -> dict[str, Any]:
     """The report of one run, which is trained first if need be."""
-    name, (loss, positives) = f"{form}_{seed}", FORMS[form]
+    name = f"{form}_{seed}"
     result = folder / name / TEST / f"clap-{TEST}.json"
     if not result.exists():
-        contrastive = "curriculum.clap.contrastive"
         changes = [f"output={folder}", f"name={name}", f"seed={seed}"]
-        changes += [f"{contrastive}.loss={loss}", f"{contrastive}.positives={positives}"]
+        changes += [f"curriculum.clap.contrastive.{key}={value}" for key, value in FORMS[form].items()]
         common = ["--config", str(folder / "config.yaml"), "stage=clap", *changes]
         _run(config, folder / f"{name}.log", "pretrain_clap.py", common)
         _run(config, folder / f"{name}.log", "evaluate.py", [*common, "--rows", TEST, "--output", str(folder / name)])

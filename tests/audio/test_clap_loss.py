@@ -22,9 +22,9 @@ def owners(counts: list[int]) -> Tensor:
 
 def dense(
     audio: Tensor, positives: Tensor, positive_of: Tensor, negatives: Tensor, negative_of: Tensor, scale: Tensor,
-    each: bool = False,
+    each: bool = False, symmetric: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The formula, word by word."""
+    """The formulas, word by word."""
     total = torch.zeros((), dtype=torch.float64)
     for i in range(len(audio)):
         everyone = (scale * positives @ audio[i]).exp()
@@ -32,6 +32,9 @@ def dense(
         hard = (scale * negatives[negative_of == i] @ audio[i]).exp().sum()
         for term in own if each else [own.sum()]:
             total = total - torch.log(term / (hard + everyone.sum())) / (len(own) if each else 1)
+        for caption in positives[positive_of == i] if symmetric else []:
+            found = (scale * caption @ audio[i]).exp() / (scale * audio @ caption).exp().sum()
+            total = total - torch.log(found) / len(own)
     return total / len(audio)
 
 
@@ -49,17 +52,17 @@ def inputs(case: str) -> tuple[list[int], list[int], Tensor, Tensor, Tensor, Ten
     return positives, negatives, unit(8, 0), unit(sum(positives), 1), unit(sum(negatives), 2), scale
 
 
-def expected(case: str, each: bool = False) -> tuple[Tensor, list[Tensor]]:
+def expected(case: str, **form: bool) -> tuple[Tensor, list[Tensor]]:
     positive_counts, negative_counts, *tensors = inputs(case)
     leaves = [t.requires_grad_() for t in tensors]
     audio, positives, negatives, scale = leaves
-    loss = dense(audio, positives, owners(positive_counts), negatives, owners(negative_counts), scale, each)
+    loss = dense(audio, positives, owners(positive_counts), negatives, owners(negative_counts), scale, **form)
     loss.backward()
     return loss.detach(), [leaf.grad for leaf in leaves]
 
 
 def _share(
-    rank: int, world: int, case: str, dtype: torch.dtype, chunk: int, each: bool = False
+    rank: int, world: int, case: str, dtype: torch.dtype, chunk: int, **form: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Each rank holds an unequal run of the samples; the last rank has most."""
     positive_counts, negative_counts, audio, positives, negatives, scale = inputs(case)
@@ -74,15 +77,15 @@ def _share(
     group = torch.distributed.group.WORLD if world > 1 else None
     loss = af_clap_loss(
         leaves[0], leaves[1], owners(positive_counts[begin:end]), leaves[2], owners(negative_counts[begin:end]),
-        leaves[3], group, chunk, each,
+        leaves[3], group, chunk, **form,
     )  # fmt: skip
     loss = loss.sum() / 8
     loss.backward()
     return loss.detach(), [leaf.grad for leaf in leaves]
 
 
-def _compare(results: list[tuple[Tensor, list[Tensor]]], case: str, tolerance: float, each: bool = False) -> None:
-    loss, gradients = expected(case, each)
+def _compare(results: list[tuple[Tensor, list[Tensor]]], case: str, tolerance: float, **form: bool) -> None:
+    loss, gradients = expected(case, **form)
     torch.testing.assert_close(sum(r[0] for r in results).double(), loss, rtol=tolerance, atol=tolerance)
     for i, gradient in enumerate(gradients):
         parts = [r[1][i].double() for r in results]
@@ -96,16 +99,20 @@ def _compare(results: list[tuple[Tensor, list[Tensor]]], case: str, tolerance: f
 @pytest.mark.parametrize("chunk", [1024, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("each", [False, True])
-def test_equals_the_dense_statement(case, chunk, dtype, tolerance, each):
-    _compare([_share(0, 1, case, dtype, chunk, each)], case, tolerance, each)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_equals_the_dense_statement(case, chunk, dtype, tolerance, each, symmetric):
+    form = {"each": each, "symmetric": symmetric}
+    _compare([_share(0, 1, case, dtype, chunk, **form)], case, tolerance, **form)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("each", [False, True])
-def test_equals_the_dense_statement_over_ranks(case, world, each):
-    _compare(run_distributed(_share, world, case, torch.float64, 5, each), case, 1e-12, each)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_equals_the_dense_statement_over_ranks(case, world, each, symmetric):
+    form = {"each": each, "symmetric": symmetric}
+    _compare(run_distributed(_share, world, case, torch.float64, 5, **form), case, 1e-12, **form)
 
 
 def test_one_positive_that_fits_is_enough_for_their_sum_and_not_for_each():
@@ -121,11 +128,13 @@ def test_one_positive_that_fits_is_enough_for_their_sum_and_not_for_each():
     assert abs(pulls[False]) < 1e-6 and pulls[True] > 5
 
 
-def test_one_positive_without_negatives_is_one_direction_of_the_plain_loss():
+def test_one_positive_without_negatives_is_one_direction_of_the_plain_loss_or_both():
     _, _, audio, positives, negatives, scale = inputs("one positive, no negative")
     index = torch.arange(8)
     ours = af_clap_loss(audio, positives, index, negatives, index[:0], scale).mean()
     torch.testing.assert_close(ours, F.cross_entropy(scale * audio @ positives.T, index))
+    both = af_clap_loss(audio, positives, index, negatives, index[:0], scale, symmetric=True)
+    torch.testing.assert_close(both, 2 * clip_loss(audio, positives, scale))
 
 
 def test_a_lone_sample_without_negatives_has_nothing_to_learn():

@@ -161,9 +161,9 @@ class ContrastiveLearner:
         if inverse_B is not None:
             maps.append((inverse_B[positive_of_P], inverse_B[negative_of_N]))
         positives_PJ, negatives_NJ = text_TJ[: len(positives)], text_TJ[len(positives) :]
-        each = self._settings.positives == "each"
+        form = {"each": self._settings.positives == "each", "symmetric": self._settings.symmetric}
         return tuple(
-            af_clap_loss(audio_BJ, positives_PJ, p, negatives_NJ, n, scale, group, each=each) for p, n in maps
+            af_clap_loss(audio_BJ, positives_PJ, p, negatives_NJ, n, scale, group, **form) for p, n in maps
         )
 
     def _embed(self, texts: list[str]) -> Tensor:

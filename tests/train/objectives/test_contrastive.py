@@ -46,7 +46,7 @@ def first_batch(config: Config) -> set[str]:
         ({"captions": ()}, "needs one clip and at least one caption"),
         ({"captions": ("A dog. ",), "negatives": ("rain", "a dog.")}, "'a dog.' is a caption and a negative at once"),
         (
-            {"spans": (Span(start=0.0, end=1.0, captions=("dog",), negatives=("dog",)),)},
+            {"spans": (Span(start=0.0, end=0.2, captions=("dog",), negatives=("dog",)),)},
             "'dog' is a caption and a negative at once",
         ),
         ({"clips": ()}, "needs one clip and at least one caption"),

@@ -406,6 +406,8 @@ def _mixed_by_hand(rank: int, world_size: int) -> None:
         for sample, weight in ((SAMPLES[i], own_share), (SAMPLES[other], 1 - own_share)):
             denominator = scores(everyone, i).sum() + scores(sample.negatives, i).sum()
             expected -= weight * torch.log(scores(sample.positives, i).sum() / denominator)
+            found = scores(sample.positives, i) / sum(scores(sample.positives, j) for j in range(len(SAMPLES)))
+            expected -= weight * torch.log(found).mean()
         torch.testing.assert_close(losses[i], expected, rtol=1e-5, atol=1e-5)
     assert len(set(partner.tolist())) == len(SAMPLES) and share.min() < 0.95
 
