@@ -18,7 +18,7 @@ of one conversation about the clips.
 import copy
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
@@ -223,6 +223,14 @@ class Manifest(Sequence[Row]):
             return parse_row(value, "row")
         except (RowError, ForeignError) as error:  # the number of its line takes a pass over the file
             raise RowError(f"{self.path}:{self._line_number(begin)}: {str(error).removeprefix('row: ')}") from None
+
+    def each(self) -> Iterator[Row | RowError]:
+        """Every row, or what is wrong with it."""
+        for place in range(len(self)):
+            try:
+                yield self[place]
+            except RowError as error:
+                yield error
 
     def _line_number(self, offset: int) -> int:
         with opened(self.path) as file:

@@ -16,6 +16,7 @@ from megatron_af.data.rows import Question, Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.exchange import plain_answer
 from megatron_af.evaluate.lettered_options import LETTERS, place_of, without_letters
+from megatron_af.foreign import ForeignError
 from megatron_af.prepare.importers.layout import Noted, PassedOver
 from megatron_af.prepare.importers.made_rows import options_prompt
 from megatron_af.prepare.importers.run import Line, lines_of, rows_of
@@ -69,7 +70,8 @@ class Questions:
 def read_questions(benchmark: Benchmark, root: DataRoot) -> Questions:
     """
     Raises:
-        ForeignError, StorageError: the layout is not what the benchmark's file says, or is not there.
+        ForeignError, StorageError: the layout is not what the benchmark's file says, or is not there, or nothing in it
+            can be asked.
     """
     rows, left_out, notes = [], [], Counter[str]()
     for line in lines_of(rows_of(root, benchmark.source)):
@@ -81,6 +83,11 @@ def read_questions(benchmark: Benchmark, root: DataRoot) -> Questions:
             reason = line.reason if isinstance(line, AudioError) else "bad row"
             left_out.append({"reason": reason, "problem": str(line)})
     found = questions_of_rows(benchmark, rows, left_out)
+    if not found.questions:
+        why = f"; the first: {found.left_out[0]['problem']}" if found.left_out else ""
+        raise ForeignError(
+            f"{root}/{benchmark.source.path}: none of its {len(rows) + len(left_out):,} rows can be asked{why}"
+        )
     return replace(found, notes=dict(notes + Counter(found.notes)))
 
 

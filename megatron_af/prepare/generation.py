@@ -127,10 +127,16 @@ def generate(
 
     Raises:
         EndpointError: the server refuses requests or cannot be reached.
-        RowError, FileNotFoundError: of the source; two rows of one id, too.
+        FileNotFoundError: of the source.
+        RowError: two of its rows have one id.
     """
     rows: dict[str, Row] = {}
-    for row in Manifest(Path(config.source)):
+    unread: dict[str, str] = {}
+    for row in Manifest(Path(config.source)).each():
+        if isinstance(row, RowError):
+            place, _, reason = str(row).removeprefix(f"{config.source}:").partition(": ")
+            unread[f"line {place}"] = reason
+            continue
         if row.id in rows:
             raise RowError(f"{config.source}: two rows have the id {row.id!r}; what is done is known by its id")
         rows[row.id] = row
@@ -153,9 +159,10 @@ def generate(
     refused = {name: (kept | writer.lost)[name] for name in rows if name in kept or name in writer.lost}
     made = [task.made(row, writer.done[name]["found"]) for name, row in rows.items() if name not in refused]
     write(Path(config.output), "".join(to_json(row) + "\n" for row in made))
+    refused |= unread
     lines = [json.dumps({"id": row, "reason": reason}) + "\n" for row, reason in refused.items()]
     write(Path(f"{config.output}.refused"), "".join(lines))
-    return Report(rows=len(rows), written=len(made), refused=refused, requests=writer.client.requests)
+    return Report(rows=len(rows) + len(unread), written=len(made), refused=refused, requests=writer.client.requests)
 
 
 class _Writer:

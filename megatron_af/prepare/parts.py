@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_af.config import Config
-from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
+from megatron_af.data.rows import Clip, Manifest, Row, to_json
 from megatron_af.data.storage import DataRoot
 from megatron_af.runs.recordings import Recordings
 
@@ -31,7 +31,7 @@ def write_part(config: Config, name: str) -> tuple[int, int]:
         raise ValueError(
             f"data.datasets.{name}.part.of = {dataset.part.of}: there are no rows of it in {root}/{source}; import them"
         )
-    rows = _readable(Manifest(root.fetch(source)))
+    rows = [row for row in Manifest(root.fetch(source)).each() if isinstance(row, Row)]  # preparation names the others
     places = places_of(rows, contents_of(config.data.root, Path(config.output), rows))
     kept = [row for row, place in zip(rows, places, strict=True) if dataset.part.begin <= place < dataset.part.end]
     with root.writing(dataset.source or dataset.manifest) as file:
@@ -92,13 +92,3 @@ def contents_of(root: str, kept: Path, rows: Sequence[Row]) -> list[list[str]]:
         return clip.digest or (f"{clip.path} {clip.offset}" if clip.length else held[clip.path])
 
     return [sorted({content(clip) for clip in row.clips}) for row in rows]
-
-
-def _readable(manifest: Manifest) -> list[Row]:
-    rows = []
-    for place in range(len(manifest)):
-        try:
-            rows.append(manifest[place])
-        except RowError:
-            continue  # preparation of the whole names it
-    return rows

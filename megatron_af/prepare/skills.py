@@ -17,7 +17,7 @@ from pathlib import Path
 
 from megatron_af.config import ConfigError
 from megatron_af.config.errors import suggestion
-from megatron_af.data.rows import Manifest, Row, to_json
+from megatron_af.data.rows import Manifest, Row, RowError, to_json
 from megatron_af.data.storage import DataRoot
 from megatron_af.files import write
 from megatron_af.prepare.balance import balanced, fair
@@ -114,7 +114,11 @@ def make_skills(
         problems.append("held_out is output: give what is held out a file of its own")
     if problems:
         raise ConfigError("skills cannot be made", problems)
-    rows, refused = list(Manifest(Path(config.source))), Counter[str]()
+    every, refused = list(Manifest(Path(config.source)).each()), Counter[str]()
+    rows = [row for row in every if isinstance(row, Row)]
+    unread = [str(row).removeprefix(f"{config.source}:") for row in every if isinstance(row, RowError)]  # 7: why
+    if config.truth:  # of what a model is asked, generation tells
+        refused.update(plain_reason(told.partition(": ")[2]) for told in unread)
     contents = contents_of(config.root, Path(config.output).parent, rows)
     kept, copies = without_copies(DataRoot(config.root), rows, contents)
     if copies:
@@ -139,7 +143,7 @@ def make_skills(
         skills=dict(sorted(skills.items())),
         refused=dict(refused.most_common()),
         leak=text_leak(made),
-        asked=len(rows) * (config.truth + len(config.written)),
+        asked=(len(rows) + len(unread)) * (config.truth + len(config.written)),
         thinned=thinned,
         copies=len(copies),
         held_out=(sum(len(row.questions) for row in held), _recordings(held)),

@@ -11,6 +11,7 @@ from megatron_af.config import ImportConfig
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.evaluate.benchmarks import questions_of_rows, read_questions
+from megatron_af.foreign import ForeignError
 from megatron_af.runs.benchmarks import Benchmark, load_benchmark, shipped
 from tests.data.toy import write_tone
 from tests.evaluate.layouts import LAYOUTS
@@ -159,3 +160,19 @@ def test_options_get_an_order_of_their_own_that_stays() -> None:
 def test_a_layout_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises((StorageError, FileNotFoundError), match=r"esc50/meta/esc50\.csv"):
         read_questions(load_benchmark("esc50"), DataRoot(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("[]", "none of its 0 rows can be asked"),
+        (
+            '{"id": "a", "questions": [{"prompt": "?", "output": "cat", "options": ["dog", "owl"]}]}\n',
+            "none of its 1 rows can be asked; the first: a: its answer",
+        ),
+    ],
+)
+def test_a_benchmark_that_asks_nothing_is_told_of_before_it_is_measured(lines: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(lines)
+    with pytest.raises(ForeignError, match=told):
+        read_questions(PLAIN, DataRoot(str(tmp_path)))
