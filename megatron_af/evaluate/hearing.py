@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from rich.table import Table
 
 from megatron_af.config import Config
@@ -89,6 +88,8 @@ def evaluation_rows(config: Config, dataset: str) -> list[Row]:
 
 def measured_rows(config: Config, dataset: str) -> list[Row]:
     """Those that ``config.stage`` can be measured by; the first rank says how many are left out, and why the first."""
+    import torch.distributed as dist  # tools read this module for their help, which waits for no torch
+
     rows, problems = _readable(config, dataset)
     if config.curriculum[config.stage].objective == "contrastive":
         fit = [row for row in rows if row.clips and (row.captions or row.meta.get("labels"))]
