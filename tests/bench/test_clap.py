@@ -31,8 +31,10 @@ def test_the_restated_front_end_is_the_reference():
 
 def test_the_part_of_the_limit_is_what_the_encoder_multiplies(monkeypatch):
     monkeypatch.setattr(clap, "_best_seconds", lambda work: work() or 2.0)
+    rates = iter((7e8, 8e8, 6e8, 9e8, 1e9, 8e8))
+    monkeypatch.setattr(clap, "matmul_rate", lambda *_: next(rates))
     config, front_end = EncoderConfig(embed_dim=16, heads=(1, 2, 4, 8), fusion=False, classes=0), FrontEndConfig()
-    found = clap.throughput(config, 3, rate=1e9)
+    found = clap.throughput(config, 3)
     with FlopCounterMode(display=False) as counted, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         HTSAT(front_end, config).eval()(torch.zeros(3, front_end.window_frames, front_end.mel_bins))
     assert found["limit"] == pytest.approx(counted.get_total_flops() / 2.0 / 1e9, rel=0.01)
