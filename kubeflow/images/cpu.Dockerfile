@@ -26,13 +26,14 @@ RUN pip install --no-deps --require-hashes --requirement locks/build.lock \
 COPY kubeflow/images/inventory.py /tmp/
 RUN python /tmp/inventory.py sbom > sbom.cdx.json
 
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY megatron_af megatron_af
 COPY dali_pipes dali_pipes
 COPY kubeflow/af_pipelines kubeflow/af_pipelines
 COPY tools tools
 COPY configs configs
-ENV PYTHONPATH=/opt/megatron-af:/opt/megatron-af/kubeflow
+# Installed where it lies, as by `make`: what a run made, and what is registered, names its version.
+RUN pip install --no-deps --no-build-isolation -e .
 
 USER 10001:10001
 ENTRYPOINT ["python"]

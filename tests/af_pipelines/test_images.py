@@ -32,10 +32,13 @@ def test_layers_user_and_entry_point(image: Path) -> None:
     lines = image.read_text().splitlines()
     (base,) = (line.split()[1] for line in lines if line.startswith("FROM "))
     assert base in BY_TAG or re.fullmatch(r"[a-z]+:\d[\w.-]+@sha256:[0-9a-f]{64}", base)
-    last_install = max(index for index, line in enumerate(lines) if "pip install" in line)
+    last_install = max(index for index, line in enumerate(lines) if "--require-hashes" in line)
     packages = ("COPY megatron_af", "COPY tools", "COPY kubeflow/af_pipelines")
     code = [index for index, line in enumerate(lines) if line.startswith(packages)]
     assert len(code) == 3 and min(code) > last_install, "code comes after everything that takes minutes"
+    own = lines.index("RUN pip install --no-deps --no-build-isolation -e .")
+    copied = [index for index, line in enumerate(lines) if line.startswith("COPY ")]
+    assert own > max(copied), "a model is registered with the version of what is installed"
     user = next(index for index, line in enumerate(lines) if line.startswith("USER "))
     assert lines[user] == "USER 10001:10001", "as in the manifests"
     assert user < lines.index('ENTRYPOINT ["python"]')
@@ -55,7 +58,7 @@ def test_everything_copied_exists_and_is_sent_to_the_builder(image: Path) -> Non
 def test_the_bill_of_materials_follows_the_last_install(image: Path) -> None:
     lines = image.read_text().splitlines()
     (bill,) = (index for index, line in enumerate(lines) if "inventory.py sbom" in line)
-    assert bill > max(index for index, line in enumerate(lines) if "pip install" in line or "apt-get install" in line)
+    assert bill > max(i for i, line in enumerate(lines) if "--require-hashes" in line or "apt-get install" in line)
 
 
 @pytest.mark.slow
