@@ -90,7 +90,7 @@ HELD: dict[str, str] = {
     r"^af-pipelines (serve|unserve|rollback)": "against a stand-in: `tests/af_pipelines/test_serving.py`",
     r"^af-pipelines smoke":
         "against a stand-in: `tests/af_pipelines/test_commands.py::test_smoke_measures_between_two_nodes`",
-    r"^docker build": "not run here: needs Docker; linted: `tests/af_pipelines/test_images.py::test_linted`",
+    r"^docker (?:build|push)": "not run here: needs Docker; linted: `tests/af_pipelines/test_images.py::test_linted`",
     r"kubectl |kustomize|curl localhost:8080":
         "not run here: needs a cluster; what it applies is rendered: `tests/af_pipelines/test_manifests.py`",
 }  # fmt: skip

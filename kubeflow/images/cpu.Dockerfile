@@ -1,5 +1,5 @@
 # The demo, the pipelines' own steps, MLflow and the reaper; no GPU.
-#   docker build -f kubeflow/images/cpu.Dockerfile -t megatron-af:cpu .
+#   docker build -f kubeflow/images/cpu.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t megatron-af:cpu .
 # The entry point is python, so that the arguments are a tool and its own: tools/prepare_data.py prepare --config …
 # The digest of the tag's index, which lists an image for each processor.
 FROM python:3.12.11-slim-bookworm@sha256:519591d6871b7bc437060736b9f7456b8731f1499a57e22e6c285135ae657bf7
@@ -34,6 +34,10 @@ COPY tools tools
 COPY configs configs
 # Installed where it lies, as by `make`: what a run made, and what is registered, names its version.
 RUN pip install --no-deps --no-build-isolation -e .
+
+# There is no checkout in here, and runs say which commit they come from.
+ARG COMMIT=
+ENV MEGATRON_AF_COMMIT=$COMMIT
 
 USER 10001:10001
 ENTRYPOINT ["python"]

@@ -1,22 +1,27 @@
 """Which code made something: version, commit, and whether it was changed since."""
 
+import os
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+COMMIT = "MEGATRON_AF_COMMIT"
+"""In an image, which has no checkout: the commit that it was built of."""
+
 
 def code_version() -> str:
-    """``0.1.0 (3e9cab5, changed)``; without a checkout the installed version alone."""
+    """``0.1.0 (3e9cab5, changed)``; where no commit is known the installed version alone."""
     commit, changed = source_revision()
     where = f" ({commit[:7]}{', changed' if changed == 'yes' else ''})" if commit else ""
     return f"{installed('megatron-af') or 'not installed'}{where}"
 
 
 def source_revision() -> tuple[str, str]:
-    """The checkout's commit and whether it has changes (``yes`` or ``no``); empty for an installed package."""
+    """The checkout's commit and whether it has changes (``yes`` or ``no``); the image's commit; or empty."""
     root = Path(__file__).resolve().parents[2]
-    commit = _git(root, "rev-parse", "HEAD")
-    return commit, ("yes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "no") if commit else ""
+    if not (commit := _git(root, "rev-parse", "HEAD")):
+        return os.environ.get(COMMIT, ""), ""
+    return commit, "yes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "no"
 
 
 def installed(package: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from locks.compile import LAYERS, pins
+from megatron_af.runs.code import COMMIT
 
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "kubeflow/images").glob("*.Dockerfile"))
@@ -39,6 +40,7 @@ def test_layers_user_and_entry_point(image: Path) -> None:
     own = lines.index("RUN pip install --no-deps --no-build-isolation -e .")
     copied = [index for index, line in enumerate(lines) if line.startswith("COPY ")]
     assert own > max(copied), "a model is registered with the version of what is installed"
+    assert f"ENV {COMMIT}=$COMMIT" in lines[own:]
     user = next(index for index, line in enumerate(lines) if line.startswith("USER "))
     assert lines[user] == "USER 10001:10001", "as in the manifests"
     assert user < lines.index('ENTRYPOINT ["python"]')

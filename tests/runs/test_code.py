@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.runs import code
-from megatron_af.runs.code import code_version, installed, source_revision
+from megatron_af.runs.code import COMMIT, code_version, installed, source_revision
 
 
 @pytest.fixture
@@ -35,6 +35,9 @@ def test_a_commit_and_what_was_changed_since(checkout: Path) -> None:
 def test_without_a_checkout_the_version_is_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "__file__", str(tmp_path / "a/b/code.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv(COMMIT, raising=False)
     assert source_revision() == ("", "")
     assert code_version() == installed("megatron-af") != ""
+    monkeypatch.setenv(COMMIT, "3e9cab5" + 33 * "0")
+    assert code_version() == f"{installed('megatron-af')} (3e9cab5)"
     assert installed("no-such-package") == ""
