@@ -20,7 +20,7 @@ def config(contrastive: ContrastiveConfig | None = None, **parallel: Any) -> Con
     stage = replace(
         base.curriculum["stage"],
         objective="contrastive",
-        contrastive=contrastive or ContrastiveConfig(),
+        contrastive=contrastive or ContrastiveConfig(symmetric=True),  # all of the loss
         trainable=("encoder.*", "clap.*"),
         global_batch_samples=6,
     )

@@ -18,8 +18,8 @@ each caption is asked for its audio, too, as in the other half of CLIP's loss, w
     -1/B sum_i 1/M_i sum_m log [ s(positive_im, audio_i) / sum_j s(positive_im, audio_j) ]
 
 A sample's hard negatives stand in its own denominator only. Numbers of positives and negatives differ from sample to
-sample. Only the sum over all positives of the global batch is dense; it is evaluated in chunks that the backward pass
-recomputes, so memory is linear in the batch.
+sample. Only the sums over all positives, and over all audios, of the global batch are dense; they are evaluated in
+chunks that the backward pass recomputes, so memory is linear in the batch.
 
 Shapes: B local samples, P local positives, N local negatives, D joint dim, G rows of all ranks. Embeddings have
 length 1; everything is computed in float32 (float64 stays).

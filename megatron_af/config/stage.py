@@ -57,9 +57,10 @@ class ContrastiveConfig:
     """How ``af_clap`` counts a sample's captions. ``sum``: together inside the logarithm, as the paper writes it: one
     that fits is enough. ``each``: the mean of a term for each, so that all have to fit. ``one``: one of them is drawn a
     step, by the sample's place in the data's order."""
-    symmetric: Weights[bool] = True
+    symmetric: Weights[bool] = False
     """``af_clap`` also asks each caption for its audio among the batch's, as the other half of CLIP's loss does; the
-    paper's formula asks each audio for its captions alone, and what is asked for by text is found less well."""
+    paper's formula asks each audio for its captions alone, and what is asked for by text is found less well. Neither
+    this nor ``positives`` changes ``clip``."""
     mix_up: Weights[NotNegative] = 0.0
     """Parameter of the Beta distribution that mixes the audio of two samples, whose captions then both count (HTS-AT
     uses 0.5); 0: none. Needs one window per clip."""

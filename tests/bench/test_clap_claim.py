@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.bench.clap_claim import claim_row, run_claim, summarise, table
-from megatron_af.config import ConfigError
+from megatron_af.bench.clap_claim import FORMS, claim_row, run_claim, summarise, table
+from megatron_af.config import ConfigError, ContrastiveConfig
+from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Clip, Row
 from megatron_af.progress import silent
 
@@ -67,9 +68,19 @@ def test_summary_pairs_seeds_and_gives_the_interval_of_the_gain():
     assert math.isnan(single["measures"]["composition"]["sum"]["interval"][0])
 
 
+def test_each_form_is_what_its_name_says() -> None:
+    found = {}
+    for form, keys in FORMS.items():
+        changes = [f"curriculum.clap.contrastive.{key}={value}" for key, value in keys.items()]
+        found[form] = load_config("configs/clap_claim.yaml", changes).curriculum["clap"].contrastive
+    assert found["sum"] == ContrastiveConfig(), "the paper's"
+    assert found["sum-symmetric"] == load_config("configs/af2_3b.yaml").curriculum["clap"].contrastive
+    assert found["each-symmetric"] == ContrastiveConfig(positives="each", symmetric=True)
+    assert [found[form].positives for form in ("each", "one")] == ["each", "one"] and found["plain"].loss == "clip"
+
+
 def test_a_finished_run_is_not_made_again(tmp_path: Path):
     from megatron_af.bench.clap_claim import TEST, _measured
-    from megatron_af.config.loading import load_config
 
     result = tmp_path / f"plain_1/{TEST}/clap-{TEST}.json"
     result.parent.mkdir(parents=True)

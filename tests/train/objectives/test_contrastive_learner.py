@@ -377,10 +377,10 @@ def test_clips_loss_plain_and_mixed(mix_up: float):
     run_distributed(_clip_by_hand, 1, mix_up)
 
 
-def _mixed_by_hand(rank: int, world_size: int) -> None:
+def _mixed_by_hand(rank: int, world_size: int, symmetric: bool) -> None:
     """Ragged captions of six mixed clips: each loss is that of the mixture with both captions, by their shares."""
     groups = process_groups.initialize(config().parallel, 0)
-    whole = config(ContrastiveConfig(mix_up=0.5))
+    whole = config(ContrastiveConfig(mix_up=0.5, symmetric=symmetric))
     model = build_clap(whole, toy_tokenizer(), current_device())
     select(model.named_parameters(), StageConfig(trainable=("*",), frozen=("encoder.bn0.*",)))
     objective = ContrastiveLearner(whole, whole.curriculum["stage"], model, groups, torch.device("cpu"))
@@ -407,13 +407,14 @@ def _mixed_by_hand(rank: int, world_size: int) -> None:
             denominator = scores(everyone, i).sum() + scores(sample.negatives, i).sum()
             expected -= weight * torch.log(scores(sample.positives, i).sum() / denominator)
             found = scores(sample.positives, i) / sum(scores(sample.positives, j) for j in range(len(SAMPLES)))
-            expected -= weight * torch.log(found).mean()
+            expected -= weight * torch.log(found).mean() * symmetric
         torch.testing.assert_close(losses[i], expected, rtol=1e-5, atol=1e-5)
     assert len(set(partner.tolist())) == len(SAMPLES) and share.min() < 0.95
 
 
-def test_mixed_loss_counts_both_captions_by_their_shares():
-    run_distributed(_mixed_by_hand, 1)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_mixed_loss_counts_both_captions_by_their_shares(symmetric: bool):
+    run_distributed(_mixed_by_hand, 1, symmetric)
 
 
 @pytest.fixture(scope="module")
