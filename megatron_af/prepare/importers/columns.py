@@ -158,7 +158,7 @@ def rows_of_records(root: DataRoot, origin: ImportConfig, records: Records, firs
 
 
 def _parts_left_out(records: Records, origin: ImportConfig) -> Iterator[Maker]:
-    """A note where records state parts of their recordings in a column that ``origin.columns`` leaves out; raises
+    """A note of each record that states a part of its recording in a column that ``origin.columns`` leaves out; raises
     ``ForeignError`` where several of one recording are about other parts of it."""
     read, first = wanted(origin), dict[str, tuple[str, Record]]()
     stated: list[str] = []
@@ -179,9 +179,9 @@ def _parts_left_out(records: Records, origin: ImportConfig) -> Iterator[Maker]:
                     f"and {said(record.get(column))}. Name it in origin.columns (start, with end or duration), or "
                     "their texts would be about the whole recording; where they are, take the column out"
                 )
-    if stated:
-        cure = "where their recordings are not cut at it, name it in origin.columns (start, with end or duration)"
-        yield failing(Noted(f"rows that state a part and are about the whole recording: {cure}", stated[0]))
+    cure = "where their recordings are not cut at it, name it in origin.columns (start, with end or duration)"
+    for what in stated:
+        yield failing(Noted(f"rows that state a part and are about the whole recording: {cure}", what))
 
 
 def audio_name(columns: Mapping[str, str], record: Record) -> str:

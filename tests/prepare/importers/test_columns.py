@@ -167,12 +167,13 @@ def test_an_object_as_text_is_no_caption(tmp_path: Path, text: str) -> None:
 def test_a_stated_part_that_is_taken_for_the_whole_is_told(tmp_path: Path) -> None:
     for name in "ab":
         write_tone(tmp_path / f"{name}.wav", 4.0, 0)
-    rows = [("a.wav", "0", "a dog"), ("b.wav", "2.0", "a horn")]
+    write_tone(tmp_path / "c.wav", 4.0, 0)
+    rows = [("a.wav", "0", "a dog"), ("b.wav", "2.0", "a horn"), ("c.wav", "1", "rain")]
     table(tmp_path / "t.csv", [dict(zip(("file", "start_time", "c"), row, strict=True)) for row in rows])
     columns = {"audio": "file", "caption": "c"}
     made, report = run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))
     ((kind, (count, told)),) = report.notes.items()
-    assert len(made) == 2 and kind.startswith("rows that state a part and are about the whole recording") and count == 1
+    assert len(made) == 3 and kind.startswith("rows that state a part and are about the whole recording") and count == 2
     assert told == "line 3: 'start_time' is \"2.0\""
     columns["start"] = "start_time"
     assert run(tmp_path, ImportConfig(format="csv", path="t.csv", columns=columns))[1].notes == {}
