@@ -36,6 +36,18 @@ class RowError(ValueError):
     """A row that cannot be used; the message says where it stands and what is wrong with it."""
 
 
+class BadLine(RowError):
+    """A line of a manifest that is no row that can be used."""
+
+    def __init__(self, path: Path, line: int, why: str) -> None:
+        super().__init__(path, line, why)
+        self.line, self.why = line, why
+
+    def __str__(self) -> str:
+        path, line, why = self.args
+        return f"{path}:{line}: {why}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """One piece of audio of a row."""
@@ -192,6 +204,7 @@ class Manifest(Sequence[Row]):
                 )
         self.path = path
         self._offsets = _line_offsets(path)
+        self._counted = (0, 0)  # bytes, and the lines in them: the next bad row is counted from there
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -222,20 +235,24 @@ class Manifest(Sequence[Row]):
                 raise RowError("half of a surrogate pair, which is no text: correct or remove it")
             return parse_row(value, "row")
         except (RowError, ForeignError) as error:  # the number of its line takes a pass over the file
-            raise RowError(f"{self.path}:{self._line_number(begin)}: {str(error).removeprefix('row: ')}") from None
+            raise BadLine(self.path, self._line_number(begin), str(error).removeprefix("row: ")) from None
 
-    def each(self) -> Iterator[Row | RowError]:
+    def each(self) -> Iterator[Row | BadLine]:
         """Every row, or what is wrong with it."""
         for place in range(len(self)):
             try:
                 yield self[place]
-            except RowError as error:
+            except BadLine as error:
                 yield error
 
     def _line_number(self, offset: int) -> int:
+        counted, lines = self._counted if self._counted[0] <= offset else (0, 0)
         with opened(self.path) as file:
-            before = file.read(offset)
-        return before.count(b"\n") + 1 + _blank_lines_at(self.path, offset)
+            file.seek(counted)
+            while counted < offset and (block := file.read(min(1 << 24, offset - counted))):
+                counted, lines = counted + len(block), lines + block.count(b"\n")
+        self._counted = counted, lines
+        return lines + 1 + _blank_lines_at(self.path, offset)
 
 
 def _blank_lines_at(path: Path, offset: int) -> int:

@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_af.data.rows import Manifest, Row, RowError, is_unicode, parse_row, to_json
+from megatron_af.data.rows import BadLine, Manifest, Row, RowError, is_unicode, parse_row, to_json
 from megatron_af.files import append, write
 from megatron_af.foreign import read_bytes
 from megatron_af.retry_after import retry_after
@@ -133,9 +133,8 @@ def generate(
     rows: dict[str, Row] = {}
     unread: dict[str, str] = {}
     for row in Manifest(Path(config.source)).each():
-        if isinstance(row, RowError):
-            place, _, reason = str(row).removeprefix(f"{config.source}:").partition(": ")
-            unread[f"line {place}"] = reason
+        if isinstance(row, BadLine):
+            unread[f"{config.source}:{row.line}"] = row.why
             continue
         if row.id in rows:
             raise RowError(f"{config.source}: two rows have the id {row.id!r}; what is done is known by its id")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from megatron_af.config import ConfigError
 from megatron_af.config.errors import suggestion
-from megatron_af.data.rows import Manifest, Row, RowError, to_json
+from megatron_af.data.rows import BadLine, Manifest, Row, to_json
 from megatron_af.data.storage import DataRoot
 from megatron_af.files import write
 from megatron_af.prepare.balance import balanced, fair
@@ -114,17 +114,18 @@ def make_skills(
         problems.append("held_out is output: give what is held out a file of its own")
     if problems:
         raise ConfigError("skills cannot be made", problems)
-    every, refused = list(Manifest(Path(config.source)).each()), Counter[str]()
+    every = list(Manifest(Path(config.source)).each())
     rows = [row for row in every if isinstance(row, Row)]
-    unread = [str(row).removeprefix(f"{config.source}:") for row in every if isinstance(row, RowError)]  # 7: why
-    if config.truth:  # of what a model is asked, generation tells
-        refused.update(plain_reason(told.partition(": ")[2]) for told in unread)
+    unread = [line for line in every if isinstance(line, BadLine)]
+    ways = config.truth + len(config.written)
+    refused = Counter(plain_reason(line.why) for line in unread for _ in range(ways))
     contents = contents_of(config.root, Path(config.output).parent, rows)
     kept, copies = without_copies(DataRoot(config.root), rows, contents)
     if copies:
         lines = [{"id": rows[place].id, "copy_of": rows[first].id} for place, first in copies.items()]
         write(Path(f"{config.output}.copies"), "".join(json.dumps(line) + "\n" for line in lines))
         rows, contents = [rows[place] for place in kept], [contents[place] for place in kept]
+    if copies or unread:
         config = replace(config, source=f"{config.output}.sources")
         write(Path(config.source), "".join(to_json(row) + "\n" for row in rows))
     made = of_labels(rows, config.seed, refused, config.long_seconds) if config.truth else []
@@ -143,7 +144,7 @@ def make_skills(
         skills=dict(sorted(skills.items())),
         refused=dict(refused.most_common()),
         leak=text_leak(made),
-        asked=(len(rows) + len(unread)) * (config.truth + len(config.written)),
+        asked=(len(rows) + len(unread)) * ways,
         thinned=thinned,
         copies=len(copies),
         held_out=(sum(len(row.questions) for row in held), _recordings(held)),

@@ -1,11 +1,12 @@
 """Manifests: lazy reading, round trip, and one clear error per bad row."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
-from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span, parse_row, to_json
+from megatron_af.data.rows import BadLine, Clip, Manifest, Question, Row, RowError, Span, parse_row, to_json
 from megatron_af.foreign import ForeignError
 
 ROW = Row(
@@ -142,3 +143,17 @@ def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     assert rows[0].captions == ("\U0001f600",)
     with pytest.raises(RowError, match=r"a\.jsonl:2: half of a surrogate pair"):
         _ = rows[1]
+
+
+def test_each_row_is_given_or_what_is_wrong_with_its_line(tmp_path: Path) -> None:
+    good = to_json(Row(id="a", captions=("x",)))
+    (tmp_path / "r.jsonl").write_text(f"{{\n\n{good}\n[\n\n\n{good}\n{{\n")
+    manifest = Manifest(tmp_path / "r.jsonl")
+    found = [line.line if isinstance(line, BadLine) else line.id for line in manifest.each()]
+    assert found == [1, "a", 4, "a", 8] == [getattr(line, "line", "a") for line in manifest.each()]
+    with pytest.raises(RowError, match=rf"^{tmp_path}/r.jsonl:1: its JSON ends too early"):
+        manifest[0]
+    with pytest.raises(BadLine) as error:
+        manifest[4]
+    copied = pickle.loads(pickle.dumps(error.value))
+    assert (str(copied), copied.line) == (str(error.value), 8)

@@ -69,8 +69,8 @@ def test_a_row_that_cannot_be_read_is_refused_and_the_others_are_asked_about(tmp
     lines = source.read_text().splitlines()
     source.write_text("\n".join([lines[0], "{", *lines[1:]]))
     report = expand(config)
-    assert report.rows == len(lines) + 1 and report.written == len(lines) and list(report.refused) == ["line 2"]
-    assert json.loads(Path(f"{config.output}.refused").read_text())["id"] == "line 2"
+    assert report.rows == len(lines) + 1 and report.written == len(lines) and list(report.refused) == [f"{source}:2"]
+    assert json.loads(Path(f"{config.output}.refused").read_text())["id"] == f"{source}:2"
 
 
 def test_two_rows_of_one_id_are_refused(tmp_path, start):

@@ -82,6 +82,24 @@ def test_a_tenth_of_the_recordings_becomes_a_benchmark(tmp_path: Path) -> None:
     assert sum(whole.skills.values()) == sum(report.skills.values()) + report.held_out[0]
 
 
+def test_rows_that_cannot_be_read_are_refused_once_for_each_way_of_asking(
+    tmp_path: Path, start: Callable[[Answer], Server]
+) -> None:
+    config = strong(tmp_path, 3)
+    for name in ("0.wav", "1.wav"):
+        write_tone(tmp_path / name, 0.1, 7)
+    write_tone(tmp_path / "2.wav", 0.1, 8)
+    lines = Path(config.source).read_text().splitlines()
+    again = lines[0].replace('"r0"', '"r1"').replace("0.wav", "1.wav")  # the same recording under another name
+    Path(config.source).write_text("\n".join([lines[0], "{", again, "[", lines[2]]))
+    server = start(lambda items, number: (200, json.dumps({"questions": []}), {}))
+    asked = replace(config, root=str(tmp_path), endpoint=server.endpoint, model="toy", written=("captioning", "plot"),
+                    truth=False, requests_per_minute=60_000.0, attempts=1)  # fmt: skip
+    report = make_skills(asked)
+    unread = {why: count for why, count in report.refused.items() if "leaves this row out" not in why}
+    assert report.copies == 1 and report.asked == 2 * (2 + 2) and sum(unread.values()) == 2 * 2, report.refused
+
+
 def test_a_model_is_asked_once_about_a_recording_with_two_names(
     tmp_path: Path, start: Callable[[Answer], Server]
 ) -> None:
