@@ -117,13 +117,18 @@ def held_by(command: str) -> str:
     raise KeyError(command)
 
 
+def _quoted(word: str) -> str:
+    """A word as a shell reads it, which runs what stands in ``$(…)``."""
+    return word if word == "&&" else f'"{word}"' if "$(" in word else shlex.quote(word)
+
+
 def documented() -> dict[str, list[Path]]:
     """Command -> the pages that show it."""
     found: dict[str, list[Path]] = {}
     for page in DOCS:
         if page.name != "commands.md":
             for words in commands(page):
-                command = shlex.join(words).replace(".venv/bin/", "")
+                command = " ".join(map(_quoted, words)).replace(".venv/bin/", "")
                 if not SHELL.match(command) and page not in found.setdefault(command, []):
                     found[command].append(page)
     return found

@@ -1,5 +1,6 @@
 # The demo, the pipelines' own steps, MLflow and the reaper; no GPU.
-#   docker build -f kubeflow/images/cpu.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t megatron-af:cpu .
+#   docker build -f kubeflow/images/cpu.Dockerfile -t megatron-af:cpu \
+#     --build-arg "COMMIT=$(git describe --match= --always --abbrev=40 --dirty)" .
 # The entry point is python, so that the arguments are a tool and its own: tools/prepare_data.py prepare --config …
 # The digest of the tag's index, which lists an image for each processor.
 FROM python:3.12.11-slim-bookworm@sha256:519591d6871b7bc437060736b9f7456b8731f1499a57e22e6c285135ae657bf7
@@ -35,7 +36,7 @@ COPY configs configs
 # Installed where it lies, as by `make`: what a run made, and what is registered, names its version.
 RUN pip install --no-deps --no-build-isolation -e .
 
-# There is no checkout in here, and runs say which commit they come from.
+# There is no checkout in here, and runs say which commit they come from, and whether it was changed.
 ARG COMMIT=
 ENV MEGATRON_AF_COMMIT=$COMMIT
 

@@ -1,5 +1,6 @@
 # Training and evaluation on CUDA 13 GPUs, with CUDA, cuDNN and NCCL's InfiniBand stack from NVIDIA's image.
-#   docker build -f kubeflow/images/gpu.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t megatron-af:gpu .
+#   docker build -f kubeflow/images/gpu.Dockerfile -t megatron-af:gpu \
+#     --build-arg "COMMIT=$(git describe --match= --always --abbrev=40 --dirty)" .
 # The entry point is python, so that the arguments are a tool and its own: tools/pretrain_af.py --config …
 FROM nvcr.io/nvidia/cuda-dl-base:25.10-cuda13.0-devel-ubuntu24.04
 
@@ -40,7 +41,7 @@ COPY configs configs
 # Installed where it lies, as by `make`: what a run made, and what is registered, names its version.
 RUN pip install --no-deps --no-build-isolation -e .
 
-# There is no checkout in here, and runs say which commit they come from.
+# There is no checkout in here, and runs say which commit they come from, and whether it was changed.
 ARG COMMIT=
 ENV MEGATRON_AF_COMMIT=$COMMIT
 

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 COMMIT = "MEGATRON_AF_COMMIT"
-"""In an image, which has no checkout: the commit that it was built of."""
+"""In an image, which has no checkout: the commit that it was built of, as ``git describe --dirty`` says it."""
 
 
 def code_version() -> str:
@@ -20,7 +20,8 @@ def source_revision() -> tuple[str, str]:
     """The checkout's commit and whether it has changes (``yes`` or ``no``); the image's commit; or empty."""
     root = Path(__file__).resolve().parents[2]
     if not (commit := _git(root, "rev-parse", "HEAD")):
-        return os.environ.get(COMMIT, ""), ""
+        commit, _, dirty = os.environ.get(COMMIT, "").partition("-")
+        return commit, ("yes" if dirty else "no") if commit else ""
     return commit, "yes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "no"
 
 

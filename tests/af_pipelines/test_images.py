@@ -40,7 +40,7 @@ def test_layers_user_and_entry_point(image: Path) -> None:
     own = lines.index("RUN pip install --no-deps --no-build-isolation -e .")
     copied = [index for index, line in enumerate(lines) if line.startswith("COPY ")]
     assert own > max(copied), "a model is registered with the version of what is installed"
-    assert f"ENV {COMMIT}=$COMMIT" in lines[own:]
+    assert own < lines.index("ARG COMMIT=") < lines.index(f"ENV {COMMIT}=$COMMIT")
     user = next(index for index, line in enumerate(lines) if line.startswith("USER "))
     assert lines[user] == "USER 10001:10001", "as in the manifests"
     assert user < lines.index('ENTRYPOINT ["python"]')

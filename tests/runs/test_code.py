@@ -39,5 +39,7 @@ def test_without_a_checkout_the_version_is_all(tmp_path: Path, monkeypatch: pyte
     assert source_revision() == ("", "")
     assert code_version() == installed("megatron-af") != ""
     monkeypatch.setenv(COMMIT, "3e9cab5" + 33 * "0")
-    assert code_version() == f"{installed('megatron-af')} (3e9cab5)"
+    assert code_version() == f"{installed('megatron-af')} (3e9cab5)" and source_revision()[1] == "no"
+    monkeypatch.setenv(COMMIT, "3e9cab5" + 33 * "0" + "-dirty")
+    assert code_version() == f"{installed('megatron-af')} (3e9cab5, changed)"
     assert installed("no-such-package") == ""

@@ -159,10 +159,11 @@ def _is_own(content: Mapping[str, Any]) -> bool:
 
 def _captions(content: Mapping[str, Any], texts: Mapping[str, bytes]) -> Iterator[list[str]]:
     """What each place says that may say something, the first that does is taken."""
-    for given in (content.get("text"), content.get("caption"), content.get("captions"), _text(texts.get("txt", b""))):
+    for key in ("text", "caption", "captions", "txt"):
+        given = _text(texts.get("txt", b"")) if key == "txt" else content.get(key)
         captions = given if isinstance(given, list) else [given or ""]
         if not all(isinstance(caption, str) for caption in captions):
-            raise RowError(f"'text' must be text or a list of texts, got {said(given)}")
+            raise RowError(f"{key!r} must be text or a list of texts, got {said(given)}")
         yield [text for caption in captions if (text := caption.strip()) and text.lower() not in NO_CAPTION]
 
 
