@@ -39,6 +39,7 @@ from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.prepare.importers.layout import Recordings
 from megatron_af.prepare.importers.made_rows import answered
+from megatron_af.prepare.importers.marks import without_marks
 from megatron_af.prepare.signals import check_signal, peak_int16
 from megatron_af.progress import Progress
 from megatron_af.runs.digests import digest_file
@@ -327,9 +328,17 @@ def _load_rows(manifest: Manifest, first: int) -> Iterator[tuple[int, Row | RowE
     """Rows with their numbers in the data set, of which the manifest's first one has ``first``."""
     for place in range(len(manifest)):
         try:
-            yield first + place, answered(manifest[place])
+            yield first + place, answered(_unmarked(manifest[place]))
         except RowError as error:
             yield first + place, error
+
+
+def _unmarked(row: Row) -> Row:
+    """As an import would have it, for rows that were written by hand."""
+    try:
+        return without_marks(row)
+    except RowError as error:
+        raise RowError(f"{row.id}: {error}") from None
 
 
 def _group_digest(plan: Recipe, rows: list[tuple[int, Row | RowError]]) -> str:

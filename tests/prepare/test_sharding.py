@@ -446,3 +446,19 @@ def test_one_group_can_be_prepared_alone(tmp_path: Path) -> None:
     plan = recipe(config(tmp_path), "a")
     assert prepare_group(plan, 1, Manifest(folder / "a.jsonl").part(4, 6)) == (2, 0, True)
     assert sorted(p.name for p in (folder / "prepared/a").rglob("*.*")) == ["000001.arrow", "000001.json", "000001.tar"]
+
+
+def test_marks_of_recordings_in_rows_written_by_hand_are_no_text(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    soundfile.write(root / "a.wav", noise(1.0), RATE)
+    asked = {"mark": "<sound>\nwhat is it?", "two": "<sound> or <sound>?", "plain": "what <b>is</b> it?"}
+    rows = [
+        replace(row(key, "a.wav"), questions=(Question(prompt=prompt, output="rain"),)) for key, prompt in asked.items()
+    ]
+    (root / "a.jsonl").write_text("\n".join(map(to_json, rows)))
+    summary = run(config(tmp_path))
+    kept = {r.id: r.questions[0].prompt for r in open_rows(DataRoot(str(root)), "prepared/a")}
+    assert kept == {"mark": "what is it?", "plain": "what <b>is</b> it?"}
+    (left,) = (json.loads(line) for line in (root / summary.report).read_text().splitlines())
+    assert left["problem"] == "two: its text has marks for 2 recordings (<sound>), the row names 1"
