@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from itertools import batched, islice
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ ROWS_OF_A_POOL = 100_000
 """After so many rows other processes go on. Before 3.12.6 CPython keeps the name of every file for ever
 (python/cpython issue 121780): 90 bytes a recording, and C libraries may keep more."""
 
+_recordings = lru_cache(maxsize=1)(lambda root: Recordings(root, ""))  # knows the folders that many are missing in
 type _Entry = dict[str, str | int]  # a line of the report
 
 
@@ -316,7 +318,7 @@ def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
 def _cure(root: DataRoot, clip: Clip, error: AudioError) -> str:
     if error.reason == "channels cancel":
         return "; set data.prepare.channels=first"
-    return "" if root.exists(clip.path) else Recordings(root, "").hint(clip.path)
+    return "" if root.exists(clip.path) else _recordings(root).hint(clip.path)
 
 
 def _windows(front_end: FrontEndConfig, seconds: float) -> int:
