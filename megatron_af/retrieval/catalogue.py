@@ -157,13 +157,9 @@ def _source_paths(root: DataRoot, dataset: DatasetConfig) -> dict[str, list[str]
     """Row id -> recordings that its prepared clips were cut from. Rows of equal ids count as of one recording."""
     paths: dict[str, list[str]] = {}
     if dataset.source and not dataset.manifest.endswith(".jsonl") and root.exists(dataset.source):
-        rows = Manifest(root.fetch(dataset.source))
-        for number in range(len(rows)):
-            try:
-                row = rows[number]
-            except RowError:
-                continue
-            paths.setdefault(row.id, []).extend(clip.path for clip in row.clips)
+        for row in Manifest(root.fetch(dataset.source)).each():
+            if isinstance(row, Row):
+                paths.setdefault(row.id, []).extend(clip.path for clip in row.clips)
     return paths
 
 
