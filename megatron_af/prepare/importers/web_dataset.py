@@ -138,7 +138,7 @@ def _add(
 
 
 def _row(key: str, clips: tuple[Clip, ...], texts: Mapping[str, bytes], origin: ImportConfig) -> Row:
-    content = object_of(parse_json(texts["json"], "its json")) if "json" in texts else {}
+    content = _content(texts)
     if _is_own(content):
         return replace(parse_row({**content, "clips": []}, key), clips=clips)
     if not clips:
@@ -150,6 +150,10 @@ def _row(key: str, clips: tuple[Clip, ...], texts: Mapping[str, bytes], origin: 
     if not captions:
         raise RowError("has neither a json with text, caption or captions, nor a txt, beside the recording")
     return captioned(key, clips[0], captions, origin)
+
+
+def _content(texts: Mapping[str, bytes]) -> Mapping[str, Any]:
+    return object_of(parse_json(texts["json"], "its json")) if "json" in texts else {}
 
 
 def _is_own(content: Mapping[str, Any]) -> bool:
@@ -172,10 +176,10 @@ def _other_words(key: str, texts: Mapping[str, bytes]) -> Iterator[Maker]:
     if "json" not in texts:
         return
     with suppress(RowError, ForeignError):  # told of with its row
-        content = object_of(parse_json(texts["json"], "its json"))
+        content = _content(texts)
         taken, *others = [found for found in _captions(content, texts) if found] or [[]]
         if not _is_own(content) and (more := set(itertools.chain(*others)) - set(taken)):
-            kind = "samples whose json's text, caption and txt say different things: the first of these is taken"
+            kind = "samples whose text, caption, captions and txt say different things: the first of these is taken"
             yield failing(Noted(kind, f"{key}: {said(taken[0])} is taken, and not {said(min(more))}"))
 
 

@@ -186,5 +186,5 @@ def test_other_words_beside_the_ones_that_are_taken_are_told(tmp_path: Path) -> 
     taken = [("rain",), ("a dog", "a cat"), ("wind",), ("a horn",), ("hail",), ("fog",), ("ice", "sleet")]
     assert not report.left_out, problems(tmp_path, report)
     assert [row.captions for row in rows] == taken
-    kind = "samples whose json's text, caption and txt say different things: the first of these is taken"
+    kind = "samples whose text, caption, captions and txt say different things: the first of these is taken"
     assert report.notes == {kind: (2, 'a: "rain" is taken, and not "it rains"')}
