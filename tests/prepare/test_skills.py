@@ -32,6 +32,12 @@ def strong(folder: Path, count: int, bad: int = 0) -> SkillsConfig:
     return SkillsConfig(source=str(folder / "strong.jsonl"), output=str(folder / "skills.jsonl"))
 
 
+def from_a_model(config: SkillsConfig, folder: Path, server: Server, *kinds: str) -> SkillsConfig:
+    """The same, and these kinds of questions are asked of a server."""
+    return replace(config, root=str(folder), endpoint=server.endpoint, model="toy", written=kinds,
+                   requests_per_minute=60_000.0, attempts=1)  # fmt: skip
+
+
 def test_labels_alone_give_balanced_questions_that_the_text_does_not_answer(tmp_path: Path) -> None:
     config = strong(tmp_path, 430, bad=3)
     report = make_skills(config)
@@ -93,9 +99,7 @@ def test_rows_that_cannot_be_read_are_refused_once_for_each_way_of_asking(
     again = lines[0].replace('"r0"', '"r1"').replace("0.wav", "1.wav")  # the same recording under another name
     Path(config.source).write_text("\n".join([lines[0], "{", again, "[", lines[2]]))
     server = start(lambda items, number: (200, json.dumps({"questions": []}), {}))
-    asked = replace(config, root=str(tmp_path), endpoint=server.endpoint, model="toy", written=("captioning", "plot"),
-                    truth=False, requests_per_minute=60_000.0, attempts=1)  # fmt: skip
-    report = make_skills(asked)
+    report = make_skills(replace(from_a_model(config, tmp_path, server, "captioning", "plot"), truth=False))
     unread = {why: count for why, count in report.refused.items() if "leaves this row out" not in why}
     assert report.copies == 1 and report.asked == 2 * (2 + 2) and sum(unread.values()) == 2 * 2, report.refused
 
@@ -110,8 +114,7 @@ def test_a_model_is_asked_once_about_a_recording_with_two_names(
     again = replace(first, id="again", clips=(replace(first.clips[0], path="1.wav"),))
     Path(config.source).write_text(to_json(first) + "\n" + to_json(again) + "\n")
     server = start(lambda items, number: (200, json.dumps({"questions": []}), {}))
-    asked = replace(config, root=str(tmp_path), endpoint=server.endpoint, model="toy", written=("captioning",),
-                    requests_per_minute=60_000.0, attempts=1)  # fmt: skip
+    asked = from_a_model(config, tmp_path, server, "captioning")
     assert make_skills(asked).refused == {"the reply leaves this row out": 1}
 
 
