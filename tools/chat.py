@@ -16,12 +16,11 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 from megatron_af.entry import command
 from megatron_af.inference.requests import settings_of
 from megatron_af.release.named import named
-from megatron_af.serve.settings import Precision
+from megatron_af.serve.settings import PRECISIONS
 
 
 @command
@@ -29,8 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder, or models:/NAME@ALIAS, models:/NAME/NUMBER")
     parser.add_argument("recording", nargs="?", help="what to talk about; /load FILE changes it")
-    precisions = [one for one in get_args(Precision) if one]
-    parser.add_argument("--precision", choices=precisions, default="", help="of the weights; default: as trained")
+    parser.add_argument("--precision", choices=PRECISIONS, default="", help="of the weights; default: as trained")
     parser.add_argument("--microphone", metavar="FILE", help="hear this file or pipe while it goes on")
     parser.add_argument("decoding", nargs="*", metavar="key=value", help="how answers are decoded")
     arguments = parser.parse_intermixed_args()

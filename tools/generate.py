@@ -16,14 +16,13 @@ model is not sure of an answer (docs/answers.md), and how sure it is stands behi
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
 from megatron_af.config import ConfigError, ParallelConfig
 from megatron_af.entry import command
 from megatron_af.inference.requests import BadRequest, settings_of
 from megatron_af.progress import Progress, silent
 from megatron_af.release.named import named
-from megatron_af.serve.settings import Precision
+from megatron_af.serve.settings import PRECISIONS
 
 
 @command
@@ -39,8 +38,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="where its answers go, a line each")
     parser.add_argument("--few-shot", type=int, default=0, metavar="K", help="show K retrieved examples before each")
     parser.add_argument("--from", dest="source", default="", help="data set whose index the examples come from")
-    precisions = [one for one in get_args(Precision) if one]
-    parser.add_argument("--precision", choices=precisions, default="", help="of the weights; default: as trained")
+    parser.add_argument("--precision", choices=PRECISIONS, default="", help="of the weights; default: as trained")
     parser.add_argument("--tensor", type=int, default=1, help="ranks that share each layer")
     parser.add_argument("--pipeline", type=int, default=1, help="ranks that share the layers")
     arguments = parser.parse_intermixed_args()

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from megatron_af.serve.found_examples import FoundExamples
 from megatron_af.serve.parts import join_process_group, load_embedder, load_listener
 from megatron_af.serve.pieces import pieces_of
 from megatron_af.serve.places import embedding_stage, find
-from megatron_af.serve.settings import Precision
+from megatron_af.serve.settings import PRECISIONS, Precision
 from megatron_af.serve.teaching import check_lesson, show
 
 if TYPE_CHECKING:
@@ -80,9 +80,8 @@ class LoadedModel:
         precision: Precision = "",
         parallel: ParallelConfig | None = None,
     ) -> None:
-        if precision not in get_args(Precision):
-            known = ", ".join(filter(None, get_args(Precision)))
-            raise ValueError(f"precision: expected {known} or nothing, got {precision!r}")
+        if precision not in ("", *PRECISIONS):
+            raise ValueError(f"precision: expected {', '.join(PRECISIONS)} or nothing, got {precision!r}")
         self._opens, parallel = opens, parallel or ParallelConfig()
         if precision == "int8" and parallel.tensor > 1:
             raise ValueError(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_values
@@ -21,6 +21,7 @@ KEYS = "AF_SERVING_KEYS"
 Precision = Literal["", "fp32", "bf16", "int8"]
 """How a model is held that answers: as it was trained, in float32 or bfloat16, or in bfloat16 with the language model's
 linears in int8."""
+PRECISIONS = tuple(filter(None, get_args(Precision)))
 
 
 @dataclass(frozen=True, kw_only=True)
