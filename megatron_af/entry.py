@@ -113,6 +113,24 @@ def cancellable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Inside, modules are imported without a search for circles among what they make.
+
+    All of it stays, and searching it again and again is an eighth of what torch and megatron-core take to be imported;
+    what is there afterwards is never searched again, in training neither.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def command[**Arguments](main: Callable[Arguments, int]) -> Callable[Arguments, int]:
     """``main``, but that it returns the exit code of what it raises, having told it."""
 

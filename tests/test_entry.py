@@ -367,6 +367,31 @@ def test_a_command_ends_without_looking_for_circles() -> None:
     assert int(done.stdout) > 1000
 
 
+IMPORTING = """
+import gc
+from megatron_af.entry import importing
+
+before = gc.get_freeze_count()
+with importing():
+    with importing():
+        made = [[] for _ in range(100_000)]
+    assert not gc.isenabled() and gc.get_freeze_count() == before
+assert gc.isenabled() and gc.get_freeze_count() > before + 100_000
+try:
+    with importing():
+        import no_such_module
+except ImportError:
+    assert gc.isenabled()
+    print("well")
+"""
+
+
+@pytest.mark.slow
+def test_what_is_imported_is_not_searched_for_circles_now_or_later() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout == "well\n", done.stderr
+
+
 @pytest.mark.parametrize(
     "argument", ["http://user:canary@h", "--no-such=http://user:canary@h/v1", "temperature=http://h?key=canary"]
 )

@@ -270,6 +270,25 @@ def test_every_command_ends_by_the_one_handler() -> None:
     assert without == {"tools.pretrain_clap"}, "that one calls tools.pretrain_af"
 
 
+SLOW_TO_IMPORT = re.compile(r"torch\b|megatron_af\.(parallel|plan|serve\.loaded_model)\b")
+
+
+def test_tools_import_what_takes_seconds_without_searching_it() -> None:
+    outside = []
+    for name, path in MODULES.items():
+        if not name.startswith("tools."):
+            continue
+        tree = ast.parse(path.read_text())
+        blocks = [node for node in ast.walk(tree) if isinstance(node, ast.With)]
+        unsearched = [block for block in blocks if ast.unparse(block.items[0]) == "importing()"]
+        fine = {*map(id, tree.body), *(id(node) for block in unsearched for node in ast.walk(block))}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in fine:
+                modules = [getattr(node, "module", ""), *(each.name for each in node.names)]
+                outside += [f"{name}: {module}" for module in filter(SLOW_TO_IMPORT.match, modules)]
+    assert outside == [], "put the import into `with importing():`"
+
+
 TOP_FILES = sorted((ROOT / "configs").glob("*.yaml"))
 
 

@@ -14,19 +14,20 @@ import sys
 from dali_pipes.waves import AudioError
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.progress import Progress, silent
 from megatron_af.runs.check import retrieval_problems
 
 
 def build(config: Config, command: str) -> None:
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
-    import torch.distributed as dist
+    with importing():
+        import torch.distributed as dist
 
-    from megatron_af.parallel.world import join_world
+        from megatron_af.parallel.world import join_world
 
-    join_world()
-    from megatron_af.retrieval.build import Builder
+        join_world()
+        from megatron_af.retrieval.build import Builder
 
     made = {name: dataset.neighbours.of for name, dataset in config.data.datasets.items() if dataset.neighbours}
     with Progress() if dist.get_rank() == 0 else silent() as progress, Builder(config, progress) as builder:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.inference.requests import settings_of
 from megatron_af.release.named import named
 from megatron_af.serve.settings import PRECISIONS
@@ -37,7 +37,8 @@ def main() -> int:
         given.insert(0, arguments.recording)
         arguments.recording = None
     decoding = settings_of(given)
-    from megatron_af.serve.loaded_model import LoadedModel  # torch takes seconds to import
+    with importing():
+        from megatron_af.serve.loaded_model import LoadedModel  # torch takes seconds to import
 
     with LoadedModel(named(arguments.model), precision=arguments.precision) as model:
         # Imported only now: megatron-core must have been made portable before its modules run.

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.runs.check import check
 
 
@@ -49,12 +49,13 @@ def main() -> int:
     if problems := check(config, int(os.environ.get("WORLD_SIZE", "1"))):
         raise ConfigError(f"{config.name} cannot be built", problems)
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
-    import torch.distributed as dist
+    with importing():
+        import torch.distributed as dist
 
-    from megatron_af.parallel.world import join_world
+        from megatron_af.parallel.world import join_world
 
-    join_world()
-    from megatron_af.train.conversion import convert
+        join_world()
+        from megatron_af.train.conversion import convert
 
     written = convert(config, arguments.source, arguments.target, adapter=arguments.adapter, tell=print)
     if dist.get_rank() == 0:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import read_config
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.evaluate.few_shot import few_shot_problems, few_shot_sets
 from megatron_af.evaluate.hearing import measured_rows
 from megatron_af.files import require_room
@@ -59,25 +59,25 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     shots = sorted({int(number) for number in arguments.shots})
     config, unread = read_config(arguments.config, arguments.overrides)
-    named = arguments.rows or arguments.suite
-    elsewhere = bool(named or arguments.checkpoint or arguments.output)
+    elsewhere = bool(arguments.rows or arguments.suite or arguments.checkpoint or arguments.output)
     if elsewhere and (not arguments.output or shots != [0]):
         problem = "--rows, --suite and --checkpoint need --output FOLDER, and go without --shots: name one"
         raise ConfigError("nowhere to write", [problem])
-    config = _asking(config, arguments.rows, arguments.suite) if named else config
+    config = _asking(config, arguments.rows, arguments.suite) if arguments.rows or arguments.suite else config
     validate_evaluation(config, unread, arguments.checkpoint)
     if problems := list(few_shot_problems(config, arguments.source, shots)):
         raise ConfigError(f"stage {config.stage} of {config.name} cannot be asked with examples", problems)
     require_room(arguments.output or config.stage_folder(config.stage))
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
-    import torch.distributed as dist
+    with importing():
+        import torch.distributed as dist
 
-    from megatron_af.parallel.world import join_world
+        from megatron_af.parallel.world import join_world
 
-    join_world()
-    from megatron_af.evaluate.measure import measure, measure_contrastive, measure_elsewhere
-    from megatron_af.evaluate.suites import measure_suites_behind
-    from megatron_af.tracking.evaluation import log_few_shot
+        join_world()
+        from megatron_af.evaluate.measure import measure, measure_contrastive, measure_elsewhere
+        from megatron_af.evaluate.suites import measure_suites_behind
+        from megatron_af.tracking.evaluation import log_few_shot
 
     stage = config.curriculum[config.stage]
     sets = {name: measured_rows(config, name) for name in stage.evaluation}

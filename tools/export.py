@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 
 
 @command
@@ -22,12 +22,13 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="new or empty folder to write")
     arguments = parser.parse_args()
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
-    import torch.distributed as dist
+    with importing():
+        import torch.distributed as dist
 
-    from megatron_af.parallel.world import join_world
+        from megatron_af.parallel.world import join_world
 
-    join_world()
-    from megatron_af.release.export import export
+        join_world()
+        from megatron_af.release.export import export
 
     try:
         written = export(arguments.release, arguments.folder)

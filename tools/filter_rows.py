@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_af.config import ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.data.rows import to_json
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.evaluate.hearing import evaluation_rows
 from megatron_af.files import write
 
@@ -44,13 +44,14 @@ def main() -> int:
         known = ", ".join(config.data.datasets)
         raise ConfigError("no such rows", [f"--rows {arguments.rows}: not in data.datasets, which has {known}"])
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
-    import torch.distributed as dist
+    with importing():
+        import torch.distributed as dist
 
-    from megatron_af.parallel.world import join_world
+        from megatron_af.parallel.world import join_world
 
-    join_world()
-    from megatron_af.evaluate.clap_filter import Wanted, filtered, judged
-    from megatron_af.inference.embedder import ClapEmbedder
+        join_world()
+        from megatron_af.evaluate.clap_filter import Wanted, filtered, judged
+        from megatron_af.inference.embedder import ClapEmbedder
 
     wanted = Wanted(
         least=arguments.least,

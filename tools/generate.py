@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from megatron_af.config import ConfigError, ParallelConfig
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.inference.requests import BadRequest, settings_of
 from megatron_af.progress import Progress, silent
 from megatron_af.release.named import named
@@ -48,11 +48,15 @@ def main() -> int:
         raise BadRequest("--requests: expected --output FILE for the answers beside it")
     decoding = vars(settings_of(arguments.decoding))
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
-    import torch.distributed as dist
+    with importing():
+        import torch.distributed as dist
 
-    from megatron_af.parallel.world import join_world
+        from megatron_af.parallel.world import join_world
 
-    join_world()
+        join_world()
+        from megatron_af.serve.answer_file import answer_file
+        from megatron_af.serve.loaded_model import LoadedModel
+
     ranks = arguments.tensor * arguments.pipeline
     if min(arguments.tensor, arguments.pipeline) < 1 or dist.get_world_size() % ranks:
         raise ConfigError(
@@ -60,9 +64,6 @@ def main() -> int:
             [f"--tensor {arguments.tensor} x --pipeline {arguments.pipeline} on {dist.get_world_size()} processes: "
              "expected a product that divides their number (torchrun --nproc_per_node)"],
         )  # fmt: skip
-    from megatron_af.serve.answer_file import answer_file
-    from megatron_af.serve.loaded_model import LoadedModel
-
     parallel = ParallelConfig(tensor=arguments.tensor, pipeline=arguments.pipeline)
     few_shot = {"few_shot": arguments.few_shot, "few_shot_from": arguments.source}
     first = dist.get_rank() == 0

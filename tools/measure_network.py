@@ -8,7 +8,7 @@ On a cluster `af-pipelines smoke` runs it on two nodes.
 import argparse
 import sys
 
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 
 MIB = 2**20
 
@@ -16,14 +16,16 @@ MIB = 2**20
 @command
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    import torch.distributed as dist  # a command answers at once
+    with importing():
+        import torch.distributed as dist  # a command answers at once
 
-    from megatron_af.bench.network import measure, pinned_memory_limit
-    from megatron_af.parallel.device import current_device
-    from megatron_af.parallel.world import join_world
+        from megatron_af.bench.network import measure, pinned_memory_limit
+        from megatron_af.parallel.device import current_device
+        from megatron_af.parallel.world import join_world
 
-    device = current_device()
-    join_world()
+        device = current_device()
+        join_world()
+
     first = dist.get_rank() == 0
     if first:
         print(f"{dist.get_world_size()} processes, {device.backend}, pinned memory {pinned_memory_limit()}", flush=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from megatron_af.config import ClapConfig, ConfigError
 from megatron_af.config.keys import describe
 from megatron_af.config.loading import read_values
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.prepare.mining import MiningConfig, Report, cut, select
 
 
@@ -25,9 +25,10 @@ def mine(step: str, config: MiningConfig) -> Report:
         return cut(config)
     if not config.text_model:
         raise ConfigError("nothing compares the captions", ["text_model is not set: name a sentence encoder"])
-    import torch
+    with importing():
+        import torch
 
-    from megatron_af.audio.text_tower import TextTower
+        from megatron_af.audio.text_tower import TextTower
 
     tower = TextTower(ClapConfig(text_tower=config.text_model, text_max_tokens=128)).eval()
 

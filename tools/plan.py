@@ -19,7 +19,7 @@ from rich.console import Console
 from megatron_af.config import ConfigError
 from megatron_af.config.errors import suggestion
 from megatron_af.config.loading import load_config
-from megatron_af.entry import NO_USE, command
+from megatron_af.entry import NO_USE, command, importing
 from megatron_af.files import write
 
 
@@ -44,14 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
         raise ConfigError(f"--gpus {options.gpus}: give 1 or more")
 
     # Imported only now: megatron-core must have been made portable before its modules run.
-    from megatron_af.parallel.device import make_megatron_portable
+    with importing():
+        from megatron_af.parallel.device import make_megatron_portable
 
-    make_megatron_portable()
-    from megatron_af.plan.gpu import read_gpu
-    from megatron_af.plan.lengths import read_lengths
-    from megatron_af.plan.picture import draw
-    from megatron_af.plan.planning import plan_run
-    from megatron_af.plan.report import record, tables, verdicts
+        make_megatron_portable()
+        from megatron_af.plan.gpu import read_gpu
+        from megatron_af.plan.lengths import read_lengths
+        from megatron_af.plan.picture import draw
+        from megatron_af.plan.planning import plan_run
+        from megatron_af.plan.report import record, tables, verdicts
 
     gpu, given = read_gpu(options.gpu), read_lengths(options.lengths) if options.lengths else {}
     names = [options.stage] if options.stage else list(config.curriculum)

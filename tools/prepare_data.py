@@ -4,8 +4,7 @@
     python tools/prepare_data.py prepare --config FILE [--dataset NAME] [key=value ...]
     python tools/prepare_data.py stats   --config FILE [--dataset NAME] [--html FILE] [key=value ...]
     python tools/prepare_data.py inspect --config FILE --dataset NAME [--samples N] [--html FILE] [key=value ...]
-    python tools/prepare_data.py lint    --config FILE [key=value ...]
-    python tools/prepare_data.py padding --config FILE [key=value ...]
+    python tools/prepare_data.py lint|padding --config FILE [key=value ...]
 
 ``import`` reads ``data.datasets.NAME.origin`` (somebody's manifest, table, label folder, tars) and writes its rows to
 ``source``; data sets that are a ``part`` of another take theirs from there. ``prepare`` checks, resamples and packs the
@@ -21,20 +20,21 @@ from rich.console import Console
 
 from megatron_af.config import Config
 from megatron_af.config.loading import load_config
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.files import write
 from megatron_af.progress import Progress
 
 
 def show(config: Config, names: list[str], samples: int = 0, html: str = "") -> int:
     """Statistics, and with ``samples`` rows to look at; ``html`` gets a page with pictures and sound."""
-    from megatron_af.data.shards import open_rows
-    from megatron_af.data.storage import DataRoot
-    from megatron_af.parallel.device import current_device
-    from megatron_af.prepare import advice
-    from megatron_af.prepare.inspection import look, page, panels
-    from megatron_af.prepare.statistics import measure, tables
-    from megatron_af.text.tokenizer import Tokenizer
+    with importing():
+        from megatron_af.data.shards import open_rows
+        from megatron_af.data.storage import DataRoot
+        from megatron_af.parallel.device import current_device
+        from megatron_af.prepare import advice
+        from megatron_af.prepare.inspection import look, page, panels
+        from megatron_af.prepare.statistics import measure, tables
+        from megatron_af.text.tokenizer import Tokenizer
 
     console, tokenizer, root = Console(), Tokenizer.load(config.data.tokenizer), DataRoot(config.data.root)
     for name in names:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from megatron_af.config import Config
 from megatron_af.config.keys import describe
 from megatron_af.config.loading import read_config
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.runs.check import validate
 from megatron_af.runs.lock import StageLock
 from megatron_af.runs.records import claim
@@ -61,24 +61,24 @@ def main(description: str | None = __doc__, objective: str = "") -> int:
 def train(config: Config, world_size: int) -> str:
     """Train ``config.stage``, its sizes resolved, on this process and its peers: a key of ``EXIT_CODES``."""
     # Imported only now: a command answers at once, and megatron-core must be made portable before its modules run.
-    import torch.distributed as dist
+    with importing():
+        import torch.distributed as dist
 
-    from megatron_af.parallel.device import make_megatron_portable
-    from megatron_af.parallel.world import join_world
+        from megatron_af.parallel.device import make_megatron_portable
+        from megatron_af.parallel.world import join_world
 
-    make_megatron_portable()
-    from megatron_af.plan.beside import BesidePlan
-    from megatron_af.plan.check import plan_here, require_fit
+        make_megatron_portable()
+        from megatron_af.plan.beside import BesidePlan
+        from megatron_af.plan.check import plan_here, require_fit
+        from megatron_af.tracking.callback import MLflowTracking
+        from megatron_af.train.callbacks import Callback, EndHangs, LogLine, StopOnSignal, TrainerStatus
+        from megatron_af.train.callbacks.spikes import LossSpike
+        from megatron_af.train.optimizer import NonFiniteGradient
+        from megatron_af.train.stage_result import StageResult
+        from megatron_af.train.trainer import train_stage
 
-    plan = plan_here(config, world_size)
-    require_fit(plan)
+    require_fit(plan := plan_here(config, world_size))
     join_world()
-    from megatron_af.tracking.callback import MLflowTracking
-    from megatron_af.train.callbacks import Callback, EndHangs, LogLine, StopOnSignal, TrainerStatus
-    from megatron_af.train.callbacks.spikes import LossSpike
-    from megatron_af.train.optimizer import NonFiniteGradient
-    from megatron_af.train.stage_result import StageResult
-    from megatron_af.train.trainer import train_stage
 
     def callbacks() -> list[Callback]:
         followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]

@@ -19,7 +19,7 @@ from pathlib import Path
 from megatron_af.config import ConfigError
 from megatron_af.config.errors import suggestion
 from megatron_af.config.loading import load_config
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.files import write
 
 BROKEN = 42
@@ -44,11 +44,12 @@ def main(arguments: list[str]) -> int:
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same on every machine, and forked processes share no GPU
     os.environ.update(OMP_NUM_THREADS="1", CUDA_DEVICE_MAX_CONNECTIONS="1")
-    from megatron_af.parallel.device import make_megatron_portable
+    with importing():
+        from megatron_af.parallel.device import make_megatron_portable
 
-    make_megatron_portable()
-    from megatron_af.prove.card import card, markdown
-    from megatron_af.prove.proof import prove
+        make_megatron_portable()
+        from megatron_af.prove.card import card, markdown
+        from megatron_af.prove.proof import prove
 
     proof = prove(config, options.ranks, lambda line: print(line, flush=True))
     record = card(config, proof, options.ranks)

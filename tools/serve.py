@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from megatron_af.config.keys import describe
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.release.named import named
 from megatron_af.serve.settings import ServingConfig, load_settings
 
@@ -39,10 +39,11 @@ def main() -> int:
 
 def run(place: Path, settings: ServingConfig) -> None:
     """Until SIGTERM or SIGINT: then what was begun is answered."""
-    import uvicorn
+    with importing():
+        import uvicorn
 
-    from megatron_af.serve.loaded_model import LoadedModel
-    from megatron_af.serve.server import make_app
+        from megatron_af.serve.loaded_model import LoadedModel
+        from megatron_af.serve.server import make_app
 
     app = make_app(LoadedModel(place, precision=settings.precision), settings)
     uvicorn.run(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=60)

@@ -54,19 +54,22 @@ def main() -> int:
 
     def followed(config: Any, world_size: int) -> str:
         mark("configuration read and checked")
-        import torch.distributed as dist
+        from megatron_af.entry import importing
 
-        mark("import torch")
-        from megatron_af.parallel.device import make_megatron_portable
+        with importing():
+            import torch.distributed as dist
 
-        make_megatron_portable()
-        from megatron_af.parallel import world
-        from megatron_af.plan import check
+            mark("import torch")
+            from megatron_af.parallel.device import make_megatron_portable
 
-        mark("import megatron-core")
-        from megatron_af.parallel import groups
-        from megatron_af.tracking import callback  # noqa: F401  (what the command would import next)
-        from megatron_af.train import callbacks, checkpoint, stage_result, trainer  # noqa: F401
+            make_megatron_portable()
+            from megatron_af.parallel import world
+            from megatron_af.plan import check
+
+            mark("import megatron-core")
+            from megatron_af.parallel import groups
+            from megatron_af.tracking import callback  # noqa: F401  (what the command would import next)
+            from megatron_af.train import callbacks, checkpoint, stage_result, trainer  # noqa: F401
 
         mark("import trainer")
         marking(check, "plan_here", "plan")

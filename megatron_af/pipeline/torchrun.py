@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from megatron_af.entry import command
+from megatron_af.entry import command, importing
 from megatron_af.pipeline.job import SHUTDOWN_SECONDS, cause, describe_exit
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ def main(argv: list[str]) -> int:
     Returns:
         0, the code of the worker that failed and explains the others, or 128 + the signal that ended the launcher.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    with importing():
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.run import parse_args, run
 
     agent = logging.getLogger("torch.distributed.elastic")
     agent.addHandler(logging.NullHandler())
