@@ -50,7 +50,7 @@ class LengthsFile:
     stages: Nothing[dict[str, GivenLengths]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # its own identity: what is made of them is remembered
 class Lengths:
     samples: tuple[Sample, ...]
     """Each as common as the others."""

@@ -1,6 +1,6 @@
 """What one rank has of a step: shapes of its micro-batches, and windows that it encodes.
 
-    steps = list(draw_steps(config, stage, samples, per_rank=128, count=64))     # as training would make them
+    steps = list(draw_steps(Cut.of(config, stage), samples, per_rank=128, count=64))    # as training would make them
     mean(steps)
 
 Batches are drawn from lengths and then made by training's own functions: packing, padding, sharing of clips.
@@ -9,6 +9,7 @@ Batches are drawn from lengths and then made by training's own functions: packin
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Self
 
 from megatron_af.config import Config, StageConfig
 from megatron_af.data.batch import StepAudio, TextBatch, assign_clips
@@ -93,9 +94,31 @@ def load_of(audio: StepAudio, text: TextBatch, tokens_per_window: int) -> Load:
     )
 
 
-def draw_steps(
-    config: Config, stage: StageConfig, samples: Sequence[Sample], *, per_rank: int, count: int, seed: int = 0
-) -> Iterator[Load]:
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """All that the steps of given samples depend on: recomputation, overlap and what is sharded change none of them."""
+
+    tensor: int
+    pipeline: int
+    interleaved: bool
+    """The schedule takes micro-batches in groups of as many as there are pipeline stages."""
+    micro_batch_samples: int
+    pack_tokens: int
+    tokens_per_window: int
+
+    @classmethod
+    def of(cls, config: Config, stage: StageConfig) -> Self:
+        return cls(
+            tensor=config.parallel.tensor,
+            pipeline=config.parallel.pipeline,
+            interleaved=config.parallel.virtual_pipeline > 1,
+            micro_batch_samples=stage.micro_batch_samples,
+            pack_tokens=stage.pack_tokens,
+            tokens_per_window=config.model.encoder.tokens_per_window,
+        )
+
+
+def draw_steps(cut: Cut, samples: Sequence[Sample], *, per_rank: int, count: int, seed: int = 0) -> Iterator[Load]:
     """Steps of a data-parallel rank as the stage would make them of ``samples`` in any order.
 
     Args:
@@ -103,28 +126,26 @@ def draw_steps(
     """
     draw = random.Random(seed)
     for _ in range(count):
-        yield made_of([draw.choice(samples) for _ in range(per_rank)], config, stage)
+        yield made_of([draw.choice(samples) for _ in range(per_rank)], cut)
 
 
 def longest(config: Config, stage: StageConfig, *, per_rank: int, clips: int = 1) -> Load:
     """A step whose samples are all as long as the stage lets them be."""
     text = stage.questions_per_sample * stage.max_text_tokens
     sample = Sample(windows=(stage.max_windows,) * clips, tokens=text, segments=stage.questions_per_sample)
-    return made_of([sample] * per_rank, config, stage)
+    return made_of([sample] * per_rank, Cut.of(config, stage))
 
 
-def made_of(chosen: Sequence[Sample], config: Config, stage: StageConfig) -> Load:
+def made_of(chosen: Sequence[Sample], cut: Cut) -> Load:
     """The step of some samples."""
-    parallel = config.parallel
     windows = tuple(count for sample in chosen for count in sample.windows)
     rows = [[place] for place in range(len(chosen))]
-    if stage.pack_tokens:
-        group = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
+    each, tokens_per_window = cut.micro_batch_samples, cut.tokens_per_window
+    if cut.pack_tokens:
         sizes = [(sample.tokens, sum(sample.windows)) for sample in chosen]
-        rows = pack(sizes, stage.pack_tokens, stage.micro_batch_samples * group)
-    each, tokens_per_window = stage.micro_batch_samples, config.model.encoder.tokens_per_window
+        rows = pack(sizes, cut.pack_tokens, each * (cut.pipeline if cut.interleaved else 1))
     tokens = [sum(chosen[place].tokens for place in row) for row in rows]
-    length = padded_length(max(tokens, default=0), parallel.tensor)
+    length = padded_length(max(tokens, default=0), cut.tensor)
     micro, text_scores, audio_scores = [], 0.0, 0.0
     for begin in range(0, len(rows), each):
         here = [[chosen[place] for place in row] for row in rows[begin : begin + each]]
@@ -141,7 +162,7 @@ def made_of(chosen: Sequence[Sample], config: Config, stage: StageConfig) -> Loa
         )
     return _load(
         windows=windows,
-        owners=assign_clips(windows, parallel.tensor * parallel.pipeline),
+        owners=assign_clips(windows, cut.tensor * cut.pipeline),
         micro=micro,
         scores=(text_scores, audio_scores),
         length=length,

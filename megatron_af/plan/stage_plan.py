@@ -5,15 +5,15 @@
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean, pstdev
 
 from megatron_af.config import Config
 from megatron_af.plan.case import Case
 from megatron_af.plan.gpu import Gpu
 from megatron_af.plan.lengths import Lengths
-from megatron_af.plan.load import Load, Sample, draw_steps, made_of, mean
+from megatron_af.plan.load import Cut, Load, draw_steps, made_of, mean
 from megatron_af.plan.memory import AHEAD, Memory, memory
 from megatron_af.plan.step_time import COMMUNICATION, ENCODER, StepTime, step_time
 from megatron_af.runs.sizes import batch_samples
@@ -110,16 +110,12 @@ def plan_stage(
     Args:
         encoded: part of the windows that no feature cache has.
     """
-    if lengths.longest:
-        loads = [made_of([lengths.samples[0]] * case.per_copy, case.config, case.stage)]
-    else:
-        drawing = draw_steps(case.config, case.stage, lengths.samples, per_rank=case.per_copy, count=drawn)
-        loads = list(drawing)
-    loads = [replace(load, encoded=encoded) for load in loads]
+    cut = Cut.of(case.config, case.stage)
+    loads = [replace(load, encoded=encoded) for load in _drawn(lengths, cut, case.per_copy, drawn)]
     needs = [_neediest(case, load, ahead) for load in loads]
     totals = [found.total for found, _ in needs]
     most = max(range(len(needs)), key=totals.__getitem__)
-    bound = _neediest(case, replace(_longest(case, lengths.samples), encoded=encoded), ahead)[0].total
+    bound = _neediest(case, replace(_longest(lengths, cut, case.per_copy), encoded=encoded), ahead)[0].total
     spread = max(totals[most], fmean(totals) + DEVIATIONS * pstdev(totals))
     middle = mean(loads)
     return StagePlan(
@@ -139,9 +135,18 @@ def _neediest(case: Case, load: Load, ahead: int) -> tuple[Memory, int]:
     return max(found, key=lambda one: one[0].total)
 
 
-def _longest(case: Case, samples: Sequence[Sample]) -> Load:
+@lru_cache(maxsize=64)
+def _drawn(lengths: Lengths, cut: Cut, per_rank: int, count: int) -> tuple[Load, ...]:
+    """Steps to plan by: a search tries many layouts that make the same ones."""
+    if lengths.longest:
+        return (made_of([lengths.samples[0]] * per_rank, cut),)
+    return tuple(draw_steps(cut, lengths.samples, per_rank=per_rank, count=count))
+
+
+@lru_cache(maxsize=64)
+def _longest(lengths: Lengths, cut: Cut, per_rank: int) -> Load:
     """A step in which every sample is as long as the longest, in clips and in text."""
-    heard = max((sample.windows for sample in samples), key=sum)
-    text = max(samples, key=lambda sample: sample.tokens)
-    supervised = max(sample.supervised * sample.tokens for sample in samples) / max(1, text.tokens)
-    return made_of([replace(text, windows=heard, supervised=supervised)] * case.per_copy, case.config, case.stage)
+    heard = max((sample.windows for sample in lengths.samples), key=sum)
+    text = max(lengths.samples, key=lambda sample: sample.tokens)
+    supervised = max(sample.supervised * sample.tokens for sample in lengths.samples) / max(1, text.tokens)
+    return made_of([replace(text, windows=heard, supervised=supervised)] * per_rank, cut)

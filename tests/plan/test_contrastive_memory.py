@@ -15,7 +15,7 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.plan.case import Case
 from megatron_af.plan.gpu import read_gpu
-from megatron_af.plan.load import Sample, made_of
+from megatron_af.plan.load import Cut, Sample, made_of
 from megatron_af.plan.memory import TEXTS, memory, static
 from megatron_af.train.objectives.contrastive_learner import ContrastiveLearner, build_clap
 from megatron_af.train.trainable import select
@@ -88,7 +88,7 @@ def step(rank: int, world: int, settings: Config) -> dict[str, float]:
         learner.optimizer.step_checked()
     case = Case(config=settings, gpu=read_gpu("cpu"), world=world)
     sample = Sample(windows=(stage.max_windows,), tokens=0)
-    load = made_of([sample] * stage.global_batch_samples, settings, stage)
+    load = made_of([sample] * stage.global_batch_samples, Cut.of(settings, stage))
     return {
         "always": always - mel.nbytes,
         "planned always": sum(static(case, 0).values()),

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from megatron_af.config.loading import load_config
-from megatron_af.plan.load import Sample, draw_steps, load_of, longest, made_of, mean
+from megatron_af.plan.load import Cut, Sample, draw_steps, load_of, longest, made_of, mean
 from tests import tiny
 from tests.plan import packed_rows
 
@@ -19,7 +19,7 @@ def test_a_planned_step_is_the_one_that_training_makes() -> None:
     samples = [
         Sample(windows=windows, tokens=14 + place, segments=2) for place, windows in enumerate(heard)
     ]
-    planned = made_of(samples, config, config.curriculum["stage"])
+    planned = made_of(samples, Cut.of(config, config.curriculum["stage"]))
     same = "micro_batches rows length keys windows own_windows clip_tokens clip_scores text_stretches tokens"
     for name in same.split():
         assert getattr(planned, name) == getattr(real, name), name
@@ -30,7 +30,7 @@ def test_packing_makes_fewer_rows() -> None:
     config = tiny.config()
     stage = dataclasses.replace(config.curriculum["stage"], pack_tokens=96)
     samples = [Sample(windows=(1,), tokens=24)] * 16
-    loose, packed = (made_of(samples, config, s) for s in (config.curriculum["stage"], stage))
+    loose, packed = (made_of(samples, Cut.of(config, s)) for s in (config.curriculum["stage"], stage))
     assert loose.micro_batches == 8 and packed.micro_batches == 2
     assert packed.length == 96 and packed.text_stretches and not loose.text_stretches
     assert packed.text_scores == 8 * 24**2, "each sample sees itself alone"
@@ -48,7 +48,7 @@ def test_packed_rows_look_at_what_training_counts() -> None:
         Sample(windows=(windows[i % 4],), tokens=each, supervised=packed_rows.SUPERVISED / each)
         for i in range(packed_rows.ROWS * packed_rows.SAMPLES)
     ]
-    planned = made_of(samples, config, config.curriculum["pretrain"])
+    planned = made_of(samples, Cut.of(config, config.curriculum["pretrain"]))
     same = "micro_batches rows length mean_keys mean_supervised text_scores audio_scores tokens"
     for name in same.split():
         assert getattr(planned, name) == getattr(real, name), name
@@ -64,7 +64,7 @@ def test_steps_are_drawn_the_same_again() -> None:
     config = tiny.config()
     samples = [Sample(windows=(n,), tokens=10 * n) for n in (1, 2, 3)]
     one, other = (
-        list(draw_steps(config, config.curriculum["stage"], samples, per_rank=8, count=4)) for _ in range(2)
+        list(draw_steps(Cut.of(config, config.curriculum["stage"]), samples, per_rank=8, count=4)) for _ in range(2)
     )
     assert one == other and len({load.windows for load in one}) > 1
     assert min(load.windows for load in one) <= mean(one).windows <= max(load.windows for load in one)

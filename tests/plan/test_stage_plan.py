@@ -1,14 +1,17 @@
 """A stage's plan covers what 5,000 of its steps need, and no more than it must."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from megatron_af.config import Config
+from megatron_af.plan import stage_plan
 from megatron_af.plan.case import Case
 from megatron_af.plan.gpu import read_gpu
 from megatron_af.plan.lengths import GivenLengths, Lengths, lengths_of
-from megatron_af.plan.load import draw_steps
+from megatron_af.plan.load import Cut, Load, draw_steps
 from megatron_af.plan.memory import memory
 from megatron_af.plan.stage_plan import case_of, plan_stage
 from tests import tiny
@@ -33,7 +36,7 @@ def test_5000_shuffled_steps_stay_within_the_plan_and_come_close(changes: dict[s
     case = Case(config=dataclasses.replace(config, curriculum={"stage": stage}), gpu=read_gpu("cpu"), world=1)
     lengths = mixed(case.config)
     plan = plan_stage(case, lengths, ahead=0)
-    steps = draw_steps(case.config, stage, lengths.samples, per_rank=case.per_copy, count=STEPS, seed=1)
+    steps = draw_steps(Cut.of(case.config, stage), lengths.samples, per_rank=case.per_copy, count=STEPS, seed=1)
     most = max(memory(case, 0, load, ahead=0).total for load in steps)
     assert most <= plan.needed <= (1 + ROOM) * most
 
@@ -52,3 +55,22 @@ def test_what_does_not_fit_is_told() -> None:
     config = tiny.config()
     small = dataclasses.replace(read_gpu("cpu"), memory_gib=0.01)
     assert not plan_stage(case_of(config, "stage", small, 1), mixed(config)).fits
+
+
+def test_layouts_that_make_the_same_steps_draw_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def drawing(cut: Cut, *arguments: Any, **named: Any) -> Iterator[Load]:
+        drawn.append(cut)
+        return draw_steps(cut, *arguments, **named)
+
+    monkeypatch.setattr(stage_plan, "draw_steps", drawing)
+    config = tiny.config()
+    lengths = mixed(config)
+    for recompute in ("none", "full"):
+        for tensor in (1, 2):
+            parallel = dataclasses.replace(config.parallel, tensor=tensor, recompute=recompute)
+            plan_stage(case_of(dataclasses.replace(config, parallel=parallel), "stage", read_gpu("cpu"), 2), lengths)
+    assert [cut.tensor for cut in drawn] == [1, 2]
+    plan_stage(case_of(config, "stage", read_gpu("cpu"), 2), mixed(config))
+    assert len(drawn) == 3, "of other lengths"
