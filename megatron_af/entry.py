@@ -118,9 +118,10 @@ def importing() -> Iterator[None]:
     """Inside, modules are imported without a search for circles among what they make.
 
     All of it stays, and searching it again and again is an eighth of what torch and megatron-core take to be imported;
-    what is there afterwards is never searched again, in training neither.
+    what is there afterwards is never searched again, in training neither. A process that has torch already, and may
+    have dropped a model since, has nothing to gain.
     """
-    if not gc.isenabled():
+    if not gc.isenabled() or "torch" in sys.modules:
         yield
         return
     gc.disable()

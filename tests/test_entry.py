@@ -369,6 +369,7 @@ def test_a_command_ends_without_looking_for_circles() -> None:
 
 IMPORTING = """
 import gc
+import sys
 from megatron_af.entry import importing
 
 before = gc.get_freeze_count()
@@ -382,7 +383,15 @@ try:
         import no_such_module
 except ImportError:
     assert gc.isenabled()
-    print("well")
+sys.modules["torch"] = gc
+frozen = gc.get_freeze_count()
+with importing():
+    assert gc.isenabled()
+dropped = [[] for _ in range(1000)]
+with importing():
+    pass
+assert gc.get_freeze_count() == frozen
+print("well")
 """
 
 
