@@ -65,6 +65,8 @@ class Node:
                 "PET_MASTER_PORT": str(port),
             }
         self.rank = rank
+        self.unread: Exception | None = None
+        """What kept ``read`` from taking a line: nobody reads this program's output any more, or a log's disk is full."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "megatron_af.parallel.child", str(os.getpid()), *job.arguments(ROOT)],
             env=env,
@@ -81,7 +83,11 @@ class Node:
     def _read(self, read: Callable[[int, str], None]) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
-            read(self.rank, line.rstrip())
+            if self.unread is None:  # and read on in any case: a node whose pipe is full waits for ever
+                try:
+                    read(self.rank, line.rstrip())
+                except Exception as error:
+                    self.unread = error
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -97,8 +103,9 @@ class Node:
 def launch_local(job: Job, say: Callable[[str], None]) -> int:
     """Run a job to its end on this machine and return how often it was restarted.
 
-    Raises `StepFailed` with the last error's text, and `Cancelled` when this process was asked to stop. Nothing that
-    was started is left running, not even when this process is killed.
+    Raises `StepFailed` with the last error's text, `Cancelled` when this process was asked to stop, and what ``say``
+    raises; a job that trains writes its checkpoint then. Nothing that was started is left running, not even when this
+    process is killed.
     """
     deadline = time.monotonic() + job.deadline_seconds
     tail: collections.deque[str] = collections.deque(maxlen=2000)
@@ -135,6 +142,9 @@ def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> li
         while len(ended) < len(nodes):
             time.sleep(POLL_SECONDS)
             now = time.monotonic()
+            if any(node.unread for node in nodes):
+                patience = STOP_SECONDS
+                break
             for node in nodes:
                 if node not in ended and node.process.poll() is not None:
                     ended.append(node)
@@ -153,6 +163,8 @@ def _run_once(job: Job, deadline: float, read: Callable[[int, str], None]) -> li
         raise
     finally:
         _stop(nodes, mark, patience)
+    if unread := next((node.unread for node in nodes if node.unread), None):
+        raise unread
     return [(node.rank, node.process.returncode) for node in ended if node.process.returncode]
 
 

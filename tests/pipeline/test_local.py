@@ -1,5 +1,6 @@
 """The local launcher: nodes of processes, restarts of the whole job, exit codes, nothing left running."""
 
+import errno
 import os
 import signal
 import threading
@@ -67,6 +68,26 @@ def test_deadline(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="its deadline; raise deadline_hours") as failure:
         launch_local(job(script(tmp_path, "import time; time.sleep(60)"), deadline_seconds=0.5), lambda line: None)
     assert failure.value.give_up
+
+
+def test_a_job_whose_lines_nobody_takes_is_stopped_and_not_left_waiting(tmp_path: Path) -> None:
+    """More lines than a pipe holds; and it has the time to write its checkpoint."""
+
+    def head(line: str) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    tool = script(
+        tmp_path,
+        "import pathlib, signal, sys\n"
+        "def stop(*_):\n"
+        "    pathlib.Path(sys.argv[1]).touch()\n"
+        "    sys.exit(3)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "while True: print('step', 'x' * 1000, flush=True)\n",
+    )
+    with pytest.raises(BrokenPipeError):
+        launch_local(job(tool, str(tmp_path / "saved"), deadline_seconds=10.0), head)
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.slow
