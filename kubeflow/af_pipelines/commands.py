@@ -6,6 +6,7 @@ kfp and the Kubernetes client take seconds to import, so each verb imports what 
 import argparse
 import dataclasses
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +63,9 @@ def status(options: argparse.Namespace) -> int:
         from af_pipelines.cluster_run import show_run
 
         return show_run(record)
-    alive = record.driver() is not None
-    print(f"{record.launch.pipeline} {record.launch.run}: {'running' if alive else 'ended'} here, started "
-          f"{stamp(record.started)}")  # fmt: skip
+    state = "running here" if record.driver() else "ended here"
+    state = state if record.host == socket.gethostname() else f"on {record.host}"
+    print(f"{record.launch.pipeline} {record.launch.run}: {state}, started {stamp(record.started)}")
     records = {step.step: step for step in folder.steps()}
     print("\n".join(table(record.graph(), records, record.launch)))
     for step in records.values():
@@ -106,6 +107,8 @@ def cancel(options: argparse.Namespace) -> int:
         from af_pipelines.cluster_run import cancel_run
 
         return cancel_run(record)
+    if record.host != socket.gethostname():
+        raise StepFailed(f"{record.launch.run} was started on {record.host}, not here: cancel it there")
     driver = record.driver()
     if driver is None:
         print(f"{record.launch.run} has ended already")

@@ -66,7 +66,7 @@ class Node:
             }
         self.rank = rank
         self.unread: Exception | None = None
-        """What kept ``read`` from taking a line: nobody reads this program's output any more, or a log's disk is full."""
+        """What kept ``read`` from taking a line: nobody reads this program's output, or a log's disk is full."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "megatron_af.parallel.child", str(os.getpid()), *job.arguments(ROOT)],
             env=env,

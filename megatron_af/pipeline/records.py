@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,9 @@ class RunRecord:
     steps: tuple[str, ...] = ()
     """Those that were asked for; empty: all of the pipeline."""
     pid: int = 0
-    """Process that drives a run on this machine."""
+    """Process that drives a run on ``host``."""
+    host: str = dataclasses.field(default_factory=socket.gethostname)
+    """The folder may lie on a volume that other machines see, where another process has that number."""
     kubeflow_run: str = ""
     """Id of a run in Kubeflow Pipelines."""
     cluster: str = ""
@@ -91,6 +94,8 @@ class RunRecord:
 
     def driver(self) -> psutil.Process | None:
         """The other process that drives a run on this machine, if it lives; a new one may have its number by now."""
+        if self.host != socket.gethostname():
+            return None
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid) if self.pid not in (0, os.getpid()) else None
             if process and process.create_time() <= self.started and process.status() != psutil.STATUS_ZOMBIE:

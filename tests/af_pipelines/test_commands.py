@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from af_pipelines.__main__ import main
 from af_pipelines.cluster import load_cluster
 from af_pipelines.endpoint import Endpoint
 from af_pipelines.manifest import PROGRESS, trainjob_manifest
+from megatron_af.config.as_json import to_json
 from megatron_af.config.loading import load_config
 from megatron_af.pipeline.job import Job
-from megatron_af.pipeline.records import RunFolder
+from megatron_af.pipeline.records import Launch, RunFolder, RunRecord
 from tests.af_pipelines.fake_cluster import FakeCluster, Object
 
 pytestmark = pytest.mark.slow
@@ -204,3 +206,22 @@ def test_smoke_measures_between_two_nodes(
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
     assert trainer["command"][-1] == "tools/measure_network.py"
     assert "[smoke 0] 256 MiB 2.000 ms 134.22 GB/s bus" in capsys.readouterr().out
+
+
+def test_a_run_of_another_machine_is_told_of_and_no_process_of_this_one_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder lies on a volume that both see, and a process here has the driver's number."""
+    (tmp_path / "toy.yaml").write_text(CONFIG.format(tmp=tmp_path))
+    settings = load_config(tmp_path / "toy.yaml")
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        record = RunRecord(launch=Launch(run="r-1"), config=to_json(settings), pid=stranger.pid, host="node-7")
+        RunFolder(settings).write_run(record)
+        try:
+            assert pipelines(tmp_path, "cancel") == 1
+            assert "r-1 was started on node-7, not here: cancel it there" in capsys.readouterr().err
+            assert pipelines(tmp_path, "status") == 0
+            assert "curriculum r-1: on node-7, started" in capsys.readouterr().out
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()

@@ -47,19 +47,23 @@ def test_the_run_comes_back_with_its_configuration_and_steps(tmp_path: Path) -> 
 
 
 def test_a_driver_is_another_living_process_that_began_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    def driver(pid: int, *, began: float = 10.0, status: str = psutil.STATUS_RUNNING, gone: bool = False) -> bool:
+    def driver(
+        pid: int, *, began: float = 10.0, status: str = psutil.STATUS_RUNNING, gone: bool = False, host: str = ""
+    ) -> bool:
         def process(number: int) -> SimpleNamespace:
             if gone:
                 raise psutil.NoSuchProcess(number)
             return SimpleNamespace(pid=number, create_time=lambda: began, status=lambda: status)
 
         monkeypatch.setattr(records.psutil, "Process", process)
-        return RunRecord(launch=LAUNCH, config="{}", pid=pid, started=20.0).driver() is not None
+        of_host = {"host": host} if host else {}
+        return RunRecord(launch=LAUNCH, config="{}", pid=pid, started=20.0, **of_host).driver() is not None
 
     assert driver(1) and driver(1, began=20.0)
     assert not driver(0) and not driver(os.getpid())
     assert not driver(1, gone=True) and not driver(1, status=psutil.STATUS_ZOMBIE)
     assert not driver(1, began=20.1), "another process has its number by now"
+    assert not driver(1, host="another"), "what has its number here is somebody else's"
 
 
 def test_two_runs_of_one_second_have_two_names() -> None:
