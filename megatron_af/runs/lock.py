@@ -9,6 +9,7 @@ of a renewal nothing came, whatever clocks say; on the same machine at once. Who
 was paused for that long finds another's name in the file and must not go on: :meth:`StageLock.check` tells it.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -71,9 +72,10 @@ class StageLock:
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
-            if not self._is_ours():
-                return
-            os.utime(self._file)
+            with contextlib.suppress(OSError):  # a volume that is away for a moment: the next renewal may do
+                if not self._is_ours():
+                    return
+                os.utime(self._file)
 
     def _write(self) -> None:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "token": self._token, "began": _began(os.getpid())}
@@ -164,8 +166,12 @@ class _alone:
                 return
             except FileExistsError:
                 if time.monotonic() > until:  # who made it died in the instant between
-                    self._folder.rmdir()
+                    self._remove()
                 time.sleep(0.05)
 
     def __exit__(self, *_: object) -> None:
-        self._folder.rmdir()
+        self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another one who waited was faster
+            self._folder.rmdir()

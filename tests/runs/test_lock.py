@@ -1,5 +1,6 @@
 """Two processes never write one stage's folder, and a dead one holds nobody up."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -113,3 +114,34 @@ def test_who_lost_it_does_not_go_on_and_leaves_the_next_one_alone(tmp_path: Path
             ensure_kept(tmp_path)
     assert json.loads((tmp_path / FILE).read_text())["token"] == "theirs"
     ensure_kept(tmp_path)  # of a folder that this process does not hold it says nothing
+
+
+def test_a_renewal_that_fails_is_not_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries, renewed = iter(range(100)), threading.Event()
+
+    def utime(path: Path) -> None:
+        if next(tries) == 0:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        renewed.set()
+
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lock.os, "utime", utime)
+    with StageLock(tmp_path):
+        assert renewed.wait(10)
+
+
+def test_two_who_wait_for_a_dead_one_do_not_trip_over_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the dead one left has gone by the time it is removed."""
+    mkdir, tries = Path.mkdir, iter(range(100))
+
+    def taken(folder: Path, *more: Any, **named: Any) -> None:
+        if folder.name.endswith(".taking") and next(tries) == 0:
+            raise FileExistsError
+        mkdir(folder, *more, **named)
+
+    monkeypatch.setattr(Path, "mkdir", taken)
+    monkeypatch.setattr(lock, "LOST_SECONDS", -1.0)
+    with StageLock(tmp_path):
+        pass
