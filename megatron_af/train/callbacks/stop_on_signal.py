@@ -34,4 +34,7 @@ class StopOnSignal(Callback):
 
     def on_end(self, trainer: "Trainer", reason: str) -> None:
         if reason == "stopped" and trainer.rank == 0:
-            print(f"stopped after step {trainer.step}; the same command goes on from there", flush=True)
+            saved = trainer.saved_step
+            # of a loss that has left its course there is no checkpoint
+            where = "there" if saved == trainer.step else f"step {saved}, behind which the loss left its course"
+            print(f"stopped after step {trainer.step}; the same command goes on from {where}", flush=True)

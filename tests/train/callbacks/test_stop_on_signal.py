@@ -29,7 +29,7 @@ def test_what_comes_between_two_trainers_stops_the_second_one(capsys: pytest.Cap
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     asked: list[str] = []
     first: Any = SimpleNamespace(request_stop=lambda: asked.append("first"))
-    second: Any = SimpleNamespace(request_stop=lambda: asked.append("second"), rank=0, step=7)
+    second: Any = SimpleNamespace(request_stop=lambda: asked.append("second"), rank=0, step=7, saved_step=7)
     try:
         callback = StopOnSignal()
         callback.on_start(first)
@@ -42,3 +42,6 @@ def test_what_comes_between_two_trainers_stops_the_second_one(capsys: pytest.Cap
     callback.on_end(second, "done")
     callback.on_end(second, "stopped")
     assert capsys.readouterr().out == "stopped after step 7; the same command goes on from there\n"
+    second.saved_step = 4
+    callback.on_end(second, "stopped")
+    assert "goes on from step 4, behind which the loss left its course" in capsys.readouterr().out
