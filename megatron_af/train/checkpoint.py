@@ -186,14 +186,14 @@ class Checkpoints:
 
     def _prune(self, newest: Path) -> None:
         for left in self._folder.glob(f"step_*{REPLACED}"):
-            shutil.rmtree(left)
+            _remove(left)
         complete = sorted(p for p in self._folder.glob("step_" + 8 * "[0-9]") if (p / MANIFEST).exists())
         best = self._folder / BEST
         named = {newest.name, read_text(best).strip() if best.exists() else ""}
         old = [p for p in complete[: -self._keep] if p.name not in named] if self._keep > 0 else []
         for checkpoint in (*old, *self._folder.glob(f"step_*{KEPT}*")):
             if not self._is_needed(checkpoint):
-                shutil.rmtree(checkpoint)
+                _remove(checkpoint)
 
     def _is_needed(self, checkpoint: Path) -> bool:
         """Later stages, of this run or another one, read their frozen parts from here."""
@@ -206,6 +206,20 @@ class Checkpoints:
             aside = checkpoint.with_name(f"{checkpoint.name}{KEPT}{checkpoint_digest(checkpoint)[7:19]}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under another name first, so that what a death leaves of it is no checkpoint, and goes with the next one.
+
+    What cannot be removed (over NFS, while somebody reads it) stays until then: the new checkpoint is in place.
+    """
+    aside = checkpoint if checkpoint.name.endswith(REPLACED) else replaced(checkpoint)
+    try:
+        if aside != checkpoint:
+            checkpoint.rename(aside)
+        shutil.rmtree(aside)
+    except OSError as error:
+        print(f"{aside} could not be removed ({error}); it is tried again with the next checkpoint", flush=True)
 
 
 def _still_there(sources: Mapping[str, Path]) -> Mapping[str, Path]:

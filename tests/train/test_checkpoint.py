@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
-from megatron_af.runs.paths import CheckpointError, Resume, latest, read_resume
+from megatron_af.runs.paths import MANIFEST, CheckpointError, Resume, latest, read_resume
 from megatron_af.runs.whole import damage
 from megatron_af.train import checkpoint, checkpoint_files
 from megatron_af.train.checkpoint import Checkpoints
@@ -107,6 +107,14 @@ def save_and_die(rank: int, world_size: int, folder: Path, value: float, step: i
 
     if at == "data is written":
         FileSystemWriterAsync.finish = lambda *_: os._exit(9)  # type: ignore[method-assign]
+    elif at == "half of the old one is removed":
+
+        def half(folder: Path, **_: Any) -> None:
+            if folder.exists():
+                (folder / MANIFEST).unlink()
+                os._exit(9)
+
+        checkpoint.shutil = type("shutil", (), {"rmtree": staticmethod(half)})  # type: ignore[attr-defined]
     elif at == "the writer works":
         save(folder, value, step, asynchronous=True)
         os._exit(9)
@@ -132,7 +140,7 @@ def test_death_at_any_moment_leaves_a_whole_checkpoint(again: bool, tmp_path: Pa
     """The previous one, or once it is in place the new one; and the next save works."""
     run_distributed(save_and_die, 1, tmp_path, 1.0, 1, at="never")
     whole, value = {(1, 1.0)}, 2.0
-    for at in ("data is written", "the writer works", *range(12)):
+    for at in ("half of the old one is removed", "data is written", "the writer works", *range(12)):
         step = 1 if again else int(value)
         whole.add((step, value))
         try:
@@ -147,6 +155,26 @@ def test_death_at_any_moment_leaves_a_whole_checkpoint(again: bool, tmp_path: Pa
     assert value >= 7, "not every boundary was met"
     assert run_distributed(load, 1, tmp_path)[0] == (step, {value})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", f"step_{step:08d}"]
+
+
+def save_what_is_read(rank: int, world_size: int, folder: Path) -> None:
+    """Over NFS a file that somebody reads keeps its folder from going."""
+    save(folder, 1.0, 1).close()
+    remove = shutil.rmtree
+    shutil.rmtree = busy  # type: ignore[assignment]
+    save(folder, 2.0, 2).close()
+    shutil.rmtree = remove
+    assert latest(folder) == folder / "step_00000002"
+    save(folder, 3.0, 3).close()
+
+
+def busy(folder: Path, **_: Any) -> None:
+    raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_nothing_and_goes_later(tmp_path: Path) -> None:
+    run_distributed(save_what_is_read, 1, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000003"]
 
 
 def save_in_vain(rank: int, world_size: int, folder: Path, asynchronous: bool, trouble: str) -> str:
