@@ -78,7 +78,7 @@ class Trainer:
             *([Watch(config, tokenizer)] if self.stage.watch.dataset else []),
             *callbacks,
             ReturnMemory(),
-            Agreement(config.checkpoint.agree_every_steps, config.checkpoint.every_steps),
+            Agreement(config.checkpoint.agree_every_steps),
             SaveEvery(config.checkpoint.every_steps),
         ]
         entries = self._entries(resume_from)
@@ -221,6 +221,8 @@ class Trainer:
         """Write a checkpoint of the present step, unless there is one; a collective."""
         if self._saved_step == self.step:
             return
+        for callback in self.callbacks:
+            callback.on_save(self)
         self._saved_step = self.step
         self.learner.sync_parameters()
         remembered = {type(callback).__name__: callback.state_dict() for callback in self.callbacks}

@@ -2,7 +2,7 @@
 
 A bit that flips in one copy (memory, a bus, a collective) changes no loss that anybody would notice, and spreads into
 all copies by the gradients of the next steps. With ``checkpoint.agree_every_steps`` the copies are compared now and
-then, and before every checkpoint on the way: one 64-bit sum per tensor, made where the tensor lies, and two reductions.
+then, and before every checkpoint: one 64-bit sum per tensor, made where the tensor lies, and two reductions.
 The moments and float32 masters of the optimizer are copies too: of data-parallel ranks without ZeRO-1, and, of what
 tensor ranks hold alike, with it as well. What ZeRO-1 leaves on a single rank has nothing to be compared with.
 """
@@ -33,19 +33,25 @@ class Disagreement(RuntimeError):
 
 
 class Agreement(Callback):
-    """Compares every ``every`` steps, and where the next checkpoint (every ``before`` steps) would be written.
+    """Compares every ``every`` steps (0: never), and before each checkpoint.
 
     Raises:
         Disagreement: on all ranks, naming the first tensor that differs, and where.
     """
 
-    def __init__(self, every: int, before: int) -> None:
-        self._every, self._before = every, before
+    def __init__(self, every: int) -> None:
+        self._every, self._compared = every, -1
 
     def on_step(self, trainer: "Trainer", record: Record) -> None:
-        due = [every for every in (self._every, self._before) if every and trainer.step % every == 0]
-        if not self._every or not due:
-            return
+        if self._every and trainer.step % self._every == 0:
+            self._compare(trainer)
+
+    def on_save(self, trainer: "Trainer") -> None:
+        if self._every and self._compared != trainer.step:
+            self._compare(trainer)
+
+    def _compare(self, trainer: "Trainer") -> None:
+        self._compared = trainer.step
         trainer.learner.sync_parameters()
         found = [told for group, tensors in _copies(trainer) for told in differences(group, tensors)]
         everywhere: list[list[str]] = [[]] * trainer.world_size

@@ -29,6 +29,9 @@ class Callback:
     def on_step(self, trainer: "Trainer", record: Record) -> None:
         """A step is done. What is added to ``record`` is seen by the callbacks behind this one."""
 
+    def on_save(self, trainer: "Trainer") -> None:
+        """A checkpoint of the present step is about to be written; on all ranks alike."""
+
     def on_checkpoint(self, trainer: "Trainer", path: Path) -> None:
         """A checkpoint can be read at ``path``; with asynchronous saving, that is some steps after it was taken."""
 

@@ -88,18 +88,7 @@ FOUND: dict[str, tuple[dict[str, Any], str, str, bool]] = {
 def test_a_flipped_bit_is_found_and_not_saved(
     parallel: dict[str, Any], name: str, kind: str, found: bool, tmp_path: Path
 ) -> None:
-    toy, small = toy_config(tmp_path), tiny.config()
-    config = replace(
-        toy,
-        model=replace(small.model, front_end=toy.model.front_end, lm=replace(small.model.lm, vocab=257)),
-        curriculum={"tune": replace(small.curriculum["stage"], blend={"a": 1.0}, global_batch_samples=2,
-                                    micro_batch_samples=1, max_windows=1, max_text_tokens=128, steps=4,
-                                    trainable=("*",), frozen=())},
-        stage="tune",
-        output=str(tmp_path / "runs"),
-        parallel=replace(toy.parallel, **parallel),
-        checkpoint=CheckpointConfig(every_steps=1, agree_every_steps=100),
-    )  # fmt: skip
+    config = toy_run(tmp_path, parallel, steps=4, every_steps=1)
     told = run_distributed(train, 2, config, name, kind)
     newest = latest(config.stage_folder("tune") / "checkpoints")
     assert newest is not None
@@ -110,3 +99,27 @@ def test_a_flipped_bit_is_found_and_not_saved(
     assert (f"({kind} of the optimizer)" in told[0]) == bool(kind)
     assert re.search(name.lstrip("^"), told[0]) and "is not the same on all ranks that hold it (rank" in told[0]
     assert "step 3:" in told[0] and newest.name == "step_00000002"
+
+
+@pytest.mark.slow
+def test_the_last_checkpoint_is_compared_although_its_step_is_no_round_one(tmp_path: Path) -> None:
+    config = toy_run(tmp_path, {}, steps=3, every_steps=2)
+    told = run_distributed(train, 2, config, r"xattn.*weight", "")
+    assert "step 3:" in told[0]
+    newest = latest(config.stage_folder("tune") / "checkpoints")
+    assert newest is not None and newest.name == "step_00000002"
+
+
+def toy_run(folder: Path, parallel: dict[str, Any], *, steps: int, every_steps: int) -> Config:
+    toy, small = toy_config(folder), tiny.config()
+    return replace(
+        toy,
+        model=replace(small.model, front_end=toy.model.front_end, lm=replace(small.model.lm, vocab=257)),
+        curriculum={"tune": replace(small.curriculum["stage"], blend={"a": 1.0}, global_batch_samples=2,
+                                    micro_batch_samples=1, max_windows=1, max_text_tokens=128, steps=steps,
+                                    trainable=("*",), frozen=())},
+        stage="tune",
+        output=str(folder / "runs"),
+        parallel=replace(toy.parallel, **parallel),
+        checkpoint=CheckpointConfig(every_steps=every_steps, agree_every_steps=100),
+    )  # fmt: skip
