@@ -65,7 +65,7 @@ def train(config: Config, world_size: int) -> str:
         import torch.distributed as dist
 
         from megatron_af.parallel.device import make_megatron_portable
-        from megatron_af.parallel.world import join_world
+        from megatron_af.parallel.world import join_world, patience
 
         make_megatron_portable()
         from megatron_af.plan.beside import BesidePlan
@@ -78,7 +78,7 @@ def train(config: Config, world_size: int) -> str:
         from megatron_af.train.trainer import train_stage
 
     require_fit(plan := plan_here(config, world_size))
-    join_world()
+    join_world(patience(config.launch.hang_seconds))
 
     def callbacks() -> list[Callback]:
         followers = [LogLine(config.log_every_steps), StageResult(), MLflowTracking(config), TrainerStatus()]

@@ -7,7 +7,9 @@ whole world and whose tensor- and pipeline-parallel groups hold this rank alone.
     groups = initialize(config.parallel, device)
 """
 
+import math
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -54,12 +56,13 @@ _users = 0
 """Models of this process that live in megatron-core's groups, which are global."""
 
 
-def initialize(parallel: ParallelConfig, seed: int) -> Groups:
+def initialize(parallel: ParallelConfig, seed: int, timeout: timedelta = timedelta(minutes=30)) -> Groups:
     """Make every group of the run, or join what another model of this process made. The default group must exist.
 
     Args:
         parallel: layout; its product must divide the world size (checked by ``validate`` before any group).
         seed: start of megatron-core's tensor-parallel random streams.
+        timeout: of collectives; whole minutes.
     """
     if parallel_state.model_parallel_is_initialized():
         # A second model in this process: what answers, and what finds its examples.
@@ -73,6 +76,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> Groups:
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
             virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+            distributed_timeout_minutes=math.ceil(timeout / timedelta(minutes=1)),
         )
     global _users
     _users += 1

@@ -6,6 +6,7 @@ A process that torchrun started ends with it, whatever happens to torchrun.
 """
 
 import os
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -15,8 +16,24 @@ from megatron_af.parallel.device import current_device, make_megatron_portable
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
-def join_world() -> None:
-    """Join this process's peers in the default process group; megatron-core may be imported from here on."""
+BEHIND_SECONDS = 120.0
+"""Time of a run that hangs to tell of it and end, before a collective gives up (``train/callbacks/hang.py``)."""
+
+
+def patience(hang_seconds: float) -> timedelta:
+    """How long a collective may take where ``launch.hang_seconds`` says what is a hang; left to itself, NCCL ends the
+    process after 600 s, and it writes no stacks."""
+    if not hang_seconds:
+        return timedelta(days=365)
+    return max(timedelta(minutes=30), timedelta(seconds=hang_seconds + BEHIND_SECONDS))
+
+
+def join_world(timeout: timedelta | None = None) -> None:
+    """Join this process's peers in the default process group; megatron-core may be imported from here on.
+
+    Args:
+        timeout: of its collectives; None: torch's own.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with(os.getppid())
     else:
@@ -26,4 +43,4 @@ def join_world() -> None:
         # All on this machine: gloo need not ask what the machine's name resolves to, which can take minutes.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     make_megatron_portable()
-    dist.init_process_group(current_device().backend)
+    dist.init_process_group(current_device().backend, timeout=timeout)

@@ -29,6 +29,7 @@ from megatron_af.data.batch import StepBatch
 from megatron_af.data.stream import Stream
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.parallel.world import patience
 from megatron_af.runs.identity import check_resume
 from megatron_af.runs.paths import Resume, latest, read_resume, resolve_entry
 from megatron_af.runs.pointers import holds
@@ -66,7 +67,7 @@ class Trainer:
         resume_from = latest(self.folder / "checkpoints")
         if resume_from is not None:
             check_resume(config, resume_from)
-        self.groups = process_groups.initialize(config.parallel, config.seed)
+        self.groups = process_groups.initialize(config.parallel, config.seed, patience(config.launch.hang_seconds))
         self._stop = torch.zeros(1, device=self.device.torch)
         self.objective = objective_of(self.stage)
         tokenizer = Tokenizer.load(config.data.tokenizer)

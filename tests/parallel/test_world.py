@@ -3,23 +3,37 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
+from megatron_af.parallel.world import patience
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 TOOL = """
 import os
 import sys
-from megatron_af.parallel.world import join_world
-join_world()
-import torch.distributed as dist
+from megatron_af.parallel.world import join_world, patience
+join_world(patience(7200))
+import torch, torch.distributed as dist
+from megatron_af.config import ParallelConfig
+from megatron_af.parallel.groups import initialize
+groups = initialize(ParallelConfig(), 1, patience(7200))
+for group in (dist.group.WORLD, groups.data, groups.model):
+    assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 7320
 interface = os.environ.get("GLOO_SOCKET_IFNAME")
 # in one write: unbuffered, `print` makes one of each argument, and both ranks share the pipe
 sys.stdout.write(f"{dist.get_rank()} {dist.get_world_size()} {dist.get_backend()} {interface}\\n")
 dist.destroy_process_group()
 """
+
+
+def test_no_collective_gives_up_before_the_run_itself_says_that_it_hangs() -> None:
+    assert patience(1800) == timedelta(seconds=1920) and patience(7200) == timedelta(seconds=7320)
+    assert patience(5) == timedelta(minutes=30), "peers meet in that time, too"
+    assert patience(0) > timedelta(days=99)
 
 
 @pytest.mark.parametrize("launcher", [[], ["-m", "megatron_af.pipeline.torchrun", "--nproc_per_node=2"]])
