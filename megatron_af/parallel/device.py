@@ -157,6 +157,9 @@ def current_device() -> Device:
 def _gpu() -> Device:
     device = TorchDevice("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
+    # From Hopper on torch would rather attend by cuDNN, which makes a plan on the host for every shape that it has not
+    # met, and lengths are ever new here: clips of a step, texts, an answer that grows.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return Device(device)
 
 

@@ -87,6 +87,19 @@ def test_a_broken_transformer_engine_is_as_good_as_none(tmp_path):
     assert done.stdout.strip() == told, done.stderr
 
 
+def test_a_gpu_attends_without_plans_for_each_length(monkeypatch):
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        assert device_module._gpu.__wrapped__() == Device(torch.device("cuda", 2))
+        assert current == [torch.device("cuda", 2)] and not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 @pytest.mark.skipif(not hasattr(device_module._C_LIBRARY, "malloc_trim"), reason="a C library without malloc_trim")
 def test_freed_memory_goes_back_to_the_system():
     def resident() -> int:
