@@ -215,8 +215,12 @@ def make_megatron_portable(target: str = "cpu") -> None:
         RuntimeError: a function in :data:`LITERAL_SITES` is gone or holds no literal (another version).
     """
     global _target
-    transformer_engine_problem()
-    if torch.cuda.is_available() or _target == TorchDevice(target):
+    works = not transformer_engine_problem()
+    if torch.cuda.is_available():
+        return
+    if works:
+        _hide_transformer_engine()
+    if _target == TorchDevice(target):
         return
     _target = TorchDevice(target)
     _import_uncompiled()
@@ -224,6 +228,16 @@ def make_megatron_portable(target: str = "cpu") -> None:
     for module, names in LITERAL_SITES.items():
         for name in names:
             _retarget(module, name, target)
+
+
+def _hide_transformer_engine() -> None:
+    """Where it imports without a GPU, megatron-core would take its optimizer and its norm of gradients, which need one.
+
+    What is loaded of it would still be found by its whole name.
+    """
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("transformer_engine", "transformer_engine_torch"):
+            sys.modules[name] = None  # type: ignore[assignment]
 
 
 def _import_uncompiled() -> None:

@@ -87,6 +87,31 @@ def test_a_broken_transformer_engine_is_as_good_as_none(tmp_path):
     assert done.stdout.strip() == told, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is what it is for")
+def test_without_a_gpu_a_working_transformer_engine_is_left_alone(tmp_path):
+    """Its optimizer is made on a GPU, and so is its norm of gradients."""
+    folder = tmp_path / "transformer_engine" / "pytorch"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("")
+    (folder / "__init__.py").write_text("from . import optimizers")
+    names = "FusedAdam FusedSGD multi_tensor_applier multi_tensor_l2norm multi_tensor_scale multi_tensor_scale_tensor"
+    (folder / "optimizers.py").write_text("\n".join(f"def {name}(*a, **k): ..." for name in names.split()))
+    program = """
+        from megatron_af.parallel.device import make_megatron_portable, transformer_engine_problem
+        make_megatron_portable()
+        from megatron.core import optimizer
+        from megatron.core.optimizer import clip_grads, distrib_optimizer
+        found = optimizer.Adam, clip_grads.l2_norm_impl, clip_grads.multi_tensor_applier, distrib_optimizer.Adam
+        print({one.__module__.partition(".")[0] for one in found}, [transformer_engine_problem()])
+    """
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    run = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    told = done.stdout.strip()
+    assert "transformer_engine" not in told and told.endswith("['']"), told + done.stderr
+
+
 def test_a_gpu_attends_without_plans_for_each_length(monkeypatch):
     current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
