@@ -11,6 +11,7 @@ packed batch in float32 with torch's layers and in bf16 with those of the machin
 and what raised in ``failed``, with its traceback; the others go on.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -35,6 +36,8 @@ from megatron_af.progress import Progress
 
 BATCH = Mixed(windows=(1, 3, 1, 2, 5, 1), tokens=(60, 120, 45, 80, 150, 50))
 WIDTH = 512
+TOLD = 4_000
+"""Letters of what a process that failed has said."""
 MATH_KERNEL = "aten::_scaled_dot_product_attention_math"
 """What attention with materialised scores is called in a profile."""
 
@@ -77,6 +80,7 @@ def measure(
                 result[name] = section()
             except Exception:  # whatever a device meets first
                 result["failed"][name] = traceback.format_exc()
+        gc.collect()  # a model of a section that failed, which its frames held until now: the next one wants the room
         keep(result)
         progress.update("gpu", number, len(sections), name)
     return result
@@ -135,7 +139,10 @@ def parity(folder: Path, device: Device) -> dict[str, float]:
     file = folder / "cpu.pt"
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(min(8, os.cpu_count() or 1))}
     hidden = {name: value for name, value in hidden.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
-    subprocess.run([sys.executable, "-m", "megatron_af.bench.gpu", str(file), str(WIDTH)], env=hidden, check=True)
+    command = [sys.executable, "-m", "megatron_af.bench.gpu", str(file), str(WIDTH)]
+    done = subprocess.run(command, env=hidden, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the process that sees no GPU ended with code {done.returncode}:\n{done.stderr[-TOLD:]}")
     wanted: Computed = torch.load(file, weights_only=False)
     with world() as groups:
         exact, rounded = (computed(precision, WIDTH, groups) for precision in ("fp32", "bf16"))

@@ -1,9 +1,12 @@
 """The GPU's bench: its parts on the CPU; where there is a GPU, all of it."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +73,46 @@ def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypatch: p
     assert list(facts.columns[1].cells)[2] == "failed: RuntimeError: two ways gave losses of 1.0 and 2.0"
 
 
+def test_a_model_of_a_section_that_failed_is_gone_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It and its gradient buffers hold each other, and on a full GPU there is no room for another one."""
+    models: list[weakref.ref[torch.nn.Module]] = []
+    alive: list[bool] = []
+
+    def fail() -> Any:
+        model = torch.nn.Module()
+        model.buffers_of = [model]
+        models.append(weakref.ref(model))
+        raise torch.OutOfMemoryError("no room")
+
+    def look(*arguments: Any, **named: Any) -> Any:
+        alive.append(models[0]() is not None)
+        return {"rows": []}
+
+    monkeypatch.setattr(gpu, "current_device", lambda: Device(torch.device("cuda", 0)))
+    monkeypatch.setattr(gpu, "environment", lambda device: {"card": "H100"})
+    monkeypatch.setattr(gpu, "parity", lambda folder, device: {})
+    monkeypatch.setattr(gpu, "kernels", fail)
+    for name in ("_stepped", "_decoded"):
+        monkeypatch.setattr(gpu, name, look)
+    monkeypatch.setattr(gpu.step, "measure", look)
+    monkeypatch.setattr(gpu.checkpoint, "measure", look)
+    gc.disable()
+    try:
+        result = gpu.measure(tmp_path, silent(), keep=lambda so_far: None)
+    finally:
+        gc.enable()
+    assert list(result["failed"]) == ["kernels"] and len(alive) == 8 and not any(alive)
+
+
+def test_what_the_process_without_a_gpu_said_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = SimpleNamespace(returncode=1, stderr="Traceback …\nValueError: no such width")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *arguments, **named: done)
+    with pytest.raises(RuntimeError, match=r"(?s)sees no GPU ended with code 1:.*ValueError: no such width"):
+        gpu.parity(tmp_path, Device(torch.device("cpu")))
+
+
 @pytest.mark.slow
 def test_parity_is_found_between_two_processes(tmp_path: Path) -> None:
     """The CPU against the CPU in float32, and against itself in bf16."""
@@ -98,7 +141,8 @@ def test_no_unit_of_parity_switches(side: str, tmp_path: Path, monkeypatch: pyte
     if side == "the one that does":
         torch.save(Seen(None, None).computed(None, ""), tmp_path / "cpu.pt")
         smooth.clear()
-        monkeypatch.setattr(gpu.subprocess, "run", lambda *arguments, **named: None)
+        done = SimpleNamespace(returncode=0)
+        monkeypatch.setattr(gpu.subprocess, "run", lambda *arguments, **named: done)
         gpu.parity(tmp_path, Device(torch.device("cpu")))
     else:
         gpu.main(str(tmp_path / "cpu.pt"), 64)
