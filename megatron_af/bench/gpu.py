@@ -67,9 +67,9 @@ def measure(
     }
     for size, file in released.SIZES.items():
         sections |= {
-            f"{size} cached": partial(_stepped, file, released.CACHED, result),
+            f"{size} cached": partial(_stepped, file, released.CACHED, result, f"{size} cached"),
             f"{size} decoding": partial(_decoded, file),
-            f"{size} live": partial(_stepped, file, released.LIVE, result),
+            f"{size} live": partial(_stepped, file, released.LIVE, result, f"{size} live"),
         }
     sections["checkpoint"] = lambda: checkpoint.measure(folder / "checkpoint", progress)
     for number, (name, section) in enumerate(sections.items(), 1):
@@ -108,10 +108,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
     ]
 
 
-def _stepped(file: str, stage: str, result: dict[str, Any]) -> list[dict[str, Any]]:
+def _stepped(file: str, stage: str, result: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The rows lie in the result under that name as soon as they are measured."""
     rate = 1e12 * result["environment"]["matmul_teraflops"]
     with world() as groups:
-        return released.steps(released.configuration(file, stage), groups, rate)
+        return released.steps(released.configuration(file, stage), groups, rate, rows=result.setdefault(name, []))
 
 
 def _decoded(file: str) -> list[dict[str, Any]]:

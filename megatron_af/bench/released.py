@@ -12,6 +12,7 @@ the samples need without padding over what a large matrix product computes in th
 no less than reading every weight once.
 """
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -54,17 +55,23 @@ def batch_of(windows: int, samples: int = SAMPLES) -> Mixed:
     return Mixed((windows,) * samples, lengths)
 
 
-def steps(config: Config, groups: Any, rate: float, samples: int = SAMPLES) -> list[dict[str, Any]]:
+def steps(
+    config: Config, groups: Any, rate: float, samples: int = SAMPLES, rows: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """By way and windows ``milliseconds`` (median), ``tokens_a_second``, ``windows_a_second`` and ``limit``, and on a
     GPU ``busy`` (part of the time in which kernels ran), ``waits`` (for the device) and ``peak_gib``, beside
     ``planned_gib``. A way that memory did not suffice for, or that no compiler is there for, has ``problem`` alone.
 
+    Args:
+        rows: takes them as they are measured.
+
     Raises:
-        RuntimeError: two ways gave losses that differ by more than rounding.
+        RuntimeError: behind all others, what was raised by a way, as by one whose loss differs by more than rounding.
     """
+    rows = [] if rows is None else rows
+    failed: list[str] = []
     learning = Learning(_standing_still(config), groups, in_place=True)
     losses: dict[int, float] = {}
-    rows: list[dict[str, Any]] = []
     for way in ("live",) if config.curriculum[config.stage].trains(ENCODER) else WAYS:
         if way == "compiled":
             if problem := compiler_problem():
@@ -82,6 +89,11 @@ def steps(config: Config, groups: Any, rate: float, samples: int = SAMPLES) -> l
                 rows.append(row | _step(config, learning, batch, way, rate))
             except torch.OutOfMemoryError:
                 rows.append(row | {"problem": "out of memory"})
+            except Exception as error:  # a compiler's, a kernel's: the others are measured nevertheless
+                rows.append(row | {"problem": f"failed: {type(error).__name__}"})
+                failed.append(traceback.format_exc())
+    if failed:
+        raise RuntimeError("\n".join(failed))
     return rows
 
 

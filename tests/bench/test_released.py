@@ -150,6 +150,33 @@ def test_without_a_compiler_the_other_ways_are_measured() -> None:
     assert [row["way"] for row in rows if "milliseconds" in row] == ["packed", "public"]
 
 
+def broken(rank: int, world_size: int) -> Any:
+    """What was measured, and what was raised, where one way of three cannot be had."""
+    released.WINDOWS, released.TOKENS, released.ROUNDS = (1,), (10, 40), 1
+    released.WAYS = ("groups", "packed", "public")
+    step, rows = released._step, []
+
+    def fail(config: Any, learning: Any, batch: Any, way: str, rate: float) -> Any:
+        if way == "packed":
+            raise ValueError("no kernel image is available")
+        return step(config, learning, batch, way, rate)
+
+    released._step = fail
+    made = groups.initialize(released.ParallelConfig(), 0)
+    try:
+        released.steps(small(("transform.*", "lm.*.xattn.*", "added_rows")), made, 1e9, samples=2, rows=rows)
+    except RuntimeError as error:
+        return rows, str(error)
+
+
+@pytest.mark.slow
+def test_a_way_that_fails_leaves_the_others_measured() -> None:
+    ((rows, told),) = run_distributed(broken, 1)
+    assert rows[1] == {"windows": 1, "way": "packed", "problem": "failed: ValueError"}
+    assert [row["way"] for row in rows if "milliseconds" in row] == ["groups", "public"]
+    assert "in fail" in told and "ValueError: no kernel image is available" in told
+
+
 def decoded(rank: int, world_size: int) -> Any:
     groups.initialize(released.ParallelConfig(), 0)
     released.NEW = 4
