@@ -58,7 +58,6 @@ LITERAL_SITES: dict[str, tuple[str, ...]] = {
         "DistributedOptimizer._build_model_and_main_param_groups",
     ),
     "megatron.core.optimizer.grad_scaler": ("MegatronGradScaler.__init__", "DynamicGradScaler.__init__"),
-    "megatron.core.utils": ("local_multi_tensor_l2_norm",),
     "megatron.core.dist_checkpointing.exchange_utils": (
         "_get_empty_tensor_for_exchange",
         "exchange_loaded_tensors_gather_rounds",

@@ -21,7 +21,7 @@ from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_te
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer import clip_grads, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16OptimizerWithFloat16Params, MegatronOptimizer
@@ -237,6 +237,8 @@ def build_optimizer(
     groups: Groups,
 ) -> AudioFlamingoOptimizer:
     """AdamW over the decoder's chunks (in megatron-core's groups) and the audio side (replicated on the world)."""
+    if clip_grads.l2_norm_impl is getattr(clip_grads, "local_multi_tensor_l2_norm", None):
+        clip_grads.l2_norm_impl = norm_of_all
     bf16 = precision == "bf16"
     config = MegatronOptimizerConfig(
         optimizer="adam",
@@ -267,6 +269,14 @@ def build_optimizer(
         members += front_optimizer.chained_optimizers
     trained = [*models, *([] if front is None else [front])]
     return AudioFlamingoOptimizer(members, (parameter for model in trained for parameter in model.parameters()))
+
+
+def norm_of_all(
+    chunk: int, overflow: torch.Tensor, tensors: list[list[torch.Tensor]], per_tensor: bool
+) -> tuple[torch.Tensor, None]:
+    """In the place of megatron-core's own, which without Transformer Engine asks a GPU for one norm after the other and
+    waits for each: the same to the last bit."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors[0]))).view(1), None
 
 
 def _overrides(optimizer: OptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:

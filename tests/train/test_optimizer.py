@@ -100,3 +100,24 @@ def poisoned(rank: int, world_size: int, gradient: float | None) -> tuple[str, b
 def test_gradients_that_are_not_finite_change_no_weight_on_any_rank(gradient: float | None, norm: str) -> None:
     for message, unchanged in run_distributed(poisoned, 2, gradient):
         assert f"gradient norm is {norm}" in message and unchanged
+
+
+def norms(rank: int, world_size: int) -> tuple[float, float, int, int]:
+    """The gradients' norm and what it is, how often the device is waited for, and how many gradients there are."""
+    model, learner = objective_of(tiny.config())
+    gradients = []
+    for seed, (_, parameter) in enumerate(model.named_parameters()):
+        if parameter.requires_grad:
+            parameter.main_grad.normal_(generator=torch.Generator().manual_seed(seed))
+            gradients.append(parameter.main_grad.flatten())
+    learner.optimizer.prepare_grads()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        norm = float(learner.optimizer.get_grad_norm())
+    waits = sum(event.name == "aten::_local_scalar_dense" for event in seen.events())
+    return norm, float(torch.cat(gradients).double().norm()), waits, len(gradients)
+
+
+def test_a_norm_waits_for_the_device_no_more_often_the_more_gradients_there_are() -> None:
+    ((norm, wanted, waits, gradients),) = run_distributed(norms, 1)
+    assert math.isclose(norm, wanted, rel_tol=1e-6)
+    assert waits <= 4 < gradients
