@@ -109,7 +109,8 @@ class Stream[Said, Text: StepText]:
         report = config.stage_folder(config.stage) / "replaced.jsonl"
         self._source = SampleSource(config, stage, texts, loader, report, speaks=mp_rank == 0)
         self._audio = AudioMaker(loader, mp_rank=mp_rank, mp_size=mp_size, encoder_side=encoder_side)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="data")
+        # Else every rank would set up the first GPU besides its own, in whose memory rank 0 computes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="data", initializer=device.make_current)
         self._ahead: dict[int, Future[StepBatch[Text]]] = {}
         self._prefetch(start_step)
 

@@ -101,6 +101,11 @@ class Device:
         """Model name of the GPU; empty on the CPU."""
         return torch.cuda.get_device_name(self.torch) if self.is_gpu else ""
 
+    def make_current(self) -> None:
+        """For the calling thread: CUDA keeps the current GPU by thread, and another one begins with the first GPU."""
+        if self.is_gpu:
+            torch.cuda.set_device(self.torch)
+
     def layers(self, asked: Literal["", "te", "torch"]) -> Literal["te", "torch"]:
         """Whose linears and norms the decoder is made of here.
 
@@ -154,12 +159,12 @@ def current_device() -> Device:
 
 @functools.cache
 def _gpu() -> Device:
-    device = TorchDevice("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(device)
+    device = Device(TorchDevice("cuda", int(os.environ.get("LOCAL_RANK", 0))))
+    device.make_current()
     # From Hopper on torch would rather attend by cuDNN, which makes a plan on the host for every shape that it has not
     # met, and lengths are ever new here: clips of a step, texts, an answer that grows.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return Device(device)
+    return device
 
 
 @functools.cache

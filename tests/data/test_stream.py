@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Manifest
 from megatron_af.data.sample_source import TooManyReplacements
 from megatron_af.data.stream import hear
+from megatron_af.parallel.device import Device
 from megatron_af.text.tokenizer import Tokenizer
 from tests.data.toy import CPU, FRONT_END, open_stream, toy_config, write_manifest
 from tests.examples import run_example
@@ -71,6 +73,18 @@ def test_a_batch_holds_the_rows_text_and_windows(tmp_path: Path) -> None:
             seen_windows |= set(range(begin, begin + n))
     assert batch.audio.mel_WFM is not None and seen_windows == set(range(len(batch.audio.mel_WFM)))
     assert batch.text.num_tokens == sum(int((r.segment_BS >= 0).sum()) for r in batch.text.rows)
+
+
+def test_the_thread_that_makes_batches_is_on_the_ranks_own_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its current GPU would be the first one, whatever the process has chosen."""
+    there: list[str] = []
+    monkeypatch.setattr(Device, "make_current", lambda device: there.append(threading.current_thread().name))
+    s = open_stream(toy_config(tmp_path))
+    s.batch(0)
+    s.close()
+    assert there == ["data_0"]
 
 
 def test_batches_are_a_function_of_the_step_alone(tmp_path: Path) -> None:
