@@ -56,20 +56,21 @@ def whole_states(optimizer: DistributedOptimizer) -> Iterator[tuple[Tensor, dict
         if begin == end:
             continue
         parts = parts_of(optimizer, parameter)
+        if end - begin == parameter.numel():  # the tensors themselves: for a second state a GPU may have no room
+            yield parameter, {name: part.detach().view(parameter.shape) for name, part in parts.items()}
+            continue
         part_NT = torch.stack([part.detach().flatten() for part in parts.values()])
         if own != (writer := _writer(ranges)):
             dist.send(part_NT, dist.get_global_rank(group, writer), group)
             continue
-        if end - begin < parameter.numel():
-            whole_NT = part_NT.new_empty(len(parts), parameter.numel())
-            whole_NT[:, begin:end] = part_NT
-            for rank, (begin, end) in enumerate(ranges):
-                if rank != own and begin < end:
-                    other_NT = part_NT.new_empty(len(parts), end - begin)
-                    dist.recv(other_NT, dist.get_global_rank(group, rank), group)
-                    whole_NT[:, begin:end] = other_NT
-            part_NT = whole_NT
-        yield parameter, {name: x_T.view(parameter.shape) for name, x_T in zip(parts, part_NT, strict=True)}
+        whole_NT = part_NT.new_empty(len(parts), parameter.numel())
+        whole_NT[:, begin:end] = part_NT
+        for rank, (begin, end) in enumerate(ranges):
+            if rank != own and begin < end:
+                other_NT = part_NT.new_empty(len(parts), end - begin)
+                dist.recv(other_NT, dist.get_global_rank(group, rank), group)
+                whole_NT[:, begin:end] = other_NT
+        yield parameter, {name: x_T.view(parameter.shape) for name, x_T in zip(parts, whole_NT, strict=True)}
 
 
 def parts_of(optimizer: DistributedOptimizer, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -42,6 +42,9 @@ def states(rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], int, in
             assert "master" not in parts_of(member, parameter), "in float32 a weight is its own"
         for parameter, tensors in whole_states(member):
             written[names[id(parameter)]] = tensors["exp_avg"]
+            parts = parts_of(member, parameter)
+            copied = any(x.data_ptr() != parts[name].data_ptr() for name, x in tensors.items())
+            assert copied == (parts["exp_avg"].numel() < parameter.numel()), "what lies here whole is not copied"
     return written, sum(x.numel() for x in written.values()), total
 
 
