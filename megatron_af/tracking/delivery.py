@@ -211,7 +211,8 @@ def ensure_run(client: MlflowClient, folder: Path) -> str:
 
 def send_waiting(root: Path) -> int:
     """Deliver every spool below ``root``; the number of spools. Raises at the first that cannot be delivered."""
-    folders = sorted(file.parent for file in root.rglob("run.json"))
+    # A pipeline's own run.json (pipeline/records.py) has no spool beside it.
+    folders = sorted(file.parent for file in root.rglob("spool.jsonl") if (file.parent / "run.json").is_file())
     for folder in folders:
         with file_lock(folder / "sender.lock"):
             Delivery(folder).send_pending()

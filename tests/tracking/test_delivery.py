@@ -199,6 +199,8 @@ def test_in_the_embedded_store_a_repeated_request_doubles_nothing(tmp_path: Path
 def test_everything_below_a_folder_is_sent(tmp_path: Path, server: MlflowServer) -> None:
     for name in ("tracking", "align/tracking/0", "tune/tracking/0"):
         opened(tmp_path / name, address(server))
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline/run.json").write_text('{"launch": {"run": "r-1"}, "config": "{}"}')  # pipeline/records.py
     assert send_waiting(tmp_path) == 3
     assert len(server.runs) == 3
     assert send_waiting(tmp_path) == 3 and len(server.runs) == 3
