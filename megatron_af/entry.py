@@ -137,6 +137,7 @@ def command[**Arguments](main: Callable[Arguments, int]) -> Callable[Arguments, 
 
     @wraps(main)
     def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> int:
+        _open_standard_streams()
         try:
             return _ended(lambda: _said(main, *arguments, **named))
         finally:
@@ -148,6 +149,16 @@ def command[**Arguments](main: Callable[Arguments, int]) -> Callable[Arguments, 
                         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
     return run
+
+
+def _open_standard_streams() -> None:
+    """Whoever was started without one of the three (``>&-``) reads and writes nothing there. Left closed, the first
+    file that is opened would get its number, and what libraries print."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(nothing, number == nothing)
+            setattr(sys, name, os.fdopen(nothing, mode))
 
 
 def _stopped(stop: Cancelled) -> int:

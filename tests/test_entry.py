@@ -62,6 +62,32 @@ def test_what_is_told_and_how_it_ends(
     assert shown.startswith(said) and "Traceback" not in shown
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_works_without_standard_streams(closed: str, tmp_path: Path) -> None:
+    """And what is printed is in no file that it writes."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from megatron_af.entry import command\n"
+        "@command\n"
+        "def main():\n"
+        "    with open(sys.argv[1], 'w') as file:\n"
+        "        for number in (1, 2): os.write(number, b'of a library')\n"
+        "        print('hello'), print('hello', file=sys.stderr), file.write(f'read {sys.stdin.readline()!r}')\n"
+        "    if len(sys.argv) > 2: raise ValueError('cannot be')\n"
+        "    return 0\n"
+        "sys.exit(main())\n"
+    )
+    for more, code in (("", 0), ("more", 2)):
+        done = subprocess.run(
+            f"exec {sys.executable} {program} {tmp_path / 'out'} {more} {closed}", shell=True, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert (tmp_path / "out").read_text() == "read ''" and "Traceback" not in done.stderr
+
+
 GLOO = "/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537]"
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there was a network error, NCCL 2\nmore"
 
