@@ -17,6 +17,7 @@ from megatron_af.config import ConfigError
 from megatron_af.config.loading import read_values
 
 KEYS = "AF_SERVING_KEYS"
+MOST_PORT = 65_535
 
 Precision = Literal["", "fp32", "bf16", "int8"]
 """How a model is held that answers: as it was trained, in float32 or bfloat16, or in bfloat16 with the language model's
@@ -71,6 +72,8 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> ServingCon
         for key in ("max_audio_seconds", "upload_seconds")
         if not getattr(settings, key) > 0
     ]
+    if settings.port > MOST_PORT:
+        problems.append(f"port = {settings.port}: write {MOST_PORT} or less")
     if settings.default_new_tokens > settings.max_new_tokens:
         problems.append(
             f"default_new_tokens = {settings.default_new_tokens} is more than max_new_tokens = "

@@ -17,7 +17,8 @@ def test_what_is_shipped_loads(path: Path) -> None:
 
 
 def test_every_problem_is_named() -> None:
-    wrong = ["n=3"], ["batch_requests=0", "max_audio_seconds=0", "audio_folder=/none", "default_new_tokens=600"]
+    beyond = ["default_new_tokens=600", "port=99999"]
+    wrong = ["n=3"], ["batch_requests=0", "max_audio_seconds=0", "audio_folder=/none", *beyond]
     with pytest.raises(ConfigError, match="n"):
         load_settings(SHIPPED[0], wrong[0])
     with pytest.raises(ConfigError) as error:
@@ -26,6 +27,7 @@ def test_every_problem_is_named() -> None:
         "batch_requests = 0: write 1 or more",
         "max_audio_seconds = 0: write more than 0",
         "audio_folder = /none: not there",
+        "port = 99999: write 65535 or less",
         "default_new_tokens = 600 is more than max_new_tokens = 512",
     ):
         assert says in str(error.value)
