@@ -1,7 +1,7 @@
 """What is planned: a stage of a configuration, on so many GPUs of a kind."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 
 from megatron_af.config import Config, ParallelConfig, StageConfig
@@ -104,12 +104,3 @@ class Case:
             rows=load.rows,
             recompute=self.parallel.recompute,
         )
-
-    def with_stage(self, **changes: object) -> "Case":
-        stage = replace(self.stage, **changes)  # type: ignore[arg-type]
-        curriculum = {**self.config.curriculum, self.config.stage: stage}
-        return replace(self, config=replace(self.config, curriculum=curriculum))
-
-    def with_parallel(self, **changes: object) -> "Case":
-        parallel = replace(self.parallel, **changes)  # type: ignore[arg-type]
-        return replace(self, config=replace(self.config, parallel=parallel))

@@ -129,13 +129,6 @@ def draw_steps(cut: Cut, samples: Sequence[Sample], *, per_rank: int, count: int
         yield made_of([draw.choice(samples) for _ in range(per_rank)], cut)
 
 
-def longest(config: Config, stage: StageConfig, *, per_rank: int, clips: int = 1) -> Load:
-    """A step whose samples are all as long as the stage lets them be."""
-    text = stage.questions_per_sample * stage.max_text_tokens
-    sample = Sample(windows=(stage.max_windows,) * clips, tokens=text, segments=stage.questions_per_sample)
-    return made_of([sample] * per_rank, Cut.of(config, stage))
-
-
 def made_of(chosen: Sequence[Sample], cut: Cut) -> Load:
     """The step of some samples."""
     windows = tuple(count for sample in chosen for count in sample.windows)

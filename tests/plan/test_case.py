@@ -23,8 +23,3 @@ def test_a_tied_table_lies_on_both_ends() -> None:
     first, last = (case(pipeline=2).decoder(stage) for stage in range(2))
     table = "lm.embedding.word_embeddings.weight"
     assert first[table] == last[table] and "lm.decoder.final_layernorm.weight" in last
-
-
-def test_settings_change_what_follows() -> None:
-    found = case().with_parallel(pipeline=4).with_stage(trainable=("lm.*",))
-    assert len(found.stages) == 4 and found.trains("lm.x") and not found.trains("encoder.x")

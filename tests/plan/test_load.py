@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from megatron_af.config.loading import load_config
-from megatron_af.plan.load import Cut, Sample, draw_steps, load_of, longest, made_of, mean
+from megatron_af.plan.load import Cut, Sample, draw_steps, load_of, made_of, mean
 from tests import tiny
 from tests.plan import packed_rows
 
@@ -56,7 +56,7 @@ def test_packed_rows_look_at_what_training_counts() -> None:
 
 def test_ranks_of_a_copy_share_the_windows() -> None:
     config = tiny.config(tensor=2)
-    load = longest(config, config.curriculum["stage"], per_rank=4)
+    load = made_of([Sample(windows=(3,), tokens=14)] * 4, Cut.of(config, config.curriculum["stage"]))
     assert load.windows == 12 and load.own_windows == 6
 
 

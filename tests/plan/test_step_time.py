@@ -7,7 +7,7 @@ import pytest
 from megatron_af.config.loading import load_config
 from megatron_af.plan.case import Case
 from megatron_af.plan.gpu import read_gpu
-from megatron_af.plan.load import Load, longest
+from megatron_af.plan.load import Cut, Load, Sample, made_of
 from megatron_af.plan.stage_plan import case_of
 from megatron_af.plan.step_time import COMMUNICATION, ENCODER, PARTS, step_time
 
@@ -19,7 +19,11 @@ def case(stage: str = "finetune", world: int = 8, **parallel: object) -> Case:
 
 
 def load(found: Case) -> Load:
-    return longest(found.config, found.stage, per_rank=found.per_copy)
+    """A step whose samples are all as long as the stage lets them be."""
+    stage = found.stage
+    tokens = stage.questions_per_sample * stage.max_text_tokens
+    sample = Sample(windows=(stage.max_windows,), tokens=tokens, segments=stage.questions_per_sample)
+    return made_of([sample] * found.per_copy, Cut.of(found.config, stage))
 
 
 def test_parts_make_the_step() -> None:
