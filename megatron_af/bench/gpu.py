@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ def measure(
     """
     Args:
         seconds: no section begins after these.
-        keep: told the result so far, after every section.
+        keep: told the result so far, after every section, and within one after every row.
 
     Raises:
         ConfigError: there is no GPU.
@@ -63,13 +63,13 @@ def measure(
         "environment": lambda: environment(device),
         "parity": lambda: parity(folder, device),
         "kernels": kernels,
-        "step": lambda: step.measure(folder, progress, keep=lambda so_far: None),
+        "step": lambda: step.measure(folder, progress, keep=lambda so_far: keep(result | {"step": so_far})),
     }
     for size, file in released.SIZES.items():
         sections |= {
-            f"{size} cached": partial(_stepped, file, released.CACHED, result, f"{size} cached"),
+            f"{size} cached": partial(_stepped, file, released.CACHED, result),
             f"{size} decoding": partial(_decoded, file),
-            f"{size} live": partial(_stepped, file, released.LIVE, result, f"{size} live"),
+            f"{size} live": partial(_stepped, file, released.LIVE, result),
         }
     sections["checkpoint"] = lambda: checkpoint.measure(folder / "checkpoint", progress)
     for number, (name, section) in enumerate(sections.items(), 1):
@@ -77,7 +77,12 @@ def measure(
             result["not_run"].append(name)
         else:
             try:
-                result[name] = section()
+                result[name] = found = section()
+                if isinstance(found, Iterator):
+                    result[name] = rows = []
+                    for row in found:
+                        rows.append(row)
+                        keep(result)
             except Exception:  # whatever a device meets first
                 result["failed"][name] = traceback.format_exc()
         gc.collect()  # a model of a section that failed, which its frames held until now: the next one wants the room
@@ -108,16 +113,15 @@ def tables(result: dict[str, Any]) -> list[Table]:
     ]
 
 
-def _stepped(file: str, stage: str, result: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The rows lie in the result under that name as soon as they are measured."""
+def _stepped(file: str, stage: str, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     rate = 1e12 * result["environment"]["matmul_teraflops"]
     with world() as groups:
-        return released.steps(released.configuration(file, stage), groups, rate, rows=result.setdefault(name, []))
+        yield from released.steps(released.configuration(file, stage), groups, rate)
 
 
-def _decoded(file: str) -> list[dict[str, Any]]:
+def _decoded(file: str) -> Iterator[dict[str, Any]]:
     with world():
-        return released.decoding(file, copy_rate(current_device().torch))
+        yield from released.decoding(file, copy_rate(current_device().torch))
 
 
 def environment(device: Device) -> dict[str, Any]:

@@ -55,27 +55,22 @@ def batch_of(windows: int, samples: int = SAMPLES) -> Mixed:
     return Mixed((windows,) * samples, lengths)
 
 
-def steps(
-    config: Config, groups: Any, rate: float, samples: int = SAMPLES, rows: list[dict[str, Any]] | None = None
-) -> list[dict[str, Any]]:
-    """By way and windows ``milliseconds`` (median), ``tokens_a_second``, ``windows_a_second`` and ``limit``, and on a
-    GPU ``busy`` (part of the time in which kernels ran), ``waits`` (for the device) and ``peak_gib``, beside
-    ``planned_gib``. A way that memory did not suffice for, or that no compiler is there for, has ``problem`` alone.
-
-    Args:
-        rows: takes them as they are measured.
+def steps(config: Config, groups: Any, rate: float, samples: int = SAMPLES) -> Iterator[dict[str, Any]]:
+    """As they are measured, by way and windows: ``milliseconds`` (median), ``tokens_a_second``, ``windows_a_second``
+    and ``limit``, and on a GPU ``busy`` (part of the time in which kernels ran), ``waits`` (for the device) and
+    ``peak_gib``, beside ``planned_gib``. A way that memory did not suffice for, or that no compiler is there for, has
+    ``problem`` alone.
 
     Raises:
         RuntimeError: behind all others, what was raised by a way, as by one whose loss differs by more than rounding.
     """
-    rows = [] if rows is None else rows
     failed: list[str] = []
     learning = Learning(_standing_still(config), groups, in_place=True)
     losses: dict[int, float] = {}
     for way in ("live",) if config.curriculum[config.stage].trains(ENCODER) else WAYS:
         if way == "compiled":
             if problem := compiler_problem():
-                rows += [{"windows": windows, "way": way, "problem": problem} for windows in WINDOWS]
+                yield from ({"windows": windows, "way": way, "problem": problem} for windows in WINDOWS)
                 continue
             learning.compile_layers()
         run = "packed" if way == "compiled" else way
@@ -86,15 +81,15 @@ def steps(
                 loss = learning.loss(batch, run)
                 if abs(loss - losses.setdefault(windows, loss)) > ROUNDED_LOSS * abs(loss):
                     raise RuntimeError(f"{way} gave a loss of {loss}, {WAYS[0]} one of {losses[windows]}")
-                rows.append(row | _step(config, learning, batch, way, rate))
+                row |= _step(config, learning, batch, way, rate)
             except torch.OutOfMemoryError:
-                rows.append(row | {"problem": "out of memory"})
+                row |= {"problem": "out of memory"}
             except Exception as error:  # a compiler's, a kernel's: the others are measured nevertheless
-                rows.append(row | {"problem": f"failed: {type(error).__name__}"})
+                row |= {"problem": f"failed: {type(error).__name__}"}
                 failed.append(traceback.format_exc())
+            yield row
     if failed:
         raise RuntimeError("\n".join(failed))
-    return rows
 
 
 def _standing_still(config: Config) -> Config:
@@ -178,16 +173,15 @@ def _forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def decoding(file: str, bytes_a_second: float, asked: Sequence[tuple[int, int]] = DECODED) -> list[dict[str, Any]]:
-    """By rows and windows ``milliseconds`` a token of all rows together, and ``floor``: reading the weights once."""
+def decoding(file: str, bytes_a_second: float, asked: Sequence[tuple[int, int]] = DECODED) -> Iterator[dict[str, Any]]:
+    """As they are measured, by rows and windows: ``milliseconds`` a token of all rows together, and ``floor``: reading
+    the weights once."""
     engine = Decoding(configuration(file, CACHED), in_place=True)
     floor = 1000 * engine.weight_bytes / bytes_a_second
-    rows = []
     for batch, windows in asked:
         seconds, _, _ = engine.cached(batch, windows, NEW)
         taken = 1000 * median(seconds[len(seconds) // 4 :])  # the first ones meet kernels for the first time
-        rows.append({"rows": batch, "windows": windows, "milliseconds": taken, "floor": floor})
-    return rows
+        yield {"rows": batch, "windows": windows, "milliseconds": taken, "floor": floor}
 
 
 def tables(stepped: dict[str, list[dict[str, Any]]], decoded: dict[str, list[dict[str, Any]]]) -> list[Table]:

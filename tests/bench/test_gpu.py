@@ -1,9 +1,11 @@
 """The GPU's bench: its parts on the CPU; where there is a GPU, all of it."""
 
+import copy
 import gc
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +73,34 @@ def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypatch: p
     assert "in fail" in result["failed"]["parity"], "a traceback"
     facts, _ = gpu.tables(result)
     assert list(facts.columns[1].cells)[2] == "failed: RuntimeError: two ways gave losses of 1.0 and 2.0"
+
+
+def test_rows_are_kept_as_they_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command may be ended within a section: a machine is lent for minutes."""
+
+    def stepped(*arguments: Any) -> Iterator[dict[str, Any]]:
+        yield {"windows": 3}
+        yield {"windows": 12}
+        raise RuntimeError("no kernel image is available")
+
+    def mixed(folder: Path, progress: Any, keep: Any) -> dict[str, Any]:
+        keep({"streams": [1]})
+        return {"streams": [1, 2]}
+
+    monkeypatch.setattr(gpu, "current_device", lambda: Device(torch.device("cuda", 0)))
+    monkeypatch.setattr(gpu, "environment", lambda device: {"card": "H100"})
+    for name in ("parity", "kernels"):
+        monkeypatch.setattr(gpu, name, lambda *arguments: {})
+    monkeypatch.setattr(gpu, "_stepped", stepped)
+    monkeypatch.setattr(gpu, "_decoded", lambda file: iter(()))
+    monkeypatch.setattr(gpu.step, "measure", mixed)
+    monkeypatch.setattr(gpu.checkpoint, "measure", lambda folder, progress: {})
+    kept: list[dict[str, Any]] = []
+    result = gpu.measure(tmp_path, silent(), keep=lambda so_far: kept.append(copy.deepcopy(so_far)))
+    assert result["0.5B cached"] == [{"windows": 3}, {"windows": 12}] and "0.5B cached" in result["failed"]
+    assert result["step"] == {"streams": [1, 2]} and result["3B decoding"] == []
+    assert {"streams": [1]} in [so_far.get("step") for so_far in kept]
+    assert [{"windows": 3}] in [so_far.get("3B live") for so_far in kept]
 
 
 def test_a_model_of_a_section_that_failed_is_gone_before_the_next(

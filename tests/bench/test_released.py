@@ -30,7 +30,7 @@ def measured(rank: int, world_size: int, trainable: tuple[str, ...]) -> Any:
     released.WINDOWS, released.TOKENS, released.ROUNDS = (1, 2), (10, 40), 1
     released.WAYS = ("groups", "packed", "public")  # what is compiled has a test of its own
     made = groups.initialize(released.ParallelConfig(), 0)
-    return released.steps(small(trainable), made, rate=1e9, samples=4)
+    return list(released.steps(small(trainable), made, rate=1e9, samples=4))
 
 
 @pytest.mark.slow
@@ -79,9 +79,9 @@ released.CACHED = "step"
 config = configuration(64)
 released.configuration = lambda file, stage: config
 with world() as groups:
-    rows = released.steps(config, groups, 1e9, samples=2)
+    rows = list(released.steps(config, groups, 1e9, samples=2))
 with world():
-    tokens = released.decoding("toy", 1e9, [(1, 1)])
+    tokens = list(released.decoding("toy", 1e9, [(1, 1)]))
 print([row["way"] for row in rows], "planned_gib" in rows[0], len(tokens))
 """
 
@@ -140,7 +140,7 @@ def uncompiled(rank: int, world_size: int) -> Any:
     released.WAYS = ("packed", "compiled", "public")
     released.compiler_problem = lambda: "no compiler"
     made = groups.initialize(released.ParallelConfig(), 0)
-    return released.steps(small(("transform.*", "lm.*.xattn.*", "added_rows")), made, rate=1e9, samples=2)
+    return list(released.steps(small(("transform.*", "lm.*.xattn.*", "added_rows")), made, rate=1e9, samples=2))
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def broken(rank: int, world_size: int) -> Any:
     released._step = fail
     made = groups.initialize(released.ParallelConfig(), 0)
     try:
-        released.steps(small(("transform.*", "lm.*.xattn.*", "added_rows")), made, 1e9, samples=2, rows=rows)
+        rows.extend(released.steps(small(("transform.*", "lm.*.xattn.*", "added_rows")), made, 1e9, samples=2))
     except RuntimeError as error:
         return rows, str(error)
 
@@ -181,7 +181,7 @@ def decoded(rank: int, world_size: int) -> Any:
     groups.initialize(released.ParallelConfig(), 0)
     released.NEW = 4
     released.configuration = lambda file, stage: tiny.config(tied=False)
-    return released.decoding("toy", 1e9, [(1, 1), (2, 2)])
+    return list(released.decoding("toy", 1e9, [(1, 1), (2, 2)]))
 
 
 @pytest.mark.slow
