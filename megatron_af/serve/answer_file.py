@@ -16,6 +16,7 @@ again, whoever answered it.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import batched
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from megatron_af.data.rows import is_unicode
 from megatron_af.foreign import HEAD_BYTES, ForeignError, is_json_list, parse_line, read_text
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.writing import Answer
+from megatron_af.parallel.collectives import from_first
 from megatron_af.progress import Progress
 from megatron_af.runs.digests import digest_value
 from megatron_af.serve.loaded_model import LoadedModel
@@ -63,9 +65,7 @@ def answer_file(
         raise ForeignError(requests[0]["error"])
     settings = {"decoding": dict(decoding), "few_shot": few_shot, "from": few_shot_from, "weights": model.weights}
     asked = [digest_value({"request": request, **settings}) for request in requests]
-    known = _known(output)
-    dist.barrier()
-    to_do = [place for place, digest in enumerate(asked) if digest not in known]
+    to_do = from_first(partial(_to_do, asked, output))  # a volume may show each machine another folder
     own = to_do[model.data_rank :: model.data_size]
     done = 0
     with _part(output, dist.get_rank()).open("a", encoding="utf-8") as part:
@@ -81,7 +81,7 @@ def answer_file(
             progress.update("requests", done, len(own))
     dist.barrier()
     if dist.get_rank() == 0:
-        known = _known(output)
+        known = _known(output, dist.get_world_size())
         heads = [_head(request, place) for place, request in enumerate(requests)]
         lines = [head | known[digest] | head for head, digest in zip(heads, asked, strict=True)]
         files.write(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -151,10 +151,21 @@ def _result(model: LoadedModel, request: dict[str, Any], answer: Answer) -> dict
     return result
 
 
-def _known(output: Path) -> dict[str, dict[str, Any]]:
-    """Lines that were written, by what they answer; a last one that a run broke off in is none."""
+def _to_do(asked: Sequence[str], output: Path) -> list[int]:
+    """Places of the requests that no earlier run has answered."""
+    known = _known(output)
+    return [place for place, digest in enumerate(asked) if digest not in known]
+
+
+def _known(output: Path, ranks: int = 0) -> dict[str, dict[str, Any]]:
+    """Lines that were written, by what they answer; a last one that a run broke off in is none.
+
+    Args:
+        ranks: those whose parts are there, even where the folder does not list them yet.
+    """
     known = {}
-    for path in (output, *sorted(output.parent.glob(f"{output.name}.part-*"))):
+    parts = {*output.parent.glob(f"{output.name}.part-*"), *(_part(output, rank) for rank in range(ranks))}
+    for path in (output, *sorted(parts)):
         for line in read_text(path).split("\n") if path.is_file() else ():
             try:
                 answer = json.loads(line)

@@ -124,6 +124,23 @@ def test_ranks_share_the_requests(tmp_path: Path) -> None:
     assert [line["answer"] for line in read(output)] == [f"w{n}!" for n in range(40)]
 
 
+def shared_late(rank: int, world_size: int, source: Path, output: Path) -> Any:
+    """The folder as a volume with a cache shows it: to one machine without what was there, to none with what is new."""
+    listed = [] if rank else list(output.parent.iterdir())
+    Path.glob = lambda self, pattern: iter([path for path in listed if path.match(pattern)])  # type: ignore[method-assign, assignment]
+    return shared(rank, world_size, source, output)
+
+
+@pytest.mark.slow
+def test_a_folder_that_ranks_see_late_costs_no_answer_and_asks_none_twice(tmp_path: Path) -> None:
+    source, output = write(tmp_path / "asked.jsonl", ASKED), tmp_path / "answers.jsonl"
+    run_distributed(shared, 2, write(tmp_path / "first.jsonl", ASKED[:20]), output)
+    output.rename(tmp_path / "answers.jsonl.part-7")  # as of a run on more ranks, which was ended
+    results = run_distributed(shared_late, 2, source, output)
+    assert {counts.kept for counts, _ in results} == {20} and [len(asked) for _, asked in results] == [10, 10]
+    assert [line["answer"] for line in read(output)] == [f"w{n}!" for n in range(40)]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
