@@ -28,6 +28,7 @@ from megatron_af.config.loading import to_yaml
 from megatron_af.data.batch import StepBatch
 from megatron_af.data.stream import Stream
 from megatron_af.parallel import groups as process_groups
+from megatron_af.parallel.collectives import from_first
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.world import patience
 from megatron_af.runs.identity import check_resume
@@ -64,7 +65,8 @@ class Trainer:
         self.device = current_device()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.folder = config.stage_folder(config.stage)
-        resume_from = latest(self.folder / "checkpoints")
+        # by one rank for all: a volume may show machines the folder as it was before the run came here
+        resume_from = from_first(lambda: latest(self.folder / "checkpoints"))
         if resume_from is not None:
             check_resume(config, resume_from)
         self.groups = process_groups.initialize(config.parallel, config.seed, patience(config.launch.hang_seconds))

@@ -17,6 +17,7 @@ from megatron_af.decoder import initialization
 from megatron_af.inference.listener import Listener
 from megatron_af.runs.paths import latest, read_resume
 from megatron_af.runs.pointers import source_of
+from megatron_af.train import trainer as trainer_module
 from megatron_af.train.callbacks import Callback, Record
 from megatron_af.train.callbacks.skipped_steps import MAX_SKIPPED_IN_A_ROW
 from megatron_af.train.optimizer import NonFiniteGradient
@@ -259,3 +260,17 @@ def broken(rank: int, world_size: int, config: Config) -> int | None:
 def test_a_run_that_fails_leaves_no_writer_behind(config: Config) -> None:
     settings = replace(config, name="broken", checkpoint=CheckpointConfig(every_steps=1, asynchronous=True))
     assert run_distributed(broken, 1, settings) == [-signal.SIGKILL]
+
+
+def late(rank: int, world_size: int, config: Config) -> Watch:
+    """The first rank's machine knows of the checkpoint; the other one's volume shows the folder as it was."""
+    newest = trainer_module.latest
+    trainer_module.latest = lambda folder: None if rank else newest(folder)
+    return train(rank, world_size, config)
+
+
+def test_ranks_go_on_from_the_checkpoint_that_the_first_one_sees(config: Config) -> None:
+    seen = replace(config, name="seen")
+    run_distributed(train, 2, seen, stop_after=STOP)
+    for watch in run_distributed(late, 2, seen):
+        assert set(watch.numbers) == set(range(STOP + 1, STEPS + 1))
