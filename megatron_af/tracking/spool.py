@@ -10,6 +10,7 @@ so each record arrives once, however often the job or the sender start again.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -87,6 +88,8 @@ class Spool:
         self._handle = os.open(file_at(self.file), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._end_torn_line()
         self._warned = False
+        self._torn = False
+        """The disk was full within the last record; the next one must not stick to it."""
 
     def open(
         self, address: Address, *, params: Mapping[str, str], tags: Mapping[str, str], texts: Mapping[str, str]
@@ -102,9 +105,13 @@ class Spool:
     def append(self, kind: str, **fields: Any) -> None:
         """Add one record. A full or failing disk costs the record and one warning, never the job."""
         record = {"kind": kind, **fields, "time": round(time.time() * 1000), "session": self.session}
+        line = json.dumps(record, separators=(",", ":"), default=str).encode() + b"\n"
         try:
             # One write to a file opened for appending: records of two processes on a host never mix.
-            os.write(self._handle, json.dumps(record, separators=(",", ":"), default=str).encode() + b"\n")
+            if os.write(self._handle, b"\n" * self._torn + line) < len(line) + self._torn:
+                self._torn = True
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._torn = False
         except OSError as error:
             if not self._warned:
                 warnings.warn(f"{self.file}: {error}; records for MLflow are lost until it works again", stacklevel=2)

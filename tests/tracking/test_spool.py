@@ -85,6 +85,20 @@ def test_a_full_disk_warns_once_and_never_raises(tmp_path: Path, monkeypatch: py
     assert len(caught) == 1
 
 
+def test_a_record_that_the_disk_had_no_room_for_costs_itself_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, whole = Spool(tmp_path), os.write
+    spool.metrics(1, {"loss": 1.0})
+    monkeypatch.setattr(os, "write", lambda handle, line: whole(handle, line[:20]))
+    with pytest.warns(UserWarning, match="No space left"):
+        spool.metrics(2, {"loss": 1.0})
+    monkeypatch.setattr(os, "write", whole)
+    spool.metrics(3, {"loss": 1.0})
+    spool.metrics(4, {"loss": 1.0})
+    assert steps(tmp_path) == [1, 3, 4]
+
+
 def test_a_step_costs_microseconds(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     record = {f"gate_attn/{layer}": 0.1 for layer in range(72)}
