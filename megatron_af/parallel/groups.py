@@ -17,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from megatron_af.config import ParallelConfig
+from megatron_af.parallel.world import TIMEOUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ _users = 0
 """Models of this process that live in megatron-core's groups, which are global."""
 
 
-def initialize(parallel: ParallelConfig, seed: int, timeout: timedelta = timedelta(minutes=30)) -> Groups:
+def initialize(parallel: ParallelConfig, seed: int, timeout: timedelta = TIMEOUT) -> Groups:
     """Make every group of the run, or join what another model of this process made. The default group must exist.
 
     Args:

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from megatron_af.parallel import world
 from megatron_af.parallel.world import patience
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,19 @@ def test_no_collective_gives_up_before_the_run_itself_says_that_it_hangs() -> No
     assert patience(1800) == timedelta(seconds=1920) and patience(7200) == timedelta(seconds=7320)
     assert patience(5) == timedelta(minutes=30), "peers meet in that time, too"
     assert patience(0) > timedelta(days=99)
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_a_tool_waits_half_an_hour_for_its_peers_on_every_device(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own default for NCCL is ten minutes."""
+    given: list[timedelta] = []
+    monkeypatch.setattr(world, "current_device", lambda: SimpleNamespace(backend=backend))
+    monkeypatch.setattr(world.dist, "init_process_group", lambda backend, timeout: given.append(timeout))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in {**world.ALONE, "GLOO_SOCKET_IFNAME": "lo"}.items():
+        monkeypatch.setenv(name, value)
+    world.join_world()
+    assert given == [timedelta(minutes=30)]
 
 
 @pytest.mark.parametrize("launcher", [[], ["-m", "megatron_af.pipeline.torchrun", "--nproc_per_node=2"]])
