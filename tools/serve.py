@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_af.config.keys import describe
 from megatron_af.entry import command, importing
 from megatron_af.release.named import named
-from megatron_af.serve.settings import ServingConfig, load_settings
+from megatron_af.serve.settings import ServingConfig, check_address, load_settings
 
 DEFAULT = Path(__file__).parents[1] / "configs/serving/default.yaml"
 
@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to single keys")
     arguments = parser.parse_intermixed_args()
     settings = load_settings(arguments.config, arguments.overrides)
+    check_address(settings)
     run(named(arguments.model), settings)
     return 0
 

@@ -8,6 +8,7 @@ server asks for none.
 
 import os
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,23 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> ServingCon
     if problems:
         raise ConfigError(f"{path} cannot be used", problems)
     return settings
+
+
+def check_address(settings: ServingConfig) -> None:
+    """Whether a server could listen, asked before it loads its model for minutes.
+
+    Raises:
+        ConfigError: another program listens there, or the address is none of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: closed connections hold none
+            tried.bind(address)
+    except OSError as error:
+        problem = f"host = {settings.host}, port = {settings.port}: {error.strerror}; name others"
+        raise ConfigError("the server cannot listen", [problem]) from None
 
 
 def keys() -> frozenset[str]:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -185,3 +186,11 @@ def test_what_cannot_be_served_is_one_message(folder: Path) -> None:
         )
         assert done.returncode == 2 and says in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_named_before_a_model_is_looked_for(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"port={other.getsockname()[1]}"
+        command = [sys.executable, str(ROOT / "tools/serve.py"), str(tmp_path / "nothing"), taken]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Address already in use" in done.stderr and "nothing" not in done.stderr
