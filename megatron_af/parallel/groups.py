@@ -55,6 +55,8 @@ def seed_streams(number: int) -> None:
 
 _users = 0
 """Models of this process that live in megatron-core's groups, which are global."""
+_alone: dist.ProcessGroup | None = None
+"""This rank; made and forgotten with megatron-core's groups."""
 
 
 def initialize(parallel: ParallelConfig, seed: int, timeout: timedelta = TIMEOUT) -> Groups:
@@ -79,25 +81,26 @@ def initialize(parallel: ParallelConfig, seed: int, timeout: timedelta = TIMEOUT
             virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
             distributed_timeout_minutes=math.ceil(timeout / timedelta(minutes=1)),
         )
-    global _users
+    global _users, _alone
     _users += 1
     seed_streams(seed)
     world = dist.group.WORLD
-    # new_group is a collective: every rank makes every rank's solitary group, in the same order.
-    solitary = [dist.new_group([rank]) for rank in range(dist.get_world_size())][dist.get_rank()]
+    if _alone is None:
+        # by its one member: as a collective, every rank would wait for all of them once for every rank
+        _alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     front = ProcessGroupCollection(
         dp=world,
         dp_cp=world,
         intra_dist_opt=world,
-        tp=solitary,
-        pp=solitary,
-        mp=solitary,
-        cp=solitary,
-        ep=solitary,
-        tp_ep_pp=solitary,
+        tp=_alone,
+        pp=_alone,
+        mp=_alone,
+        cp=_alone,
+        ep=_alone,
+        tp_ep_pp=_alone,
         # Without the expert groups megatron-core makes them itself, with different ranks on different processes.
-        expt_dp=solitary,
-        expt_tp=solitary,
+        expt_dp=_alone,
+        expt_tp=_alone,
         # None says "no tied embedding here"; an absent attribute would be an error.
         embd=None,
         pos_embd=None,
@@ -110,8 +113,13 @@ def initialize(parallel: ParallelConfig, seed: int, timeout: timedelta = TIMEOUT
 
 
 def destroy() -> None:
-    """Undo one :func:`initialize`; the last one ends the groups. The default process group stays."""
-    global _users
+    """Undo one :func:`initialize`; the last one forgets the groups. The default process group stays.
+
+    Neither megatron-core nor this ends them: what they hold (threads, over NCCL memory of the GPU) is given back with
+    the process. Who has one model after the other initializes once more around all of them.
+    """
+    global _users, _alone
     _users -= 1
     if not _users:
         parallel_state.destroy_model_parallel()
+        _alone = None
