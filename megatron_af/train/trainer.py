@@ -307,12 +307,16 @@ def train_stage(config: Config, callbacks: Callable[[], Sequence[Callback]]) -> 
     Returns what :meth:`Trainer.train` returns, and raises the same but ``GoBack``.
     """
     left_out: Stretches = ()
-    while True:
-        try:
-            return _started(config, callbacks(), left_out)
-        except GoBack as back:
-            left_out = back.left_out
-        gc.collect()  # the model of before, before there is another
+    process_groups.initialize(config.parallel, config.seed, patience(config.launch.hang_seconds))
+    try:
+        while True:
+            try:
+                return _started(config, callbacks(), left_out)
+            except GoBack as back:
+                left_out = back.left_out
+            gc.collect()  # the model of before, before there is another
+    finally:
+        process_groups.destroy()
 
 
 def _started(config: Config, callbacks: Sequence[Callback], left_out: Stretches) -> str:

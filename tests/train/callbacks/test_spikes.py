@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from megatron_af.config import CheckpointConfig, Config, SpikesConfig
 from megatron_af.train.callbacks import Callback, Record, spikes
@@ -231,3 +232,23 @@ def test_the_next_spike_ends_it_also_behind_a_restart(config: Config) -> None:
     run_distributed(trained, 1, config, twice, stop_after=11)
     message, starts = run_distributed(trained, 1, config, twice)[0]
     assert "the stage has gone back 1 times already" in message and "step 13" in message and starts == 1
+
+
+def groups_of_starts(rank: int, world_size: int, config: Config) -> list[int]:
+    """Process groups that there are at each start."""
+    spikes.LEAST = 4
+    found: list[int] = []
+
+    def callbacks() -> list[Callback]:
+        found.append(len(dist.distributed_c10d._world.pg_map))
+        return [Watch(SPIKE, 0, 0, {})]
+
+    train_stage(config, callbacks)
+    return found
+
+
+@pytest.mark.slow
+def test_going_back_makes_no_group_again(config: Config) -> None:
+    """Over NCCL each has memory of the GPU, and nobody ends them."""
+    first, second = run_distributed(groups_of_starts, 1, replace(config, name="groups"))[0]
+    assert first == second > 1
