@@ -68,6 +68,7 @@ def test_a_volume_that_checkpoints_fill_keeps_the_last_whole_one(tmp_path: Path)
     assert newest is not None and newest.name > "step_00000002" and not damage(newest)
     assert not list(checkpoints.glob("*.partial")), "its space is given back"
     told = [line for line in said.splitlines() if "No space left" in line]
+    told = [line for line in told if "records for MLflow are lost" not in line]  # they lie there, too
     assert len(told) == 1 and ".partial" in told[0], said
 
 
