@@ -59,11 +59,16 @@ def measure(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     began = time.perf_counter()
     result: dict[str, Any] = {"not_run": [], "failed": {}}
+
+    def keep_streams(so_far: dict[str, Any]) -> None:
+        result["step"] = so_far
+        keep(result)
+
     sections: dict[str, Callable[[], Any]] = {
         "environment": lambda: environment(device),
         "parity": lambda: parity(folder, device),
         "kernels": kernels,
-        "step": lambda: step.measure(folder, progress, keep=lambda so_far: keep(result | {"step": so_far})),
+        "step": lambda: step.measure(folder, progress, keep=keep_streams),
     }
     for size, file in released.SIZES.items():
         sections |= {

@@ -103,6 +103,21 @@ def test_rows_are_kept_as_they_are_measured(tmp_path: Path, monkeypatch: pytest.
     assert [{"windows": 3}] in [so_far.get("3B live") for so_far in kept]
 
 
+def test_streams_before_the_one_that_fails_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mixed(folder: Path, progress: Any, keep: Any) -> dict[str, Any]:
+        keep({"streams": [1]})
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(gpu, "current_device", lambda: Device(torch.device("cuda", 0)))
+    monkeypatch.setattr(gpu, "environment", lambda device: {"card": "H100"})
+    for name in ("parity", "kernels", "_stepped", "_decoded"):
+        monkeypatch.setattr(gpu, name, lambda *arguments: {})
+    monkeypatch.setattr(gpu.step, "measure", mixed)
+    monkeypatch.setattr(gpu.checkpoint, "measure", lambda folder, progress: {})
+    result = gpu.measure(tmp_path, silent(), keep=lambda so_far: None)
+    assert list(result["failed"]) == ["step"] and result["step"] == {"streams": [1]}
+
+
 def test_a_model_of_a_section_that_failed_is_gone_before_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
