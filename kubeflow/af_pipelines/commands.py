@@ -6,7 +6,6 @@ kfp and the Kubernetes client take seconds to import, so each verb imports what 
 import argparse
 import dataclasses
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,8 +62,7 @@ def status(options: argparse.Namespace) -> int:
         from af_pipelines.cluster_run import show_run
 
         return show_run(record)
-    state = "running here" if record.driver() else "ended here"
-    state = state if record.host == socket.gethostname() else f"on {record.host}"
+    state = ("running here" if record.driver() else "ended here") if record.is_here else f"on {record.host}"
     print(f"{record.launch.pipeline} {record.launch.run}: {state}, started {stamp(record.started)}")
     records = {step.step: step for step in folder.steps()}
     print("\n".join(table(record.graph(), records, record.launch)))
@@ -107,7 +105,7 @@ def cancel(options: argparse.Namespace) -> int:
         from af_pipelines.cluster_run import cancel_run
 
         return cancel_run(record)
-    if record.host != socket.gethostname():
+    if not record.is_here:
         raise StepFailed(f"{record.launch.run} was started on {record.host}, not here: cancel it there")
     driver = record.driver()
     if driver is None:

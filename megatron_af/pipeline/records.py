@@ -92,9 +92,14 @@ class RunRecord:
         specs = pipeline_steps(self.read_config(), self.launch.pipeline)
         return [spec for spec in specs if not self.steps or spec.name in self.steps]
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it was started on this machine."""
+        return self.host == socket.gethostname()
+
     def driver(self) -> psutil.Process | None:
         """The other process that drives a run on this machine, if it lives; a new one may have its number by now."""
-        if self.host != socket.gethostname():
+        if not self.is_here:
             return None
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid) if self.pid not in (0, os.getpid()) else None
