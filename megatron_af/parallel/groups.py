@@ -4,7 +4,7 @@ The audio side (encoder, transformation layers, rows of added tokens) is replica
 different share of the step's clips on each, so to megatron-core it is a model whose data-parallel group is the
 whole world and whose tensor- and pipeline-parallel groups hold this rank alone.
 
-    groups = initialize(config.parallel, device)
+    groups = initialize(config.parallel, config.seed)
 """
 
 import math

@@ -69,7 +69,7 @@ class Trainer:
         resume_from = from_first(lambda: latest(self.folder / "checkpoints"))
         if resume_from is not None:
             check_resume(config, resume_from)
-        self.groups = process_groups.initialize(config.parallel, config.seed, patience(config.launch.hang_seconds))
+        self.groups = _join_groups(config)
         self._stop = torch.zeros(1, device=self.device.torch)
         self.objective = objective_of(self.stage)
         tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -307,7 +307,7 @@ def train_stage(config: Config, callbacks: Callable[[], Sequence[Callback]]) -> 
     Returns what :meth:`Trainer.train` returns, and raises the same but ``GoBack``.
     """
     left_out: Stretches = ()
-    process_groups.initialize(config.parallel, config.seed, patience(config.launch.hang_seconds))
+    _join_groups(config)  # and stay in them: each start would leave its own behind
     try:
         while True:
             try:
@@ -317,6 +317,10 @@ def train_stage(config: Config, callbacks: Callable[[], Sequence[Callback]]) -> 
             gc.collect()  # the model of before, before there is another
     finally:
         process_groups.destroy()
+
+
+def _join_groups(config: Config) -> process_groups.Groups:
+    return process_groups.initialize(config.parallel, config.seed, patience(config.launch.hang_seconds))
 
 
 def _started(config: Config, callbacks: Sequence[Callback], left_out: Stretches) -> str:
