@@ -8,21 +8,19 @@ from pathlib import Path
 
 from megatron_af.entry import AGAIN, command
 from megatron_af.tracking.delivery import send_waiting
+from megatron_af.tracking.spool import Address
 from megatron_af.tracking.store import in_words
-
-from mlflow.exceptions import MlflowException  # isort: skip  (after store, which sets its environment)
 
 
 @command
 def main() -> int:
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         raise ValueError(f"expected a run's folder, got {sys.argv[1:]}\n{__doc__}")
-    try:
-        print(f"{send_waiting(Path(sys.argv[1]))} runs are up to date")
-    except MlflowException as error:
-        print(in_words(error, "MLflow's store"), file=sys.stderr)
-        return AGAIN
-    return 0
+    delivered, waiting = send_waiting(Path(sys.argv[1]))
+    print(f"{len(delivered)} runs are up to date")
+    for folder, error in waiting.items():
+        print(f"{folder} still waits: {in_words(error, Address.load(folder).uri)}", file=sys.stderr)
+    return AGAIN if waiting else 0
 
 
 if __name__ == "__main__":

@@ -209,14 +209,21 @@ def ensure_run(client: MlflowClient, folder: Path) -> str:
         return run_id
 
 
-def send_waiting(root: Path) -> int:
-    """Deliver every spool below ``root``; the number of spools. Raises at the first that cannot be delivered."""
+def send_waiting(root: Path) -> tuple[list[Path], dict[Path, MlflowException]]:
+    """Deliver every spool below ``root``: those that are up to date, and what was said of each that could not be.
+
+    One that a server refuses keeps none back that lies behind it, be it for the same server or another.
+    """
     # A pipeline's own run.json (pipeline/records.py) has no spool beside it.
     folders = sorted(file.parent for file in root.rglob("spool.jsonl") if (file.parent / "run.json").is_file())
+    waiting: dict[Path, MlflowException] = {}
     for folder in folders:
-        with file_lock(folder / "sender.lock"):
-            Delivery(folder).send_pending()
-    return len(folders)
+        try:
+            with file_lock(folder / "sender.lock"):
+                Delivery(folder).send_pending()
+        except MlflowException as error:
+            waiting[folder] = error
+    return [folder for folder in folders if folder not in waiting], waiting
 
 
 def _top_of(client: MlflowClient, run_id: str) -> str:

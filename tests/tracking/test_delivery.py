@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from megatron_af.tracking.delivery import Delivery, ensure_run, send_waiting
 from megatron_af.tracking.spool import Address, Sent, Spool
 from megatron_af.tracking.store import open_client
+from tests.servers import free_port
 from tests.tracking.mlflow_server import MlflowServer
 
 
@@ -201,9 +202,16 @@ def test_everything_below_a_folder_is_sent(tmp_path: Path, server: MlflowServer)
         opened(tmp_path / name, address(server))
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline/run.json").write_text('{"launch": {"run": "r-1"}, "config": "{}"}')  # pipeline/records.py
-    assert send_waiting(tmp_path) == 3
-    assert len(server.runs) == 3
-    assert send_waiting(tmp_path) == 3 and len(server.runs) == 3
+    for _ in range(2):
+        delivered, waiting = send_waiting(tmp_path)
+        assert (len(delivered), waiting, len(server.runs)) == (3, {}, 3)
+
+
+def test_one_that_cannot_be_sent_keeps_none_back(tmp_path: Path, server: MlflowServer) -> None:
+    away = Address(uri=f"http://127.0.0.1:{free_port()}", experiment="exp", name="align")
+    first, second = (opened(tmp_path / "a", away), opened(tmp_path / "b", address(server)))
+    delivered, waiting = send_waiting(tmp_path)
+    assert (delivered, list(waiting)) == ([second.folder], [first.folder])
 
 
 def test_a_run_that_somebody_deleted_goes_on(tmp_path: Path, store: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_af.config import Config, DataConfig, StageConfig, TrackingConfig
+from megatron_af.entry import AGAIN
 from megatron_af.tracking.runs import curriculum_spool, start_curriculum_run, start_stage_run
 from megatron_af.tracking.store import open_client
 from tests.tracking.mlflow_server import MlflowServer
@@ -101,8 +102,11 @@ def test_a_server_that_stays_away_keeps_nobody(tmp_path: Path, server: MlflowSer
     run.end("FINISHED", "done")
     assert run.wait(30)
     assert "python -m megatron_af.tracking" in (run.spool.folder / "sender.log").read_text()
-    server.start()
     by_hand = [sys.executable, "-m", "megatron_af.tracking", str(tmp_path / "runs/demo")]
+    done = subprocess.run(by_hand, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (AGAIN, "0 runs are up to date\n")
+    assert f"{run.spool.folder} still waits: http://127.0.0.1:{server.port} does not answer" in done.stderr
+    server.start()
     done = subprocess.run(by_hand, capture_output=True, text=True, timeout=60)
     assert done.stdout == "2 runs are up to date\n", done.stderr
     assert named(server, "align")["info"]["status"] == "FINISHED"  # type: ignore[index]
