@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from megatron_af.files import append
+from megatron_af.foreign import read_text
 from megatron_af.train.callbacks.base import Callback, Record
 from megatron_af.train.optimizer import NonFiniteGradient
 
@@ -82,5 +83,8 @@ def write_down(trainer: "Trainer", why: str, steps: Mapping[int, tuple[float, Se
             {"step": step, "why": why, "loss": str(loss), "samples": [list(of_rank[step][1]) for of_rank in everyones]}
             for step, (loss, _) in steps.items()
         ]
-        append(report, "".join(json.dumps(line) + "\n" for line in told))
+        # A step that is trained again after a restart is skipped again, and told once.
+        present = set(read_text(report).splitlines()) if report.is_file() else set()
+        lines = [line for line in map(json.dumps, told) if line not in present]
+        append(report, "".join(line + "\n" for line in lines))
     return report

@@ -41,6 +41,12 @@ def test_a_skipped_step_is_told_with_its_samples(capsys: pytest.CaptureFixture[s
     }  # fmt: skip
 
 
+def test_a_step_that_is_trained_again_after_a_restart_is_told_once() -> None:
+    for number in (2, 3, 2, 3, 4):
+        step(SkippedSteps(), math.nan, number=number, skipped=1)
+    assert [json.loads(line)["step"] for line in Path("skipped.jsonl").read_text().splitlines()] == [2, 3, 4]
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_too_many_in_a_row_end_the_run(restart: bool) -> None:
     callback = SkippedSteps()
