@@ -79,6 +79,9 @@ def carry_out(client: MlflowClient, move: Move) -> None:
     if any(now.get(alias, "") != version for alias, version in move.before.items()):
         client.delete_registered_model(move.announcement)
         raise MoveRefused(f"{move.what}: decided on {move.before}, but the aliases are {now} by now; decide again")
+    if gone := _gone(client, move):
+        client.delete_registered_model(move.announcement)
+        raise MoveRefused(f"{move.what}: version {', '.join(gone)} was deleted meanwhile; decide again")
     try:
         _apply(client, move)
     except MlflowException as error:
@@ -114,16 +117,31 @@ def finish_interrupted(client: MlflowClient, model: str) -> Move | None:
 
 
 def _apply(client: MlflowClient, move: Move) -> None:
-    for version, tags in move.tags.items():
-        for key, value in tags.items():
+    """A version that was deleted since the move began loses its aliases, as it would have behind the move."""
+    gone = _gone(client, move)
+    for version in move.tags.keys() - gone:
+        for key, value in move.tags[version].items():
             client.set_model_version_tag(move.model, version, key, value)
     present = aliases(client, move.model)
     for alias, version in move.after.items():
         _ensure_announced(client, move)
-        if version:
+        if version and version not in gone:
             client.set_registered_model_alias(move.model, alias, version)
         elif alias in present:
             client.delete_registered_model_alias(move.model, alias)
+
+
+def _gone(client: MlflowClient, move: Move) -> list[str]:
+    """Versions that a move is about and the registry does not have any more."""
+    gone = []
+    for version in sorted({*move.after.values(), *move.tags} - {""}):
+        try:
+            client.get_model_version(move.model, version)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            gone.append(version)
+    return gone
 
 
 def _ensure_announced(client: MlflowClient, move: Move) -> None:

@@ -208,7 +208,6 @@ class Releases:
         bad, good = now.get(CHAMPION, ""), now.get(PREVIOUS, "")
         if not good:
             raise UnknownVersion(f"{self.model} has no {PREVIOUS} to go back to; promote another version instead")
-        over = self.version(good).tags.get("promoted.over", "none")
         carry_out(
             self.client,
             Move(
@@ -216,11 +215,17 @@ class Releases:
                 what=f"roll back to {good}",
                 who=self.who,
                 before={CHAMPION: bad, PREVIOUS: good},
-                after={CHAMPION: good, PREVIOUS: "" if over == "none" else over},
+                after={CHAMPION: good, PREVIOUS: self._before(good)},
                 tags={bad: {"rolled_back.by": self.who, "rolled_back.when": _now(), "rolled_back.why": why[:1000]}},
             ),
         )
         return good, bad
+
+    def _before(self, good: str) -> str:
+        """The champion that ``good`` was promoted over; empty where that was deleted."""
+        over = self.version(good).tags.get("promoted.over", "none")
+        known = [str(version.version) for version in self.versions()]
+        return over if over in known else ""
 
     def _results(self, version: ModelVersion) -> Results:
         place = f"{EVALUATION}/{version.tags.get('identity', 'sha256:unknown')[7:19]}"

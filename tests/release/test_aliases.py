@@ -31,6 +31,7 @@ class Registry:
     def __init__(self, **present: str) -> None:
         self.models: dict[str, Any] = {"m": SimpleNamespace(aliases=dict(present), tags={})}
         self.version_tags: dict[tuple[str, str], str] = {}
+        self.deleted: set[str] = set()
         self.writes, self.fails, self.code = 0, 0, INTERNAL_ERROR
 
     def _write(self) -> None:
@@ -52,8 +53,13 @@ class Registry:
     def delete_registered_model(self, name: str) -> None:
         del self.models[name]
 
+    def get_model_version(self, name: str, version: str) -> None:
+        if version in self.deleted:
+            raise MlflowException("none", RESOURCE_DOES_NOT_EXIST)
+
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         self._write()
+        self.get_model_version(name, version)
         self.models[name].aliases[alias] = version
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
@@ -62,6 +68,7 @@ class Registry:
 
     def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
         self._write()
+        self.get_model_version(name, version)
         self.version_tags[version, key] = value
 
 
@@ -100,6 +107,26 @@ def test_aliases_that_changed_since_the_decision_refuse_the_move() -> None:
     with pytest.raises(MoveRefused, match=r"promote 7: decided on .*'champion': '6'.*'champion': '5'.*decide again"):
         carry_out(registry, move())
     assert aliases(registry, "m") == {"champion": "5", "candidate": "7"} and set(registry.models) == {"m"}
+
+
+def test_a_move_to_a_version_that_was_deleted_is_refused() -> None:
+    registry: Any = Registry(champion="6", candidate="7")
+    registry.deleted = {"7"}
+    with pytest.raises(MoveRefused, match="promote 7: version 7 was deleted meanwhile; decide again"):
+        carry_out(registry, move())
+    assert aliases(registry, "m") == {"champion": "6", "candidate": "7"} and set(registry.models) == {"m"}
+
+
+@pytest.mark.parametrize("write", range(2, 6))
+def test_an_interrupted_move_ends_although_a_version_of_it_was_deleted_since(write: int) -> None:
+    registry: Any = Registry(champion="6", candidate="7", previous="5")
+    old = {"before": BEFORE | {"previous": "5"}, "began": time.time() - LEASE_SECONDS - 1}
+    registry.fails = write
+    with pytest.raises(MlflowException):
+        carry_out(registry, move(**old))
+    registry.fails, registry.deleted = 0, {"6"}
+    assert finish_interrupted(registry, "m") is not None
+    assert aliases(registry, "m") == {"champion": "7"} and set(registry.models) == {"m"}
 
 
 def test_a_move_under_way_is_waited_for() -> None:

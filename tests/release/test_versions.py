@@ -104,6 +104,16 @@ def test_rollback_restores_what_was_before_the_promotion(shop: Shop) -> None:
     assert shop.aliases() == {"champion": "2", "previous-champion": "1"}
 
 
+def test_a_rollback_past_a_version_that_was_deleted_is_whole(shop: Shop) -> None:
+    for name, accuracy in (("one", 60), ("two", 70), ("three", 80)):
+        shop.promote(shop.register(name, accuracy))
+    shop.client.delete_model_version(MODEL, "1")
+    assert shop.releases.rollback("three misses speech") == ("2", "3")
+    assert shop.aliases() == {"champion": "2"}
+    shop.promote("3")
+    assert shop.aliases() == {"champion": "3", "previous-champion": "2"}
+
+
 def test_a_refusal_says_which_gate_and_by_how_much_and_changes_nothing(shop: Shop) -> None:
     shop.promote(shop.register("one", 60))
     before = shop.aliases()
