@@ -215,17 +215,20 @@ class Releases:
                 what=f"roll back to {good}",
                 who=self.who,
                 before={CHAMPION: bad, PREVIOUS: good},
-                after={CHAMPION: good, PREVIOUS: self._before(good)},
+                after={CHAMPION: good, PREVIOUS: self._before(good, bad)},
                 tags={bad: {"rolled_back.by": self.who, "rolled_back.when": _now(), "rolled_back.why": why[:1000]}},
             ),
         )
         return good, bad
 
-    def _before(self, good: str) -> str:
-        """The champion that ``good`` was promoted over; empty where that was deleted."""
+    def _before(self, good: str, bad: str) -> str:
+        """The champion that ``good`` was promoted over; empty where that was deleted, or went back itself since."""
         over = self.version(good).tags.get("promoted.over", "none")
-        known = [str(version.version) for version in self.versions()]
-        return over if over in known else ""
+        before = next((version for version in self.versions() if str(version.version) == over), None)
+        if before is None or over == bad:
+            return ""
+        back, promoted = (before.tags.get(f"{how}.when", "") for how in ("rolled_back", "promoted"))
+        return "" if back and back >= promoted else over
 
     def _results(self, version: ModelVersion) -> Results:
         place = f"{EVALUATION}/{version.tags.get('identity', 'sha256:unknown')[7:19]}"

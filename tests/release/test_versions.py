@@ -114,6 +114,18 @@ def test_a_rollback_past_a_version_that_was_deleted_is_whole(shop: Shop) -> None
     assert shop.aliases() == {"champion": "3", "previous-champion": "2"}
 
 
+def test_no_rollback_goes_to_what_was_rolled_back(shop: Shop) -> None:
+    for name in ("one", "two"):
+        shop.promote(shop.register(name, 60))
+    shop.promote("1")
+    assert shop.releases.rollback("one is worse after all") == ("2", "1")
+    assert shop.aliases() == {"champion": "2"}, "two was promoted over one, which was just taken back"
+
+    shop.promote(shop.register("three", 60))
+    shop.releases.rollback("three misses speech")
+    assert shop.aliases() == {"champion": "2"}, "nor where that lies longer ago"
+
+
 def test_a_refusal_says_which_gate_and_by_how_much_and_changes_nothing(shop: Shop) -> None:
     shop.promote(shop.register("one", 60))
     before = shop.aliases()
