@@ -27,7 +27,7 @@ from megatron_af.config.errors import suggestion
 from megatron_af.release.export_trial import try_export
 from megatron_af.release.gates import Trials, read_gates
 from megatron_af.release.trial import try_loading
-from megatron_af.release.versions import CANDIDATE, Releases, Report
+from megatron_af.release.versions import CANDIDATE, Releases, Report, UnknownVersion
 from megatron_af.runs.bundle import make_release
 from megatron_af.runs.digests import digest_value, recorded_digest
 from megatron_af.runs.identity import stage_inputs
@@ -80,9 +80,18 @@ def register(config: Config, stage: str = "", digest: str = "") -> str:
 
 
 def gate(config: Config, name: str = CANDIDATE) -> Report:
-    """Judge a version (number or alias) by the gates of ``registry.gates``."""
+    """Judge a version (number or alias) by the gates of ``registry.gates``.
+
+    Raises:
+        UnknownVersion: there is none, or it was not registered here.
+    """
     gates, releases = read_gates(config.registry.gates), _releases(config)
     version = releases.version(name)
+    if "checkpoint.uri" not in version.tags:
+        raise UnknownVersion(
+            f"version {version.version} of {releases.model} was registered by something else than "
+            "`tools/promote.py register`: it names no release that could be judged; choose another one by --version"
+        )
     release = Path(url2pathname(urlsplit(version.tags["checkpoint.uri"]).path))
     trials = Trials(
         load=lambda: try_loading(tracking_uri(config), version.source),

@@ -19,7 +19,7 @@ def release_of(address: str) -> Path:
 
     Raises:
         ConfigError: the registry's address holds a password.
-        UnknownVersion: the registry has no such model, version or alias.
+        UnknownVersion: the registry has no such model, version or alias, or it is none of ours.
         DigestMismatch: the release is not any more what was registered.
     """
     from_environment("MLFLOW_TRACKING_URI")
@@ -29,6 +29,13 @@ def release_of(address: str) -> Path:
         raise UnknownVersion(
             f"{address}: {error.message}; see `tools/promote.py show`, and that MLFLOW_TRACKING_URI names the registry"
         ) from error
+    except KeyError:
+        settings = {}
+    if not settings.keys() >= {"release", "digest"}:
+        raise UnknownVersion(
+            f"{address}: a model that was registered by something else than `tools/promote.py register`: it names no "
+            "release"
+        )
     release = Path(mlflow.artifacts.download_artifacts(settings["release"]))
     verify_digest(release, settings["digest"])
     return release

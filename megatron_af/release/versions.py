@@ -232,7 +232,7 @@ class Releases:
 
     def _results(self, version: ModelVersion) -> Results:
         place = f"{EVALUATION}/{version.tags.get('identity', 'sha256:unknown')[7:19]}"
-        if not self.client.list_artifacts(version.run_id, place):
+        if not version.run_id or not self.client.list_artifacts(version.run_id, place):  # others register without runs
             return Results(metrics={})
         with tempfile.TemporaryDirectory() as folder:
             downloaded = Path(self.client.download_artifacts(version.run_id, place, folder))

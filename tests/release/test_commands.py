@@ -166,6 +166,20 @@ def test_bad_input_is_one_message_and_writes_nothing(
     assert open_client(config.tracking.uri).search_registered_models() == []
 
 
+def test_a_version_of_somebody_elses_is_not_judged(
+    promote: Promote, config: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    promote("register")
+    client = open_client(config.tracking.uri)
+    client.create_model_version("demo", str(tmp_path / "elsewhere"))
+    assert promote("promote", "--version", "2") == 2
+    said = "version 2 of demo was registered by something else than `tools/promote.py register`"
+    assert said in capsys.readouterr().err
+    client.set_registered_model_alias("demo", "champion", "2")
+    assert promote("gate") == 42
+    assert "REFUSED  no_worse: right: expected the champion's samples, got 100 that" in capsys.readouterr().out
+
+
 def test_a_model_that_does_not_answer_is_refused(
     promote: Promote, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

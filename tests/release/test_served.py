@@ -37,6 +37,21 @@ def test_from_an_alias_to_the_release(store: str, tmp_path: Path, monkeypatch: p
         release_of("models:/af@champion")
 
 
+@pytest.mark.parametrize("settings", [None, {"device": "cpu"}])
+def test_a_model_of_somebody_elses_is_named_as_that(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str] | None
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    mlflow.pyfunc.save_model(
+        str(tmp_path / "model"), python_model=str(SERVING), model_config=settings, pip_requirements=["theirs"]
+    )
+    client = open_client(store)
+    client.create_registered_model("theirs")
+    client.create_model_version("theirs", str(tmp_path / "model"))
+    with pytest.raises(UnknownVersion, match=r"models:/theirs/1: .*something else than .*promote.py register"):
+        release_of("models:/theirs/1")
+
+
 def test_a_registry_with_a_password_in_its_address_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:canary@127.0.0.1:9")
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI: holds a password") as caught:
