@@ -7,11 +7,12 @@ prepared in groups of one shard each; a finished group is done again only when i
 others, so an interrupted run goes on where it stopped. What comes out depends on what goes in and on nothing else: not
 on the number of processes, nor on time. (Only ``parts/``, which holds what each shard was made from, has times in it.)
 
-What happens to odd signals: silence, constants and clips under 10 ms are left out as ``silent`` and ``empty``; NaN and
-infinite samples as ``not finite``; channels of opposite phase, of which mixing leaves nothing, as ``channels cancel``;
-a clip that begins behind the end or ends before it should (by more than 5% and 50 ms) as ``behind the end`` and
-``truncated``; signals that are positive throughout are kept and scaled by their peak like any other (the reference
-shifts them, AF2 data/data.py). A WAV that is longer than its header states is read to its end, with a note.
+What happens to odd signals: silence, constants, what is too high for the model's rate and clips under 10 ms are left
+out as ``silent`` and ``empty``; NaN and infinite samples as ``not finite``; channels of opposite phase, of which mixing
+leaves nothing, as ``channels cancel``; a clip that begins behind the end or ends before it should (by more than 5% and
+50 ms) as ``behind the end`` and ``truncated``; signals that are positive throughout are kept and scaled by their peak
+like any other (the reference shifts them, AF2 data/data.py). A WAV that is longer than its header states is read to its
+end, with a note.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ import pyarrow as pa
 import soundfile
 
 from dali_pipes.flac import flac_samples
-from dali_pipes.waves import LENGTH, AudioError, notes_on, read_mono, resample
+from dali_pipes.waves import LENGTH, AudioError, notes_on, read_mono
 from megatron_af.config import Config, FrontEndConfig
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, write_index
@@ -41,7 +42,7 @@ from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.prepare.importers.layout import Recordings
 from megatron_af.prepare.importers.made_rows import answered
 from megatron_af.prepare.importers.marks import without_marks
-from megatron_af.prepare.signals import check_signal, peak_int16
+from megatron_af.prepare.signals import kept_pcm
 from megatron_af.progress import Progress
 from megatron_af.runs.digests import digest_file
 
@@ -306,10 +307,9 @@ def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
     duration = min(clip.duration, plan.max_seconds)
     try:
         wave_T, rate = read_mono(recording, start=clip.start, duration=duration, channels=plan.channels)
-        check_signal(wave_T, rate)  # before resampling, whose edges would give a constant some life
+        pcm_T = kept_pcm(wave_T, rate, plan.front_end.sample_rate)
     except AudioError as error:
         raise AudioError(f"{clip.path}: {error}{_cure(root, clip, error)}", error.reason) from error
-    pcm_T = peak_int16(resample(wave_T, rate, plan.front_end.sample_rate))
     data = io.BytesIO()
     soundfile.write(data, pcm_T, plan.front_end.sample_rate, format="FLAC", subtype="PCM_16")
     return data.getvalue()

@@ -1,17 +1,30 @@
 """What a recording must be to be learnt from, and the form in which it is kept.
 
-    check_signal(wave_T, 44_100)        # AudioError: nothing is in it
-    pcm_T = peak_int16(wave_T)
+    pcm_T = kept_pcm(wave_T, 44_100, 16_000)        # AudioError: nothing is in it, or nothing that a model hears
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_pipes.waves import AudioError
+from dali_pipes.waves import AudioError, resample
 
 SHORTEST_SECONDS = 0.01
 SILENT_SPAN = 2e-4
 """A signal that moves less than this over the whole clip (-80 dB of full scale) is silent."""
+
+
+def kept_pcm(wave_T: NDArray[np.float32], rate: int, sample_rate: int) -> NDArray[np.int16]:
+    """A clip at the model's rate, at full scale in 16 bits.
+
+    Raises:
+        AudioError: nothing is in it, or only what is too high for the model's rate: scaled up, what the filter leaves
+            of that would be noise under the name of a sound.
+    """
+    check_signal(wave_T, rate)  # before resampling, whose edges would give a constant some life
+    heard_T = resample(wave_T, rate, sample_rate)
+    if float(np.ptp(heard_T)) < SILENT_SPAN:
+        raise AudioError(f"is silent below {sample_rate // 2:,} Hz, which is all that the model hears of it", "silent")
+    return peak_int16(heard_T)
 
 
 def check_signal(wave_T: NDArray[np.float32], sample_rate: int) -> None:

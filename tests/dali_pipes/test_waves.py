@@ -304,3 +304,12 @@ def test_a_sample_too_many_in_a_header_is_no_cut(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.au").read_bytes())
     content[8:12] = (2 * RATE + 2).to_bytes(4, "big")
     assert len(read_mono(bytes(content), start=0.0, duration=1.0)[0]) == RATE
+
+
+@pytest.mark.parametrize("rate", [44_100, 96_000, 384_000])
+@pytest.mark.parametrize(("hz", "level", "heard"), [(440, 1e-4, True), (15_000, 1, False)])
+def test_a_sound_that_is_too_high_for_the_new_rate_is_silence(
+    tmp_path: Path, rate: int, hz: int, level: float, heard: bool
+) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(1.0, rate, hz) * np.hanning(rate) * level, rate, subtype="FLOAT")
+    assert bool(read_wave(tmp_path / "a.wav", start=0, duration=1.0, sample_rate=16_000).any()) == heard

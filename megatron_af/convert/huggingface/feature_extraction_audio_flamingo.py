@@ -22,6 +22,8 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 
 SILENCE = 1e-7
 """A peak below this is silence, which is not scaled."""
+RESIDUE = 1e-6
+"""What resampling leaves of the peak of a sound that is too high for the new rate."""
 INT16_MAX = 32_767.0
 
 
@@ -107,6 +109,8 @@ class AudioFlamingoFeatureExtractor(SequenceFeatureExtractor):
         import soxr
 
         resampled: NDArray[np.float32] = soxr.resample(wave_T, rate, self.sampling_rate, quality="HQ")
+        if len(resampled) and np.abs(resampled).max() < RESIDUE * np.abs(wave_T).max():
+            resampled[:] = 0  # rounding, which scaled to its peak would be noise
         return resampled
 
     def _cut(self, wave_T: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ def test_a_file_is_heard_as_the_loader_hears_it(tmp_path: Path, rate: int) -> No
 def test_silence_stays_silent_and_what_is_no_recording_is_refused() -> None:
     extractor = extractor_of(AF2)
     assert torch.equal(extractor.windows(np.zeros(100), 16_000), torch.full((1, 1001, 64), -100.0))
+    too_high = np.sin(np.arange(44_100) * 2.2).astype(np.float32) * np.hanning(44_100).astype(np.float32)  # 15.4 kHz
+    assert extractor.windows(too_high, 44_100).max() == -100
     with pytest.raises(ValueError, match="sampling_rate: expected the waveform's rate in Hz, got none"):
         extractor.windows(np.zeros(100))
     for wave in (np.zeros((2, 100)), np.zeros(0)):
