@@ -11,6 +11,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -134,8 +135,16 @@ class NeighbourIndex:
 
     def recordings_of(self, audio_digests: Collection[str]) -> set[int]:
         """Recordings that hold these bytes."""
-        audio = np.asarray(self.catalogue.audio_P)
-        return set(self.catalogue.recording_P[np.isin(audio, list(audio_digests))].tolist())
+        held = self._recordings_of_audio
+        return {recording for digest in audio_digests for recording in held.get(digest, ())}
+
+    @cached_property
+    def _recordings_of_audio(self) -> dict[str, set[int]]:
+        """By digest; asked for by every query, and so not looked for among all pieces each time."""
+        held: dict[str, set[int]] = {}
+        for digest, recording in zip(self.catalogue.audio_P, self.catalogue.recording_P.tolist(), strict=True):
+            held.setdefault(digest, set()).add(recording)
+        return held
 
     def nearest(
         self, vector_QJ: NDArray[np.float32], count: int, *, own: Sequence[Collection[int]]

@@ -1,8 +1,10 @@
 """Neighbours against brute force; an index is read for what it was built of."""
 
 import json
+from collections import UserList
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +67,22 @@ def test_rows_of_a_piece(tmp_path: Path) -> None:
     index = NeighbourIndex.make(catalogue, clustered(3, 1), tmp_path / "index", {})
     assert [index.rows_of(piece).tolist() for piece in range(3)] == [[0, 3], [1, 4], [2, 5]]
     assert index.recordings_of([f"{1:064}", "unknown"]) == {1}
+
+
+def test_a_query_does_not_look_through_all_pieces_for_its_recording(tmp_path: Path) -> None:
+    class Counted(UserList[str]):
+        read = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            self.read += 1
+            return super().__getitem__(place)
+
+    catalogue = catalogue_of(list(range(50)))
+    audio = Counted(catalogue.audio_P)
+    index = NeighbourIndex.make(catalogue, clustered(50, 1), tmp_path / "index", {})
+    index.catalogue = replace(index.catalogue, audio_P=audio)
+    assert [index.recordings_of([digest]) for digest in catalogue.audio_P] == [{n} for n in range(50)]
+    assert audio.read <= 2 * len(catalogue.audio_P)
 
 
 def build(config: Config) -> NeighbourIndex:
