@@ -77,6 +77,10 @@ class FrontEndConfig:
         beyond_first = max(0, num_samples - self.window_samples)
         return min(max_windows, 1 + -(-beyond_first // self.stride_samples))
 
+    def heard_seconds(self, max_windows: int) -> float:
+        """Seconds that so many windows cover; what lies behind them is not heard."""
+        return self.window_seconds + (max_windows - 1) * (self.window_seconds - self.overlap_seconds)
+
     def problems(self, key: str) -> Iterator[str]:
         """What does not go together in it, with its fix; ``key``: where it stands, ``model.front_end``."""
         if self.overlap_seconds >= self.window_seconds:

@@ -194,7 +194,7 @@ def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
             f"{prefix}: stages hear windows, and model.front_end.long_clips = views; set it to windows (views are how "
             "retrieval.encoder hears)"
         )
-    seconds = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
+    seconds = front.heard_seconds(stage.max_windows)
     if seconds > LONGEST_CLIP_SECONDS:
         yield (
             f"{prefix}.max_windows = {stage.max_windows}: clips of {seconds:.0f} s; a clip is encoded whole, and at "

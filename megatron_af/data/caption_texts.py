@@ -1,6 +1,6 @@
 """The text side of a contrastive stage: what is said of each clip, and of its spans.
 
-    texts = CaptionTexts(one_positive=False)
+    texts = CaptionTexts(one_positive=False, heard_seconds=30.0)
     row, said = texts.of(row, draw)             # Captions of the row, refused where it contradicts itself
     batch = texts.collate(samples, heard, ...)  # CaptionBatch
 
@@ -45,19 +45,22 @@ class CaptionTexts:
     """
     Args:
         one_positive: keep one caption of each clip or span, another one each time it is drawn.
+        heard_seconds: of a clip from its beginning; what is said of parts behind them is not said of what is heard.
     """
 
-    def __init__(self, *, one_positive: bool = False) -> None:
-        self._one_positive = one_positive
+    def __init__(self, *, one_positive: bool = False, heard_seconds: float = math.inf) -> None:
+        self._one_positive, self._heard_seconds = one_positive, heard_seconds
 
     def of(self, row: Row, draw: Draw) -> tuple[Row, tuple[Captions, ...]]:
         """
         Raises:
-            RowError: no caption, not one clip, or a caption that is also a negative.
+            RowError: no caption, none of what is heard, not one clip, or a caption that is also a negative.
         """
         if not (row.captions or row.spans) or len(row.clips) != 1:
             raise RowError(f"row {row.id}: a contrastive stage needs one clip and at least one caption")
-        said = list(_said(row))
+        if not (said := list(self._said(row))):
+            heard = min(row.clips[0].duration, self._heard_seconds)
+            raise RowError(f"row {row.id}: all its spans begin behind the {heard:g} s that the stage hears of its clip")
         for captions in said:
             both = {c.lower().strip() for c in captions.positives} & {n.lower().strip() for n in captions.negatives}
             if both:
@@ -84,16 +87,17 @@ class CaptionTexts:
     def shown(self, row: Row) -> list[Shown]:
         """A line for each caption, and for each hard negative of it."""
         lines: list[Shown] = []
-        for part in _said(row):
+        for part in self._said(row):
             span = "" if part.end == math.inf else f"{part.start:g}-{part.end:g} s: "
             lines += [((span, False, True), (text, True, False)) for text in part.positives]
             lines += [((f"{span}not: ", False, True), (text, False, False)) for text in part.negatives]
         return lines
 
-
-def _said(row: Row) -> Iterator[Captions]:
-    """What is said of the whole clip, and of its spans."""
-    if row.captions:
-        yield Captions(positives=row.captions, negatives=row.negatives)
-    for span in row.spans:
-        yield Captions(positives=span.captions, negatives=span.negatives, start=span.start, end=span.end)
+    def _said(self, row: Row) -> Iterator[Captions]:
+        """What is said of the whole clip, and of those of its spans that begin in what is heard of it."""
+        if row.captions:
+            yield Captions(positives=row.captions, negatives=row.negatives)
+        heard = min([self._heard_seconds, *(clip.duration for clip in row.clips)])
+        for span in row.spans:
+            if span.start < heard:
+                yield Captions(positives=span.captions, negatives=span.negatives, start=span.start, end=span.end)

@@ -75,9 +75,7 @@ class ClipLoader:
 
     def seconds(self, clip: Clip) -> float:
         """Seconds of the clip that its windows or views hear."""
-        front_end = self.front_end
-        step = front_end.window_seconds - front_end.overlap_seconds
-        return min(clip.duration, front_end.window_seconds + (self._covering(clip) - 1) * step)
+        return min(clip.duration, self.front_end.heard_seconds(self._covering(clip)))
 
     def check(self, clip: Clip) -> None:
         """Cheap test that every rank makes of files that were not prepared; nothing is decoded.

@@ -91,7 +91,7 @@ def _window(statistics: Statistics, config: Config) -> Iterator[Advice]:
 
 def _lengths(statistics: Statistics, config: Config, name: str, stage: StageConfig) -> Iterator[Advice]:
     front, longest = config.model.front_end, max(statistics.seconds, default=0.0)
-    heard = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
+    heard = front.heard_seconds(stage.max_windows)
     needed = max(statistics.windows, default=1)
     if longest > heard + 0.01 or stage.max_windows > needed:
         cut = sum(seconds > heard for seconds in statistics.seconds) / max(1, len(statistics.seconds))

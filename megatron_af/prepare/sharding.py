@@ -119,7 +119,7 @@ def recipe(config: Config, name: str) -> Recipe:
     if not longest:
         stages = [stage for stage in config.curriculum.values() if name in stage.blend]
         windows = max((stage.max_windows for stage in stages), default=30)
-        longest = front_end.window_seconds + (windows - 1) * (front_end.window_seconds - front_end.overlap_seconds)
+        longest = front_end.heard_seconds(windows)
     return Recipe(
         root=config.data.root,
         source=dataset.source,

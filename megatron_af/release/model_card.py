@@ -56,8 +56,7 @@ def model_card(config: Config, checkpoint: Path, place: Path, name: str) -> str:
         name: of the exported folder.
     """
     front_end, lm = config.model.front_end, config.model.lm
-    stride = front_end.window_seconds - front_end.overlap_seconds
-    seconds = front_end.window_seconds + (config.curriculum[config.stage].max_windows - 1) * stride
+    seconds = front_end.heard_seconds(config.curriculum[config.stage].max_windows)
     language = f"{lm.family}, {lm.layers} layers of {lm.hidden}"
     parts = [HEADER.format(name=name, family=lm.family, lm=language, seconds=seconds)]
     parts += [_training(config), _lineage(checkpoint)]

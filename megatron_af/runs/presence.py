@@ -134,7 +134,7 @@ def _data(config: Config, names: Iterable[str]) -> Iterator[str]:
 def _narrower(config: Config) -> Iterator[str]:
     """Prepared sets of the blend that hold less of their clips than the stage hears: it would take that for all."""
     stage, front = config.curriculum[config.stage], config.model.front_end
-    heard = front.window_seconds + (stage.max_windows - 1) * (front.window_seconds - front.overlap_seconds)
+    heard = front.heard_seconds(stage.max_windows)
     for name in filter(config.data.datasets.__contains__, stage.blend):
         manifest = config.data.datasets[name].manifest
         try:

@@ -7,9 +7,9 @@ import pytest
 
 from megatron_af.config import Config, ContrastiveConfig, StageConfig
 from megatron_af.data.caption_texts import CaptionTexts
-from megatron_af.data.rows import Clip, Row, Span
+from megatron_af.data.rows import Clip, Row, RowError, Span
 from megatron_af.data.sampler import Draw
-from tests.data.toy import open_stream, toy_config, toy_rows, write_manifest
+from tests.data.toy import open_stream, toy_config, toy_rows, write_manifest, write_tone
 
 CAPTIONS = tuple(f"said in way {n}" for n in range(8))
 STEPS = range(6)
@@ -73,3 +73,33 @@ def test_a_draw_decides_which_caption_stands_alone(random: int) -> None:
     _, (first,) = CaptionTexts(one_positive=True).of(row, draw)
     _, (again,) = CaptionTexts(one_positive=True).of(row, draw)
     assert first == again and first.positives[0] in CAPTIONS
+
+
+def test_spans_behind_what_a_stage_hears_are_not_said_of_its_end(tmp_path: Path) -> None:
+    config = plain(tmp_path)
+    root = Path(config.data.root)
+    write_tone(root / "long.wav", 6.0, seed=1)
+    times = ((0.5, 1.5), (1.5, 5.0), (2.0, 2.5), (5.0, 5.5))
+    spans = tuple(Span(start=a, end=b, captions=(f"{a} to {b}",)) for a, b in times)
+    clip = Clip(path="long.wav", duration=6.0)
+    rows = [Row(id=f"{n}", clips=(clip,), spans=spans) for n in range(4)]
+    datasets = {"c": write_manifest(root, "c", rows)}
+    stage = replace(config.curriculum["tune"], max_windows=2)  # of a second each
+    stream = open_stream(
+        replace(config, data=replace(config.data, datasets=datasets), curriculum={"tune": stage})
+    )
+    said = [captions.positives for captions in stream.batch(0).text.captions]
+    stream.close()
+    assert said == [("0.5 to 1.5",), ("1.5 to 5.0",)] * 4
+
+
+def test_a_row_that_says_nothing_of_what_is_heard_is_refused() -> None:
+    span = Span(start=40.0, end=41.0, captions=("rain",))
+    row = Row(id="x", clips=(Clip(path="x.wav", duration=60.0),), spans=(span,))
+    draw = Draw(index=0, dataset="c", row=0, dataset_pass=0)
+    assert CaptionTexts().of(row, draw)[1]
+    with pytest.raises(RowError, match=r"row x: all its spans begin behind the 30 s that the stage hears of its clip"):
+        CaptionTexts(heard_seconds=30.0).of(row, draw)
+    prepared = replace(row, clips=(Clip(path="x.tar", duration=35.0),))  # cut to what the longest stage hears
+    with pytest.raises(RowError, match=r"behind the 35 s"):
+        CaptionTexts().of(prepared, draw)

@@ -78,7 +78,10 @@ class Contrastive(Objective):
         from megatron_af.data.caption_texts import CaptionTexts
 
         settings = stage.contrastive
-        return CaptionTexts(one_positive=settings.loss == "clip" or settings.positives == "one")
+        return CaptionTexts(
+            one_positive=settings.loss == "clip" or settings.positives == "one",
+            heard_seconds=config.model.front_end.heard_seconds(stage.max_windows),
+        )
 
     def build(self, config: Config, tokenizer: Tokenizer, device: Device, fresh: Container[str]) -> AudioFlamingo:
         from megatron_af.train.objectives.contrastive_learner import build_clap
