@@ -18,6 +18,7 @@ ORDER = (
     "megatron_af.files",
     "megatron_af.progress",
     "megatron_af.foreign",
+    "megatron_af.cores",
     "megatron_af.web_page",
     "megatron_af.config",
     "megatron_af.entry",

@@ -31,6 +31,7 @@ from megatron_af.bench.learning import Learning, Mixed, configuration
 from megatron_af.bench.machine import copy_rate, matmul_rate, world
 from megatron_af.bench.same import Computed, check_alike, check_same, without_corners
 from megatron_af.config import Config, ConfigError
+from megatron_af.cores import usable_cores
 from megatron_af.parallel.device import Device, current_device, transformer_engine_problem
 from megatron_af.progress import Progress
 
@@ -147,7 +148,7 @@ def parity(folder: Path, device: Device) -> dict[str, float]:
         RuntimeError: loss or gradients differ by more than rounding.
     """
     file = folder / "cpu.pt"
-    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(min(8, os.cpu_count() or 1))}
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(min(8, usable_cores()))}
     hidden = {name: value for name, value in hidden.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     command = [sys.executable, "-m", "megatron_af.bench.gpu", str(file), str(WIDTH)]
     done = subprocess.run(command, env=hidden, stderr=subprocess.PIPE, text=True, check=False)

@@ -18,7 +18,7 @@ class PrepareConfig:
     """Longer clips are cut; 0: to what the stage with the most windows can use."""
     rows_per_shard: Files[Count] = 512
     workers: Nothing[Whole] = 0
-    """Processes; 0: one per core."""
+    """Processes; 0: one per core that this process may use."""
     max_bad_fraction: Nothing[Fraction] = 0.05
     """Import and preparation fail when a larger part of the rows cannot be used; what they wrote stays."""
 
@@ -160,8 +160,8 @@ class DataConfig:
     text_style: Order[Literal["af1", "af2"]] = "af2"
     """Which paper's templates write the text (``megatron_af.data.templates``)."""
     workers: Nothing[Whole] = 0
-    """Threads that read recordings, and that DALI decodes with, per rank; 0: the machine's cores shared among its
-    ranks."""
+    """Threads that read recordings, and that DALI decodes with, per rank; 0: the cores that may be used shared
+    among the machine's ranks."""
     feature_cache: Nothing[str] = ""
     """Folder for encoder features of stages with a frozen encoder; empty: encode every step."""
     max_replaced_fraction: Nothing[Fraction] = 0.01

@@ -9,7 +9,6 @@ scene holds a recording that training heard. Everything is a function of the see
 import dataclasses
 import json
 import multiprocessing
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from megatron_af.config import ConfigError, ScenesConfig, SceneSet
+from megatron_af.cores import usable_cores
 from megatron_af.data import templates
 from megatron_af.data.rows import Clip, Question, Row, parse_row, to_json
 from megatron_af.demo.questions import (
@@ -78,7 +78,7 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
     ]
     lines: dict[str, list[str]] = {name: [] for name in config.sets}
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
+    with context.Pool(min(len(jobs), usable_cores())) as pool:
         for done, (name, rows) in enumerate(pool.imap(_call, jobs), 1):
             lines[name] += rows
             progress.update("scenes", done, len(jobs))

@@ -27,6 +27,7 @@ import psutil
 import soundfile
 
 from megatron_af.config import Config, FrontEndConfig
+from megatron_af.cores import usable_cores
 from megatron_af.doctor.findings import Finding, State
 from megatron_af.tracking.runs import SQLITE, tracking_uri
 
@@ -71,13 +72,13 @@ def python() -> Finding:
 
 
 def machine() -> Finding:
-    cores, memory = os.cpu_count() or 1, psutil.virtual_memory()
+    cores, memory = usable_cores(), psutil.virtual_memory()
     told = f"{cores} cores, {memory.total / GIB:.0f} GiB of memory, {memory.available / GIB:.1f} free"
     load = os.getloadavg()[0]
     if memory.available < LEAST_MEMORY:
         fix = f"end other programs: the demo's two processes want about {LEAST_MEMORY // GIB} GiB"
         return Finding(part="machine", state=State.SLOW, told=told, fix=fix)
-    if load > cores:
+    if load > (os.cpu_count() or 1):  # of the machine, whatever part of it is ours
         fix = "times on this page and in the demo hold for a machine without other work"
         return Finding(part="machine", state=State.SLOW, told=f"{told}, load {load:.1f}", fix=fix)
     return Finding(part="machine", state=State.WORKS, told=told)
@@ -247,7 +248,7 @@ def exchange(seconds: float = EXCHANGE_SECONDS) -> Finding:
 
     device = current_device()
     what = "NCCL" if device.is_gpu else "gloo"
-    processes = min(2, _gpus()) if device.is_gpu else 2
+    processes = min(2, device.gpus) if device.is_gpu else 2
     command = [sys.executable, "-m", "megatron_af.pipeline.torchrun", "--standalone", "--nproc_per_node",
                str(processes), str(ROOT / "tools" / "measure_network.py")]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -284,7 +285,3 @@ def _smi(query: str) -> list[str]:
 
 def _driver() -> str:
     return next(iter(_smi("driver_version")), "")
-
-
-def _gpus() -> int:
-    return max(1, len(_smi("driver_version")))

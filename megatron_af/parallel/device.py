@@ -33,6 +33,7 @@ from typing import Any, Literal
 import torch
 
 from megatron_af.config import ConfigError
+from megatron_af.cores import usable_cores
 
 TorchDevice = torch.device
 
@@ -101,6 +102,11 @@ class Device:
         """Model name of the GPU; empty on the CPU."""
         return torch.cuda.get_device_name(self.torch) if self.is_gpu else ""
 
+    @property
+    def gpus(self) -> int:
+        """That this process sees on its machine; on the CPU none."""
+        return torch.cuda.device_count() if self.is_gpu else 0
+
     def make_current(self) -> None:
         """For the calling thread: CUDA keeps the current GPU by thread, and another one begins with the first GPU."""
         if self.is_gpu:
@@ -154,7 +160,15 @@ _target: TorchDevice | None = None
 
 def current_device() -> Device:
     """This process's device: the GPU of its ``LOCAL_RANK`` (which becomes current), or the CPU."""
+    _heed_limit()
     return _gpu() if torch.cuda.is_available() else Device(_target or TorchDevice("cpu"))
+
+
+@functools.cache
+def _heed_limit() -> None:
+    """torch would start a thread for each core of the machine, also in a container that may use a few of them."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
 @functools.cache

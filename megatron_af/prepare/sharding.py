@@ -36,6 +36,7 @@ import soundfile
 from dali_pipes.flac import flac_samples
 from dali_pipes.waves import LENGTH, AudioError, notes_on, read_mono
 from megatron_af.config import Config, FrontEndConfig
+from megatron_af.cores import usable_cores
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
 from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, write_index
 from megatron_af.data.storage import DataRoot, StorageError
@@ -132,20 +133,19 @@ def recipe(config: Config, name: str) -> Recipe:
 
 
 def prepare(config: Config, name: str, progress: Progress) -> Summary:
-    """Prepares a data set into ``data.datasets.NAME.manifest``, using all cores; goes on with an unfinished one.
+    """Prepares a data set into ``data.datasets.NAME.manifest``; goes on with an unfinished one.
 
     Raises:
         ValueError, FileNotFoundError: there is nothing to prepare.
     """
     plan = recipe(config, name)
     root = DataRoot(plan.root)
-    source = root.fetch(plan.source)
-    manifest = Manifest(source)
+    manifest = Manifest(source := root.fetch(plan.source))
     rows = len(manifest)
     whole = hashlib.sha256(f"{plan.digest()} {digest_file(source)}".encode()).hexdigest()
     done, index = f"{plan.output}/{PREPARED}", f"{plan.output}/{INDEX}"
     groups = range(-(-rows // plan.rows_per_shard))
-    made = _run_groups(plan, manifest, config.data.prepare.workers or len(os.sched_getaffinity(0)), name, progress)
+    made = _run_groups(plan, manifest, config.data.prepare.workers or usable_cores(), name, progress)
     if not made and (earlier := _as_before(root, done, index, whole)):
         progress.say(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
         return Summary(**earlier["summary"])

@@ -24,6 +24,7 @@ from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig
 from megatron_af.config.addresses import refuse_secrets
 from megatron_af.config.loading import load_config
 from megatron_af.config.rules import name_rules
+from megatron_af.cores import usable_cores
 from megatron_af.data.rows import Manifest, Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.classes import class_tables
@@ -105,7 +106,7 @@ def start(
         config = load_config(file, overrides)
         _make(config, progress)
         plan(config)  # refuses what cannot run
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.launch.processes_per_node))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // config.launch.processes_per_node))
         began = time.monotonic()
         run_curriculum(config, say=StageProgress(config, progress))
         _tell_results(console, config, file, time.monotonic() - began)

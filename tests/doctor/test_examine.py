@@ -211,6 +211,19 @@ def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.state is BROKEN and "have not met after 0 s" in found.told
 
 
+def test_of_several_gpus_those_count_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine, "_smi", lambda query: ["one", "two"])
+    monkeypatch.setattr(devices, "current_device", lambda: SimpleNamespace(is_gpu=True, gpus=1))
+
+    def run(command: list[str], **named: Any) -> Any:
+        assert command[-2] == "1"
+        return SimpleNamespace(returncode=0, stdout="1 MiB  2.0 ms  3.0 GB/s", stderr="")
+
+    monkeypatch.setattr(examine.subprocess, "run", run)
+    found = examine.exchange()
+    assert (found.part, found.told) == ("NCCL", "1 processes, 3.00 GB/s at best")
+
+
 @pytest.mark.slow
 def test_two_processes_exchange() -> None:
     found = examine.exchange()
