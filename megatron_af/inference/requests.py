@@ -155,7 +155,7 @@ class RequestRows:
     def _clip(self, audio: Any, where: str) -> Clip:
         """The recording, whole, under a name of ours: a request names no file inside our folder."""
         place = self.root / f"{next(self._clips):06d}"
-        path = self._named(audio)
+        path = named_file(audio, self._opens)
         if path is not None:
             place.symlink_to(path)
         else:
@@ -170,14 +170,16 @@ class RequestRows:
             raise TooLarge(f"{where}: expected at most {self._max_seconds:g} s, got a recording of {seconds:.1f} s")
         return Clip(path=place.name, duration=seconds)
 
-    def _named(self, audio: Any) -> Path | None:
-        if not isinstance(audio, str | Path) or str(audio)[:5].lower() == "data:":
-            return None
-        name = str(audio)
-        if not name.startswith("file://"):
-            return self._opens(name)
-        name = name.removeprefix("file://").removeprefix("localhost")
-        return self._opens(name) or self._opens(unquote(name))
+
+def named_file(audio: Any, opens: Opens = own_files) -> Path | None:
+    """The file that a request's audio names, and None for one that comes in the request."""
+    if not isinstance(audio, str | Path) or str(audio)[:5].lower() == "data:":
+        return None
+    name = str(audio)
+    if not name.startswith("file://"):
+        return opens(name)
+    name = name.removeprefix("file://").removeprefix("localhost")
+    return opens(name) or opens(unquote(name))
 
 
 def _content(audio: Any, where: str) -> bytes:

@@ -9,12 +9,13 @@ the likelihood of given answers is wanted, too. A line of the output stands for 
     {"id": "18", "prompt": "…", "answer": "yes", "scores": {"yes": -0.2, "no": -1.9}, "likeliest": "yes", …}
     {"id": "19", "error": "request 19: audio: expected a recording, got what cannot be decoded: …", "asked": …}
 
-``asked`` says of what the answer follows: the request, the settings and the weights. What has the same one is not asked
-again, whoever answered it.
+``asked`` says of what the answer follows: the request, the size and time of the recordings that it names, the settings
+and the weights. What has the same one is not asked again, whoever answered it.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import batched
@@ -26,7 +27,7 @@ import torch.distributed as dist
 from megatron_af import files
 from megatron_af.data.rows import is_unicode
 from megatron_af.foreign import HEAD_BYTES, ForeignError, is_json_list, parse_line, read_text
-from megatron_af.inference.requests import BadRequest
+from megatron_af.inference.requests import BadRequest, named_file
 from megatron_af.inference.writing import Answer
 from megatron_af.parallel.collectives import from_first
 from megatron_af.progress import Progress
@@ -35,6 +36,8 @@ from megatron_af.serve.loaded_model import LoadedModel
 
 TOGETHER = 16
 """Requests that are answered in one batch."""
+READERS = 16
+"""Files that are looked at at the same time."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ def answer_file(
     if requests and all(isinstance(request, Unread) for request in requests):
         raise ForeignError(requests[0]["error"])
     settings = {"decoding": dict(decoding), "few_shot": few_shot, "from": few_shot_from, "weights": model.weights}
-    asked = [digest_value({"request": request, **settings}) for request in requests]
-    to_do = from_first(partial(_to_do, asked, output))  # a volume may show each machine another folder
+    # A volume may show each machine another folder.
+    asked, to_do = from_first(partial(_to_do, requests, settings, output))
     own = to_do[model.data_rank :: model.data_size]
     done = 0
     with _part(output, dist.get_rank()).open("a", encoding="utf-8") as part:
@@ -151,10 +154,26 @@ def _result(model: LoadedModel, request: dict[str, Any], answer: Answer) -> dict
     return result
 
 
-def _to_do(asked: Sequence[str], output: Path) -> list[int]:
-    """Places of the requests that no earlier run has answered."""
+def _to_do(
+    requests: Sequence[dict[str, Any]], settings: Mapping[str, Any], output: Path
+) -> tuple[list[str], list[int]]:
+    """What each answer follows from, and the places of the requests that no earlier run has answered."""
+    with ThreadPoolExecutor(READERS) as pool:  # on a volume, each look at a file takes its time
+        found = pool.map(_recordings, requests)
+        asked = [
+            digest_value({"request": request, **({"recordings": own} if own else {}), **settings})
+            for request, own in zip(requests, found, strict=True)
+        ]
     known = _known(output)
-    return [place for place, digest in enumerate(asked) if digest not in known]
+    return asked, [place for place, digest in enumerate(asked) if digest not in known]
+
+
+def _recordings(request: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Size and time of the files that a request names; one that is not there may be tomorrow."""
+    examples = request.get("examples")
+    shown = [one.get("audio") for one in examples if isinstance(one, dict)] if isinstance(examples, list) else []
+    files = filter(None, map(named_file, [*shown, request.get("audio")]))
+    return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
 
 
 def _known(output: Path, ranks: int = 0) -> dict[str, dict[str, Any]]:

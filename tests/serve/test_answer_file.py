@@ -94,6 +94,25 @@ def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("world")
+def test_a_recording_that_changed_or_came_is_asked_about_again(tmp_path: Path) -> None:
+    dog, rain, shown = (tmp_path / name for name in ("dog.wav", "rain.wav", "shown.wav"))
+    dog.write_bytes(b"woof")
+    asked = [
+        {"prompt": "w0", "audio": str(dog)},
+        {"prompt": "w1", "audio": f"file://{rain}"},
+        {"prompt": "w2", "audio": str(dog), "examples": [{"audio": str(shown), "prompt": "x", "answer": "y"}]},
+        {"prompt": "w3"},
+    ]
+    source, output = write(tmp_path / "asked.jsonl", asked), tmp_path / "answers.jsonl"
+    answer(Parrot(), source, output)
+    for changed, again in ((rain, ["w1"]), (shown, ["w2"]), (dog, ["w0", "w2"])):
+        changed.write_bytes(b"another")
+        model = Parrot()
+        assert answer(model, source, output).kept == 4 - len(again)
+        assert model.asked == again, changed.name
+
+
+@pytest.mark.usefixtures("world")
 def test_a_run_that_was_ended_is_gone_on_with(tmp_path: Path) -> None:
     asked = [*ASKED[:20], {"prompt": "stop"}, *ASKED[20:]]
     source, output = write(tmp_path / "asked.jsonl", asked), tmp_path / "answers.jsonl"
