@@ -62,13 +62,14 @@ def answer_file(
 
     Raises:
         ForeignError: no line of the file is a request.
+        BadRequest: the output is a file of something else, which would be lost.
     """
     requests = list(read_requests(source))
     if requests and all(isinstance(request, Unread) for request in requests):
         raise ForeignError(requests[0]["error"])
     settings = {"decoding": dict(decoding), "few_shot": few_shot, "from": few_shot_from, "weights": model.weights}
     # A volume may show each machine another folder.
-    asked, to_do = from_first(partial(_to_do, requests, settings, output))
+    asked, to_do = from_first(partial(_to_do, requests, settings, source, output))
     own = to_do[model.data_rank :: model.data_size]
     done = 0
     with _part(output, dist.get_rank()).open("a", encoding="utf-8") as part:
@@ -155,9 +156,13 @@ def _result(model: LoadedModel, request: dict[str, Any], answer: Answer) -> dict
 
 
 def _to_do(
-    requests: Sequence[dict[str, Any]], settings: Mapping[str, Any], output: Path
+    requests: Sequence[dict[str, Any]], settings: Mapping[str, Any], source: Path, output: Path
 ) -> tuple[list[str], list[int]]:
-    """What each answer follows from, and the places of the requests that no earlier run has answered."""
+    """What each answer follows from, and the places of the requests that no earlier run has answered.
+
+    Raises:
+        BadRequest: the output is a file of something else, which would be lost.
+    """
     with ThreadPoolExecutor(READERS) as pool:  # on a volume, each look at a file takes its time
         found = pool.map(_recordings, requests)
         asked = [
@@ -165,6 +170,9 @@ def _to_do(
             for request, own in zip(requests, found, strict=True)
         ]
     known = _known(output)
+    if output.exists() and (output.samefile(source) or not (known or output.stat().st_size == 0)):
+        what = "the requests themselves" if output.samefile(source) else "something else than answers"
+        raise BadRequest(f"--output: expected a new file, or one of answers, got {output}, which holds {what}")
     return asked, [place for place, digest in enumerate(asked) if digest not in known]
 
 

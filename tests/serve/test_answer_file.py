@@ -160,6 +160,20 @@ def test_a_folder_that_ranks_see_late_costs_no_answer_and_asks_none_twice(tmp_pa
     assert [line["answer"] for line in read(output)] == [f"w{n}!" for n in range(40)]
 
 
+@pytest.mark.usefixtures("world")
+def test_no_file_of_something_else_is_written_over(tmp_path: Path) -> None:
+    source, link = write(tmp_path / "asked.jsonl", ASKED[:2]), tmp_path / "link.jsonl"
+    link.symlink_to(source)
+    other = write(tmp_path / "labels.jsonl", [{"label": "a dog"}])
+    for output, holds in ((source, "the requests themselves"), (link, "the requests"), (other, "something else")):
+        before = output.read_text()
+        with pytest.raises(BadRequest, match=rf"--output: .* got {output}, which holds {holds}"):
+            answer(Parrot(), source, output)
+        assert output.read_text() == before
+    (tmp_path / "empty.jsonl").touch()
+    assert answer(Parrot(), source, tmp_path / "empty.jsonl").answered == 2
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
