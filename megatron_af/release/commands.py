@@ -37,7 +37,8 @@ from megatron_af.runs.records import StageRecord
 from megatron_af.runs.results import check_asked
 from megatron_af.tracking.delivery import Delivery
 from megatron_af.tracking.runs import tracking_uri
-from megatron_af.tracking.store import experiment_id, open_client
+from megatron_af.tracking.spool import Address
+from megatron_af.tracking.store import experiment_id, open_client, store_of
 
 import mlflow  # isort: skip  (after store, which sets its environment)
 from mlflow import MlflowClient  # isort: skip
@@ -145,11 +146,13 @@ def _lineage(config: Config, stage: str) -> dict[str, dict[str, str]]:
 
 
 def _stage_run(config: Config, stage: str, client: MlflowClient) -> str:
-    """The stage's run, with all that was logged to it; one of its own where training was not tracked."""
+    """The stage's run, with all that was logged to it; one of its own where training was not tracked, or elsewhere."""
+    here = store_of(tracking_uri(config))
     spools = sorted(
         (file.parent for file in (config.stage_folder(stage) / "tracking").glob("*/run.json")),
         key=lambda folder: (folder / "run.json").stat().st_mtime,
     )
+    spools = [folder for folder in spools if store_of(Address.load(folder).uri) == here]
     if not spools:
         experiment = experiment_id(client, config.tracking.experiment or config.name)
         run_id = str(client.create_run(experiment, run_name=f"{stage} (registered)").info.run_id)

@@ -45,6 +45,13 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
+def store_of(uri: str) -> str:
+    """An address as one store always has it, from whichever folder it is named."""
+    if not uri.startswith(SQLITE):
+        return uri.rstrip("/")
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+
+
 _REASON = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 """What the system says of a connection."""
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from megatron_af.release import commands
 from megatron_af.runs.digests import digest_file, recorded_digest
 from megatron_af.runs.paths import LATEST, MANIFEST, latest
 from megatron_af.runs.results import bind_results
+from megatron_af.tracking.runs import curriculum_spool, stage_spool
+from megatron_af.tracking.spool import Address, Spool
 from megatron_af.tracking.store import open_client
 
 type Promote = Callable[..., int]
@@ -141,6 +144,23 @@ def test_a_version_carries_its_model_and_lineage(promote: Promote, config: Confi
     (mlmodel,) = model.rglob("MLmodel")
     assert "max_new_tokens" in mlmodel.read_text() and "digest: sha256:" in mlmodel.read_text()
     assert sum(file.stat().st_size for file in model.rglob("*")) < 200_000, "no weights"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_of_another_store_is_not_looked_for_in_this_one(
+    promote: Promote, config: Config, tmp_path: Path, elsewhere: bool
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'gone' / 'other.db'}" if elsewhere else config.tracking.uri
+    parent, stage = curriculum_spool(config), stage_spool(config, "long", {})
+    Spool(parent).open(Address(uri=uri, experiment="demo", name="demo"), params={}, tags={}, texts={})
+    address = Address(uri=uri, experiment="demo", name="long", parent=os.path.relpath(parent, stage))
+    Spool(stage).open(address, params={}, tags={}, texts={})
+    assert promote("register") == 0
+    client = open_client(config.tracking.uri)
+    version = client.get_model_version_by_alias("demo", "candidate")
+    run = client.get_run(version.run_id).info
+    assert run.run_name == ("long (registered)" if elsewhere else "long")
+    assert (tmp_path / "gone").exists() is False, "and the other store is not asked"
 
 
 @pytest.mark.parametrize(

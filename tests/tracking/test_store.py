@@ -9,13 +9,19 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from megatron_af.tracking.store import experiment_id, file_lock, in_words, is_of_use_again, open_client
+from megatron_af.tracking.store import experiment_id, file_lock, in_words, is_of_use_again, open_client, store_of
 
 
 def test_a_store_is_made_where_there_is_none(tmp_path: Path) -> None:
     client = open_client(f"sqlite:///{tmp_path / 'deep/mlflow.db'}")
     assert (tmp_path / "deep/mlflow.db").is_file()
     assert client.search_registered_models() == []
+
+
+def test_one_store_has_one_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store_of("sqlite:///runs/mlflow.db") == store_of(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert store_of("http://mlflow:5000/") == store_of("http://mlflow:5000") != store_of("http://mlflow:5001")
 
 
 def test_an_experiment_is_made_once_with_its_artifacts_beside_the_store(store: str, tmp_path: Path) -> None:
