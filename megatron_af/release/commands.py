@@ -85,6 +85,7 @@ def gate(config: Config, name: str = CANDIDATE) -> Report:
 
     Raises:
         UnknownVersion: there is none, or it was not registered here.
+        FileNotFoundError: its release is not there.
     """
     gates, releases = read_gates(config.registry.gates), _releases(config)
     version = releases.version(name)
@@ -94,6 +95,11 @@ def gate(config: Config, name: str = CANDIDATE) -> Report:
             "`tools/promote.py register`: it names no release that could be judged; choose another one by --version"
         )
     release = Path(url2pathname(urlsplit(version.tags["checkpoint.uri"]).path))
+    if not release.is_dir():
+        raise FileNotFoundError(
+            f"the release of version {version.version} of {releases.model}, {release}, is not there: judge it where it "
+            "is, or bring it back"
+        )
     trials = Trials(
         load=lambda: try_loading(tracking_uri(config), version.source),
         export=lambda questions: try_export(release, questions),

@@ -20,6 +20,7 @@ def release_of(address: str) -> Path:
     Raises:
         ConfigError: the registry's address holds a password.
         UnknownVersion: the registry has no such model, version or alias, or it is none of ours.
+        FileNotFoundError: the release is not there.
         DigestMismatch: the release is not any more what was registered.
     """
     from_environment("MLFLOW_TRACKING_URI")
@@ -36,6 +37,11 @@ def release_of(address: str) -> Path:
             f"{address}: a model that was registered by something else than `tools/promote.py register`: it names no "
             "release"
         )
-    release = Path(mlflow.artifacts.download_artifacts(settings["release"]))
+    try:
+        release = Path(mlflow.artifacts.download_artifacts(settings["release"]))
+    except (MlflowException, OSError) as error:
+        raise FileNotFoundError(
+            f"{address}: its release, {settings['release']}, cannot be read here: load it where it is, or bring it back"
+        ) from error
     verify_digest(release, settings["digest"])
     return release

@@ -200,6 +200,16 @@ def test_a_version_of_somebody_elses_is_not_judged(
     assert "REFUSED  no_worse: right: expected the champion's samples, got 100 that" in capsys.readouterr().out
 
 
+def test_a_release_that_is_gone_is_named(
+    promote: Promote, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote("register")
+    releases = Path(config.output) / "demo" / "releases"
+    releases.rename(releases.with_name("moved"))
+    assert promote("gate") == 2
+    assert re.search(rf"release of version 1 of demo, {releases}/\w+, is not there", capsys.readouterr().err)
+
+
 def test_a_model_that_does_not_answer_is_refused(
     promote: Promote, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

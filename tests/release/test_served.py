@@ -35,6 +35,9 @@ def test_from_an_alias_to_the_release(store: str, tmp_path: Path, monkeypatch: p
     (release / "weights").write_text("wrong")
     with pytest.raises(DigestMismatch):
         release_of("models:/af@champion")
+    release.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=f"models:/af@champion: its release, {release.as_uri()}, cannot be"):
+        release_of("models:/af@champion")
 
 
 @pytest.mark.parametrize("settings", [None, {"device": "cpu"}])
