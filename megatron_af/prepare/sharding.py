@@ -7,12 +7,8 @@ prepared in groups of one shard each; a finished group is done again only when i
 others, so an interrupted run goes on where it stopped. What comes out depends on what goes in and on nothing else: not
 on the number of processes, nor on time. (Only ``parts/``, which holds what each shard was made from, has times in it.)
 
-What happens to odd signals: silence, constants, what is too high for the model's rate and clips under 10 ms are left
-out as ``silent`` and ``empty``; NaN and infinite samples as ``not finite``; channels of opposite phase, of which mixing
-leaves nothing, as ``channels cancel``; a clip that begins behind the end or ends before it should (by more than 5% and
-50 ms) as ``behind the end`` and ``truncated``; signals that are positive throughout are kept and scaled by their peak
-like any other (the reference shifts them, AF2 data/data.py). A WAV that is longer than its header states is read to its
-end, with a note.
+What happens to odd signals is a table in docs/data.md. Signals that are positive throughout are kept and scaled by
+their peak like any other (the reference shifts them, AF2 data/data.py).
 """
 
 import hashlib
@@ -20,10 +16,12 @@ import io
 import json
 import multiprocessing
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import batched, islice
@@ -46,6 +44,7 @@ from megatron_af.prepare.importers.marks import without_marks
 from megatron_af.prepare.signals import kept_pcm
 from megatron_af.progress import Progress
 from megatron_af.runs.digests import digest_file
+from megatron_af.runs.lock import after_others
 
 FORMAT = 1
 """Part of every digest; raised when prepared data changes its form."""
@@ -135,17 +134,24 @@ def recipe(config: Config, name: str) -> Recipe:
 def prepare(config: Config, name: str, progress: Progress) -> Summary:
     """Prepares a data set into ``data.datasets.NAME.manifest``; goes on with an unfinished one.
 
+    Who prepares the same folder of a disk at the same time is waited for: two would mix what they make of it.
+
     Raises:
         ValueError, FileNotFoundError: there is nothing to prepare.
     """
-    plan = recipe(config, name)
+    plan, workers = recipe(config, name), config.data.prepare.workers or usable_cores()
     root = DataRoot(plan.root)
-    manifest = Manifest(source := root.fetch(plan.source))
+    manifest, folder = Manifest(root.fetch(plan.source)), root.local(plan.output)
+    with after_others(folder, progress.say) if folder else nullcontext():
+        return _prepare(plan, root, manifest, workers, name, progress)
+
+
+def _prepare(plan: Recipe, root: DataRoot, manifest: Manifest, workers: int, name: str, progress: Progress) -> Summary:
     rows = len(manifest)
-    whole = hashlib.sha256(f"{plan.digest()} {digest_file(source)}".encode()).hexdigest()
+    whole = hashlib.sha256(f"{plan.digest()} {digest_file(manifest.path)}".encode()).hexdigest()
     done, index = f"{plan.output}/{PREPARED}", f"{plan.output}/{INDEX}"
     groups = range(-(-rows // plan.rows_per_shard))
-    made = _run_groups(plan, manifest, config.data.prepare.workers or usable_cores(), name, progress)
+    made = _run_groups(plan, manifest, workers, name, progress)
     if not made and (earlier := _as_before(root, done, index, whole)):
         progress.say(f"{name}: already prepared, {earlier['summary']['kept']:,} rows; rows and recordings are the same")
         return Summary(**earlier["summary"])
@@ -242,7 +248,7 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
         digest = digest_file(Path(file.name))
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        windows = [sum(_windows(plan.front_end, clip.duration) for clip in row.clips) for row in kept]
+        windows = [sum(plan.front_end.windows_of(clip.duration, sys.maxsize) for clip in row.clips) for row in kept]
         writer.write_batch(record_batch(kept, windows))
     root.write(_part(plan, group, "arrow"), sink.getvalue())
     seconds = sum(clip.duration for clip in {clip for row in kept for clip in row.clips})
@@ -319,11 +325,6 @@ def _cure(root: DataRoot, clip: Clip, error: AudioError) -> str:
     if error.reason == "channels cancel":
         return "; set data.prepare.channels=first"
     return "" if root.exists(clip.path) else _recordings(root).hint(clip.path)
-
-
-def _windows(front_end: FrontEndConfig, seconds: float) -> int:
-    samples = round(seconds * front_end.sample_rate)
-    return front_end.num_windows(samples, samples)
 
 
 def _load_rows(manifest: Manifest, first: int) -> Iterator[tuple[int, Row | RowError]]:

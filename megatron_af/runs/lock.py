@@ -2,6 +2,8 @@
 
     with StageLock(config.stage_folder("align")):       # raises StageBusy, naming who is at it
         ...
+    with after_others(folder, progress.say):            # waits for them instead
+        ...
 
 The holder renews the time of a small file (``writer.json``) in the folder, which a shared volume shows to every node. A
 holder that died stops renewing, and after ``LOST_SECONDS`` the next one takes over, having seen that for twice the time
@@ -10,12 +12,14 @@ was paused for that long finds another's name in the file and must not go on: :m
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +31,8 @@ FILE = "writer.json"
 RENEW_SECONDS = 20.0
 LOST_SECONDS = 180.0
 """Well above a renewal over a slow volume, and below the time in which a lost node's job is started again."""
+WAIT_SECONDS = 2.0
+"""Between two looks at a folder that others hold."""
 
 
 _held: "dict[Path, StageLock]" = {}
@@ -84,6 +90,31 @@ class StageLock:
     def _is_ours(self) -> bool:
         holder = _holder(self._file)
         return holder is not None and holder["token"] == self._token
+
+
+@contextlib.contextmanager
+def after_others(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Holds a folder as soon as nobody else does. One that cannot be written is nobody's, and not held.
+
+    Args:
+        say: told once whom it waits for.
+    """
+    told = False
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(StageLock(folder))
+                break
+            except StageBusy as busy:
+                if not told:
+                    say(f"{str(busy).partition(':')[0]}: waiting for it")
+                told = True
+                time.sleep(WAIT_SECONDS)
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+                break
+        yield
 
 
 def ensure_free(folder: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from megatron_af.data.storage import DataRoot
 from megatron_af.prepare import sharding
 from megatron_af.prepare.sharding import Summary, prepare, prepare_group, recipe
 from megatron_af.progress import Progress, silent
+from megatron_af.runs.lock import StageLock
 from tests.data.toy import CPU, FRONT_END, open_stream, toy_rows, write_manifest
 from tests.text.toy_tokenizer import toy_base
 from tests.told import Told
@@ -319,6 +321,24 @@ def test_prepared_again_only_when_something_changed(tmp_path: Path) -> None:
     assert run(c).kept == 3
     assert [p.name for p in (folder / "prepared/a/shards").iterdir()] == ["000000.tar"]
     assert sorted(p.name for p in (folder / "prepared/a/parts").iterdir()) == ["000000.arrow", "000000.json"]
+
+
+def test_a_second_preparation_waits_for_the_first(tmp_path: Path) -> None:
+    """Two at once, of other settings each, would leave shards of both."""
+    folder = tmp_path / "data"
+    write_manifest(folder, "a", toy_rows(folder, "a", 4))
+    told = Told()
+    with ThreadPoolExecutor(1) as thread:
+        with StageLock(folder / "prepared/a"):
+            second = thread.submit(prepare, config(tmp_path), "a", told)
+            while not told.lines:
+                assert not second.done()
+                time.sleep(0.01)
+            time.sleep(0.5)
+            assert [p.name for p in (folder / "prepared/a").iterdir()] == ["writer.json"]
+        assert second.result().kept == 4
+    assert told.lines[0].endswith(": waiting for it")
+    assert not (folder / "prepared/a/writer.json").exists()
 
 
 def test_what_was_prepared_and_is_damaged_is_prepared_again(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Two processes never write one stage's folder, and a dead one holds nobody up."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from megatron_af.runs import lock
-from megatron_af.runs.lock import FILE, StageBusy, StageLock, ensure_free, ensure_kept
+from megatron_af.runs.lock import FILE, StageBusy, StageLock, after_others, ensure_free, ensure_kept
 
 
 def _hold(folder: Path, entered: Any) -> None:
@@ -55,6 +57,33 @@ def test_a_dead_holder_that_nobody_has_waited_for_is_dead(tmp_path: Path, holder
     assert Path(f"/proc/{holder.pid}/stat").is_file()
     with StageLock(tmp_path / "align"):
         pass
+
+
+@pytest.mark.slow
+def test_a_folder_is_waited_for_and_held_after_its_holder(
+    tmp_path: Path, holder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.01)
+    told: list[str] = []
+    threading.Timer(0.5, holder.kill).start()
+    with after_others(tmp_path / "align", told.append):
+        assert json.loads((tmp_path / "align" / FILE).read_text())["pid"] == os.getpid()
+    (line,) = told
+    assert line.endswith(f"is being written by process {holder.pid} on {socket.gethostname()}: waiting for it")
+    assert [file.name for file in (tmp_path / "align").iterdir()] == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_is_nobodys(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock, "write", refuse)
+    full = number == errno.ENOSPC
+    with pytest.raises(OSError) if full else contextlib.nullcontext(), after_others(tmp_path, print):
+        assert not full
 
 
 def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:
