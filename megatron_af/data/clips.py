@@ -141,9 +141,19 @@ class ClipLoader:
         return Pcm(read_wave(source, start=clip.start, duration=duration, sample_rate=front_end.sample_rate))
 
     def _source(self, clip: Clip) -> Path | bytes:
-        """The recording's bytes where it is prepared or far away, else its path: then only the clip is read."""
+        """The recording's bytes where it is prepared or far away, else its path: then only the clip is read.
+
+        Rows that were made of prepared ones (examples, choices, copies) know a place in a shard, where something else
+        may lie after the next preparation.
+        """
         if clip.length:
-            return self._root.read(clip.path, clip.offset, clip.length)
+            data = self._root.read(clip.path, clip.offset, clip.length)
+            if clip.digest and hashlib.sha256(data).hexdigest() != clip.digest:
+                raise AudioError(
+                    f"{clip.path} holds something else at byte {clip.offset} than when the row was written: it was "
+                    "prepared again, or damaged; prepare it, and make the rows anew that were made of it"
+                )
+            return data
         return self._root.local(clip.path) or self._root.read(clip.path)
 
     def _header_problem(self, path: str, start: float, duration: float) -> str:

@@ -6,9 +6,8 @@ Bad audio is found here, once, and left out with a reason, so that training can 
 prepared in groups of one shard each; a finished group is done again only when its rows, settings or recordings are
 others, so an interrupted run goes on where it stopped. What comes out depends on what goes in and on nothing else: not
 on the number of processes, nor on time. (Only ``parts/``, which holds what each shard was made from, has times in it.)
-
-What happens to odd signals is a table in docs/data.md. Signals that are positive throughout are kept and scaled by
-their peak like any other (the reference shifts them, AF2 data/data.py).
+What happens to odd signals is a table in docs/data.md; the reference shifts those that are positive throughout (AF2
+data/data.py), which are kept here and scaled by their peak like any other.
 """
 
 import hashlib

@@ -23,6 +23,7 @@ import pytest
 import soundfile
 import torch
 
+from dali_pipes.waves import AudioError
 from megatron_af.config import Config, DataConfig, DatasetConfig, ModelConfig, PrepareConfig, StageConfig
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
@@ -439,13 +440,35 @@ def test_shards_that_rot_silence_their_own_clip_only(tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[rotten.offset + rotten.length // 2 : rotten.offset + rotten.length] = bytes(-(-rotten.length // 2))
     shard.write_bytes(data)
-    for _ in range(2):  # the pipeline survives
-        mel_WFM, bad = loader.load(clips)
-        assert list(bad) == [1] and "cannot be decoded" in bad[1]
+    taken = replace(rotten, digest=hashlib.sha256(data[rotten.offset : rotten.offset + rotten.length]).hexdigest())
+    for again, why in ((rotten, "holds something else at byte"), (taken, "cannot be decoded")):  # the pipeline survives
+        mel_WFM, bad = loader.load([clips[0], again, *clips[2:]])
+        assert list(bad) == [1] and why in bad[1]
         for i, (got, expected) in enumerate(zip(mel_WFM.split(windows), whole.split(windows), strict=True)):
             assert torch.allclose(got, torch.full_like(got, -100.0)) if i == 1 else torch.equal(got, expected)
     shard.write_bytes(data[: rotten.offset + 100])
     assert set(loader.load(clips)[1]) == set(range(1, len(clips)))
+
+
+def test_rows_made_of_prepared_ones_never_hear_what_lies_there_later(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    rows = [row(str(n), f"{n}.wav") for n in range(4)]
+    for n in range(4):
+        folder.mkdir(exist_ok=True)
+        soundfile.write(folder / f"{n}.wav", noise(1.0, seed=n) * np.float32(1 - n / 8), RATE)
+    write_manifest(folder, "a", rows[1:])
+    c = config(tmp_path)
+    run(c)
+    before = [found.clips[0] for found in open_rows(DataRoot(str(folder)), "prepared/a")]
+    write_manifest(folder, "a", rows)
+    run(c)
+    loader = ClipLoader(c, max_windows=3, device=CPU)
+    for clip in before:
+        _, bad = loader.load([clip])
+        assert "it was prepared again" in bad[0], "another recording is heard under this one's name"
+        with pytest.raises(AudioError, match="make the rows anew"):
+            loader.wave(clip)
+    assert not loader.load([found.clips[0] for found in open_rows(DataRoot(str(folder)), "prepared/a")])[1]
 
 
 def test_object_stores_work_through_fsspec(tmp_path: Path) -> None:
