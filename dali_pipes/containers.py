@@ -123,6 +123,20 @@ def seconds(source: Path | bytes, *, count: bool = False) -> float:
         raise ContainerError(_in_words(error, source)) from error
 
 
+def samples_a_second(source: Path | bytes) -> int:
+    """Of all channels together.
+
+    Raises:
+        ContainerError: no container, or no audio in it.
+    """
+    try:
+        with _opened(source) as container:
+            codec = _audio_stream(container, source).codec_context
+            return int(codec.sample_rate * codec.channels)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise ContainerError(_in_words(error, source)) from error
+
+
 def length_note(source: Path | bytes) -> str:
     """What was read although an MP4's header states less; empty where they agree or nothing can be read."""
     if head_of(source)[4:8] != b"ftyp":

@@ -129,6 +129,23 @@ def recording_seconds(source: Path | bytes) -> float:
     return seconds
 
 
+def samples_a_second(source: Path | bytes) -> int:
+    """Of all channels together, by the header: what a second of it takes to decode.
+
+    Raises:
+        AudioError: missing, or not audio.
+    """
+    try:
+        with _open(source) as file:
+            return int(file.samplerate * file.channels)
+    except (soundfile.LibsndfileError, OSError):
+        pass
+    try:
+        return containers.samples_a_second(source)
+    except containers.ContainerError as error:
+        raise AudioError(f"cannot be opened: {error}") from error
+
+
 def check_header(path: Path, *, start: float, duration: float) -> None:
     """What can be known without decoding: the file is there, is audio, and is long enough for the clip.
 

@@ -28,7 +28,7 @@ from urllib.parse import unquote
 
 import yaml
 
-from dali_pipes.waves import AudioError, recording_seconds
+from dali_pipes.waves import AudioError, recording_seconds, samples_a_second
 from megatron_af.config.errors import suggestion
 from megatron_af.data.rows import Clip, Question, Row, is_unicode
 from megatron_af.inference.decoding import Decoding
@@ -40,6 +40,8 @@ _BASE64 = str.maketrans("-_", "+/", "\r\n\t")
 _FOLDED = re.compile(r"[ \t]*[\r\n]+[ \t]*")
 """The ends of its lines, and what mail programs put around them."""
 
+FULL_RATE = 96_000
+"""Samples a second of 48 kHz stereo. A few kilobytes of silence may be hours of 255 channels, and are decoded whole."""
 _SHORTEST = 64
 """Letters of the smallest recording; what is shorter, and no multiple of four, is a name: ``/etc/passwd``."""
 
@@ -87,7 +89,7 @@ class RequestRows:
 
     Args:
         opens: which file a text names.
-        max_seconds: of one recording.
+        max_seconds: of one recording; one of more than ``FULL_RATE`` samples a second may be as much shorter.
     """
 
     def __init__(self, opens: Opens = own_files, *, max_seconds: float = math.inf) -> None:
@@ -161,13 +163,19 @@ class RequestRows:
         else:
             place.write_bytes(_content(audio, where))
         try:
-            seconds = recording_seconds(place)
+            seconds, rate = recording_seconds(place), samples_a_second(place)
         except AudioError as error:
             place.unlink()
             raise BadRequest(f"{where}: expected a recording, got what cannot be decoded: {error}") from None
         if seconds > self._max_seconds:
             place.unlink()
             raise TooLarge(f"{where}: expected at most {self._max_seconds:g} s, got a recording of {seconds:.1f} s")
+        if seconds * rate > (most := self._max_seconds * FULL_RATE):
+            place.unlink()
+            raise TooLarge(
+                f"{where}: expected at most {most:,.0f} samples, got {seconds:.1f} s of {rate:,} a second in all "
+                "channels; mix it down, or resample it"
+            )
         return Clip(path=place.name, duration=seconds)
 
 

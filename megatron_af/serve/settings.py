@@ -40,7 +40,7 @@ class ServingConfig:
     audio_folder: str = ""
     """Folder whose files a request may name; empty: none, recordings come inside the request."""
     max_audio_seconds: float = 600.0
-    """Of one recording."""
+    """Of one recording, which has no more samples than so long a one of 48 kHz stereo."""
     max_request_bytes: int = 33_554_432
     """Of a request's body; base64 takes 4 bytes for 3."""
     max_prompt_characters: int = 32_768

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from dali_pipes.waves import AudioError, check_header, is_recording, read_mono, read_wave, recording_seconds
+from dali_pipes.waves import (
+    AudioError,
+    check_header,
+    is_recording,
+    read_mono,
+    read_wave,
+    recording_seconds,
+    samples_a_second,
+)
 from tests.dali_pipes.tones import RATE, tone
 
 
@@ -28,13 +36,14 @@ def write_container(path: Path, codec: str, wave: np.ndarray, rate: int) -> None
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3", "a.aiff", "a.m4a", "a.webm", "a.wma"])
 def test_formats_are_read_at_the_models_rate(tmp_path: Path, name: str) -> None:
-    codecs = {".m4a": "aac", ".webm": "libopus", ".wma": "wmav2"}
+    codecs, rate = {".m4a": "aac", ".webm": "libopus", ".wma": "wmav2"}, RATE
     if codec := codecs.get(Path(name).suffix):
         rate = 48_000 if codec == "libopus" else RATE
         write_container(tmp_path / name, codec, tone(2.0, rate), rate)
     else:
         soundfile.write(tmp_path / name, np.stack([tone(2.0), tone(2.0)], axis=1), RATE)
     assert abs(recording_seconds(tmp_path / name) - 2.0) < 0.11
+    assert samples_a_second(tmp_path / name) == 2 * rate
     wave = read_wave(tmp_path / name, start=0.5, duration=1.0, sample_rate=16_000)
     assert wave.dtype == np.float32 and abs(len(wave) - 16_000) <= 1
     frequency = np.fft.rfftfreq(len(wave), 1 / 16_000)[np.abs(np.fft.rfft(wave)).argmax()]
@@ -74,6 +83,12 @@ def test_damage_is_named(tmp_path: Path) -> None:
     nan[5] = np.nan
     soundfile.write(tmp_path / "nan.wav", nan, RATE, subtype="FLOAT")
     assert "NaN" in problem(tmp_path / "nan.wav", duration=1.0)
+
+
+def test_what_is_no_audio_has_no_samples(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a dog barks")
+    with pytest.raises(AudioError, match="cannot be opened: it is text"):
+        samples_a_second(tmp_path / "a.txt")
 
 
 def test_headers_are_checked_without_decoding(tmp_path: Path) -> None:

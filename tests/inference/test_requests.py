@@ -150,6 +150,19 @@ def test_a_recording_that_is_too_long_leaves_nothing(wav: Path) -> None:
         assert list(requests.root.iterdir()) == []
 
 
+def test_a_recording_that_is_small_and_decodes_to_gigabytes_leaves_nothing(tmp_path: Path) -> None:
+    wide = tmp_path / "wide.flac"
+    soundfile.write(wide, np.zeros((192_000, 8), np.float32), 192_000)
+    assert wide.stat().st_size < 100_000
+    with RequestRows(max_seconds=15.0) as requests:
+        said = r"audio: expected at most 1,440,000 samples, got 1\.0 s of 1,536,000 a second in all channels; mix it"
+        with pytest.raises(TooLarge, match=said):
+            requests.row({"prompt": "x", "audio": wide.read_bytes()}, "request 0")
+        assert list(requests.root.iterdir()) == []
+    with RequestRows() as requests:
+        assert requests.row({"prompt": "x", "audio": wide}, "r").clips[0].duration == 1.0, "who asks as themselves may"
+
+
 def test_what_was_answered_is_forgotten(wav: Path) -> None:
     with RequestRows() as requests:
         rows = [requests.row({"prompt": "x", "audio": audio}, "r") for audio in (wav, wav.read_bytes())]
