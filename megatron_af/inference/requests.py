@@ -125,7 +125,7 @@ class RequestRows:
             _check_keys(example, ("audio", "prompt", "answer"), "an example", f"{where}: examples[{i}]")
         if history:
             turns = [
-                Question(prompt=_text(turn, "user", at), output=_text(turn, "assistant", at))
+                Question(prompt=_text(turn, "user", at), output=_text(turn, "assistant", at, may_be_empty=True))
                 for at, turn in ((f"{where}: history[{i}]", turn) for i, turn in enumerate(history))
             ]
             return Row(id=where, clips=clips, questions=(*turns, asked), template="dialogue")
@@ -238,9 +238,13 @@ def _records(request: Mapping[str, Any], key: str, where: str) -> list[Mapping[s
     return list(records)
 
 
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+def _text(record: Mapping[str, Any], key: str, where: str, *, may_be_empty: bool = False) -> str:
+    """
+    Args:
+        may_be_empty: as the answer of a model that said nothing, whose conversation goes on.
+    """
     value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not (value.strip() or may_be_empty):
         raise BadRequest(f"{where}: {key}: expected text, got {str(value)[:80]!r}")
     check_unicode(value, f"{where}: {key}: ")
     return value

@@ -67,6 +67,13 @@ def test_history_is_a_dialogue_and_examples_are_interleaved(wav: Path) -> None:
     assert [q.output for q in shots.questions] == ["a tone", ""]
 
 
+def test_a_conversation_goes_on_behind_an_empty_answer() -> None:
+    history = [{"user": "what is it?", "assistant": ""}]
+    with RequestRows() as requests:
+        talk = requests.row({"prompt": "is it loud?", "history": history}, "r")
+    assert [(q.prompt, q.output) for q in talk.questions] == [("what is it?", ""), ("is it loud?", "")]
+
+
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
