@@ -205,9 +205,11 @@ class _Left:
 
 _INERT = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *("numpy.dtype", "numpy.ndarray", "argparse.Namespace", "pathlib.PosixPath"),
+    *(f"{module}.{system}Path" for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
+    *("numpy.dtype", "numpy.ndarray", "argparse.Namespace"),
 )
-"""What the files of LAION-CLAP, and other people's training runs, hold beside tensors."""
+"""What the files of LAION-CLAP, and other people's training runs, hold beside tensors. ``_local``: as Python
+3.13 writes paths."""
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import argparse
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,20 @@ def test_a_state_is_found_wherever_it_was_put(tmp_path: Path, holder: str) -> No
 def test_what_a_training_run_keeps_beside_its_weights_is_passed_over(tmp_path: Path, beside: object) -> None:
     """LAION-CLAP's files hold numbers of numpy."""
     torch.save({"best": beside, "state_dict": {"a": torch.ones(2)}}, tmp_path / "f.pt")
+    assert list(pickled_weights(tmp_path / "f.pt")) == ["a"]
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+@pytest.mark.parametrize("name", ["PosixPath", "WindowsPath"])
+def test_paths_are_passed_over_whichever_python_and_system_wrote_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    kind = type(name, (), {"__module__": module})
+    writer = sys.modules.get(module) or types.ModuleType(module)
+    monkeypatch.setitem(sys.modules, module, writer)
+    monkeypatch.setattr(writer, name, kind, raising=False)
+    torch.save({"data": kind(), "state_dict": {"a": torch.ones(2)}}, tmp_path / "f.pt")
+    monkeypatch.undo()
     assert list(pickled_weights(tmp_path / "f.pt")) == ["a"]
 
 
