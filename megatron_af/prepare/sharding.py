@@ -45,7 +45,7 @@ from megatron_af.progress import Progress
 from megatron_af.runs.digests import digest_file
 from megatron_af.runs.lock import after_others
 
-FORMAT = 1
+FORMAT = 2
 """Part of every digest; raised when prepared data changes its form."""
 _KINDS = ("json", "arrow")
 """What ``parts/`` holds of a group: what it was made from and what was left out, and its rows for the index."""
@@ -297,7 +297,7 @@ def _fill(
                 for kind, note in notes_on(_recording(root, clip)).items():
                     notes.append({"row": number + 1, "id": row.id, "kind": kind, "note": f"{clip.path}: {note}"})
         kept.append(replace(row, clips=tuple(written[clip] for clip in row.clips)))
-        shard.add(f"{number:09d}.json", to_json(replace(row, clips=())).encode())
+        shard.add(f"{number:09d}.json", to_json(kept[-1]).encode())
     return kept, bad, notes
 
 

@@ -24,12 +24,21 @@ import soundfile
 import torch
 
 from dali_pipes.waves import AudioError
-from megatron_af.config import Config, DataConfig, DatasetConfig, ModelConfig, PrepareConfig, StageConfig
+from megatron_af.config import (
+    Config,
+    DataConfig,
+    DatasetConfig,
+    ImportConfig,
+    ModelConfig,
+    PrepareConfig,
+    StageConfig,
+)
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
 from megatron_af.data.shards import open_rows, row_from_record
 from megatron_af.data.storage import DataRoot
 from megatron_af.prepare import sharding
+from megatron_af.prepare.importers import import_dataset
 from megatron_af.prepare.sharding import Summary, prepare, prepare_group, recipe
 from megatron_af.progress import Progress, silent
 from megatron_af.runs.lock import StageLock
@@ -233,6 +242,28 @@ def test_shards_are_web_datasets_and_do_not_depend_on_workers_or_time(tmp_path: 
         "000000000.flac", "000000000.json", "000000001.flac", "000000001.json",
         "000000002.0.flac", "000000002.1.flac", "000000002.json", "000000003.json",
     ]  # fmt: skip
+
+
+def test_shards_are_imported_with_the_recordings_that_their_rows_share(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in "xy":
+        soundfile.write(folder / f"{name}.wav", noise(1.0), RATE)
+    first, second = (row(name, f"{name}.wav") for name in "xy")
+    both = replace(first, id="both", clips=(*second.clips, *first.clips))
+    text = replace(first, id="text", clips=())
+    write_manifest(folder, "a", [first, replace(first, id="again"), second, both, text])
+    c = config(tmp_path, rows_per_shard=8)
+    run(c)
+    prepared = list(open_rows(DataRoot(str(folder)), "prepared/a"))
+    (folder / "prepared/a/shards").rename(folder / "elsewhere")
+    origin = ImportConfig(format="webdataset", path="elsewhere/*.tar")
+    datasets = {"b": DatasetConfig(origin=origin, manifest="b.jsonl")}
+    assert not import_dataset(replace(c, data=replace(c.data, datasets=datasets)), "b", silent()).left_out
+    rows = list(Manifest(folder / "b.jsonl"))
+    moved = [replace(r, clips=tuple(replace(x, path="elsewhere/000000.tar") for x in r.clips)) for r in prepared]
+    assert rows == moved and [len(r.clips) for r in rows] == [1, 1, 1, 2, 0]
+    assert not ClipLoader(c, max_windows=3, device=CPU).load([clip for r in rows for clip in r.clips])[1]
 
 
 class Workers(Progress):

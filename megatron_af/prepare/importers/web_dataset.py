@@ -74,9 +74,18 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
         known = f"is {kind}, no file" if kind else described(head_of(shard))
         broken = known or ("is cut or damaged" if samples else "is no tar")
 
+    places = {place for sample in samples.values() for place in sample.audio}
+
     def make(key: str, sample: _Sample) -> Row:
         if sample.problem:
             raise RowError(sample.problem)
+        if (prepared := _prepared(sample.texts, key)) is not None:
+            if lost := [clip for clip in prepared.clips if (clip.offset, clip.length) not in places]:
+                raise RowError(
+                    f"its json says that a recording of {lost[0].length:,} bytes begins at byte {lost[0].offset:,} of "
+                    "the tar, and none does: import the shard as prepare wrote it"
+                )
+            return replace(prepared, clips=tuple(replace(clip, path=path) for clip in prepared.clips))
         clips = []
         for offset, length in sample.audio:
             try:
@@ -158,7 +167,16 @@ def _content(texts: Mapping[str, bytes]) -> Mapping[str, Any]:
 
 def _is_own(content: Mapping[str, Any]) -> bool:
     """Whether it is a row of our own, as in prepared shards."""
-    return "id" in content and bool({"questions", "captions"} & set(content))
+    return "id" in content and bool({"questions", "captions", "spans"} & set(content))
+
+
+def _prepared(texts: Mapping[str, bytes], key: str) -> Row | None:
+    """A row that says itself where in its shard its recordings lie: several rows may share one."""
+    content = _content(texts)
+    listed = content.get("clips")
+    if not _is_own(content) or not isinstance(listed, list) or not listed:
+        return None
+    return parse_row(content, key) if all(isinstance(c, dict) and c.get("length") for c in listed) else None
 
 
 def _captions(content: Mapping[str, Any], texts: Mapping[str, bytes]) -> Iterator[list[str]]:

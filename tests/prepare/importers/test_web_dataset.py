@@ -188,3 +188,12 @@ def test_other_words_beside_the_ones_that_are_taken_are_told(tmp_path: Path) -> 
     assert [row.captions for row in rows] == taken
     kind = "samples whose text, caption, captions and txt say different things: the first of these is taken"
     assert report.notes == {kind: (2, 'a: "rain" is taken, and not "it rains"')}
+
+
+def test_a_place_at_which_no_recording_lies_is_told(tmp_path: Path) -> None:
+    sound = flac()
+    said = {"id": "a", "captions": ["rain"], "clips": [{"path": "old.tar", "duration": 1.0, "offset": 7, "length": 9}]}
+    shard(tmp_path / "t.tar", {"a.flac": sound, "a.json": json.dumps(said).encode()})
+    rows, report = run(tmp_path, ImportConfig(format="webdataset", path="t.tar"))
+    (problem,) = problems(tmp_path, report)
+    assert not rows and "a recording of 9 bytes begins at byte 7 of the tar, and none does" in problem
