@@ -90,6 +90,8 @@ class AudioLM(GPTModel):
         self.table = table
         if post_process:
             OutputTable.take_over(self.output_layer)
+        self.places = None if family.position_offset is None else lm.max_positions
+        """Most tokens of a text, where positions are learnt; on every pipeline stage."""
         self.position_embeddings: LearntPositions | None = None
         if pre_process and family.position_offset is not None:
             self.position_embeddings = LearntPositions(family.position_rows, family.position_offset, transformer_config)

@@ -11,6 +11,7 @@ Shapes: B rows, S text positions, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import batched
 
 import torch
@@ -42,6 +43,7 @@ def write(
         tell: of each row, told its text as it comes; beams are told when the best is found.
     """
     tells = list(tell) or [None] * len(prompts)
+    decodings = [within(reading, *asked) for asked in zip(prompts, decodings, strict=True)]
     searched = [row for row, decoding in enumerate(decodings) if decoding.beams > 1]
     answers: dict[int, Answer] = {}
     for row in searched:
@@ -59,6 +61,15 @@ def write(
             together.step()
         answers |= {row: writing.answer for row, writing in writings.items()}
     return [answers[row] for row in range(len(prompts))]
+
+
+def within(reading: Reading, prompt: Sequence[int], decoding: Decoding) -> Decoding:
+    """How an answer is decoded that ends where the language model has learnt no more positions: of rows that are
+    answered together, one that went beyond them would end all."""
+    room = reading.room(prompt)
+    if room is None or decoding.max_new_tokens <= room:
+        return decoding
+    return replace(decoding, max_new_tokens=room)
 
 
 class Answering:

@@ -35,7 +35,7 @@ from megatron_af.data.stream import hear
 from megatron_af.data.templates import STYLES, RowText, TooLong, UnknownWords, answer_ids, render
 from megatron_af.decoder.cache import HeardAudio
 from megatron_af.decoder.plain import only_answer
-from megatron_af.inference.answers import Answering, score, write
+from megatron_af.inference.answers import Answering, score, within, write
 from megatron_af.inference.attention import recorded, token_seconds
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.looks import Look
@@ -203,11 +203,13 @@ class Listener:
         texts = [self.prompt(row) for row in rows]
         prompts = [text.segments[-1] for text in texts]
         tells = tell or [None] * len(rows)
+        settled = [self.settled(decoding, row, root) for row, decoding in zip(rows, decodings, strict=True)]
+        reading = self.reading(texts, root)
         writings = [
-            Writing(self.tokenizer, self.settled(decoding, row, root), prompt, told)
-            for row, prompt, decoding, told in zip(rows, prompts, decodings, tells, strict=True)
+            Writing(self.tokenizer, within(reading, prompt, decoding), prompt, told)
+            for prompt, decoding, told in zip(prompts, settled, tells, strict=True)
         ]
-        together.join(self.reading(texts, root), prompts, writings)
+        together.join(reading, prompts, writings)
 
     def scores(
         self, rows: Sequence[Row], options: Sequence[Sequence[str]], *, root: Path | None = None

@@ -66,6 +66,11 @@ class Reading:
         recordings: list[int] = self._cache.heard.recording_B.tolist()
         return recordings
 
+    def room(self, prompt: Sequence[int]) -> int | None:
+        """Most tokens of an answer to a prompt, the last of which is not read; None: as many as one likes."""
+        places = self._decoder.places
+        return None if places is None else places - len(prompt) + 1
+
     @torch.inference_mode()
     def read(self, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """Float32 logits [B, V] behind the last new token of each row.

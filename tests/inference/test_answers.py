@@ -1,6 +1,7 @@
 """Decoding in a batch, with caches, gives every prompt what it gets alone, decoded the slow way."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,10 @@ from megatron_af.config import ParallelConfig
 from megatron_af.decoder import added_tokens
 from megatron_af.inference.answers import score
 from megatron_af.inference.decoding import Decoding
+from megatron_af.model import build
+from megatron_af.parallel import groups
+from megatron_af.parallel.device import current_device
+from tests import tiny
 from tests.distributed import run_distributed
 from tests.inference.prompts import (
     prompt_ids,
@@ -53,6 +58,28 @@ def test_batched_answers_are_those_of_single_prompts_decoded_the_slow_way(stop: 
         assert longer[:2] == cut
     # The output layer ran for one position of each row that had not answered yet.
     assert widths == [sum(length >= step for length in lengths) for step in range(NEW)]
+
+
+def learnt(rank: int, world_size: int, new: int) -> Any:
+    """Answers of a model that has learnt 12 positions, to prompts of 5, 7, 10 and 10 tokens."""
+    whole = tiny.config()
+    lm = replace(whole.model.lm, family="opt", kv_heads=4, max_positions=12)
+    groups.initialize(ParallelConfig(), 0)
+    model = build(replace(whole, model=replace(whole.model, lm=lm)), tiny.VOCABULARY, current_device())
+    tiny.fill(model)
+    model.front.eval()
+    tokens = tokenizer()
+    tokens.eos_id = -1
+    together = written(model, tokens, FOUR, Decoding(max_new_tokens=new))
+    (searched,) = written(model, tokens, [3], Decoding(max_new_tokens=new, beams=2))
+    return [(answer.tokens, answer.finish) for answer in (*together, searched)]
+
+
+def test_answers_end_where_the_learnt_positions_do_and_no_other_one_with_them() -> None:
+    (found,) = run_distributed(learnt, 1, 20)
+    assert [len(tokens) for tokens, _ in found] == [8, 6, 3, 3, 3] and {finish for _, finish in found} == {"length"}
+    (short,) = run_distributed(learnt, 1, 3)
+    assert [tokens[:3] for tokens, _ in found] == [tokens for tokens, _ in short]
 
 
 def special(rank: int, world_size: int) -> Any:

@@ -16,11 +16,13 @@ from megatron_af.data.templates import TooLong
 from megatron_af.decoder import initialization
 from megatron_af.inference import embedder as embedder_module
 from megatron_af.inference import listener as module
+from megatron_af.inference.answers import Answering
 from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.reading import Reading
 from megatron_af.inference.requests import BadRequest
+from megatron_af.inference.writing import Answer
 from megatron_af.runs.calibration import calibrate
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
@@ -182,6 +184,22 @@ def show(rank: int, world_size: int, config: Config) -> Any:
 def test_the_examples_run(config: Config) -> None:
     (((answer,), looks, audio, text),) = run_distributed(show, 1, config)
     assert isinstance(answer, str) and looks == 1 and audio == text == (1, 8)
+
+
+def bounded(rank: int, world_size: int, config: Config) -> list[tuple[int, str]]:
+    """Two that join, where a text may have as many places as TEXT's prompt and one more."""
+    listener, told = Listener(config), list[Any]()
+    listener.model.chunks[0].places = len(listener.prompt(TEXT).segments[-1]) + 1
+    together = Answering(listener.tokenizer)
+    listener.join(together, [TEXT, TEXT], [Decoding(max_new_tokens=new) for new in (1, 9)], tell=[told.append] * 2)
+    while together.rows:
+        together.step()
+    return [(len(said.tokens), said.finish) for said in told if isinstance(said, Answer)]
+
+
+def test_who_joins_ends_where_the_positions_do(config: Config) -> None:
+    (found,) = run_distributed(bounded, 1, config)
+    assert found == [(1, "length"), (2, "length")]
 
 
 def refuse(rank: int, world_size: int, config: Config) -> list[str]:
