@@ -13,11 +13,12 @@ Where $AF_SERVING_KEYS holds keys, one a line or separated by commas, clients sh
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_af.config.keys import describe
 from megatron_af.entry import command, importing
-from megatron_af.release.named import named
+from megatron_af.release.named import named, registered_name
 from megatron_af.serve.settings import ServingConfig, check_address, load_settings
 
 DEFAULT = Path(__file__).parents[1] / "configs/serving/default.yaml"
@@ -34,7 +35,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     settings = load_settings(arguments.config, arguments.overrides)
     check_address(settings)
-    run(named(arguments.model), settings)
+    run(named(arguments.model), replace(settings, name=settings.name or registered_name(arguments.model)))
     return 0
 
 

@@ -22,3 +22,8 @@ def named(model: str) -> Path:
     from megatron_af.release.served import release_of  # MLflow takes seconds to import
 
     return release_of(model)
+
+
+def registered_name(model: str) -> str:
+    """The name in the registry of a model that is named by its address there; of a path nothing."""
+    return model.removeprefix(REGISTERED).partition("@")[0].partition("/")[0] if model.startswith(REGISTERED) else ""

@@ -35,7 +35,7 @@ from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.serve.found_examples import FoundExamples
 from megatron_af.serve.parts import join_process_group, load_embedder, load_listener
 from megatron_af.serve.pieces import pieces_of
-from megatron_af.serve.places import embedding_stage, find
+from megatron_af.serve.places import embedding_stage, find, run_name
 from megatron_af.serve.settings import PRECISIONS, Precision
 from megatron_af.serve.teaching import check_lesson, show
 
@@ -89,6 +89,7 @@ class LoadedModel:
                 "to 1, or precision to bf16"
             )
         self._config, checkpoint = find(Path(place))
+        self._name = run_name(Path(place), self._config)
         self.weights = checkpoint_digest(checkpoint)
         """Digest of the checkpoint."""
         if precision:
@@ -339,7 +340,7 @@ class LoadedModel:
     @property
     def name(self) -> str:
         """Of the run."""
-        return self._config.name
+        return self._name
 
     def embed(
         self, audio: Audio | Sequence[Audio] | None = None, *, text: str | Sequence[str] | None = None

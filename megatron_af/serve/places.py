@@ -41,6 +41,16 @@ def find(place: Path) -> tuple[Config, Path]:
     return max(answering or trained, key=lambda one: order.index(one[0].stage) if one[0].stage in order else -1)
 
 
+def run_name(place: Path, config: Config) -> str:
+    """What the run is called that a place belongs to: the folder of a release has a name of its own.
+
+    Args:
+        config: what :func:`find` found there.
+    """
+    is_release = (place / CONFIG).is_file() and not (place / MANIFEST).is_file()
+    return load_config(place / CONFIG).name if is_release else config.name
+
+
 def embedding_stage(config: Config) -> tuple[Config, Path]:
     """The stage of the same run that embeds: ``retrieval.stage``, or the last AF-CLAP stage with a checkpoint.
 

@@ -34,7 +34,7 @@ class ServingConfig:
     """Address to listen at; ``0.0.0.0`` for every one of the machine."""
     port: int = 8000
     name: str = ""
-    """What clients call the model; empty: the run's name."""
+    """What clients call the model; empty: its name in the registry, of a folder the run's."""
     precision: Precision = ""
     """Of the weights: ``fp32``, ``bf16`` or ``int8``; empty: as trained."""
     audio_folder: str = ""

@@ -75,7 +75,8 @@ import megatron_af as af
 found = {}
 for place in PLACES:
     with af.load(place) as model:
-        found[place] = [model.answer("dog.wav", "w3 w17", max_new_tokens=4), model.answer(None, "w3", max_new_tokens=4)]
+        found[place] = [model.name, model.answer("dog.wav", "w3 w17", max_new_tokens=4)]
+        found[place] += [model.answer(None, "w3", max_new_tokens=4)]
 print(json.dumps(found))
 """
 
@@ -85,7 +86,7 @@ def test_a_run_a_stage_a_checkpoint_and_a_release_answer_alike(folder: Path, rel
     named = [run, f"{run}/stage", f"{run}/stage/checkpoints/step_00000001", str(release)]
     found = python(folder, EVERY_PLACE.replace("PLACES", repr(named)))
     assert set(found) == set(named) and len({tuple(answers) for answers in found.values()}) == 1
-    assert all(isinstance(answer, str) for answer in found[run])
+    assert all(isinstance(answer, str) for answer in found[run]) and found[run][0] == "demo"
 
 
 TEACH = """

@@ -9,7 +9,7 @@ import pytest
 from megatron_af.config import Config, RetrievalConfig, StageConfig
 from megatron_af.config.loading import to_yaml
 from megatron_af.inference.requests import BadRequest
-from megatron_af.serve.places import embedding_stage, find
+from megatron_af.serve.places import embedding_stage, find, run_name
 from tests.data.toy import toy_config
 
 
@@ -76,6 +76,9 @@ def test_a_release_is_a_run_of_its_own(config: Config, tmp_path: Path) -> None:
     found, found_checkpoint = find(release)
     assert (found.stage, found_checkpoint) == ("tune", checkpoint)
     assert found.data.tokenizer == str(release / "tokenizer")
+    assert (found.name, run_name(release, found)) == ("3f2a", config.name)
+    for place in (run_of(config), checkpoint):
+        assert run_name(place, found) == found.name
 
 
 def test_what_cannot_be_loaded_is_said_in_one_sentence(config: Config, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from tests.data.toy import write_tone
 from tests.serve.running import Running
 from tests.trained_run import trained_run
+from tools import serve
 
 pytestmark = pytest.mark.slow
 
@@ -186,6 +187,18 @@ def test_what_cannot_be_served_is_one_message(folder: Path) -> None:
         )
         assert done.returncode == 2 and says in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("model", "name"), [("models:/demo@champion", "demo"), ("runs/demo", "")])
+@pytest.mark.parametrize("given", ["", "ours"])
+def test_clients_call_a_registered_model_by_its_name_there(
+    monkeypatch: pytest.MonkeyPatch, model: str, name: str, given: str
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(serve, "named", Path)
+    monkeypatch.setattr(serve, "run", lambda place, settings: served.append(settings.name))
+    monkeypatch.setattr(sys, "argv", ["serve.py", model, "port=0", *([f"name={given}"] if given else [])])
+    assert serve.main() == 0 and served == [given or name]
 
 
 def test_a_taken_port_is_named_before_a_model_is_looked_for(tmp_path: Path) -> None:
