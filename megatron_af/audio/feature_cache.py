@@ -93,7 +93,7 @@ class FeatureCache:
     def _read(self, path: Path) -> Tensor | None:
         try:
             data = bytearray(read_bytes(path))
-        except FileNotFoundError:
+        except OSError:  # there is none, or it may not be read
             return None
         body = memoryview(data)[_HEADER.size :]
         if len(data) >= _HEADER.size:
@@ -101,7 +101,8 @@ class FeatureCache:
             whole = magic == _MAGIC and len(body) == windows * tokens * dim * size
             if whole and size == self._dtype.itemsize and zlib.crc32(body) == crc:
                 return torch.frombuffer(body, dtype=self._dtype).view(windows, tokens, dim)
-        path.unlink(missing_ok=True)  # after a power cut a renamed file may lack its content
+        with suppress(OSError):  # where nothing can be removed, it is computed each time
+            path.unlink()  # after a power cut a renamed file may lack its content
         return None
 
     def _write(self, path: Path, feature_WLD: Tensor) -> None:
@@ -137,5 +138,5 @@ def _remove_stale(folder: Path) -> None:
         try:
             if time.time() - part.stat().st_mtime > _STALE_SECONDS:
                 part.unlink()
-        except FileNotFoundError:
+        except OSError:  # gone already, or another user's
             continue

@@ -1,5 +1,6 @@
 """Features written once and read back bit for bit, whatever happens to the writers."""
 
+import errno
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from megatron_af.audio import feature_cache
 from megatron_af.audio.feature_cache import FeatureCache, encoder_digest
 from tests.data.toy import FRONT_END
 
@@ -143,6 +145,26 @@ def test_a_folder_that_is_gone_is_told_of(tmp_path: Path, capsys: pytest.Capture
     c.store([c.key("d", 0, 1, 1)], [torch.zeros(1, 2, 2)])
     c.flush()
     assert "No such file or directory; features are computed again" in capsys.readouterr().err
+
+
+def test_what_another_user_left_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary file that may not be removed, features that may not be read, and damaged ones of theirs."""
+    c, feature = cache(tmp_path), torch.randn(1, 64, 8).bfloat16()
+    keys = [c.key(f"d{i}", 0, 1, 1) for i in range(2)]
+    c.store(keys, [feature] * 2)
+    c.flush()
+    closed, damaged = (next(tmp_path.rglob(key)) for key in keys)
+    damaged.write_bytes(b"")
+    (tmp_path / "parts/theirs").write_bytes(b"half")
+    os.utime(tmp_path / "parts/theirs", (0, 0))
+
+    def refused(path: Path, *_: object, **__: object) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    read = feature_cache.read_bytes
+    monkeypatch.setattr(Path, "unlink", refused)
+    monkeypatch.setattr(feature_cache, "read_bytes", lambda path: refused(path) if path == closed else read(path))
+    assert cache(tmp_path).lookup(keys) == [None, None]
 
 
 def test_encoder_digest_follows_weights_and_buffers() -> None:
