@@ -238,8 +238,8 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
     shard_path = _shard(plan, group)
     if (done := _done(root, plan, group, loaded)) is not None:
         return len(loaded), len(done["bad"]), False
-
-    stamps = {clip.path: root.stamp(clip.path) for clip in _clips(loaded)}  # before they are read
+    stamps = {clip.path: root.stamp(clip.path) for clip in _clips(loaded)}
+    contents = _contents(root, loaded)  # before they are read: one that is replaced meanwhile is not what is kept
     with root.writing(shard_path) as file:
         with ShardWriter(file) as shard:
             kept, bad, notes = _fill(shard, shard_path, plan, root, loaded)
@@ -254,7 +254,7 @@ def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, in
     state = {
         "inputs": _group_digest(plan, loaded),
         "stamps": stamps,
-        "contents": _contents(root, loaded),
+        "contents": contents,
         "shard": {"stamp": root.stamp(shard_path), "digest": digest},
         "seconds": seconds,
         "bad": bad,

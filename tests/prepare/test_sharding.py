@@ -421,6 +421,28 @@ def test_recordings_replaced_under_the_same_name_are_prepared_again(tmp_path: Pa
     assert run(c).reasons == {"unreadable": 1}
 
 
+def test_a_recording_replaced_while_it_is_prepared_is_prepared_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    soundfile.write(folder / "x.wav", noise(1.0), RATE)
+    write_manifest(folder, "a", [row("x", "x.wav")])
+    plan, rows = recipe(config(tmp_path), "a"), Manifest(folder / "a.jsonl")
+    encode = sharding._encode
+
+    def and_replace(*arguments: Any) -> bytes:
+        data = encode(*arguments)
+        soundfile.write(folder / "x.wav", noise(1.0, seed=1), RATE)
+        return data
+
+    monkeypatch.setattr(sharding, "_encode", and_replace)
+    assert prepare_group(plan, 0, rows)[2]
+    monkeypatch.setattr(sharding, "_encode", encode)
+    assert prepare_group(plan, 0, rows)[2], "the shard holds what was there before"
+    assert not prepare_group(plan, 0, rows)[2]
+
+
 def test_clips_are_cut_to_what_the_longest_stage_uses(tmp_path: Path) -> None:
     c = config(tmp_path)
     assert recipe(c, "a").max_seconds == 3.0
