@@ -8,6 +8,7 @@ from dali_pipes.waves import AudioError
 from megatron_af.data.rows import Clip, RowError
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import ForeignError
+from megatron_af.prepare.importers import layout
 from megatron_af.prepare.importers.layout import Recordings, object_of, objects, seconds_of
 from tests.data.toy import write_tone
 
@@ -58,6 +59,17 @@ def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('{"x": {"a": 1}, "x": {"a": 2}}')
     with pytest.raises(ForeignError, match=r"t\.json has the key 'x' twice"):
         list(objects(root, "t.json", is_one=lambda item: "a" in item))
+
+
+def test_lines_are_decoded_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.json").write_text('\n"no object"\n' + '{"a": 1}\n' * 1000)
+    seen: list[int] = []
+    line = layout._line
+    monkeypatch.setattr(layout, "_line", lambda text, number: seen.append(number) or line(text, number))
+    found = objects(DataRoot(str(tmp_path)), "t.json")
+    assert [next(found) for _ in range(3)] == [(2, "no object"), (3, {"a": 1}), (4, {"a": 1})]
+    assert seen == [2, 3, 4]
+    assert [number for number, _ in found] == list(range(5, 1003))
 
 
 def test_objects_of_lists_and_lines(tmp_path: Path) -> None:
