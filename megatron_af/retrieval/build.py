@@ -9,7 +9,6 @@ that fits its encoder and data stays as it is.
 """
 
 import json
-import tempfile
 from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -103,7 +102,7 @@ class Builder:
         examples, total = dataset.neighbours.examples, len(index.catalogue.row_N)
         similarities = array("f")
         written = 0
-        with tempfile.TemporaryFile("w+b") as file:
+        with self._root.writing(dataset.manifest) as file:  # which appears only where nothing is raised
             seed, names = f"{self._config.seed}/{name}", dataset.neighbours.names
             for row in interleaved_rows(index, rows, examples=examples, seed=seed, names=names):
                 file.write(to_json(row).encode() + b"\n")
@@ -114,8 +113,7 @@ class Builder:
                 recordings = len(set(index.catalogue.recording_P.tolist()))
                 problem = f"data.datasets.{name}.neighbours.examples = {examples}: {dataset.neighbours.of} has "
                 raise ConfigError("no interleaved rows", [f"{problem}{recordings} recordings; lower it"])
-            file.seek(0)
-            self._root.write(dataset.manifest, file.read())
+        self._root.sweep_beside(dataset.manifest)
         report = {"rows": written, "too few neighbours": total - written, "similarity_deciles": deciles(similarities)}
         self._root.write(f"{dataset.manifest}.report", (json.dumps(report, indent=1) + "\n").encode())
         self._progress.say(f"{name}: {written:,} rows with {examples} examples each in {self._root}/{dataset.manifest}")

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron_af.config import Config, ConfigError, NeighboursConfig
 from megatron_af.config.loading import load_config
 from megatron_af.data.rows import Manifest
+from megatron_af.data.storage import DataRoot
 from megatron_af.inference import embedder
 from megatron_af.retrieval.build import Builder
 from megatron_af.retrieval.retriever import Retriever
@@ -97,6 +98,27 @@ def _two_at_once(config: Config) -> str:
 def test_one_process_builds_at_a_time(tmp_path: Path) -> None:
     (busy,) = run_distributed(_with_stub, 1, retrieval_config(tmp_path), _two_at_once)
     assert "/toy/retrieval is being written by process" in busy
+
+
+def _written(config: Config) -> list[str]:
+    write_checkpoint(config, "a")
+    at_once, names = DataRoot.write, list[str]()
+    (Path(config.data.root) / ".knn.jsonl.killed.draft").write_text("half")
+
+    def told(root: DataRoot, path: str, data: bytes) -> None:
+        names.append(path)
+        at_once(root, path, data)
+
+    DataRoot.write = told  # type: ignore[method-assign]  # in this forked process alone
+    interleave(config)
+    return names
+
+
+def test_rows_are_written_as_they_are_made(tmp_path: Path) -> None:
+    """Not held in memory: a million of them have gigabytes. What a killed process had written goes."""
+    (names,) = run_distributed(_with_stub, 1, retrieval_config(tmp_path), _written)
+    assert names == ["knn.jsonl.report"] and len(Manifest(tmp_path / "data/knn.jsonl")) == 24
+    assert not list((tmp_path / "data").glob(".*"))
 
 
 def _mistakes(config: Config) -> list[str]:
