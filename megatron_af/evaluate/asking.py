@@ -77,12 +77,18 @@ def _is_whole(asked: tuple[Any, Any], answer: Any, logprobs: Any) -> bool:
     return scored and (answer is None or isinstance(answer, str))
 
 
-def state_of(config: Config, suite: Benchmark, checkpoint: Path, questions: Sequence[Asked], shots: str = "") -> str:
-    """What answers follow from, as a digest."""
+def state_of(
+    config: Config, suite: Benchmark, checkpoint: Path, questions: Sequence[Asked], recordings: str, shots: str = ""
+) -> str:
+    """What answers follow from, as a digest.
+
+    Args:
+        recordings: digest of what is heard.
+    """
     asked = [[one.id, one.group, one.question.prompt, list(one.question.options)] for one in questions]
     ways = [list(suite.wordings), list(suite.probes), "likelihood" in suite.metrics]
     asking = [*ways, config.evaluation.max_answer_tokens, shots]
-    return digest_value([checkpoint_digest(checkpoint), asking, asked])
+    return digest_value([checkpoint_digest(checkpoint), asking, asked, recordings])
 
 
 def ask(

@@ -133,7 +133,9 @@ def other_span(span: tuple[float, float], duration: float, seed: str) -> tuple[f
 def _made(
     probe: str, clip: Clip, root: DataRoot, made: Path, sample_rate: int, muted: tuple[float, float] = (0.0, 0.0)
 ) -> Clip:
-    name = f"{clip.path.replace('/', '_')}-{clip.offset}-{clip.start:g}-{clip.duration:g}.wav"
+    local = root.local(clip.path)
+    stamp = f"-{local.stat().st_mtime_ns:x}" if local else ""  # another recording may come under the name
+    name = f"{clip.path.replace('/', '_')}-{clip.offset}-{clip.start:g}-{clip.duration:g}{stamp}.wav"
     if probe in CITING:
         name = f"{name.removesuffix('.wav')}-{muted[0]:.3f}-{muted[1]:.3f}.wav"
     if probe == "silent":
@@ -143,7 +145,7 @@ def _made(
             wave_T = np.zeros(max(1, round(clip.duration * sample_rate)), np.float32)
         else:
             source = root.read(clip.path)[clip.offset : clip.offset + clip.length] if clip.length else (
-                root.local(clip.path) or root.read(clip.path)
+                local or root.read(clip.path)
             )  # fmt: skip
             wave_T = read_wave(source, start=clip.start, duration=clip.duration, sample_rate=sample_rate)
             if probe in CITING:

@@ -34,15 +34,18 @@ from megatron_af.evaluate.metrics.base import Means, Metric, Scores
 from megatron_af.evaluate.probes import CITING, cited_spans, moved, probed
 from megatron_af.evaluate.suite_report import Measured, report_of, suite_table, with_published
 from megatron_af.files import write
+from megatron_af.foreign import read_json
 from megatron_af.inference.embedder import ClapEmbedder
 from megatron_af.inference.listener import Listener
 from megatron_af.parallel.collectives import from_first
 from megatron_af.prepare.generation import EndpointError
 from megatron_af.progress import Progress, silent
 from megatron_af.runs.benchmarks import METRIC, METRICS, Benchmark, load_benchmark, name_of
+from megatron_af.runs.digests import digest_value
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import CheckpointError, latest
 from megatron_af.runs.pointers import checkpoint_digest
+from megatron_af.runs.recordings import Recordings
 from megatron_af.runs.results import are_of, bind_results, few_shot_folder
 
 PARTIAL = "partial.jsonl"
@@ -69,14 +72,22 @@ class _Suite:
     def file(self, kind: str) -> Path:
         return self.folder / f"suite-{self.name}.{kind}"
 
-    @property
-    def is_there(self) -> bool:
-        """It was measured beside the stage's own results already, on these weights, rows and settings."""
+    def recordings(self, found: Questions) -> str:
+        """A digest of what is heard: recordings are exchanged under their names, or come where they were missing."""
+        paths = sorted({clip.path for row in found.rows for clip in row.clips})
+        return digest_value(Recordings(self._config.data.root, Path(self._config.output)).digests(paths))
+
+    def is_there(self, found: Questions) -> bool:
+        """It was measured beside the stage's own results already, on these weights, rows, recordings and settings."""
         weights = checkpoint_digest(self.checkpoint)
-        unfinished = self.file(PARTIAL).is_file()
-        return self._elsewhere and not unfinished and are_of(self._config, self._config.stage, weights, self.folder)
+        if not self._elsewhere or self.file(PARTIAL).is_file():
+            return False
+        if not are_of(self._config, self._config.stage, weights, self.folder):
+            return False
+        return bool(read_json(self.file("json")).get("recordings") == self.recordings(found))
 
     def put_down(self, found: Questions, report: dict[str, Any]) -> dict[str, Any]:
+        report = report | {"recordings": self.recordings(found)}
         counts = {"left_out": found.reasons, "odd": found.notes}
         report = with_published(report | {name: some for name, some in counts.items() if some}, self.benchmark)
         write(self.file("json"), json.dumps(report, indent=1))
@@ -105,13 +116,13 @@ def measure_suites(
     first = dist.get_rank() == 0
     with Progress(Console(width=110)) if first else silent() as progress:
         suites = [_Suite(config, name, checkpoint, output) for name in names]
-        there = from_first(lambda: [suite.is_there for suite in suites])
+        root = DataRoot(config.data.root)
+        found = {suite.name: from_first(partial(read_questions, suite.benchmark, root)) for suite in suites}
+        there = from_first(lambda: [suite.is_there(found[suite.name]) for suite in suites])
         for suite, measured in zip(suites, there, strict=True):
             if measured:
                 progress.say(f"{suite.name}: measured already, in {suite.folder}")
         suites = [suite for suite, measured in zip(suites, there, strict=True) if not measured]
-        root = DataRoot(config.data.root)
-        found = {suite.name: from_first(partial(read_questions, suite.benchmark, root)) for suite in suites}
         if spec_of(config.curriculum[config.stage]).embeds:
             reports = _compare(config, checkpoint, found)
         else:
@@ -157,7 +168,8 @@ def _ask_and_measure(
     listener, answered, keeping = Listener(config, suites[0].checkpoint, watch=line), {}, {}
     for suite in suites:
         questions = found[suite.name].questions
-        state = state_of(config, suite.benchmark, suite.checkpoint, questions, shots)
+        heard = from_first(partial(suite.recordings, found[suite.name]))
+        state = state_of(config, suite.benchmark, suite.checkpoint, questions, heard, shots)
         kept = keeping[suite.name] = Kept(suite.file(PARTIAL), state)
         answered[suite.name] = ask(listener, suite.benchmark, questions, asking[suite.name], kept)
     listener.close()

@@ -77,6 +77,10 @@ def measure(rank: int, world_size: int, config: Config, output: Path | None, fai
         assert fail_after
 
 
+def counted(file: Path) -> int:
+    return len(file.read_text().splitlines())
+
+
 @pytest.mark.slow
 def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> None:
     config = suite_run(tmp_path)
@@ -131,6 +135,18 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     assert report["judge"] == 50.0 and "judge" not in report["skipped"]
     assert report["likelihood"] == metrics["toy/likelihood"]
     assert not (judged / "toy/suite-toy.partial.jsonl").exists()
+
+    # Another recording under a name: what is kept of the old one counts no more, and neither does what was made of it.
+    run_distributed(measure, 1, config, tmp_path / "half", 2)
+    write_tone(tmp_path / "0.wav", 2.0, 70)
+    write_tone(tmp_path / "gone.wav", 2.0, 30)
+    run_distributed(measure, 1, config, alone)
+    report = json.loads((alone / "toy/suite-toy.json").read_text())
+    assert report["n"] == 8 and "missing" not in report["left_out"], "a recording that was missing came"
+    assert len([file for file in (alone / "toy/suite-toy.shifted").iterdir() if file.name.startswith("0.wav-")]) == 2
+    questions = counted(tmp_path / "half/toy/suite-toy.partial.jsonl")
+    run_distributed(measure, 1, config, tmp_path / "half", 1)
+    assert counted(tmp_path / "half/toy/suite-toy.partial.jsonl") == questions + 2, "asked from the beginning"
 
     before = evaluation_inputs(config, "stage")
     assert before.startswith("toy (")
