@@ -252,6 +252,17 @@ class Config:
         )
         return {**self.steps, RETRIEVAL_STEP: step}
 
+    def hears(self, stage: str) -> set[str]:
+        """Data sets whose recordings a stage hears: what it learns from and is looked at by, what examples in its rows
+        are of, and what is indexed by its embedding."""
+        settings, datasets = self.curriculum[stage], self.data.datasets
+        named = {*settings.blend, *settings.evaluation, settings.watch.dataset, settings.calibrate} - {""}
+        indexed = {*self.retrieval.datasets} if self.retrieval.stage == stage else set[str]()
+        for name, dataset in datasets.items():
+            if dataset.neighbours and (name in named or self.retrieval.stage == stage):
+                indexed.add(dataset.neighbours.of)
+        return named | indexed
+
     @property
     def lora(self) -> LoRAConfig | None:
         """Adapters of the model of ``stage``."""

@@ -116,8 +116,8 @@ def recipe(config: Config, name: str) -> Recipe:
         )
     front_end, longest = config.model.front_end, config.data.prepare.max_seconds
     if not longest:
-        stages = [stage for stage in config.curriculum.values() if name in stage.blend]
-        windows = max((stage.max_windows for stage in stages), default=30)
+        hearing = [stage.max_windows for key, stage in config.curriculum.items() if name in config.hears(key)]
+        windows = max(hearing, default=30)
         longest = front_end.heard_seconds(windows)
     return Recipe(
         root=config.data.root,

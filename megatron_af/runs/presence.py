@@ -34,7 +34,7 @@ def missing_for_training(
     stage = config.curriculum[config.stage]
     read = (*stage.blend, *stage.evaluation, stage.watch.dataset)
     yield from _data(config, [name for name in read if name not in made])
-    yield from _narrower(config)
+    yield from _narrower(config, config.hears(config.stage))
     yield from _texts(config)
     spec = spec_of(stage)
     own = config.stage_folder(config.stage) / "checkpoints"
@@ -95,7 +95,9 @@ def missing_at_the_head(config: Config) -> Iterator[str]:
 def missing_for_evaluation(config: Config, checkpoint: Path | None = None) -> Iterator[str]:
     """The sets it is measured on, and the checkpoint: its own, or the one that is named."""
     stage = config.curriculum[config.stage]
-    yield from _data(config, [*stage.evaluation, *filter(None, [stage.calibrate])])
+    measured = [*stage.evaluation, *filter(None, [stage.calibrate])]
+    yield from _data(config, measured)
+    yield from _narrower(config, measured)
     yield from _texts(config)
     folder = config.stage_folder(config.stage) / "checkpoints"
     if checkpoint is not None:
@@ -131,11 +133,11 @@ def _data(config: Config, names: Iterable[str]) -> Iterator[str]:
             yield f"{key}: {error}"
 
 
-def _narrower(config: Config) -> Iterator[str]:
-    """Prepared sets of the blend that hold less of their clips than the stage hears: it would take that for all."""
+def _narrower(config: Config, names: Iterable[str]) -> Iterator[str]:
+    """Prepared sets that hold less of their clips than the stage hears: it would take that for all."""
     stage, front = config.curriculum[config.stage], config.model.front_end
     heard = front.heard_seconds(stage.max_windows)
-    for name in filter(config.data.datasets.__contains__, stage.blend):
+    for name in sorted(filter(config.data.datasets.__contains__, names)):
         manifest = config.data.datasets[name].manifest
         try:
             summary = json.loads(DataRoot(config.data.root).read(f"{manifest}/{PREPARED}"))["summary"]

@@ -454,6 +454,8 @@ def test_clips_are_cut_to_what_the_longest_stage_uses(tmp_path: Path) -> None:
     assert (summary.cut, summary.max_seconds, summary.sample_rate) == (1, 3.0, 16_000) and summary.seconds == 4.0
     longer = StageConfig(blend={"a": 1.0}, max_windows=12)
     assert recipe(replace(c, curriculum={**c.curriculum, "long": longer}), "a").max_seconds == 12.0
+    measured = StageConfig(blend={"b": 1.0}, evaluation=("a",), max_windows=40)  # beyond what is usual
+    assert recipe(replace(c, curriculum={**c.curriculum, "long": measured}), "a").max_seconds == 40.0
     with pytest.raises(ValueError, match=r"data.datasets.b.*no such data set"):
         recipe(c, "b")
 

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, DataConfig, DatasetConfig, ImportConfig, StageConfig
-from megatron_af.runs.presence import missing_at_the_head, missing_for_training
+from megatron_af.config import (
+    Config,
+    DataConfig,
+    DatasetConfig,
+    ImportConfig,
+    NeighboursConfig,
+    RetrievalConfig,
+    StageConfig,
+    WatchConfig,
+)
+from megatron_af.runs.presence import missing_at_the_head, missing_for_evaluation, missing_for_training
 
 
 @pytest.fixture
@@ -88,3 +97,29 @@ def test_what_was_prepared_narrower_than_it_is_heard_is_refused(
     problems = list(missing_for_training(replace(config, stage="clap")))
     told = [problem for problem in problems if problem.startswith("data.datasets.captions")]
     assert [said in problem and "prepare it again" in problem for problem in told] == [True] * bool(said)
+
+
+def test_what_is_measured_narrower_than_it_is_heard_is_refused(config: Config, tmp_path: Path) -> None:
+    touch(tmp_path / "data/prepared/captions/index.arrow")
+    summary = {"cut": 3, "max_seconds": 1.0, "sample_rate": 16_000}
+    (tmp_path / "data/prepared/captions/prepared.json").write_text(json.dumps({"summary": summary}))
+    stage = replace(config.curriculum["clap"], blend={"clotho": 1.0}, evaluation=("captions",))
+    config = replace(config, stage="clap", curriculum={**config.curriculum, "clap": stage})
+    for problems in (missing_for_training(config), missing_for_evaluation(config)):
+        assert any("data.datasets.captions" in p and "holds the first 1 s of clips" in p for p in problems)
+
+
+def test_a_stage_hears_what_it_is_looked_at_by_and_what_rows_are_made_of(config: Config) -> None:
+    knn = DatasetConfig(manifest="knn.jsonl", neighbours=NeighboursConfig(of="unused"))
+    stage = StageConfig(
+        blend={"knn": 1.0}, evaluation=("clotho",), watch=WatchConfig(dataset="made"), calibrate="development"
+    )
+    config = replace(
+        config,
+        data=replace(config.data, datasets={**config.data.datasets, "knn": knn}),
+        curriculum={**config.curriculum, "tune": stage},
+        retrieval=RetrievalConfig(stage="clap", datasets=("other",)),
+    )
+    assert config.hears("tune") == {"knn", "unused", "clotho", "made", "development"}
+    assert config.hears("clap") == {"captions", "unused", "other"}
+    assert config.hears("align") == {"clotho", "made"}
