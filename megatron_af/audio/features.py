@@ -83,7 +83,7 @@ class ClipFeatures:
         """What there is of some clips, and so which ones' mel is wanted."""
         if self._cache is None:
             return KnownFeatures(keys=("",) * len(clips), found=(None,) * len(clips))
-        keys = [self._cache.key(clip.digest(), clip.start, clip.duration, clip.windows) for clip in clips]
+        keys = [_key(self._cache, clip) for clip in clips]
         return KnownFeatures(keys=tuple(keys), found=tuple(self._cache.lookup(keys)))
 
     def __call__(self, audio: StepAudio, windows: Sequence[int]) -> Tensor:
@@ -117,6 +117,14 @@ class ClipFeatures:
         """New features reach the disk."""
         if self._cache is not None:
             self._cache.flush()
+
+
+def _key(cache: FeatureCache, clip: HeardClip) -> str:
+    """Of a recording that is gone or cannot be read, none: who makes its mel tells of it."""
+    try:
+        return cache.key(clip.digest(), clip.start, clip.duration, clip.windows)
+    except OSError:
+        return ""
 
 
 def encoded(front: Encodes, mel_WFM: Tensor) -> Tensor:

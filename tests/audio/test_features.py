@@ -174,3 +174,21 @@ def test_the_stream_makes_mel_only_of_what_the_encoder_wants(tmp_path: Path) -> 
     known = changed.batch(0).audio.known
     changed.close()
     assert isinstance(known, KnownFeatures) and known.missing == list(range(len(whole.clip_windows)))
+
+
+def test_a_recording_that_goes_away_is_silent_and_told_of_with_a_cache_too(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    features = ClipFeatures(Encoder(), CPU, torch.float32, FeatureCache(tmp_path / "cache", FRONT_END, "e", "fp32"))
+    stream = open_stream(config, encoder_side=features)
+    stream.pause()
+    batch = stream.make(0)
+    whole = batch.audio
+    recordings = sorted((tmp_path / "data/a").glob("*.wav"))  # a/3-0.wav is of the row a-3
+    next(path for path in recordings if f"a-{path.stem.split('-')[0]}" in batch.sample_ids).unlink()
+    again = stream.make(0).audio
+    stream.close()
+    assert isinstance(again.known, KnownFeatures) and again.known.keys.count("") == 1
+    assert again.clip_windows == whole.clip_windows and again.mel_WFM is not None
+    silent = again.mel_WFM.split(list(again.clip_windows))[again.known.keys.index("")]
+    assert silent.max() < -99.99
+    assert "silenced" in (config.stage_folder(config.stage) / "replaced.jsonl").read_text()
