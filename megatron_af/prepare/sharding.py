@@ -312,7 +312,7 @@ def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
     duration = min(clip.duration, plan.max_seconds)
     try:
         wave_T, rate = read_mono(recording, start=clip.start, duration=duration, channels=plan.channels)
-        pcm_T = kept_pcm(wave_T, rate, plan.front_end.sample_rate)
+        pcm_T = kept_pcm(wave_T, rate, plan.front_end.sample_rate, plan.front_end.level)
     except AudioError as error:
         raise AudioError(f"{clip.path}: {error}{_cure(root, clip, error)}", error.reason) from error
     data = io.BytesIO()

@@ -480,6 +480,22 @@ def test_prepared_data_trains_like_the_recordings(tmp_path: Path) -> None:
         s.close()
 
 
+@pytest.mark.parametrize("level", ["peak", "recorded"])
+def test_prepared_clips_have_the_level_that_the_model_hears(tmp_path: Path, level: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    soundfile.write(folder / "quiet.wav", noise(1.0, 16_000) * np.float32(0.1), 16_000, subtype="FLOAT")
+    raw = row("quiet", "quiet.wav")
+    write_manifest(folder, "a", [raw])
+    c = config(tmp_path)
+    c = replace(c, model=ModelConfig(front_end=replace(FRONT_END, level=level)))
+    run(c)
+    prepared = open_rows(DataRoot(str(folder)), "prepared/a")[0]
+    loader = ClipLoader(c, max_windows=3, device=CPU)
+    expected, found = (loader.load(r.clips)[0] for r in (raw, prepared))
+    assert (expected - found).abs().mean() < 0.1, "a live model hears a microphone as it is"
+
+
 def test_shards_that_rot_silence_their_own_clip_only(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_manifest(folder, "a", [r for r in toy_rows(folder, "a", 10) if len(r.clips) == 1])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dali_pipes.waves import AudioError
-from megatron_af.prepare.signals import check_signal, kept_pcm, peak_int16
+from megatron_af.prepare.signals import check_signal, kept_pcm, peak_int16, recorded_int16
 
 
 def test_peak_normalisation_rounds_towards_zero() -> None:
@@ -31,3 +31,8 @@ def test_what_is_too_high_for_the_model_is_silent_not_noise(hz: int, heard: bool
     with pytest.raises(AudioError, match=r"silent below 8,000 Hz") as raised:
         kept_pcm(wave, 44_100, 16_000)
     assert raised.value.reason == "silent"
+
+
+def test_samples_that_keep_their_level_are_those_that_are_decoded() -> None:
+    wave = np.array([0.5, -0.25, 0.01, 1.5, -1.5], np.float32)
+    assert recorded_int16(wave).tolist() == [16_384, -8_192, 328, 32_767, -32_767]
