@@ -50,6 +50,13 @@ class Refused(Exception):
         self.status, self.field, self.code = status, field, code
 
 
+def refuse_other(asked: Any, served: str) -> None:
+    """Raises `Refused` where another model is asked for than the one that is served."""
+    if asked != served:
+        told = f"model: expected {served!r}, which is served here, got {_show(asked)}"
+        raise Refused(404, told, field="model", code="model_not_found")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """A request that was understood."""
@@ -75,11 +82,7 @@ def read_ask(body: Any, *, model: str, settings: ServingConfig) -> Ask:
             raise Refused(400, f"{name}: this server has no such setting; leave it out", field=name)
         if name not in READ and name not in NEUTRAL and name not in WITHOUT_EFFECT:
             raise Refused(400, f"{name}: not a field of this server{suggestion(name, READ)}", field=name)
-    if body.get("model") != model:
-        raise Refused(
-            404, f"model: expected {model!r}, which is served here, got {_show(body.get('model'))}",
-            field="model", code="model_not_found",
-        )  # fmt: skip
+    refuse_other(body.get("model"), model)
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise Refused(400, f"stream_options: expected an object, got {_kind(options)}", field="stream_options")

@@ -2,7 +2,7 @@
 
     app = make_app(model, settings)         # ASGI; tools/serve.py runs it
 
-    POST /v1/chat/completions      GET /v1/models      GET /health      GET /metrics
+    POST /v1/chat/completions      GET /v1/models[/NAME]      GET /health      GET /metrics
 
 A request holds a place from its first byte until it is answered; where none is free it gets 429 before its body is
 read, so memory is bounded by places times bytes. Its recordings are opened and its prompt is measured when it comes,
@@ -32,7 +32,7 @@ from megatron_af.data.rows import Row
 from megatron_af.foreign import ForeignError, strict_json
 from megatron_af.inference.requests import BadRequest, RequestRows, TooLarge, files_below, no_files
 from megatron_af.inference.writing import Answer, Piece
-from megatron_af.serve.chat import Ask, Pieces, Refused, completion, error_body, read_ask
+from megatron_af.serve.chat import Ask, Pieces, Refused, completion, error_body, read_ask, refuse_other
 from megatron_af.serve.counts import CONTENT_TYPE, Counts
 from megatron_af.serve.engine import Engine, Event, Left
 from megatron_af.serve.loaded_model import LoadedModel
@@ -69,6 +69,7 @@ def make_app(model: LoadedModel, settings: ServingConfig) -> Starlette:
         routes=[
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
             Route("/v1/models", server.models),
+            Route("/v1/models/{name:path}", server.models),
             Route("/health", server.health),
             Route("/metrics", server.metrics),
         ],
@@ -109,10 +110,11 @@ class Server:
     async def models(self, request: Request) -> Response:
         try:
             self._admit(request)
+            refuse_other(request.path_params.get("name", self._name), self._name)
         except Refused as error:
             return self.refuse(error)
         entry = {"id": self._name, "object": "model", "created": self._counts.started, "owned_by": "megatron-af"}
-        return JSONResponse({"object": "list", "data": [entry]})
+        return JSONResponse(entry if request.path_params else {"object": "list", "data": [entry]})
 
     async def chat(self, request: Request) -> Response:
         began, place = time.monotonic(), ExitStack()

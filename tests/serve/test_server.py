@@ -53,6 +53,9 @@ def message(status_and_body: tuple[int, Any]) -> tuple[int, str]:
 
 def test_openais_client_is_answered(server: Running) -> None:
     assert [model.id for model in server.client.models.list()] == ["parrot"]
+    assert server.client.models.retrieve("parrot") == server.client.models.list().data[0]
+    with pytest.raises(openai.NotFoundError, match="expected 'parrot', which is served here, got 'gpt/5'"):
+        server.client.models.retrieve("gpt/5")
     answer = server.client.chat.completions.create(**asking("a b", wav(2), n=2))
     assert [choice.message.content for choice in answer.choices] == ["a b 2", "a b 2"]
     assert answer.choices[0].finish_reason == "stop" and answer.model == "parrot"
@@ -230,7 +233,7 @@ def test_only_who_shows_a_key_is_answered(parrot: Parrot, monkeypatch: pytest.Mo
         for headers in ({}, {"Authorization": "Bearer two"}, {"Authorization": "Basic one"}, {"Authorization": "one"}):
             status, sentence = message(server.post(asking("x"), **headers))
             assert (status, "expected `Authorization: Bearer KEY`" in sentence) == (401, True)
-        assert [server.get(path)[0] for path in ("/v1/models", "/health", "/metrics")] == [401, 200, 200]
+        assert [server.get(path)[0] for path in ("/v1/models/x", "/health", "/metrics")] == [401, 200, 200]
 
 
 def test_a_request_names_files_of_one_folder_only(parrot: Parrot, tmp_path: Path) -> None:
