@@ -78,6 +78,8 @@ def _of_stage(stage: Path) -> tuple[Config, Path]:
 def _of_checkpoint(checkpoint: Path) -> tuple[Config, Path]:
     if not (checkpoint / SETTINGS).is_file():
         raise FileNotFoundError(f"expected a checkpoint that training wrote, got {checkpoint}, without {SETTINGS}")
+    if len(checkpoint.parents) < 3:
+        raise FileNotFoundError(f"expected a checkpoint in its run, as RUN/STAGE/checkpoints/STEP, got {checkpoint}")
     run = checkpoint.parents[2]
     config = load_config(checkpoint / SETTINGS)
     stage = read_resume(checkpoint)["stage"]

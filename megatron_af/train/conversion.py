@@ -169,8 +169,10 @@ def _report(
 def refuse_occupied(target: Path) -> None:
     """
     Raises:
-        Occupied: it is a file, or a folder with something in it.
+        Occupied: it is a file, a folder with something in it, or the one that whoever calls stands in.
     """
+    if target.absolute() == Path.cwd():  # whatever took its place, a shell would stay in the one that was
+        raise Occupied(f"expected a new or empty folder to write to, got {target}, which you are in: name another")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Occupied(f"expected a new or empty folder to write to, got {target}, which holds something: name another")
 

@@ -81,16 +81,22 @@ def test_a_release_is_a_run_of_its_own(config: Config, tmp_path: Path) -> None:
         assert run_name(place, found) == found.name
 
 
-def test_what_cannot_be_loaded_is_said_in_one_sentence(config: Config, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_said_in_one_sentence(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_checkpoint(config, "align")
     (config.stage_folder("tune") / "checkpoints").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
+    lifted, is_file, is_dir = Path("/step_00000001"), Path.is_file, Path.is_dir
+    monkeypatch.setattr(Path, "is_file", lambda path: path.parent == lifted or is_file(path))
+    monkeypatch.setattr(Path, "is_dir", lambda path: path == lifted or is_dir(path))
     bare = write_checkpoint(config, "lm")
     (bare / "config.yaml").unlink()
     for place, says in [
         (tmp_path / "gone", "expected the folder of a run, stage, checkpoint or release, got .*/gone: not there"),
         (tmp_path / "empty", "expected a run with a trained stage, got .*/empty: no stage in it has a checkpoint"),
         (config.stage_folder("tune"), "expected a trained stage, got .*/tune, which has no checkpoint yet"),
+        (lifted, r"expected a checkpoint in its run, as RUN/STAGE/checkpoints/STEP, got /step_00000001"),
         (bare, r"expected a checkpoint that training wrote, got .*step_00000001, without config\.yaml"),
     ]:
         with pytest.raises(FileNotFoundError, match=says) as error:

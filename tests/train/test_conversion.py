@@ -30,7 +30,7 @@ from megatron_af.runs.paths import MANIFEST, CheckpointError, Resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
 from megatron_af.train.checkpoint_reading import load_parts
-from megatron_af.train.conversion import WHOLE, Occupied, convert, refuse_other_tokenizer
+from megatron_af.train.conversion import WHOLE, Occupied, convert, refuse_occupied, refuse_other_tokenizer
 from tests.convert.qwen_folder import write_folder
 from tests.convert.released_folder import FIXTURE, folder
 from tests.convert.toy_clap import write_clap
@@ -237,6 +237,13 @@ def test_a_death_at_any_moment_leaves_a_whole_folder_or_none(tmp_path: Path) -> 
         assert not folder.exists() or alike(tmp_path / "whole", folder), f"at change {met}"
     assert met >= 5 and alike(tmp_path / "whole", folder)
     assert not list(tmp_path.glob(".*")), "nothing half-written"
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (Path(), tmp_path):
+        with pytest.raises(Occupied, match="which you are in: name another"):
+            refuse_occupied(name)
 
 
 def test_a_full_folder_is_not_written_into(tmp_path):
