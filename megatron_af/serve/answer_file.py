@@ -9,8 +9,8 @@ the likelihood of given answers is wanted, too. A line of the output stands for 
     {"id": "18", "prompt": "…", "answer": "yes", "scores": {"yes": -0.2, "no": -1.9}, "likeliest": "yes", …}
     {"id": "19", "error": "request 19: audio: expected a recording, got what cannot be decoded: …", "asked": …}
 
-``asked`` says of what the answer follows: the request, the size and time of the recordings that it names, the settings
-and the weights. What has the same one is not asked again, whoever answered it.
+``asked`` says of what the answer follows: the request, the size and time of the recordings that it names, the settings,
+and the model (``LoadedModel.basis``). What has the same one is not asked again, whoever answered it.
 """
 
 import json
@@ -67,9 +67,9 @@ def answer_file(
     requests = list(read_requests(source))
     if requests and all(isinstance(request, Unread) for request in requests):
         raise ForeignError(requests[0]["error"])
-    settings = {"decoding": dict(decoding), "few_shot": few_shot, "from": few_shot_from, "weights": model.weights}
+    shown = {"few_shot": few_shot, "few_shot_from": few_shot_from}
     # A volume may show each machine another folder.
-    asked, to_do = from_first(partial(_to_do, requests, settings, source, output))
+    asked, to_do = from_first(partial(_to_do, model, requests, {"decoding": dict(decoding), **shown}, source, output))
     own = to_do[model.data_rank :: model.data_size]
     done = 0
     with _part(output, dist.get_rank()).open("a", encoding="utf-8") as part:
@@ -156,17 +156,18 @@ def _result(model: LoadedModel, request: dict[str, Any], answer: Answer) -> dict
 
 
 def _to_do(
-    requests: Sequence[dict[str, Any]], settings: Mapping[str, Any], source: Path, output: Path
+    model: LoadedModel, requests: Sequence[dict[str, Any]], settings: dict[str, Any], source: Path, output: Path
 ) -> tuple[list[str], list[int]]:
     """What each answer follows from, and the places of the requests that no earlier run has answered.
 
     Raises:
         BadRequest: the output is a file of something else, which would be lost.
     """
+    basis = settings | model.basis(few_shot=settings["few_shot"], few_shot_from=settings["few_shot_from"])
     with ThreadPoolExecutor(READERS) as pool:  # on a volume, each look at a file takes its time
         found = pool.map(_recordings, requests)
         asked = [
-            digest_value({"request": request, **({"recordings": own} if own else {}), **settings})
+            digest_value({"request": request, **({"recordings": own} if own else {}), **basis})
             for request, own in zip(requests, found, strict=True)
         ]
     known = _known(output)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_af.config import Config
 from megatron_af.inference.requests import BadRequest, Opens, is_absent, own_files
 from megatron_af.runs.bundle import INDEXES
+from megatron_af.runs.digests import digest_file
 
 if TYPE_CHECKING:
     from megatron_af.retrieval.retriever import Retriever
@@ -47,18 +48,31 @@ class FoundExamples:
             retriever.close()
         self._retrievers.clear()
 
+    def digest(self, dataset: str) -> str:
+        """Of what examples come from: an index that was built again may find others.
+
+        Raises:
+            BadRequest: there is no such index.
+        """
+        return digest_file(self._index(dataset))
+
     def _retriever(self, dataset: str) -> "Retriever":
+        dataset = self._index(dataset).parent.name
+        if dataset not in self._retrievers:
+            from megatron_af.retrieval.retriever import Retriever
+
+            self._retrievers[dataset] = Retriever(self._config, dataset, opens=self._opens)
+        return self._retrievers[dataset]
+
+    def _index(self, dataset: str) -> Path:
+        """What says what it is: file of a data set's index, or of the only one."""
         folder = Path(self._config.output) / self._config.name / INDEXES
         indexed = sorted(file.parent.name for file in folder.glob("*/index.json"))
         dataset = dataset or (indexed[0] if len(indexed) == 1 else "")
         if dataset not in indexed:
             known = ", ".join(indexed) or "none: build one (tools/build_retrieval.py), and release again"
             raise BadRequest(f"few_shot_from: expected an index of this model, got {dataset!r}; it has {known}")
-        if dataset not in self._retrievers:
-            from megatron_af.retrieval.retriever import Retriever
-
-            self._retrievers[dataset] = Retriever(self._config, dataset, opens=self._opens)
-        return self._retrievers[dataset]
+        return folder / dataset / "index.json"
 
     @staticmethod
     def _with_examples(

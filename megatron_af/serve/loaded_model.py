@@ -30,6 +30,8 @@ from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.requests import BadRequest, Opens, RequestRows, check_options, decoding_of, own_files
 from megatron_af.inference.writing import Answer, Tell
 from megatron_af.parallel.device import make_megatron_portable
+from megatron_af.runs.calibration import CALIBRATION
+from megatron_af.runs.digests import digest_file
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.serve.found_examples import FoundExamples
@@ -37,7 +39,7 @@ from megatron_af.serve.parts import join_process_group, load_embedder, load_list
 from megatron_af.serve.pieces import pieces_of
 from megatron_af.serve.places import embedding_stage, find, run_name
 from megatron_af.serve.settings import PRECISIONS, Precision
-from megatron_af.serve.teaching import check_lesson, show
+from megatron_af.serve.teaching import answered_behind, check_lesson, show
 
 if TYPE_CHECKING:
     from megatron_af.inference.answers import Answering
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
 
 type Audio = str | Path | bytes
 """A recording in any format that libsndfile or FFmpeg reads: a file, a ``data:`` URI, base64, or its bytes."""
-
 
 TALK = ("history", "examples")
 """What may come before a prompt."""
@@ -90,8 +91,7 @@ class LoadedModel:
             )
         self._config, checkpoint = find(Path(place))
         self._name = run_name(Path(place), self._config)
-        self.weights = checkpoint_digest(checkpoint)
-        """Digest of the checkpoint."""
+        self._weights, self._precision = checkpoint_digest(checkpoint), precision
         if precision:
             self._config = replace(self._config, precision="fp32" if precision == "fp32" else "bf16")
         self._stage = self._config.curriculum[self._config.stage]
@@ -175,16 +175,14 @@ class LoadedModel:
         Args:
             tell: of each request, told its answer piece by piece; on this thread.
         """
-        decodings = [
-            decoding_of(request, decoding, f"request {index}: ")
-            for index, request in enumerate(requests)
-        ]
+        decodings = [decoding_of(request, decoding, f"request {i}: ") for i, request in enumerate(requests)]
         with self._rows(requests, few_shot, few_shot_from) as (listener, rows, root):
             if self._taught is None or few_shot:
                 answers = listener.answers(rows, decodings, root=root, tell=tell)
             else:
                 tells = tell or [None] * len(rows)
-                answers = [self._behind(*asked, root) for asked in zip(rows, decodings, tells, strict=True)]
+                asked = zip(rows, decodings, tells, strict=True)
+                answers = [answered_behind(self._taught, listener, *one, root) for one in asked]
         return [answer for answer in answers if answer is not None]
 
     def teach(self, label: str, clips: Sequence[Audio], *, prompt: str = "what is this sound?") -> None:
@@ -212,19 +210,6 @@ class LoadedModel:
     def forget(self) -> None:
         """What was taught."""
         self._taught = None
-
-    def _behind(self, row: Row, decoding: Decoding, tell: Tell | None, root: Path) -> Answer | None:
-        """The answer behind what was taught, where a row can stand behind it."""
-        assert self._taught is not None
-        if row.template != "single" or len(row.clips) != 1:
-            return self._answering().answers([row], [decoding], root=root, tell=[tell])[0]
-        try:
-            return self._taught.answer(row, decoding, root, tell)
-        except TooLong as error:
-            raise BadRequest(
-                f"{row.id}: expected a question that fits into {error.max_tokens} tokens behind the "
-                f"{len(self._taught)} examples that were taught; shorten it, or forget() them"
-            ) from None
 
     def stream(self, audio: Audio | None, prompt: str, **how: Any) -> Iterator[str]:
         """:meth:`answer`, piece by piece as it is written; the model is free for others when it has ended."""
@@ -267,9 +252,7 @@ class LoadedModel:
             except AudioError as error:
                 raise BadRequest(str(error)) from None
 
-    def join(
-        self, rows: Sequence[Row], decodings: Sequence[Decoding], root: Path, tell: Sequence[Tell]
-    ) -> None:
+    def join(self, rows: Sequence[Row], decodings: Sequence[Decoding], root: Path, tell: Sequence[Tell]) -> None:
         """Rows whose clips lie below ``root``, each of which passed :meth:`prompt_tokens`, are answered together with
         those that joined before and go on; :meth:`step` by step.
 
@@ -327,6 +310,18 @@ class LoadedModel:
         from megatron_af.inference.live import Live
 
         return Live(self._answering())
+
+    def basis(self, *, few_shot: int, few_shot_from: str) -> dict[str, str]:
+        """What answers follow from besides what is asked, each by a digest or a name; what there is none of is left
+        out. Raises BadRequest where the rows to show are of no index."""
+        calibration = self._config.stage_folder(self._config.stage) / CALIBRATION
+        found = {
+            "weights": self._weights,
+            "precision": self._precision,
+            "calibration": digest_file(calibration) if self._answering().calibration else "",
+            "index": self._examples.digest(few_shot_from) if few_shot else "",
+        }
+        return {name: digest for name, digest in found.items() if digest}
 
     @property
     def data_rank(self) -> int:

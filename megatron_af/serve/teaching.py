@@ -2,6 +2,7 @@
 
     check_lesson("door creak", ["creak1.wav"], config.model)
     show(taught, "door creak", ["creak1.wav"], "what is this sound?")
+    answered_behind(taught, listener, row, decoding, None, root)
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,12 @@ from dali_pipes.waves import AudioError
 from megatron_af.config import ModelConfig
 from megatron_af.data.rows import Question, Row
 from megatron_af.data.templates import TooLong
+from megatron_af.inference.decoding import Decoding
 from megatron_af.inference.requests import BadRequest, Opens, RequestRows, own_files
+from megatron_af.inference.writing import Answer, Tell
 
 if TYPE_CHECKING:
+    from megatron_af.inference.listener import Listener
     from megatron_af.inference.taught import Taught
 
 
@@ -50,3 +54,22 @@ def show(
                 f"teach: {label!r}: {len(taught) + len(heard)} examples take more than the {error.max_tokens} "
                 "tokens of the stage's max_text_tokens; teach fewer clips, or forget() what was taught"
             ) from None
+
+
+def answered_behind(
+    taught: "Taught", listener: "Listener", row: Row, decoding: Decoding, tell: Tell | None, root: Path
+) -> Answer | None:
+    """The answer behind what was taught, where a row can stand behind it.
+
+    Raises:
+        BadRequest: together they are too long.
+    """
+    if row.template != "single" or len(row.clips) != 1:
+        return listener.answers([row], [decoding], root=root, tell=[tell])[0]
+    try:
+        return taught.answer(row, decoding, root, tell)
+    except TooLong as error:
+        raise BadRequest(
+            f"{row.id}: expected a question that fits into {error.max_tokens} tokens behind the {len(taught)} examples "
+            "that were taught; shorten it, or forget() them"
+        ) from None

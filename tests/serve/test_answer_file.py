@@ -21,10 +21,8 @@ ASKED = [{"prompt": f"w{n}", "id": f"q{n}"} for n in range(40)]
 class Parrot:
     """Says a prompt back; ``bad`` cannot be answered, ``stop`` ends the process it is asked in."""
 
-    weights = "sha256:1"
-
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.data_rank, self.data_size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, weights: str = "sha256:1") -> None:
+        self.data_rank, self.data_size, self._weights = rank, size, weights
         self.asked: list[str] = []
 
     def complete(self, requests: Any, *, few_shot: int, few_shot_from: str, **decoding: Any) -> list[Answer]:
@@ -38,6 +36,9 @@ class Parrot:
         return [
             Answer(text=f"{prompt}!", tokens=(1,), finish="stop", prompt_tokens=1, scores=scores) for prompt in prompts
         ]
+
+    def basis(self, *, few_shot: int, few_shot_from: str) -> dict[str, str]:
+        return {"weights": self._weights}
 
     def scores(self, audio: Any, prompt: str, options: list[str], **talk: Any) -> dict[str, float]:
         return {option: -float(len(option)) for option in options}
@@ -85,12 +86,9 @@ def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
     model = Parrot()
     assert answer(model, source, output) == Counts(answered=40, refused=0, kept=39)
     assert model.asked == ["new"] and [line["id"] for line in read(output)[:2]] == ["0", "q1"]
-    other = Parrot()
-    answer(other, source, output, temperature=1.0)
-    assert len(other.asked) == 40, "other settings"
-    other.weights, other.asked = "sha256:2", []
-    answer(other, source, output, temperature=1.0)
-    assert len(other.asked) == 40, "other weights"
+    for other, why in ((Parrot(), "other settings"), (Parrot(weights="sha256:2"), "other weights")):
+        answer(other, source, output, temperature=1.0)
+        assert len(other.asked) == 40, why
 
 
 @pytest.mark.usefixtures("world")

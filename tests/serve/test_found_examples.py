@@ -53,6 +53,17 @@ def test_the_only_index_needs_no_name_and_is_read_once(config: Config) -> None:
     assert near.closed and not found._retrievers  # type: ignore[attr-defined]
 
 
+def test_an_index_that_was_built_again_is_another(config: Config) -> None:
+    index(config, "train")
+    found = FoundExamples(config)
+    before = found.digest("")
+    assert before == found.digest("train") and before.startswith("sha256:")
+    (Path(config.output) / config.name / INDEXES / "train/index.json").write_text('{"rows": 2}')
+    assert found.digest("train") != before
+    with pytest.raises(BadRequest, match="got 'test'; it has train"):
+        found.digest("test")
+
+
 def test_several_indexes_and_none_are_told(config: Config) -> None:
     with pytest.raises(BadRequest, match="it has none: build one"):
         FoundExamples(config).before([], 1, "")

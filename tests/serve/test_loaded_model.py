@@ -346,6 +346,42 @@ def test_it_answers_in_less_memory(folder: Path) -> None:
         assert np.dot(found[precision][2], found["fp32"][2]) > 0.99
 
 
+BASIS = """
+import json, numpy as np, megatron_af as af
+from pathlib import Path
+from megatron_af.inference.requests import BadRequest
+from megatron_af.runs.calibration import calibrate
+asked = dict(few_shot=0, few_shot_from="")
+found = {}
+for precision in ("", "bf16"):
+    with af.load("runs/demo", precision=precision) as model:
+        found[precision] = model.basis(**asked)
+for confidence in (0.5, 0.25):
+    calibration = calibrate("held", found[""]["weights"], [confidence] * 8, [True] * 8, np.eye(8, dtype=np.float32))
+    files = calibration.write(Path("runs/demo/stage"))
+    with af.load("runs/demo") as model:
+        found[f"sure {confidence}"] = model.basis(**asked)
+for file in files:
+    file.unlink()
+with af.load("runs/other") as model:
+    found["other"] = model.basis(**asked)
+    try:
+        model.basis(few_shot=2, few_shot_from="train")
+    except BadRequest as error:
+        found["index"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_what_answers_follow_from_is_told(folder: Path) -> None:
+    found = python(folder, BASIS)
+    assert found.pop("index").startswith("few_shot_from: expected an index of this model, got 'train'")
+    bases = {json.dumps(basis, sort_keys=True) for basis in found.values()}
+    assert len(bases) == len(found) == 5
+    assert found["bf16"] == found[""] | {"precision": "bf16"}
+    assert found["sure 0.5"].keys() - found[""].keys() == {"calibration"}
+
+
 def test_int8_is_refused_where_linears_are_cut() -> None:
     with pytest.raises(ValueError, match=r"got parallel\.tensor = 2; set it to 1, or precision to bf16"):
         loaded_model.LoadedModel("nowhere", precision="int8", parallel=ParallelConfig(tensor=2))
