@@ -8,6 +8,7 @@ evaluation. What is there and was made by the same settings is not made again.
 """
 
 import itertools
+import json
 import os
 import re
 import tempfile
@@ -20,9 +21,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig
+from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig, PrepareConfig
 from megatron_af.config.addresses import refuse_secrets
-from megatron_af.config.loading import load_config
+from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.config.rules import name_rules
 from megatron_af.cores import usable_cores
 from megatron_af.data.rows import Manifest, Row
@@ -30,7 +31,7 @@ from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.classes import class_tables
 from megatron_af.evaluate.hearing import table
 from megatron_af.files import require_room, write
-from megatron_af.foreign import read_json
+from megatron_af.foreign import read_json, read_text
 from megatron_af.pipeline.curriculum import plan, run_curriculum
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.report import clock
@@ -89,15 +90,19 @@ def start(
         if dry_run:  # looked at beside, and left as it was
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work = scratch if dry_run else root
+        if file.exists():
+            _refuse_other(folder, root, file)
         found = understand(folder, work)
         _tell(console, folder, found)
         if dry_run or not file.exists():
-            facts = _look(found, name, work, progress, offered(origin) if origin else None)
+            prepare = _prepare(overrides)
+            facts = _look(found, name, work, prepare, progress, offered(origin) if origin else None)
             _tell_facts(console, facts)
             text = write_recipe(name, root, found.origins, facts.statistics, facts.begin, facts.words)
             write(work / f"{name}.yaml", text)
         else:
-            progress.say(f"settings: {file}, which is there already; delete it to begin anew")
+            begins = " and says what is begun with, whatever --from does" if origin else ""
+            progress.say(f"settings: {file}, which is there already{begins}; delete it to begin anew")
         if dry_run:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
             config = load_config(work / f"{name}.yaml", overrides)
@@ -117,13 +122,37 @@ def slug(folder: Path) -> str:
     return re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:40] or "mine"
 
 
-def _look(found: Found, name: str, root: Path, progress: Progress, begin: Begin | None) -> _Facts:
+def _refuse_other(folder: Path, root: Path, file: Path) -> None:
+    """Settings are of one folder; two folders of a name would take turns in one place.
+
+    Raises:
+        ConfigError: the file was written for another folder, which is still there.
+    """
+    before = root / LINK
+    if before.is_dir() and folder.is_dir() and not before.samefile(folder):
+        raise ConfigError(
+            f"{folder} cannot be started",
+            [f"{file} is of {before.resolve()}: give this folder a name of its own, such as name={file.stem}-2"],
+        )
+
+
+def _prepare(overrides: Sequence[str]) -> PrepareConfig:
+    """How much may be left out of what is imported before there is a YAML that says so."""
+    given = [override for override in overrides if override.startswith("data.prepare")]
+    return load_config(CONFIGS / "model" / "demo.yaml", ["name=look", *given]).data.prepare
+
+
+def _look(
+    found: Found, name: str, root: Path, prepare: PrepareConfig, progress: Progress, begin: Begin | None
+) -> _Facts:
     """What the rows hold that training will come from, and what fits them of the weights that are offered."""
     key = "all" if "all" in found.origins else "train"
     sets = {n: DatasetConfig(manifest=f"{n}.jsonl", origin=origin) for n, origin in found.origins.items()}
     words = root / "tokenizer.json"
-    config = Config(name=name, data=DataConfig(root=str(root), tokenizer=str(words), datasets=sets))
-    _done(import_rows(config, list(sets), progress), "import")
+    data = DataConfig(root=str(root), tokenizer=str(words), datasets=sets, prepare=prepare)
+    config = Config(name=name, data=data)
+    if import_rows(config, list(sets), progress):
+        raise StepFailed(f"import: too much could not be used{_such_as(root, list(sets))}", give_up=True)
     _tell_shared(root, list(sets), progress)
     rows = Manifest(DataRoot(str(root)).fetch(f"{key}.jsonl"))
     classes = Counter(str(row.meta["class"]) for row in rows if "class" in row.meta)
@@ -145,6 +174,15 @@ def _look(found: Found, name: str, root: Path, progress: Progress, begin: Begin 
         example=rows[len(rows) // 2],
         begin=begin,
     )
+
+
+def _such_as(root: Path, names: Sequence[str]) -> str:
+    """What is wrong with the first of the rows: a dry run's list of all of them goes with it."""
+    for name in names:
+        for line in read_text(root / f"{name}.left_out.jsonl").splitlines():
+            if "row" in (entry := json.loads(line)) and not entry["reason"].startswith("note: "):
+                return f", such as {entry['problem']}"
+    return ", see above"
 
 
 def _tell_shared(root: Path, names: Sequence[str], progress: Progress) -> None:

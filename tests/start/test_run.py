@@ -1,6 +1,7 @@
 """The whole way on a folder of tones, with hardly any training: what it learns is nothing; docs say what it reaches."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
+from megatron_af.files import write
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
+from megatron_af.pipeline.job import StepFailed
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.start.run import slug, start
@@ -131,6 +134,42 @@ def test_too_little_is_refused_before_anything_trains(tmp_path: Path, monkeypatc
         write_table(tmp_path / "few")
         start(tmp_path / "few")
     assert not (tmp_path / "runs").exists()
+
+
+def test_two_folders_of_a_name_do_not_take_turns_in_one_place(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recordings of the second would be trained with the first one's settings, in the place of its results."""
+    monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "data/my-sounds/my-sounds.yaml"
+    write(settings, "name: my-sounds\n")
+    (settings.parent / "recordings").symlink_to(folder)
+    other = tmp_path / "elsewhere" / folder.name
+    shutil.copytree(folder, other)
+    for dry_run in (True, False):
+        with pytest.raises(ConfigError, match=rf"my-sounds.yaml is of {folder}: give this .* name=my-sounds-2"):
+            start(other, dry_run=dry_run)
+    assert (settings.parent / "recordings").resolve() == folder
+    start(other, ["name=my-sounds-2", *SMALL], dry_run=True)
+    shutil.rmtree(folder)  # moved: the same recordings go on where they were
+    with pytest.raises(ConfigError) as told:
+        start(other)
+    assert "is of" not in str(told.value) and (settings.parent / "recordings").resolve() == other
+
+
+def test_more_may_be_left_out_before_there_are_settings_that_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["file,caption"]
+    for take in range(24):
+        write_tone(tmp_path / "said" / f"{take}.wav", 0.3, take)
+        lines.append(f"{take}.wav,{f'tone {take} of many' if take > 1 else ''}")
+    write(tmp_path / "said/said.csv", "\n".join(lines) + "\n")
+    with pytest.raises(StepFailed, match="too much could not be used, such as line 2: no caption: caption is empty"):
+        start(tmp_path / "said", SMALL, dry_run=True)
+    start(tmp_path / "said", [*SMALL, "data.prepare.max_bad_fraction=0.1"], dry_run=True)
+    assert "all: 22 of 24 rows imported" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
