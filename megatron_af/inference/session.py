@@ -120,6 +120,7 @@ class Session:
         while known < min(len(ids) - 1, len(self._ids)) and ids[known] == self._ids[known]:
             known += 1
         self._reading.back_to(ids[:known])
+        self._ids = ids[:known]  # should somebody end the answer, no more than this counts as read
         self.left_out, self.read_anew = text.shortened, len(ids) - known
         decoding = listener.settled(decoding, row, self._files.root)
         (answer,) = write(self._reading, [ids], [decoding], listener.tokenizer, tell=[tell])

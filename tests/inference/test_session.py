@@ -14,6 +14,7 @@ from megatron_af.inference.listener import Listener
 from megatron_af.inference.live import Live
 from megatron_af.inference.requests import BadRequest
 from megatron_af.inference.session import Session
+from megatron_af.inference.writing import Answer, Piece
 from tests.data.toy import write_tone
 from tests.distributed import run_distributed
 from tests.trained_run import trained_run
@@ -33,16 +34,24 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
+def interrupted(event: Piece | Answer) -> None:
+    if isinstance(event, Answer):
+        raise KeyboardInterrupt
+
+
 def talk(rank: int, world_size: int, config: Config) -> Any:
     listener, root = Listener(config), Path(config.data.root)
 
-    def anew(name: str, turns: list[tuple[str, str]], prompt: str, decoding: Decoding = FOUR) -> str:
+    def answer_anew(name: str, turns: list[tuple[str, str]], prompt: str, decoding: Decoding) -> Answer:
         questions = (*(Question(prompt=p, output=a) for p, a in turns), Question(prompt=prompt, output=""))
         clips = (Clip(path=f"{name}.wav", duration={"dog": 2.0, "rain": 12.0}[name]),) if name else ()
         row = Row(id="x", clips=clips, questions=questions, template="dialogue" if turns else "single")
         (answer,) = listener.answers([row], [decoding], root=root)
         assert answer is not None
-        return answer.text
+        return answer
+
+    def anew(name: str, turns: list[tuple[str, str]], prompt: str, decoding: Decoding = FOUR) -> str:
+        return answer_anew(name, turns, prompt, decoding).text
 
     said, costs, loads = [], [], []
     load = listener.reading
@@ -78,6 +87,13 @@ def talk(rank: int, world_size: int, config: Config) -> Any:
         for prompt, decoding in (("w3", SEARCHED), ("w21 w22", FOUR), ("w3", SEARCHED)):
             turns = list(session.turns)
             said.append((session.ask(prompt, decoding).text, anew("dog", turns, prompt, decoding)))
+        # Whoever is told an answer may end it by an error of its own, Ctrl-C in a notebook.
+        session.ask("w21 w22", FOUR)
+        with pytest.raises(KeyboardInterrupt):
+            session.retry(DRAWN, interrupted)
+        turns = list(session.turns)
+        fresh = answer_anew("dog", turns, "w3", FOUR)
+        assert session.ask("w3", FOUR).confidence == pytest.approx(fresh.confidence, rel=1e-4)
         turns = list(session.turns[:-1])
         said.append((session.retry(SEARCHED).text, anew("dog", turns, "w3", SEARCHED)))
         session.load((root / "rain.wav").read_bytes())
