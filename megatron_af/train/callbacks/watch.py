@@ -56,7 +56,7 @@ class Watch(Callback):
         found = [trainer.learner.measure(batch) for batch in self._batches]
         for name in found[0]:
             record[f"watched/{name}"] = sum(numbers[name] for numbers in found) / len(found)
-        if by := trainer.stage.watch.best:
+        if (by := trainer.stage.watch.best) and not trainer.suspicious:  # no such weights are kept (``SaveEvery``)
             self._compare(trainer, record[f"watched/{by}"], lower=by == "loss")
 
     def _compare(self, trainer: "Trainer", value: float, *, lower: bool) -> None:

@@ -84,9 +84,13 @@ def test_the_log_line_says_how_it_goes() -> None:
     assert "chance" not in format_line({"step": 2.0, "loss": 0.5}, 4)
 
 
-def looked_at(watch: WatchConfig, values: list[float], state: dict[str, Any] | None = None) -> tuple[Any, list[int]]:
+def looked_at(
+    watch: WatchConfig, values: list[float], state: dict[str, Any] | None = None, suspicious: tuple[int, ...] = ()
+) -> tuple[Any, list[int]]:
     """A stage whose watched loss and share of sure answers are these, one look a step; the steps that were best."""
-    trainer: Any = SimpleNamespace(stage=StageConfig(watch=watch, steps=99), best_step=-1, enough=False, rank=0, step=0)
+    trainer: Any = SimpleNamespace(
+        stage=StageConfig(watch=watch, steps=99), best_step=-1, enough=False, rank=0, step=0, suspicious=False
+    )
     callback, best = Watch(Config(name="x"), None), []  # type: ignore[arg-type]
     callback._batches = [None]  # type: ignore[list-item]
     if state:
@@ -96,6 +100,7 @@ def looked_at(watch: WatchConfig, values: list[float], state: dict[str, Any] | N
         if trainer.enough:
             break
         trainer.step += 1
+        trainer.suspicious = trainer.step in suspicious
         trainer.learner = SimpleNamespace(measure=lambda batch, value=value: {"loss": value, "sure": value})
         callback.on_step(trainer, {})
         if trainer.best_step == trainer.step:
@@ -114,6 +119,13 @@ def test_the_best_is_the_lowest_loss_or_the_most_sure_answers(capsys: pytest.Cap
     assert trainer.enough and trainer.step == 4
     said = capsys.readouterr().out
     assert "step 4: 2 looks at b without a better loss than 2 at step 2: the stage ends here (watch.patience)" in said
+
+
+def test_what_no_checkpoint_is_written_of_is_not_the_best() -> None:
+    """While the loss of training has left its course (``SaveEvery``)."""
+    watch = WatchConfig(dataset="b", every_steps=1, best="loss", patience=3)
+    trainer, best = looked_at(watch, [3.0, 1.0, 2.0], suspicious=(2,))
+    assert best == [1, 3] and trainer.state == {"best": 2.0, "best_step": 3, "without_better": 0}
 
 
 def test_patience_goes_on_over_a_restart_and_can_be_raised() -> None:
