@@ -20,6 +20,9 @@ from megatron_af.inference.reading import Reading
 from megatron_af.inference.writing import Answer, Tell, Writing
 from megatron_af.text.tokenizer import Tokenizer
 
+type Beginning = tuple[float, list[int], list[float]]
+"""Its score, its tokens, and the log-probability of each as the model finds it, before the penalty."""
+
 
 def search(
     reading: Reading, prompt: Sequence[int], decoding: Decoding, tokenizer: Tokenizer, tell: Tell | None = None
@@ -29,44 +32,46 @@ def search(
         reading: one row that has heard its audio, and read nothing or the beginning of the prompt.
     """
     width, ends = decoding.beams, (tokenizer.end_of_chunk_id, tokenizer.eos_id)
-    done: list[tuple[float, list[int]]] = []
-    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    done: list[Beginning] = []
+    beams: list[Beginning] = [(0.0, [], [])]
     logits_KV = reading.read_on([prompt])
     for length in range(1, decoding.max_new_tokens + 1):
         logits_KV = without_never(logits_KV, tokenizer)
-        seen = [[*prompt, *written] for _, written in beams]
+        found_KV = logits_KV.double().log_softmax(-1)
+        seen = [[*prompt, *written] for _, written, _ in beams]
         logits_KV = torch.stack(
             [penalized(x_V, ids, decoding.repetition_penalty) for x_V, ids in zip(logits_KV, seen, strict=True)]
         )
         total_KV = logits_KV.double().log_softmax(-1)
-        total_KV += torch.tensor([score for score, _ in beams], device=total_KV.device)[:, None]
+        total_KV += torch.tensor([score for score, *_ in beams], device=total_KV.device)[:, None]
         best = total_KV.flatten().topk(min(2 * width, total_KV.numel()))
+        logprobs = found_KV.flatten()[best.indices].tolist()
         ranked = [
-            (score, *divmod(place, total_KV.shape[1]))
-            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            (score, *divmod(place, total_KV.shape[1]), logprob)
+            for score, place, logprob in zip(best.values.tolist(), best.indices.tolist(), logprobs, strict=True)
             if score > -torch.inf
         ]
-        more: list[tuple[float, int, int]] = []
-        for rank, (score, beam, token) in enumerate(ranked):
+        more: list[tuple[float, int, int, float]] = []
+        for rank, (score, beam, token, logprob) in enumerate(ranked):
             if token in ends:
                 if rank < width:
-                    done.append((score / length**decoding.length_penalty, [*beams[beam][1], token]))
+                    whole = [*beams[beam][1], token], [*beams[beam][2], logprob]
+                    done.append((score / length**decoding.length_penalty, *whole))
             elif len(more) < width:
-                more.append((score, beam, token))
+                more.append((score, beam, token, logprob))
         done = heapq.nlargest(width, done)
-        beams = [(score, [*beams[beam][1], token]) for score, beam, token in more]
+        beams = [(score, [*beams[b][1], token], [*beams[b][2], logprob]) for score, b, token, logprob in more]
         if not beams or length == decoding.max_new_tokens:
             break
         if len(done) == width and done[-1][0] >= beams[0][0] / length**decoding.length_penalty:
             beams = []
             break
-        reading.select([beam for _, beam, _ in more])
-        logits_KV = reading.read([[token] for _, _, token in more])
+        reading.select([beam for _, beam, *_ in more])
+        logits_KV = reading.read([[token] for _, _, token, _ in more])
     cut = decoding.max_new_tokens**decoding.length_penalty
-    score, written = max([*done, *((score / cut, ids) for score, ids in beams)])
+    _, *written = max([*done, *((score / cut, *beginning) for score, *beginning in beams)])
     writing = Writing(tokenizer, decoding, prompt, tell)
-    each = score * len(written) ** decoding.length_penalty / len(written)  # their sum is what counts
-    for token in written:
-        if not writing.add(token, logprob=each):
+    for token, logprob in zip(*written, strict=True):
+        if not writing.add(token, logprob=logprob):
             break
     return writing.answer

@@ -58,3 +58,23 @@ def test_the_widest_search_is_at_least_as_good_as_greedy() -> None:
     (found,) = run_distributed(widths, 1)
     assert all(totals[-1] >= totals[0] - 1e-9 for totals in found), found
     assert any(totals[-1] > totals[0] + 1e-6 for totals in found), "and finds better ones"
+
+
+def penalized_search(rank: int, world_size: int) -> Any:
+    """Confidences of searched answers under a repetition penalty, and those of the same tokens by the model itself."""
+    model, tokens = tiny_model(), tokenizer()
+    tokens.eos_id = 25
+    found = []
+    for number, stop in ((0, ()), (1, ()), (2, ("w",))):
+        decoding = Decoding(max_new_tokens=4, beams=3, repetition_penalty=1.7, length_penalty=2.0, stop=stop)
+        (answer,) = written(model, tokens, [number], decoding)
+        logprob_SV = slow_logits(model, tokens, number, answer.tokens).double().log_softmax(-1)
+        ends = answer.finish == "stop" and not stop
+        ids = [*answer.tokens, *([25] if ends else [])]
+        found.append((answer.confidence, math.exp(sum(float(logprob_SV[s, token]) for s, token in enumerate(ids)))))
+    return found
+
+
+def test_a_searched_answer_is_as_sure_as_the_model_is_before_penalties() -> None:
+    (found,) = run_distributed(penalized_search, 1)
+    assert [ours for ours, _ in found] == pytest.approx([model for _, model in found], rel=1e-4), found
