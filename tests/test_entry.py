@@ -81,7 +81,7 @@ def test_a_command_works_without_standard_streams(closed: str, tmp_path: Path) -
     )
     for more, code in (("", 0), ("more", 2)):
         done = subprocess.run(
-            f"exec {sys.executable} {program} {tmp_path / 'out'} {more} {closed}", shell=True, cwd=ROOT,
+            f"exec '{sys.executable}' {program} {tmp_path / 'out'} {more} {closed}", shell=True, cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
