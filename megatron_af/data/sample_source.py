@@ -148,7 +148,10 @@ class SampleSource[Said]:
                 refused.append(error)
                 self.report(step, draw.dataset, index, str(error), write=self._speaks)
                 index = self._sampler.replacement(draw, attempt)
-        raise TooManyReplacements(f"data set {draw.dataset}: {ATTEMPTS} rows in a row cannot be used, see the report")
+        raise TooManyReplacements(
+            f"data set {draw.dataset}: {ATTEMPTS} rows in a row cannot be used (last: {refused[-1]}); what was left "
+            f"out stands in {self._report}"
+        )
 
     def report(self, step: int, dataset: str, row: int | str, problem: str, *, write: bool = True) -> None:
         """Counts a replacement, writes it down once, and stops the run when there are too many."""
