@@ -211,6 +211,12 @@ def stage_rules(config: Config, name: str, world_size: int) -> Iterator[str]:
         yield f"{prefix}.watch.dataset = {watched}: not in data.datasets{suggestion(watched, known)}"
     elif watched in stage.blend:
         yield f"{prefix}.watch.dataset = {watched}: the stage learns from it (blend); name rows that it does not see"
+    if stage.spikes.deviations and not config.checkpoint.every_steps:
+        yield (
+            f"{prefix}.spikes.deviations = {stage.spikes.deviations:g}: a spike sends the run back to its newest "
+            "checkpoint, and checkpoint.every_steps = 0 writes none on the way: all steps before it would be left out; "
+            "set every_steps to what may be lost"
+        )
     for dataset in stage.blend:
         if dataset not in config.data.datasets:
             yield f"{prefix}.blend.{dataset}: not in data.datasets{suggestion(dataset, list(config.data.datasets))}"

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from megatron.core import parallel_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_af.config import Config, DatasetConfig, ParallelConfig, RegistryConfig, StepConfig, TrackingConfig
+from megatron_af.config import (
+    CheckpointConfig,
+    Config,
+    DatasetConfig,
+    ParallelConfig,
+    RegistryConfig,
+    SpikesConfig,
+    StepConfig,
+    TrackingConfig,
+)
 from megatron_af.config.rules import name_rules
 from megatron_af.model import AudioFront, Vocabulary, build
 from megatron_af.parallel.device import Device, make_megatron_portable
@@ -170,3 +179,13 @@ def test_no_stage_hears_views():
     problems = check(replace(config, model=replace(config.model, front_end=views)), 1)
     assert any("model.front_end.long_clips = views; set it to windows" in problem for problem in problems)
     assert not any("long_clips" in problem for problem in check(config, 1))
+
+
+def test_a_spike_has_a_checkpoint_to_go_back_to() -> None:
+    """Else all that was learnt before it would be left out, and the rest trained from the entry weights."""
+    config = tiny.config()
+    stage = replace(config.curriculum["stage"], spikes=SpikesConfig(deviations=8.0))
+    config = replace(config, curriculum={"stage": stage})
+    assert sum("spikes.deviations = 8: a spike sends the run back" in problem for problem in check(config, 1)) == 1
+    config = replace(config, checkpoint=CheckpointConfig(every_steps=100))
+    assert not any("spikes" in problem for problem in check(config, 1))
