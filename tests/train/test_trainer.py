@@ -4,14 +4,18 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from megatron_af.config.loading import load_config
+from megatron_af.parallel import groups, world
+from megatron_af.train.trainer import train_stage
 from tests.train import toy_run
-from tests.train.toy_run import STEPS, command, environment, losses, train
+from tests.train.toy_run import ROOT, STEPS, command, environment, losses, train
 
 pytestmark = pytest.mark.slow
 run_folder = toy_run.run_folder
@@ -88,3 +92,27 @@ def test_impossible_configuration_stops_with_one_message(run_folder: Path) -> No
         assert key in done.stderr
     assert done.stderr.count("cannot run on 2 processes") == 1, "one process of a node tells it"
     assert "Traceback" not in done.stderr
+
+
+def test_collectives_have_the_patience_of_the_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all processes, which the tool joins, and those of the groups that the trainer makes."""
+
+    class Met(BaseException):
+        pass
+
+    def meet(*given: Any) -> None:
+        raise Met(given[-1])
+
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import pretrain_af
+
+    config = load_config(run_folder / "tiny.yaml", ["launch.hang_seconds=7200"])
+    waiting = timedelta(seconds=7320)
+    monkeypatch.setattr(world, "join_world", meet)
+    with pytest.raises(Met) as met:
+        pretrain_af.train(config, 1)
+    assert met.value.args == (waiting,)
+    monkeypatch.setattr(groups, "initialize", meet)
+    with pytest.raises(Met) as met:
+        train_stage(config, list)
+    assert met.value.args == (waiting,)
