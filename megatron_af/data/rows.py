@@ -65,6 +65,11 @@ class Clip:
     digest: str = ""
     """SHA-256 of the recording's bytes, known for prepared audio."""
 
+    @property
+    def recording(self) -> str:
+        """What tells its recording from others: a shard holds many."""
+        return self.digest or (f"{self.path}@{self.offset}" if self.length else self.path)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:

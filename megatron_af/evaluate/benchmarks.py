@@ -40,7 +40,7 @@ class Asked:
     @property
     def group(self) -> str:
         clip = self.row.own_clips[-1]
-        return clip.digest or f"{clip.path}#{clip.start:g}"
+        return clip.digest or f"{clip.recording}#{clip.start:g}"
 
     def worded(self, wording: str) -> Row:
         """The row that asks it in these words."""
@@ -98,7 +98,8 @@ def questions_of_rows(benchmark: Benchmark, rows: Sequence[Row], left_out: Itera
     for row in rows:
         for single in row.each_question():
             question = single.questions[-1]
-            place = (*(f"{clip.path}#{clip.start:g}" for clip in single.clips), *(q.prompt for q in single.questions))
+            about = (f"{clip.recording}#{clip.start:g}" for clip in single.clips)
+            place: tuple[str, ...] = (*about, *(q.prompt for q in single.questions))
             number = f"{row.id}#{len(single.questions)}" if row.template == "dialogue" else row.id
             options = without_letters(question.options or benchmark.options)
             several = "labels" in row.meta
@@ -116,7 +117,7 @@ def questions_of_rows(benchmark: Benchmark, rows: Sequence[Row], left_out: Itera
                 notes["options contain each other"] += 1
             if benchmark.shuffle_options:
                 options = tuple(random.Random(number).sample(options, len(options)))
-            place = (*place, number) if place in asked else place
+            place = (*place, str(len(asked))) if place in asked else place
             asked[place] = Asked(
                 id=number,
                 row=replace(single, questions=(*single.questions[:-1], replace(question, options=options))),

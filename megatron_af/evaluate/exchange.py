@@ -77,7 +77,7 @@ def plain_answer(answer: str) -> str:
 
 def _recordings(row: Row) -> frozenset[str]:
     """What a row is about; pieces of one recording are one recording."""
-    return frozenset(clip.digest or clip.path for clip in row.own_clips)
+    return frozenset(clip.recording for clip in row.own_clips)
 
 
 def _elsewhere(index: int, heard: Sequence[frozenset[str]], rng: random.Random) -> int:

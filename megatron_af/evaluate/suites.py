@@ -314,7 +314,7 @@ def of_recordings(rows: Sequence[Row]) -> list[Row]:
     """Rows about one recording as one, with all their captions and labels: AudioCaps has a line for each."""
     by_clip: dict[tuple[str, float], Row] = {}
     for row in rows:
-        place = row.own_clips[-1].path, row.own_clips[-1].start
+        place = row.own_clips[-1].recording, row.own_clips[-1].start
         if before := by_clip.get(place):
             labels = sorted({*before.meta.get("labels", ()), *row.meta.get("labels", ())})
             meta = {**before.meta, **({"labels": labels} if labels else {})}

@@ -11,6 +11,7 @@ from megatron_af.config import ImportConfig
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.evaluate.benchmarks import questions_of_rows, read_questions
+from megatron_af.evaluate.exchange import exchange
 from megatron_af.foreign import ForeignError
 from megatron_af.runs.benchmarks import Benchmark, load_benchmark, shipped
 from tests.data.toy import write_tone
@@ -176,3 +177,20 @@ def test_a_benchmark_that_asks_nothing_is_told_of_before_it_is_measured(lines: s
     (tmp_path / "x").write_text(lines)
     with pytest.raises(ForeignError, match=told):
         read_questions(PLAIN, DataRoot(str(tmp_path)))
+
+
+def test_recordings_of_one_shard_are_asked_about_one_by_one() -> None:
+    inside = Clip(path="0.tar", duration=1.0, length=99)
+    rows = [
+        replace(row(n, Question(prompt="what?", output=f"a{n}")), clips=(replace(inside, offset=512 * n),))
+        for n in range(3)
+    ]
+    found = questions_of_rows(PLAIN, rows).questions
+    assert [one.references for one in found] == [("a0",), ("a1",), ("a2",)]
+    assert len({one.group for one in found}) == 3
+    assert all(other.partner for other in exchange([one.row for one in found]))
+
+
+def test_questions_that_a_layout_repeats_all_count() -> None:
+    same = row(0, Question(prompt="?", output="dog", options=("dog", "rain")))
+    assert [one.id for one in questions_of_rows(PLAIN, [same] * 4).questions] == ["0", "0~2", "0~3", "0~4"]

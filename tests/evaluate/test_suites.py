@@ -192,6 +192,10 @@ def test_rows_about_one_recording_are_compared_as_one() -> None:
     assert (first.captions, first.meta) == (("c0", "c2"), {"labels": ["x", "y"]})
     assert (other.captions, other.meta) == (("c1",), {})
 
+    inside = Clip(path="0.tar", duration=1.0, offset=512, length=99)
+    two = [dataclasses.replace(row("0.tar", n), clips=(dataclasses.replace(inside, offset=512 * n),)) for n in (1, 2)]
+    assert len(of_recordings(two)) == 2, "a shard holds many recordings"
+
 
 def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(SUITE + "clean: [first_line, no_full_stop, number_words]\n")
