@@ -134,6 +134,8 @@ def _unusable(output: str, options: Sequence[str], *, several: bool, lettered: b
         return ""
     if lettered and len(options) > len(LETTERS):
         return f"more options than letters: {len(options)}, and a wording with {{options}} has a letter for each"
+    if "" in plain:
+        return f"an option is empty: {listed(options)}"
     if twice := [option for option in dict.fromkeys(plain) if plain.count(option) > 1]:
         return f"two options are the same: {listed(twice)}"
     if place_of(output, options) is None:

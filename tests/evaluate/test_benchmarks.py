@@ -194,3 +194,9 @@ def test_recordings_of_one_shard_are_asked_about_one_by_one() -> None:
 def test_questions_that_a_layout_repeats_all_count() -> None:
     same = row(0, Question(prompt="?", output="dog", options=("dog", "rain")))
     assert [one.id for one in questions_of_rows(PLAIN, [same] * 4).questions] == ["0", "0~2", "0~3", "0~4"]
+
+
+def test_a_question_with_an_empty_option_is_left_out() -> None:
+    asked = row(0, Question(prompt="?", output="dog", options=("dog", "rain", " ")))
+    (left,) = questions_of_rows(PLAIN, [asked]).left_out
+    assert left["reason"] == "an option is empty" and left["problem"].startswith("0: an option is empty")

@@ -15,7 +15,7 @@ from megatron_af.evaluate.metrics.base import Metric, Scores, percent
 
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _MARKED = re.compile(
-    r"\(([A-Za-z])\)|^\W*([A-Za-z])[).:,](?=\s|$)|\b(?i:answer|option|choice)\s*(?:is|:)?\s*\(?([A-Z]|[b-hB-H])\b"
+    r"\(([A-Za-z])\)|^\W*([A-Za-z])[).:,](?=\s|$)|\b(?i:answer|option|choice)\s*(?:is\s*:?|:)?\s*\(?([A-Z]|[b-hB-H])\b"
 )
 
 
@@ -59,8 +59,10 @@ def _words(text: str) -> set[str]:
 
 def _matched(said: Said) -> float | None:
     heard = _words(said.heard)
+    if not heard:
+        return None
     if not said.options:
-        return float(any(_words(reference) <= heard for reference in said.references)) if heard else None
+        return float(any(words <= heard for reference in said.references if (words := _words(reference))))
     right = _words(said.references[0])
     wrong = set().union(*(_words(option) for option in said.options if plain_answer(option) != _wanted(said)))
     if right <= heard and not heard & (wrong - right):
@@ -71,24 +73,37 @@ def _matched(said: Said) -> float | None:
 
 
 def _lettered(said: Said) -> float | None:
-    options = [plain_answer(option) for option in said.options]
-    heard = plain_answer(said.heard).rstrip(".")
+    options = [_bare(option) for option in said.options]
+    heard, wanted = _bare(said.heard), _bare(said.references[0])
     if not options or not heard:
         return None
     if heard in options:
-        return float(heard == _wanted(said))
+        return float(heard == wanted)
     found = [_ALONE.fullmatch(said.heard)] if _ALONE.fullmatch(said.heard) else [*_MARKED.finditer(said.heard)]
-    letters = {next(filter(None, match.groups())).upper() for match in found if match}
-    places = {LETTERS.index(letter) for letter in letters}
-    if len(places) != 1 or (place := places.pop()) >= len(options):
+    meant = {_option(match, options) for match in found if match}
+    if len(meant) != 1 or (option := meant.pop()) is None:
         return None
-    return float(options[place] == _wanted(said))
+    return float(option == wanted)
+
+
+def _option(mark: re.Match[str], options: Sequence[str]) -> str | None:
+    """The one of its letter; but in "the answer is C major" the letter may begin the words of one."""
+    assert mark.lastindex
+    behind = _bare(mark.string[mark.start(mark.lastindex) :])
+    if spelt := [option for option in options if len(option) > 1 and behind.startswith(option)]:
+        return max(spelt, key=len)
+    place = LETTERS.index(mark[mark.lastindex].upper())
+    return options[place] if place < len(options) else None
+
+
+def _bare(text: str) -> str:
+    return plain_answer(text).rstrip(".")
 
 
 def _likeliest(said: Said) -> float | None:
     if not said.logprobs or not said.options:
         return None
-    rated = [logprob / len(option) for logprob, option in zip(said.logprobs, said.options, strict=True)]
+    rated = [logprob / max(1, len(option)) for logprob, option in zip(said.logprobs, said.options, strict=True)]
     return float(plain_answer(said.options[rated.index(max(rated))]) == _wanted(said))
 
 

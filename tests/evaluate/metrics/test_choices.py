@@ -26,6 +26,10 @@ def said(heard: str, wanted: str = "A dog", options: tuple[str, ...] = OPTIONS, 
         ("B", "A dog", None, 1.0),
         ("b.", "A dog", None, 1.0),
         ("The answer is B", "A dog", None, 1.0),
+        ("The correct answer is: B", "A dog", None, 1.0),
+        ("Answer: A dog", "A dog", 1.0, 1.0),
+        ("The answer is A dog barking.", "A dog barking", 1.0, 1.0),
+        ("The answer is A, I think", "A dog", None, 0.0),
         ("Answer: (C)", "A dog", None, 0.0),
         ("(A) or (B)", "A dog", None, None),
         ("(Z) neither", "A dog", None, None),
@@ -83,3 +87,21 @@ def test_the_likeliest_option_is_by_character() -> None:
     shorter = said("", "A dog", logprobs=(-28.0, -5.5, -13.0, -8.0))  # per character: -2, -1.1, -1, -2
     scores = Likelihood(Means()).score([shorter, said("", "A dog barking", logprobs=shorter.logprobs), said("")])
     assert scores["likelihood"].each == [0.0, 1.0, None]
+
+
+def test_options_that_end_with_a_full_stop_or_begin_with_a_letter_are_known_by_their_words() -> None:
+    sentences = ("It rains.", "It hails.")
+    for heard in ("It rains.", "it rains", "(A) It rains.", "a"):
+        assert Letter(Means()).score([said(heard, "It rains.", sentences)])["letter"].each == [1.0], heard
+    keys = ("A major", "D major", "C major", "B flat major")
+    for heard in ("The answer is C major", "The correct answer is: C major.", "(C) C major", "C. C major", "answer: C"):
+        assert Letter(Means()).score([said(heard, "C major", keys)])["letter"].each == [1.0], heard
+    assert Letter(Means()).score([said("The answer is D major", "D major", keys)])["letter"].each == [1.0]
+    assert Letter(Means()).score([said("the answer is B flat major", "D major", keys)])["letter"].each == [0.0]
+
+
+def test_what_has_no_words_is_matched_by_nothing() -> None:
+    marks = [said("", "?", ("?", "rain")), said("rain", "?", ()), said("...", "?", ("?", "rain"))]
+    assert Match(Means()).score(marks)["match"].each == [None, 0.0, None]
+    unwritten = said("", "rain", ("rain", ""), logprobs=(-1.0, -2.0))
+    assert Likelihood(Means()).score([unwritten])["likelihood"].each == [1.0]
