@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 import torch.distributed as dist
@@ -240,7 +241,7 @@ def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: M
             continue
         try:
             own = metric.score(said(benchmark, answered, 0))
-        except (EndpointError, OSError) as error:
+        except (EndpointError, OSError, SubprocessError) as error:
             skipped[name] = str(error)
             unfinished |= isinstance(error, EndpointError)
             continue

@@ -97,8 +97,12 @@ class Meteor(CaptionMetric):
         scorer = Scorer()
         try:
             value, each = self.compare(scorer, said)
+        except ValueError as error:
+            raise OSError(f"METEOR's Java program gave no numbers ({error})") from error
         finally:
             scorer.meteor_p.kill()
+            if scorer.lock.locked():  # it failed, and its end waits for the lock
+                scorer.lock.release()
         return {"meteor": Scores(value=float(value), each=tuple(map(float, each)))}
 
 

@@ -1,14 +1,23 @@
 """Captions' metrics are those of COCO's evaluation code, words cut without Java as it cuts them."""
 
+import gc
+import os
 import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatron_af.evaluate.answered import Said
+from megatron_af.config import ImportConfig
+from megatron_af.evaluate.answered import Answered, Said
 from megatron_af.evaluate.metrics import captions
 from megatron_af.evaluate.metrics.base import Means
 from megatron_af.evaluate.metrics.captions import Bleu, Cider, Fense, Meteor, RougeL, Spider, words
+from megatron_af.evaluate.suites import measure_answers
+from megatron_af.runs.benchmarks import Benchmark
 
 pytest.importorskip("pycocoevalcap", reason="pip install 'megatron-af[captions]'")
 
@@ -78,3 +87,25 @@ def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for metric in (Bleu, RougeL, Cider, Meteor, Spider):
         assert metric(Means()).missing() == "needs pycocoevalcap: pip install 'megatron-af[captions]'"
     assert "needs aac-metrics" in Fense(Means()).missing()
+
+
+def test_a_java_that_does_not_run_costs_its_metrics_and_hangs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(Spider, "missing", lambda self: "")  # whatever is downloaded
+    spice = types.SimpleNamespace(Spice=lambda: types.SimpleNamespace(compute_score=runs_java))
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", spice)
+    one = Answered(id="1", group="1", skill="", prompt="?", references=("a dog",), answers=("a dog",))
+    metrics = ("meteor", "spider", "exact")
+    benchmark = Benchmark(title="x", source=ImportConfig(format="rows", path="x"), metrics=metrics)
+    measured = measure_answers(benchmark, [one], Means(), shared=False)
+    gc.collect()
+    assert set(measured.scores) == {"exact"} and set(measured.skipped) == {"meteor", "spider"}
+
+
+def runs_java(references: object, answers: object) -> None:
+    """As SPICE does."""
+    subprocess.check_call(["java", "-jar", "spice.jar"])
