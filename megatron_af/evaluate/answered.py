@@ -69,7 +69,7 @@ _SCHEMA = {
 def write_answered(path: Path, answered: Sequence[Answered], scores: Mapping[str, Sequence[float | None]]) -> None:
     """
     Args:
-        scores: name -> what each answer was worth; None: unparseable.
+        scores: name -> what each answer was worth; None: unparseable, and nothing; NaN: nobody knows.
     """
     lines = [asdict(one) for one in answered]
     columns: dict[str, Any] = {
@@ -92,7 +92,7 @@ def _answered(line: dict[str, Any]) -> Answered:
 
 
 def read_scores(path: Path) -> dict[str, dict[str, float | None]]:
-    """Name -> question's id -> what its answer was worth."""
+    """Name -> question's id -> what its answer was worth, as of :func:`write_answered`."""
     table = pq.read_table(file_at(path))
     ids = table["id"].to_pylist()
     return {

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
+from math import isnan
 from pathlib import Path
 
 from rich.table import Table
@@ -91,27 +92,34 @@ def compare(now: Path, before: Path, suite: str, metric: str = "") -> Compared:
     lines = []
     for name in metrics:
         ours, theirs = ([of[name][i] for i in shared] for of in (scores, scores_before))
-        gains = [(a or 0.0) - (b or 0.0) for a, b in zip(ours, theirs, strict=True)]
-        low, high, chance = paired(gains, groups)
+        pairs = [(a or 0.0, b or 0.0) for a, b in zip(ours, theirs, strict=True)]
+        known = [i for i, pair in enumerate(pairs) if not any(map(isnan, pair))]  # what one of them knows says nothing
+        if not known:
+            continue
+        low, high, chance = paired([pairs[i][0] - pairs[i][1] for i in known], [groups[i] for i in known])
         lines.append(
             Line(
                 metric=name,
-                before=sum(b or 0.0 for b in theirs) / len(shared),
-                now=sum(a or 0.0 for a in ours) / len(shared),
+                before=sum(pairs[i][1] for i in known) / len(known),
+                now=sum(pairs[i][0] for i in known) / len(known),
                 interval=(low, high),
                 chance=chance,
-                unparseable=(ours.count(None), theirs.count(None)),
+                unparseable=(_unparseable(ours), _unparseable(theirs)),
             )
         )
     flips = [
         Flip(before=asked_before[name], now=asked[name], won=gain > 0)
         for name in shared
-        if (gain := (scores[metric][name] or 0.0) - (scores_before[metric][name] or 0.0))
+        if (gain := (scores[metric][name] or 0.0) - (scores_before[metric][name] or 0.0)) and not isnan(gain)
     ]
     unpaired = len(asked) + len(asked_before) - 2 * len(shared)
     return Compared(
         suite=suite, folders=(now, before), lines=lines, flips=flips, judged_by=metric, unpaired=unpaired
     )
+
+
+def _unparseable(scores: Sequence[float | None]) -> int:
+    return sum(one is None or isnan(one) for one in scores)
 
 
 def shared_suites(now: Path, before: Path) -> list[str]:

@@ -11,6 +11,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 from rich.table import Table
@@ -60,7 +61,12 @@ class Measured:
 
     @property
     def each(self) -> dict[str, Sequence[float | None]]:
-        return {name: score.each for name, score in self.scores.items() if score.each}
+        """What each answer was worth, as `write_answered` keeps it."""
+        return {
+            name: [nan if one is None and not score.unparseable_counts else one for one in score.each]
+            for name, score in self.scores.items()
+            if score.each
+        }
 
 
 def _both[Value](
@@ -100,14 +106,15 @@ def report_of(answered: Sequence[Answered], measured: Measured) -> dict[str, Any
             intervals[name] = [round(bound, 4) for bound in score.interval]
         if not score.each:
             continue
-        each = [value or 0.0 for value in score.each]
-        mean = sum(each) / len(each)
+        each = {i: one or 0.0 for i, one in enumerate(score.each) if one is not None or score.unparseable_counts}
+        mean = sum(each.values()) / max(1, len(each))
         scale = score.value / mean if mean else 0.0  # percent of right answers, or the metric's own unit
-        low, high = interval(each, groups)
+        low, high = interval([*each.values()], [groups[i] for i in each])
         intervals[name] = [round(scale * low, 4), round(scale * high, 4)]
         unparseable[name] = sum(value is None for value in score.each)
         for skill, numbers in of_skill.items() if len(of_skill) > 1 else ():
-            skills[skill][name] = round(scale * sum(each[i] for i in numbers) / len(numbers), 4)
+            if own := [each[i] for i in numbers if i in each]:
+                skills[skill][name] = round(scale * sum(own) / len(own), 4)
     for skill, found in skills.items():
         found["n"] = len(of_skill[skill])
     report |= {"intervals": intervals, "unparseable": unparseable}

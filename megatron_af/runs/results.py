@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,8 @@ def _sample(line: str, where: str) -> Sample:
 
 
 def _suite_samples(file: Path) -> Iterator[Sample]:
-    """The questions of a benchmark; a score is called ``esc50/exact``, and what was unparseable scores 0."""
+    """The questions of a benchmark; a score is called ``esc50/exact``; what was unparseable scores 0, and what nobody
+    knows (NaN) is no score."""
     name = file.stem.partition("-")[2]
     try:
         table = pq.read_table(file_at(file))
@@ -261,7 +263,8 @@ def _suite_samples(file: Path) -> Iterator[Sample]:
         raise BadResults(f"{file}: no Parquet ({error}); write the evaluation again") from None
     scores = [column for column in table.column_names if column.startswith(SCORE)]
     for line in table.select(["id", "group", *scores]).to_pylist():
-        own = {f"{name}/{score.removeprefix(SCORE)}": float(line[score] or 0) for score in scores}
+        worth = {f"{name}/{score.removeprefix(SCORE)}": float(line[score] or 0) for score in scores}
+        own = {score: value for score, value in worth.items() if not isnan(value)}
         yield Sample(id=f"{name}/{line['id']}", group=f"{name}/{line['group']}", scores=own)
 
 

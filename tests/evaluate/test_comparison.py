@@ -1,13 +1,15 @@
 """Two measurements are paired by question, and the page plays what flipped."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from megatron_af.data.storage import DataRoot
-from megatron_af.evaluate.answered import write_answered
+from megatron_af.evaluate.answered import read_answered, write_answered
 from megatron_af.evaluate.comparison import NotComparable, compare, comparison_page, comparison_table, shared_suites
+from megatron_af.runs.results import Results
 from tests.evaluate.two_runs import two
 
 
@@ -43,3 +45,17 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     write_answered(before / "suite-toy.parquet", [], {"exact": []})
     with pytest.raises(NotComparable, match="share 0 questions and 1 metrics"):
         compare(now, before, "toy")
+
+
+def test_what_one_judge_said_nothing_about_is_no_loss(tmp_path: Path) -> None:
+    now, before = two(tmp_path)
+    ids = {folder: read_answered(folder / "suite-toy.parquet") for folder in (now, before)}
+    for folder, answered in ids.items():
+        each = [math.nan if folder == now and i % 3 == 0 else 70.0 for i in range(len(answered))]
+        write_answered(folder / "suite-toy.parquet", answered, {"judge": each})
+    found = compare(now, before, "toy")
+    (line,) = found.lines
+    assert (line.now, line.before, line.interval) == (70.0, 70.0, (0.0, 0.0)) and found.flips == []
+    assert line.unparseable[0] > 5 and line.unparseable[1] == 0
+    scored = Results.load(now).scores("toy/judge")
+    assert {score for _, score in scored.values()} == {70.0} and len(scored) == len(ids[now]) - line.unparseable[0]

@@ -1,6 +1,7 @@
 """The numbers of a benchmark, with intervals, skills, wordings and the distance to published ones."""
 
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -72,3 +73,16 @@ def test_flips_are_of_right_answers_alone_with_an_interval_over_recordings() -> 
     assert (told["n"], told["rate"]) == (4, 50.0)
     assert told["interval"] == [0.0, 100.0]  # two recordings: both, either or none of them
     assert flips([0.0, None], [1.0, 1.0], ["a", "b"]) == {}
+
+
+def test_what_nobody_judged_is_in_no_mean_no_skill_and_no_interval() -> None:
+    judged = Scores(value=70.0, each=[None, 70.0] * 20, unparseable_counts=False)
+    half = Scores(value=70.0, each=[60.0, 80.0, None, None] * 10, unparseable_counts=False)
+    measured = Measured(scores={"judge": judged, "judge_detail": half})
+    report = report_of(ANSWERED, measured)
+    assert report["skills"] == {
+        "a": {"judge_detail": 60.0, "n": 20},
+        "b": {"judge": 70.0, "judge_detail": 80.0, "n": 20},
+    }
+    assert report["intervals"]["judge"] == [70.0, 70.0] and report["unparseable"]["judge"] == 20
+    assert math.isnan(measured.each["judge"][0]) and measured.each["judge"][1] == 70.0  # type: ignore[arg-type]

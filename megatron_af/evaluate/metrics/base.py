@@ -27,8 +27,10 @@ class Scores:
     value: float
     """Over all answers."""
     each: Sequence[float | None] = ()
-    """Of each answer, whose mean ``value`` is or nearly is; None: unparseable, which counts as 0. Empty: the metric is
-    one of all answers together."""
+    """Of each answer, whose mean ``value`` is or nearly is; None: unparseable. Empty: the metric is one of all answers
+    together."""
+    unparseable_counts: bool = True
+    """As 0; False: it is in no mean, for it says nothing about the answer."""
     interval: tuple[float, float] | None = None
     """95% of such a metric's value, where it knows it; with ``each`` it is found by resampling."""
     notes: dict[str, Any] = field(default_factory=dict)

@@ -102,7 +102,7 @@ class Judged(Metric):
             None if s.id not in found else 100 * sum(found[s.id].values()) / (len(ASPECTS) * HIGHEST) for s in said
         ]
         total = 100 * sum(means.values()) / (len(ASPECTS) * HIGHEST)
-        return {"judge": Scores(value=total, each=both, notes=notes)} | {
-            f"judge_{aspect}": Scores(value=means[aspect], each=[None if v is None else float(v) for v in values])
-            for aspect, values in each.items()
+        marks = {a: [None if v is None else float(v) for v in values] for a, values in each.items()}
+        return {"judge": Scores(value=total, each=both, unparseable_counts=False, notes=notes)} | {
+            f"judge_{a}": Scores(value=means[a], each=marks[a], unparseable_counts=False) for a in ASPECTS
         }
