@@ -56,6 +56,11 @@ def digest_tree(folder: Path) -> str:
     return _of_tree(digest_files(folder, names_of(folder)), folder)
 
 
+def digest_place(path: Path) -> str:
+    """Of a file, or of a folder's files."""
+    return digest_tree(path) if path.is_dir() else digest_file(path)
+
+
 def names_of(folder: Path) -> list[str]:
     """Relative paths of the files that a folder's digest covers."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -30,7 +30,7 @@ from megatron_af.data.shards import rows_file
 from megatron_af.data.storage import DataRoot
 from megatron_af.foreign import opened
 from megatron_af.runs.benchmarks import load_benchmark, name_of
-from megatron_af.runs.digests import digest_file, digest_tree, digest_value
+from megatron_af.runs.digests import digest_file, digest_place, digest_value
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import SETTINGS, resolve_entry
 from megatron_af.runs.pointers import checkpoint_digest
@@ -195,7 +195,7 @@ def _contents(config: Config, stage: str) -> dict[str, str]:
     for name, place in {"tokenizer": config.data.tokenizer, **spec_of(settings).files(config)}.items():
         path = Path(place)
         if place and path.exists():  # a name on the hub is compared as a name
-            found[name] = digest_tree(path) if path.is_dir() else digest_file(path)
+            found[name] = digest_place(path)
     return found
 
 

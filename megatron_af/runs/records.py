@@ -6,15 +6,21 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_af.config import Config
+from megatron_af.config import Config, ConfigError
+from megatron_af.config.loading import load_config
 from megatron_af.files import write
-from megatron_af.foreign import read_record
+from megatron_af.foreign import ForeignError, read_record
+from megatron_af.runs.digests import digest_place
 from megatron_af.runs.identity import check_resume, stage_inputs
-from megatron_af.runs.paths import MANIFEST, latest
-from megatron_af.runs.pointers import is_pointed_at
+from megatron_af.runs.objectives import spec_of
+from megatron_af.runs.paths import MANIFEST, SETTINGS, latest
+from megatron_af.runs.pointers import holds, is_pointed_at
+from megatron_af.text.tokenizer import Tokenizer
 
 RECORD = "stage.json"
 
@@ -44,14 +50,55 @@ class StageRecord:
 def claim(config: Config) -> None:
     """Record what ``config.stage`` is made from, before it is trained; the one process that is first does this.
 
-    Raises ``ConfigError`` where its folder holds a checkpoint of another run, naming everything that differs.
+    Raises ``ConfigError`` where its folder holds a checkpoint of another run, naming everything that differs, and where
+    it would begin with weights that know other words by the ids of its tokenizer.
     """
     folder = config.stage_folder(config.stage)
     record, newest = StageRecord.load(folder), latest(folder / "checkpoints")
     if newest is not None:
         check_resume(config, newest, record.inputs if record else None)
+    elif problems := list(_of_other_words(config)):
+        raise ConfigError(f"stage {config.stage} cannot begin with the weights that its entry names", problems)
     if record is None or newest is None:
         StageRecord(inputs=stage_inputs(config, config.stage)).save(folder)
+
+
+def _of_other_words(config: Config) -> Iterator[str]:
+    """Parts that another run trained with another tokenizer, as far as both lie here as they were.
+
+    The rows of a table go by ids: what was learnt of a word would be taken for another one's.
+    """
+    stage, own = config.curriculum[config.stage], config.data.tokenizer
+    for part in spec_of(stage).parts_of(stage):
+        origin = stage.origin_of(part)
+        if origin is None or origin in config.curriculum or not _says_words(config, part):
+            continue
+        theirs = _tokenizer_of(Path(origin)) if holds(Path(origin), part) else ""
+        if theirs in ("", own) or not Path(theirs).exists() or not Path(own).exists():
+            continue
+        with suppress(ForeignError, OSError, ValueError):  # what cannot be read cannot be compared
+            if different := Tokenizer.load(own).differs(Tokenizer.load(theirs)):
+                yield (
+                    f"curriculum.{config.stage}.entry: {part} of {origin} was trained with the words of {theirs}, and "
+                    f"data.tokenizer = {own} has others: {different}. Begin with a copy of the former "
+                    f"(tools/make_tokenizer.py adds new words to it), or leave {part} out of the entry"
+                )
+
+
+def _tokenizer_of(checkpoint: Path) -> str:
+    """What a checkpoint was trained with; empty where nobody knows, or it has grown since."""
+    settings, record = checkpoint / SETTINGS, StageRecord.load(checkpoint.resolve().parents[1])
+    try:
+        place = load_config(settings).data.tokenizer if settings.is_file() else ""
+    except ConfigError:  # of another version
+        return ""
+    grown = record and Path(place).exists() and record.inputs.get("tokenizer") != digest_place(Path(place))
+    return "" if grown else place
+
+
+def _says_words(config: Config, part: str) -> bool:
+    """Whether a part has a row for each word of ``data.tokenizer``."""
+    return part == "lm" or (part == "clap" and not config.model.clap.text_tower)
 
 
 def put_aside(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """A stage's record comes back, and what is put aside never takes the place of what others point at."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from megatron_af.config.loading import to_yaml
 from megatron_af.runs import records
 from megatron_af.runs.identity import stage_inputs
 from megatron_af.runs.records import StageRecord, checkpoints_in, claim, put_aside
+from megatron_af.text.words import build, extend
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:
@@ -80,3 +83,40 @@ def test_a_folder_is_claimed_for_one_run(tmp_path: Path) -> None:
     rows.write_text("{}\n{}\n")
     with pytest.raises(ConfigError, match="data/a: other files than those it was trained with"):
         claim(config)
+
+
+def test_weights_are_begun_with_by_those_who_have_their_words(tmp_path: Path) -> None:
+    """Else the rows of the table would be taken for other words', without a word."""
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    first, other, grown = (tmp_path / f"{name}.json" for name in ("first", "other", "grown"))
+    build(["dog rain"]).save(str(first))
+    build(["bell dog rain"]).save(str(other))
+    extend(build(["dog rain"]), ["bell"])[0].save(str(grown))
+
+    def run(name: str, words: Path, **stage: Any) -> Config:
+        data = DataConfig(root=str(tmp_path), tokenizer=str(words), datasets={"a": DatasetConfig(manifest="a.jsonl")})
+        curriculum = {"answer": StageConfig(blend={"a": 1.0}, **stage)}
+        return Config(name=name, stage="answer", output=str(tmp_path / "runs"), data=data, curriculum=curriculum)
+
+    before = run("before", first)
+    claim(before)
+    checkpoint = stage(before.stage_folder("answer"), "x")
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"parts": {"lm": ".", "encoder": "."}}))
+    (checkpoint / "config.yaml").write_text(to_yaml(before))
+    entry = {"lm": str(checkpoint)}
+    with pytest.raises(ConfigError, match=r"entry: lm of .* words of .*first.json, .* has others: 'dog' is \d+ in the"):
+        claim(run("refused", other, entry=entry))
+    assert not (tmp_path / "runs/refused").exists()
+    claim(run("alike", grown, entry=entry))
+    claim(run("hears", other, entry={"encoder": str(checkpoint)}))
+    clap = {"objective": "contrastive", "entry": {"clap": str(checkpoint)}}
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"parts": {"clap": ".", "lm": "."}}))
+    towers = run("towers", other, **clap)
+    claim(replace(towers, model=replace(towers.model, clap=replace(towers.model.clap, text_tower="org/name"))))
+    with pytest.raises(ConfigError, match="clap of"):
+        claim(replace(towers, model=replace(towers.model, clap=replace(towers.model.clap, text_tower=""))))
+    # What the words have become since says nothing of the weights.
+    other.write_text("{}")
+    claim(run("broken", other, entry=entry))
+    extend(build(["dog rain"]), ["wind"])[0].save(str(first))
+    claim(run("both", grown, entry=entry))
