@@ -87,9 +87,9 @@ def test_a_host_name_that_does_not_resolve_delays_nothing(tmp_path: Path) -> Non
         "dist.init_process_group('gloo')\nx = torch.ones(1)\ndist.all_reduce(x)\n"
         "dist.barrier(dist.new_group([0, 1]))\nprint(f'sum {x.item():.0f}')\n"
     )
-    launch = f"{sys.executable} -m megatron_af.pipeline.torchrun --standalone --nproc_per_node=2 {script}"
+    launch = [sys.executable, "-m", "megatron_af.pipeline.torchrun", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
-        [*unshare, "sh", "-c", f"hostname nowhere.invalid && exec {launch}"],
+        [*unshare, "sh", "-c", "hostname nowhere.invalid && exec \"$@\"", "-", *launch],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
