@@ -112,11 +112,13 @@ def measure_suites(
         names: of benchmarks.
         checkpoint: of ``config.stage``'s model.
         output: gets a folder for each benchmark; None: the results are the stage's own.
-        shown: rows -> the same behind examples, which ``shots`` says in words; a collective.
+        shown: rows -> the same behind examples, which ``shots`` says in words; a collective. No probe is asked then.
     """
     first = dist.get_rank() == 0
     with Progress(Console(width=110)) if first else silent() as progress:
         suites = [_Suite(config, name, checkpoint, output) for name in names]
+        for suite in suites if shots else ():  # a probe is asked without examples, and what changes would be theirs
+            suite.benchmark = replace(suite.benchmark, probes=())
         root = DataRoot(config.data.root)
         found = {suite.name: from_first(partial(read_questions, suite.benchmark, root)) for suite in suites}
         there = from_first(lambda: [suite.is_there(found[suite.name]) for suite in suites])
@@ -146,7 +148,7 @@ def measure_suites_behind(
     for count in shots if suites else ():
         behind = config.stage_folder(config.stage) / few_shot_folder(count, source) if count else output
         shown = partial(behind_examples, config, source, count)
-        measure_suites(config, suites, checkpoint, behind, shown, f"{count} shots")
+        measure_suites(config, suites, checkpoint, behind, shown, f"{count} shots" if count else "")
 
 
 def _ask_and_measure(

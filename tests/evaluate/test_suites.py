@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from megatron_af.config import Config, JudgeConfig, RetrievalConfig
+from megatron_af.config import Config, JudgeConfig, RetrievalConfig, StageConfig
 from megatron_af.data.rows import Clip, Row
 from megatron_af.evaluate import asking
 from megatron_af.evaluate.answered import Answered, read_answered, read_scores
+from megatron_af.evaluate.benchmarks import Questions
 from megatron_af.evaluate.metrics.base import Means
 from megatron_af.evaluate.suite_report import report_of
-from megatron_af.evaluate.suites import measure_answers, measure_suites, of_recordings, said
+from megatron_af.evaluate.suites import measure_answers, measure_suites, measure_suites_behind, of_recordings, said
 from megatron_af.runs.benchmarks import load_benchmark
 from megatron_af.runs.identity import evaluation_inputs
 from megatron_af.runs.paths import resolve_entry
@@ -217,3 +218,24 @@ def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:
     assert measured.probes["options"]["letter"] == 0.0, "(A) is the other option there"
     assert measure_answers(benchmark, [one], Means(), shared=True).skipped.keys() == {"nearest"}
     assert measure_answers(benchmark, [], Means(), shared=False).scores == {}
+
+
+def test_behind_examples_no_probe_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes are asked without examples: what changes would be the examples' doing."""
+    (tmp_path / "toy.yaml").write_text(SUITE)
+    asked = {}
+
+    def ask(config: Config, suites: Any, found: Any, progress: Any, shown: Any, shots: str) -> dict[str, Any]:
+        asked[shots] = [len(suite.benchmark.probes) for suite in suites]
+        return {}
+
+    here = "megatron_af.evaluate.suites."
+    monkeypatch.setattr(f"{here}_ask_and_measure", ask)
+    monkeypatch.setattr(f"{here}read_questions", lambda benchmark, root: Questions())
+    monkeypatch.setattr(f"{here}from_first", lambda make: make())
+    monkeypatch.setattr(f"{here}_Suite.is_there", lambda suite, found: False)
+    monkeypatch.setattr(f"{here}dist.get_rank", lambda: 1)
+    stage = StageConfig(suites=(str(tmp_path / "toy.yaml"),))
+    config = Config(name="tiny", output=str(tmp_path), stage="stage", curriculum={"stage": stage})
+    measure_suites_behind(config, "train", [0, 4], tmp_path, tmp_path / "out")
+    assert asked == {"": [6], "4 shots": [0]}
