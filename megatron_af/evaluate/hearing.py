@@ -244,7 +244,7 @@ def confidence(asked: Sequence[Asked]) -> dict[str, float]:
         return {}
     found = {"error": calibration_error([q.confidence for q in closed], [q.right for q in closed])}
     if any(question.unsure is not None for question in closed):
-        sure = [question for question in closed if not question.unsure]
+        sure = [question for question in closed if question.unsure is False]
         found["answered"] = 100 * len(sure) / len(closed)
         if sure:
             found["right"] = 100 * sum(question.right for question in sure) / len(sure)
@@ -253,7 +253,7 @@ def confidence(asked: Sequence[Asked]) -> dict[str, float]:
 
 def _score(asked: Sequence[Asked]) -> Score:
     n = len(asked)
-    commonest = Counter(question.wanted for question in asked).most_common(1)[0][1]
+    commonest = Counter(plain_answer(question.wanted) for question in asked).most_common(1)[0][1]
     return Score(
         audio=100 * sum(q.right for q in asked) / n,
         exchanged=100 * sum(_same(q.exchanged, q.wanted) for q in asked) / n,

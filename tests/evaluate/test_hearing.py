@@ -139,6 +139,8 @@ def test_how_far_confidence_can_be_trusted() -> None:
         console.print(table(summary))
     assert "sure of 75.0%, of which 66.7% are right" in " ".join(captured.get().split())
     assert summarise([replace(question, unsure=None) for question in asked])["confidence"] == {"error": error}
+    too_long = replace(one(0.0, "", None), too_long=True)
+    assert summarise([*asked, too_long])["confidence"]["answered"] == 60.0, "not asked, so not sure of either"
     assert "confidence" not in summarise([free]), "no options, no class"
     lines = [json.loads(line) for line in answer_lines("test", asked)]
     assert [(line["confidence"], line["unsure"]) for line in lines] == [(0.95, False)] * 3 + [(0.35, True)]
@@ -171,3 +173,12 @@ def test_a_row_that_cannot_be_asked_costs_no_measurement(
     kept = [f"{asked.id}", f"{asked.id}~2"] if objective == "answer" else ["quiet"]
     assert [row.id for row in found] == kept
     assert told.startswith(f"a: {5 - len(kept)} of 5 rows are left out, such as {tmp_path}/a.jsonl:5: no JSON in")
+
+
+def test_the_commonest_answer_is_counted_as_answers_are_compared() -> None:
+    asked = [
+        Asked(row=str(n), skill="s", prompt="", wanted=wanted, heard="yes", exchanged="no")
+        for n, wanted in enumerate(("Yes", "yes", "YES ", "no"))
+    ]
+    overall = summarise(asked)["overall"]
+    assert (overall["audio"], overall["majority"]) == (75.0, 75.0)
