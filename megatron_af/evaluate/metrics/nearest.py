@@ -26,27 +26,26 @@ class _ByText(Metric):
     def missing(self) -> str:
         return "" if self.means.embed else _NO_CLAP
 
-    def similarities(self, said: Sequence[Said]) -> tuple[list[str], Tensor]:
-        """All options, and how similar each answer is to each, [A, O]."""
+    def vectors(self, said: Sequence[Said]) -> tuple[list[str], Tensor, Tensor]:
+        """All options, and the vectors of answers and of options, [A, J] and [O, J]."""
         assert self.means.embed is not None
         options = list(dict.fromkeys(option for s in said for option in s.options))
-        answers = [s.heard.strip() or "." for s in said]
-        return options, self.means.embed(answers) @ self.means.embed(options).t()
+        return options, self.means.embed([s.heard.strip() or "." for s in said]), self.means.embed(options)
 
 
 class Nearest(_ByText):
     """The option nearest to the answer is the right one; unparseable: an empty answer, or one without options."""
 
     def score(self, said: Sequence[Said]) -> dict[str, Scores]:
-        options, similarity_AO = self.similarities(said)
+        options, answer_AJ, option_OJ = self.vectors(said)
         place = {option: number for number, option in enumerate(options)}
         each: list[float | None] = []
-        for s, similarity_O in zip(said, similarity_AO, strict=True):
+        for s, answer_J in zip(said, answer_AJ, strict=True):
             if not s.heard.strip() or not s.options:
                 each.append(None)
                 continue
-            own = [place[option] for option in s.options]
-            each.append(float(s.options[int(similarity_O[own].argmax())] in s.references))
+            own_OJ = option_OJ[[place[option] for option in s.options]]  # of its own: benchmarks have many thousands
+            each.append(float(s.options[int((own_OJ @ answer_J).argmax())] in s.references))
         return {"nearest": percent(each)}
 
 
@@ -54,7 +53,8 @@ class MeanAveragePrecision(_ByText):
     """Recordings are ranked for each label by how similar their answer is to it."""
 
     def score(self, said: Sequence[Said]) -> dict[str, Scores]:
-        options, similarity_AO = self.similarities(said)
+        options, answer_AJ, option_OJ = self.vectors(said)
+        similarity_AO = answer_AJ @ option_OJ.t()
         truth_AO = torch.tensor([[option in (s.labels or s.references) for option in options] for s in said])
         sure = mean_average_precision_interval(truth_AO, similarity_AO)
         return {"mean_average_precision": Scores(value=mean_average_precision(truth_AO, similarity_AO), interval=sure)}

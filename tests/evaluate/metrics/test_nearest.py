@@ -54,3 +54,16 @@ def test_like_labels_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metric.score(asked)["f1_approx"].each == [0.5, 1.0, 0.0, 0.0]
     assert "evaluation.sentence_model is empty" in ApproximateF1(Means()).missing()
     assert Path(sentences.__file__).is_file()
+
+
+def test_a_benchmark_whose_questions_have_options_of_their_own_fits_into_memory() -> None:
+    """A similarity of each answer to each option of all others would be 80,000 x 160,000 numbers: 51 GB."""
+    asked = [said(f"dog {n}", f"dog {n}", options=(f"dog {n}", f"rain {n}")) for n in range(80_000)]
+    tracked = []
+
+    def few(texts: Sequence[str]) -> Tensor:
+        tracked.append(len(texts))
+        assert len(tracked) < 3
+        return torch.tensor([[1.0, 0.0] if text.startswith("dog") else [0.0, 1.0] for text in texts])
+
+    assert Nearest(Means(embed=few)).score(asked)["nearest"].value == 100.0 and tracked == [80_000, 160_000]
