@@ -143,7 +143,8 @@ def check_asked(config: Config, stage: str) -> None:
 def bind_results(config: Config, files: Iterable[Path], checkpoint: Path | None = None) -> None:
     """Say of which weights results are; whoever measured a checkpoint calls it when it is done.
 
-    Results of other weights that lie in their folder from before are not vouched for any more.
+    Results of other weights, or on other rows or settings, that lie in their folder from before are not vouched for any
+    more: a measurement that was stopped halfway would pass them off as its own.
 
     Args:
         files: all of one folder: that of ``config.stage``, or anybody's.
@@ -155,11 +156,12 @@ def bind_results(config: Config, files: Iterable[Path], checkpoint: Path | None 
     if checkpoint is None:
         raise FileNotFoundError(f"stage {config.stage} has no checkpoint in {folder}; nothing can be measured")
     before, weights = _measured(folder), checkpoint_digest(checkpoint)
-    kept = before["files"] if before.get("weights") == weights else {}
+    asked = evaluation_inputs(config, config.stage)
+    kept = before["files"] if (before.get("weights"), before.get("asked")) == (weights, asked) else {}
     measured = {
         "weights": weights,
         "checkpoint": checkpoint.name,
-        "asked": evaluation_inputs(config, config.stage),
+        "asked": asked,
         "code": code_version(),
         "files": kept | {file.name: digest_file(file) for file in files},
     }
@@ -181,7 +183,10 @@ def _check_weights(folder: Path, weights: str) -> None:
             of = f"is of {measured['checkpoint']} ({measured['weights'][:19]})" if measured else "names no checkpoint"
             raise BadResults(f"{file} {of}, not of the one with {weights[:19]}: measure the stage again")
         if measured["files"].get(file.name) != digest_file(file):
-            raise BadResults(f"{file} is not what was measured of {measured['checkpoint']}: measure the stage again")
+            raise BadResults(
+                f"{file} is not what was measured of {measured['checkpoint']}: measure the stage again, or remove the "
+                "file where nothing asks for it any more"
+            )
 
 
 def tables(folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:

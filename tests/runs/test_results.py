@@ -174,3 +174,19 @@ def test_results_of_an_earlier_checkpoint_are_not_vouched_for(tmp_path: Path) ->
     evaluated(tmp_path, "other")
     with pytest.raises(BadResults, match=r"clap-old\.json is not what was measured"):
         Results.load(folder, recorded_digest(folder / "checkpoints/step_00000005"))
+
+
+def test_results_on_other_settings_are_not_vouched_for(tmp_path: Path) -> None:
+    """As where an evaluation with other settings is stopped between data sets and benchmarks."""
+    config = evaluated(tmp_path, "one")
+    folder = config.stage_folder("long")
+    (folder / "suite-toy.json").write_text("{}")
+    bind_results(config, [folder / "suite-toy.json"])
+    weights = recorded_digest(folder / "checkpoints/step_00000003")
+    assert Results.load(folder, weights)
+    longer = replace(config, evaluation=replace(config.evaluation, max_answer_tokens=7))
+    bind_results(longer, [folder / "hearing.json", folder / "answers.jsonl"])
+    with pytest.raises(BadResults, match=r"suite-toy\.json is not what was measured .* or remove the file"):
+        Results.load(folder, weights)
+    bind_results(longer, [folder / "suite-toy.json"])
+    assert Results.load(folder, weights)
