@@ -73,8 +73,10 @@ class ApproximateF1(Metric):
     def score(self, said: Sequence[Said]) -> dict[str, Scores]:
         from megatron_af.evaluate.metrics.sentences import sentence_vectors
 
-        listed = [_listed(s.heard) for s in said]
-        true = [list(s.labels or s.references) for s in said]
+        true = [[label.lower() for label in s.labels or s.references] for s in said]
+        known = {label.lower() for s in said for label in (*s.options, *s.labels)}
+        whole = sorted((label for label in known if len(_parts(label)) > 1), key=len, reverse=True)
+        listed = [_listed(s.heard, whole) for s in said]
         texts = list(dict.fromkeys(text for some in (*listed, *true) for text in some))
         place = {text: number for number, text in enumerate(texts)}
         vector_TJ = sentence_vectors(self.means.sentences, texts)
@@ -88,5 +90,15 @@ class ApproximateF1(Metric):
         return {"f1_approx": percent(each)}
 
 
-def _listed(answer: str) -> list[str]:
-    return [part.strip().lower() for part in re.split(r"[,;\n]| and ", answer) if part.strip(" .")]
+def _listed(answer: str, whole: Sequence[str]) -> list[str]:
+    """What an answer lists; ``whole``: labels that hold a comma or "and", such as "male speech, man speaking"."""
+    rest, found = answer.lower(), list[str]()
+    if whole:
+        labels = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, whole))})(?!\w)")
+        found, rest = labels.findall(rest), labels.sub(",", rest)
+    return [*found, *_parts(rest)]
+
+
+def _parts(text: str) -> list[str]:
+    parts = re.split(r"[,;\n]|(?:^|\s)and(?=\s)", text)
+    return [bare for part in parts if (bare := part.strip(" ."))]

@@ -67,3 +67,13 @@ def test_a_benchmark_whose_questions_have_options_of_their_own_fits_into_memory(
         return torch.tensor([[1.0, 0.0] if text.startswith("dog") else [0.0, 1.0] for text in texts])
 
     assert Nearest(Means(embed=few)).score(asked)["nearest"].value == 100.0 and tracked == [80_000, 160_000]
+
+
+def test_an_answer_that_lists_all_labels_gets_all_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels of AudioSet and FSD50K hold commas and "and"; a BERT that tells all texts apart."""
+    monkeypatch.setattr(sentences, "sentence_vectors", lambda model, texts: torch.eye(len(texts)))
+    labels = ("Male speech, man speaking", "Chewing and mastication", "Rain")
+    metric = ApproximateF1(Means(sentences="x"))
+    heard = (", ".join(labels), "male speech, man speaking, chewing and mastication and rain.", "rain and male speech")
+    each = metric.score([said(text, *labels, options=labels) for text in heard])["f1_approx"].each
+    assert each[:2] == [1.0, 1.0] and each[2] == pytest.approx(2 * 0.5 * (1 / 3) / (0.5 + 1 / 3))
