@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import CONFIGS, load_config, to_yaml
 from megatron_af.data.rows import Manifest, Question, Row, to_json
 from megatron_af.demo.scenes import prepare_scenes
+from megatron_af.evaluate.intervals import interval
 from megatron_af.files import write
 from megatron_af.pipeline.curriculum import run_curriculum
 from megatron_af.progress import Progress
@@ -41,7 +43,6 @@ SHOTS = (0, 1, 2, 4, 8)
 UNSEEN = 4
 """Kinds that are held out."""
 PROMPT = "what is the sound?"
-RESAMPLES = 2_000
 
 type Right = dict[str, bool]
 """Of each question, by the row it was asked about."""
@@ -141,10 +142,8 @@ def summarise(found: dict[str, dict[int, Right]]) -> dict[str, Any]:
 
 def _gain(right: Right, before: Right) -> list[float]:
     """In points: mean, and the ends of its 95% interval, by resampling recordings."""
-    gained = np.array([float(value) - float(before[row]) for row, value in right.items()])
-    draws = np.random.default_rng(0).integers(len(gained), size=(RESAMPLES, len(gained)))
-    low, high = np.percentile(gained[draws].mean(1), [2.5, 97.5])
-    return [100 * float(gained.mean()), 100 * float(low), 100 * float(high)]
+    gained = [100 * (float(value) - float(before[row])) for row, value in right.items()]
+    return [fmean(gained), *interval(gained, list(right))]
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

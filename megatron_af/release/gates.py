@@ -25,6 +25,7 @@ import numpy as np
 from megatron_af.config import ConfigError
 from megatron_af.config.errors import suggestion
 from megatron_af.config.loading import CONFIGS, read_values
+from megatron_af.evaluate.intervals import resampled_means
 from megatron_af.runs.results import Results
 
 RESAMPLES = 4_000
@@ -132,12 +133,7 @@ def bootstrap_lower_bound(differences: np.ndarray, groups: np.ndarray, confidenc
         differences: one number per sample, [samples].
         groups: index from 0 of each sample's group, [samples].
     """
-    sums, counts = np.bincount(groups, differences), np.bincount(groups)
-    random = np.random.default_rng(0)  # the same samples always get the same verdict
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 250):  # bounds memory for large evaluations
-        drawn = random.integers(len(sums), size=(min(250, RESAMPLES - start), len(sums)))
-        means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    means = resampled_means(np.bincount(groups, differences), np.bincount(groups), count=RESAMPLES)
     return float(np.quantile(means, 1 - confidence))
 
 

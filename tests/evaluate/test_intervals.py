@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from megatron_af.evaluate import intervals
 from megatron_af.evaluate.intervals import interval, paired
 
 
@@ -23,3 +24,14 @@ def test_a_paired_gain_and_its_chance() -> None:
     assert 0 < low < 0.12 < high and chance < 0.01
     assert paired([1.0, -1.0] * 50, [str(i) for i in range(100)])[2] == 1.0
     assert paired([1.0] * 100, ["one recording"] * 100)[2] == 1.0, "one recording shows nothing"
+
+
+def test_many_groups_are_drawn_in_parts_of_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = np.random.default_rng(1).normal(0.1, 1.0, 300).tolist()
+    groups = [str(i // 3) for i in range(300)]
+    whole = paired(gains, groups)
+    for most in (1, 250, 100 * 999):
+        monkeypatch.setattr(intervals, "DRAWN_AT_ONCE", most)
+        sizes = list(intervals._parts(intervals.RESAMPLES, 100))
+        assert sum(sizes) == intervals.RESAMPLES and max(sizes) * 100 <= max(100, most)
+        assert paired(gains, groups) == whole
