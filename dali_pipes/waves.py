@@ -7,7 +7,7 @@ resampler has no anti-alias filter. T samples.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,15 +105,7 @@ def is_recording(source: Path | bytes) -> bool:
         AudioError: it cannot be opened at all.
     """
     _check_file(source)
-    try:
-        with _open(source) as file:
-            return bool(file.format != "MP3")
-    except (soundfile.LibsndfileError, OSError):
-        pass
-    try:
-        return containers.is_certain(source)
-    except containers.ContainerError as error:
-        raise AudioError(f"cannot be opened: {error}") from error
+    return _by_header(source, lambda file: bool(file.format != "MP3"), containers.is_certain)
 
 
 def recording_seconds(source: Path | bytes) -> float:
@@ -135,13 +127,22 @@ def samples_a_second(source: Path | bytes) -> int:
     Raises:
         AudioError: missing, or not audio.
     """
+    return _by_header(source, lambda file: int(file.samplerate * file.channels), containers.samples_a_second)
+
+
+def _by_header[Told](
+    source: Path | bytes,
+    by_libsndfile: Callable[[soundfile.SoundFile], Told],
+    by_ffmpeg: Callable[[Path | bytes], Told],
+) -> Told:
+    """What one of the two readers tells of a recording: FFmpeg where libsndfile does not know it."""
     try:
         with _open(source) as file:
-            return int(file.samplerate * file.channels)
+            return by_libsndfile(file)
     except (soundfile.LibsndfileError, OSError):
         pass
     try:
-        return containers.samples_a_second(source)
+        return by_ffmpeg(source)
     except containers.ContainerError as error:
         raise AudioError(f"cannot be opened: {error}") from error
 
