@@ -1,6 +1,7 @@
 """How many cores this process may use.
 
     workers = usable_cores()
+    threads = cores_each(2)         # of two processes that share them
 """
 
 import math
@@ -23,6 +24,11 @@ def usable_cores() -> int:
     """
     cores = len(os.sched_getaffinity(0))
     return min(cores, math.ceil(_paid_for() or cores))
+
+
+def cores_each(processes: int) -> int:
+    """Of so many processes that share the usable ones; at least one."""
+    return max(1, usable_cores() // processes)
 
 
 def _paid_for() -> float:

@@ -26,7 +26,7 @@ from dali_pipes.flac import flac_format, shorten_flac
 from dali_pipes.mel import Flac, MelPipeline, Pcm
 from dali_pipes.waves import AudioError, check_header, read_wave
 from megatron_af.config import Config
-from megatron_af.cores import usable_cores
+from megatron_af.cores import cores_each
 from megatron_af.data.rows import Clip
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.parallel.device import Device
@@ -34,7 +34,7 @@ from megatron_af.parallel.device import Device
 
 def own_cores() -> int:
     """This rank's share of the cores that this machine's ranks may use."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return cores_each(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class ClipLoader:

@@ -42,7 +42,7 @@ def test_windows_and_the_seconds_they_hear(
 
 
 def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_af.data.clips.usable_cores", lambda: 16)
+    monkeypatch.setattr("megatron_af.cores.usable_cores", lambda: 16)
     for ranks, cores in (("8", 2), ("1", 16), ("32", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
         assert own_cores() == cores
