@@ -144,9 +144,10 @@ def _made(
         if probe == "silent":
             wave_T = np.zeros(max(1, round(clip.duration * sample_rate)), np.float32)
         else:
-            source = root.read(clip.path)[clip.offset : clip.offset + clip.length] if clip.length else (
-                local or root.read(clip.path)
-            )  # fmt: skip
+            if clip.length:
+                source: Path | bytes = root.read(clip.path, clip.offset, clip.length)
+            else:
+                source = local or root.read(clip.path)
             wave_T = read_wave(source, start=clip.start, duration=clip.duration, sample_rate=sample_rate)
             if probe in CITING:
                 wave_T[round(muted[0] * sample_rate) : round(muted[1] * sample_rate)] = 0.0
