@@ -79,7 +79,8 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
     def make(key: str, sample: _Sample) -> Row:
         if sample.problem:
             raise RowError(sample.problem)
-        if (prepared := _prepared(sample.texts, key)) is not None:
+        content = _content(sample.texts)
+        if (prepared := _prepared(content, key)) is not None:
             if lost := [clip for clip in prepared.clips if (clip.offset, clip.length) not in places]:
                 raise RowError(
                     f"its json says that a recording of {lost[0].length:,} bytes begins at byte {lost[0].offset:,} of "
@@ -93,7 +94,7 @@ def _shard(root: DataRoot, origin: ImportConfig, shard: Path, path: str) -> Iter
             except AudioError as error:
                 raise AudioError(f"{path}, {key}: its recording {error}", error.reason) from error
             clips.append(Clip(path=path, duration=seconds, offset=offset, length=length))
-        return _row(key, tuple(clips), sample.texts, origin)
+        return _row(key, tuple(clips), content, sample.texts, origin)
 
     for key, sample in samples.items():
         yield checked(make, key, sample, "samples of a WebDataset")
@@ -146,8 +147,9 @@ def _add(
         )
 
 
-def _row(key: str, clips: tuple[Clip, ...], texts: Mapping[str, bytes], origin: ImportConfig) -> Row:
-    content = _content(texts)
+def _row(
+    key: str, clips: tuple[Clip, ...], content: Mapping[str, Any], texts: Mapping[str, bytes], origin: ImportConfig
+) -> Row:
     if _is_own(content):
         return replace(parse_row({**content, "clips": []}, key), clips=clips)
     if not clips:
@@ -170,9 +172,8 @@ def _is_own(content: Mapping[str, Any]) -> bool:
     return "id" in content and bool({"questions", "captions", "spans"} & set(content))
 
 
-def _prepared(texts: Mapping[str, bytes], key: str) -> Row | None:
+def _prepared(content: Mapping[str, Any], key: str) -> Row | None:
     """A row that says itself where in its shard its recordings lie: several rows may share one."""
-    content = _content(texts)
     listed = content.get("clips")
     if not _is_own(content) or not isinstance(listed, list) or not listed:
         return None
