@@ -78,17 +78,17 @@ class _Suite:
         paths = sorted({clip.path for row in found.rows for clip in row.clips})
         return digest_value(Recordings(self._config.data.root, Path(self._config.output)).digests(paths))
 
-    def is_there(self, found: Questions) -> bool:
+    def is_there(self, recordings: str) -> bool:
         """It was measured beside the stage's own results already, on these weights, rows, recordings and settings."""
         weights = checkpoint_digest(self.checkpoint)
         if not self._elsewhere or self.file(PARTIAL).is_file():
             return False
         if not are_of(self._config, self._config.stage, weights, self.folder):
             return False
-        return bool(read_json(self.file("json")).get("recordings") == self.recordings(found))
+        return bool(read_json(self.file("json")).get("recordings") == recordings)
 
-    def put_down(self, found: Questions, report: dict[str, Any]) -> dict[str, Any]:
-        report = report | {"recordings": self.recordings(found)}
+    def put_down(self, found: Questions, recordings: str, report: dict[str, Any]) -> dict[str, Any]:
+        report = report | {"recordings": recordings}
         counts = {"left_out": found.reasons, "odd": found.notes}
         report = with_published(report | {name: some for name, some in counts.items() if some}, self.benchmark)
         write(self.file("json"), json.dumps(report, indent=1))
@@ -121,7 +121,9 @@ def measure_suites(
             suite.benchmark = replace(suite.benchmark, probes=())
         root = DataRoot(config.data.root)
         found = {suite.name: from_first(partial(read_questions, suite.benchmark, root)) for suite in suites}
-        there = from_first(lambda: [suite.is_there(found[suite.name]) for suite in suites])
+        # before anything is asked: what comes in their place meanwhile is not what was heard
+        heard = from_first(lambda: {suite.name: suite.recordings(found[suite.name]) for suite in suites})
+        there = from_first(lambda: [suite.is_there(heard[suite.name]) for suite in suites])
         for suite, measured in zip(suites, there, strict=True):
             if measured:
                 progress.say(f"{suite.name}: measured already, in {suite.folder}")
@@ -129,9 +131,9 @@ def measure_suites(
         if spec_of(config.curriculum[config.stage]).embeds:
             reports = _compare(config, checkpoint, found)
         else:
-            reports = _ask_and_measure(config, suites, found, progress, shown, shots)
+            reports = _ask_and_measure(config, suites, found, heard, progress, shown, shots)
         for suite in suites if first else []:
-            report = suite.put_down(found[suite.name], reports[suite.name])
+            report = suite.put_down(found[suite.name], heard[suite.name], reports[suite.name])
             what = f"{suite.benchmark.title}, {config.name}, stage {config.stage}{f', {shots}' if shots else ''}"
             progress.console.print(suite_table(report, what))
 
@@ -155,6 +157,7 @@ def _ask_and_measure(
     config: Config,
     suites: Sequence[_Suite],
     found: Mapping[str, Questions],
+    heard: Mapping[str, str],
     progress: Progress,
     shown: Shown,
     shots: str,
@@ -171,8 +174,7 @@ def _ask_and_measure(
     listener, answered, keeping = Listener(config, suites[0].checkpoint, watch=line), {}, {}
     for suite in suites:
         questions = found[suite.name].questions
-        heard = from_first(partial(suite.recordings, found[suite.name]))
-        state = state_of(config, suite.benchmark, suite.checkpoint, questions, heard, shots)
+        state = state_of(config, suite.benchmark, suite.checkpoint, questions, heard[suite.name], shots)
         kept = keeping[suite.name] = Kept(suite.file(PARTIAL), state)
         answered[suite.name] = ask(listener, suite.benchmark, questions, asking[suite.name], kept)
     listener.close()

@@ -225,7 +225,9 @@ def test_behind_examples_no_probe_is_asked(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "toy.yaml").write_text(SUITE)
     asked = {}
 
-    def ask(config: Config, suites: Any, found: Any, progress: Any, shown: Any, shots: str) -> dict[str, Any]:
+    def ask(
+        config: Config, suites: Any, found: Any, heard: Any, progress: Any, shown: Any, shots: str
+    ) -> dict[str, Any]:
         asked[shots] = [len(suite.benchmark.probes) for suite in suites]
         return {}
 
@@ -233,7 +235,7 @@ def test_behind_examples_no_probe_is_asked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(f"{here}_ask_and_measure", ask)
     monkeypatch.setattr(f"{here}read_questions", lambda benchmark, root: Questions())
     monkeypatch.setattr(f"{here}from_first", lambda make: make())
-    monkeypatch.setattr(f"{here}_Suite.is_there", lambda suite, found: False)
+    monkeypatch.setattr(f"{here}_Suite.is_there", lambda suite, recordings: False)
     monkeypatch.setattr(f"{here}dist.get_rank", lambda: 1)
     stage = StageConfig(suites=(str(tmp_path / "toy.yaml"),))
     config = Config(name="tiny", output=str(tmp_path), stage="stage", curriculum={"stage": stage})
