@@ -138,7 +138,7 @@ def records(path: Path, most: int | None = LOOKED_AT + 1) -> Iterator[list[str]]
         lines[:comments] = [lines[comments - 1].lstrip("# ")]
     between = "\t" if path.suffix.lower() != ".csv" else max(",;\t|", key=lines[0].count) if lines else ","
     reader = csv.reader(
-        lines[:most],
+        (f"{line}\n" for line in lines[:most]),  # a text in quotation marks may go on in the next line
         delimiter=between,
         quoting=csv.QUOTE_NONE if between == "\t" else csv.QUOTE_MINIMAL,
         skipinitialspace=bool(comments),

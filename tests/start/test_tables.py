@@ -139,3 +139,9 @@ def test_tables_of_what_trains_and_what_settings_are_chosen_by(tmp_path: Path) -
         (tmp_path / f"mine/{split}.csv").write_text("file,label\n1.wav,dog\n2.wav,cat\n")
     found, _ = look(tmp_path)
     assert list(found.origins) == ["train", "test"] and "valid.csv is measured at the end" in found.told[-1]
+
+
+def test_a_text_of_several_lines_keeps_its_words_apart(tmp_path: Path) -> None:
+    tones(tmp_path / "mine", "a/1.wav", "b/2.wav")
+    _, rows = told_of(tmp_path, "t.csv", 'file,caption\n1.wav,"a dog\nbarks"\n2.wav,"rain\n\nfalls"\n')
+    assert [row.questions[0].output for row in rows] == ["a dog barks", "rain falls"]
