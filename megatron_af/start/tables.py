@@ -154,10 +154,13 @@ def records(path: Path, most: int | None = LOOKED_AT + 1) -> Iterator[list[str]]
 
 def _columns(folder: Path, name: str, names: Sequence[str]) -> _Read | None:
     rows = list(records(folder / name))
-    if len(rows) < 2 or len(set(rows[0])) != len(rows[0]):
+    written = [column.strip() for column in rows[0]] if rows else []
+    # Spreadsheets write empty columns along; one without a name may be an index.
+    header = [column for column in written if column or written.count("") == 1]
+    if len(rows) < 2 or len(set(header)) != len(header):
         return None
-    header, rows = [column.strip() for column in rows[0]], [row for row in rows[1:] if len(row) == len(rows[0])]
-    values = {column: [row[place].strip() for row in rows] for place, column in enumerate(header)}
+    rows = [row for row in rows[1:] if len(row) == len(written)]
+    values = {column: [row[place].strip() for row in rows] for place, column in enumerate(written) if column in header}
     audio: tuple[str, str, str, dict[str, str]] | None = None
     for column, held in values.items():
         if audio is None and (where := _names_recordings(held, names, Path(name).parent.as_posix())):

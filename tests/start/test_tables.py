@@ -26,6 +26,8 @@ def told_of(tmp_path: Path, name: str, content: str) -> tuple[list[str], list[Ro
         "sep=;\r\nfile;label\r\n1.wav;dog\r\n2.wav;rain\r\n",
         '# made in 2020\n# file, label\n1.wav, "dog"\n2.wav, "rain"\n',
         "file,target,category\n1.wav,0,dog\n2.wav,1,rain\n",
+        "file,label,,\n1.wav,dog,,\n2.wav,rain,,\n",
+        ",label\n1.wav,dog\n2.wav,rain\n",
         "file\u2028,label\n1.wav,dog\n2.wav,rain\n",
         "/far/x/1.wav,dog\n/far/y/2.wav,rain\n".join(["file,label\n", ""]),
         "file,label\nx\\1.wav,dog\ny\\2.wav,rain\n",
