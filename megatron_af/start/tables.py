@@ -101,7 +101,8 @@ def table(folder: Path, root: Path, names: Sequence[str]) -> Found | None:
         origins[split] = ImportConfig(format="csv", path=path, audio=place, columns=read.columns, dictionary=words)
         said = ", ".join(f"{what} in '{column}'" for what, column in read.columns.items())
         where = f"; recordings below {read.place}" if read.place else ""
-        where += "; recordings in several folders" if read.spread else ""
+        if len({Path(at).parent for at in read.spread.values()}) > 1:
+            where += "; recordings in several folders"
         told.append(f"a table, {name}: {said}{where}{read.told}")
     told += said_of_splits if "all" not in chosen else []
     if others := sorted(set(found) - set(chosen.values())):
@@ -270,17 +271,18 @@ def _names_recordings(values: Sequence[str], names: Sequence[str], beside: str) 
 
 
 def _spread(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Where the recordings lie that values name wherever they are; empty where these are too few, or of equal names."""
+    """Where the recordings lie that values name wherever they are, in letters of either case, as Windows takes them;
+    empty where these are too few, or of equal names."""
     sounds = [name for name in names if is_audio(name)]
-    ends = Counter(Path(name).name for name in sounds)
-    by_end = {Path(name).name: name for name in sounds if ends[Path(name).name] == 1}
+    ends = Counter(map(_end, sounds))
+    by_end = {_end(name): name for name in sounds if ends[_end(name)] == 1}
     values = [value for value in values[:LOOKED_AT] if value]
     found = sum(_end(value) in by_end for value in values)
     return by_end if values and found > len(values) / 2 else {}
 
 
 def _end(path: str) -> str:
-    return re.split(r"[/\\]", path.strip())[-1]
+    return re.split(r"[/\\]", path.strip())[-1].casefold()
 
 
 def _are_times(
