@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from megatron_af.config import ImportConfig
 from megatron_af.config.loading import CONFIGS, load_config
@@ -199,4 +200,5 @@ def _flow(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
     text = str(value)
-    return text if re.fullmatch(r"[A-Za-z][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
+    plain = re.fullmatch(r"[A-Za-z][\w./-]*", text) and (not isinstance(value, str) or yaml.safe_load(text) == text)
+    return text if plain else json.dumps(text, ensure_ascii=False)

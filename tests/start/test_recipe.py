@@ -46,9 +46,11 @@ def written(tmp_path: Path, origins: dict[str, ImportConfig], known: Statistics)
 @pytest.mark.parametrize("name", ["123", "1e3", "true", "null", "no", "2026-01-02", "0x10"])
 def test_names_that_yaml_takes_for_something_else_stay_names(tmp_path: Path, name: str) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(write_recipe(name, tmp_path / f"a: #{name}", {"all": LABELS}, facts()))
+    origin = ImportConfig(format="csv", path=f"recordings/{name}", columns={"audio": "file", "label": name})
+    file.write_text(write_recipe(name, tmp_path / f"a: #{name}", {"all": origin}, facts()))
     config = load_config(file)
     assert (config.name, config.data.root) == (name, str(tmp_path / f"a: #{name}"))
+    assert config.data.datasets["all"].origin == origin
 
 
 @pytest.mark.parametrize(
