@@ -81,7 +81,13 @@ def start(
     name = given.get("name") or slug(folder)
     root = Path(given.get("data.root") or Path("data") / name)
     file = root / f"{name}.yaml"
-    if problems := list(name_rules(Config(name=name))):
+    problems = list(name_rules(Config(name=name)))
+    if root.resolve().is_relative_to(folder.resolve()):
+        problems.append(
+            f"data.root = {root} lies in it, and it is only read: give another place behind the command, such as "
+            f"data.root={folder.resolve().parent / f'{name}-data'}"
+        )
+    if problems:
         raise ConfigError(f"{folder} cannot be started", problems)
     if not dry_run:
         require_room(Path(given.get("output") or Config(name=name).output))

@@ -178,6 +178,20 @@ def test_a_name_that_mlflow_refuses_is_refused_before_anything_is_read(tmp_path:
         start(tmp_path / "nothing", ["name=af2:3b"], dry_run=dry_run)
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("place", ["data/my-sounds", "data/my-sounds/data/my-sounds"])
+def test_nothing_is_written_among_the_recordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, dry_run: bool
+) -> None:
+    """Without ``data.root=`` the recordings in data/NAME would be joined by what is made of them."""
+    monkeypatch.chdir(tmp_path)
+    write_tone(tmp_path / "data/my-sounds" / "dog_1.wav", 0.3, 1)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=rf"data.root = {place} lies in it, .* data.root=.*/data/my-sounds-data"):
+        start(Path("data/my-sounds"), [] if place == "data/my-sounds" else [f"data.root={place}"], dry_run=dry_run)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no sysfs here")
 def test_an_output_that_takes_nothing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="'/sys/megatron-af'"):
