@@ -55,7 +55,7 @@ class Lengths:
     samples: tuple[Sample, ...]
     """Each as common as the others."""
     total: int
-    """Samples of the whole stage; 0: unknown."""
+    """Samples of the whole stage; 0: as many as its steps take, and unknown where it asks for passes."""
     told: str
     """Where this comes from."""
     longest: bool = False
@@ -87,8 +87,7 @@ def lengths_of(config: Config, name: str, given: Mapping[str, GivenLengths]) -> 
         pass  # the data or its tokenizer is not there, or not even named
     text = stage.questions_per_sample * stage.max_text_tokens
     sample = Sample(windows=(stage.max_windows,), tokens=text, segments=stage.questions_per_sample)
-    total = 0 if stage.passes else stage.steps * stage.global_batch_samples
-    return Lengths(samples=(sample,), total=total, told="every sample as long as the stage allows", longest=True)
+    return Lengths(samples=(sample,), total=0, told="every sample as long as the stage allows", longest=True)
 
 
 def _given(config: Config, stage: StageConfig, given: GivenLengths) -> Lengths:
@@ -104,8 +103,7 @@ def _given(config: Config, stage: StageConfig, given: GivenLengths) -> Lengths:
         for count in windows
         for text in tokens
     )
-    total = given.samples or (0 if stage.passes else stage.steps * stage.global_batch_samples)
-    return Lengths(samples=samples, total=total, told=given.source or "as given")
+    return Lengths(samples=samples, total=given.samples, told=given.source or "as given")
 
 
 def _windows(config: Config, stage: StageConfig, seconds: float) -> int:
@@ -140,7 +138,7 @@ def _from_data(config: Config, stage: StageConfig) -> Lengths:
     if not found:
         raise ValueError("no row can be used")
     told = f"{len(found):,} samples drawn from the {sum(sizes.values()):,} rows of {', '.join(sizes)}"
-    return Lengths(samples=tuple(found), total=total or stage.steps * stage.global_batch_samples, told=told)
+    return Lengths(samples=tuple(found), total=total, told=told)
 
 
 def _labels(ids: list[int], tokenizer: Tokenizer) -> int:

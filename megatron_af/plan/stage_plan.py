@@ -4,19 +4,18 @@
     plan.fits, plan.memory.kinds, plan.time.parts, plan.days
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import fmean, pstdev
 
-from megatron_af.config import Config
+from megatron_af.config import Config, StageConfig
 from megatron_af.plan.case import Case
 from megatron_af.plan.gpu import Gpu
 from megatron_af.plan.lengths import Lengths
 from megatron_af.plan.load import Cut, Load, draw_steps, made_of, mean
 from megatron_af.plan.memory import AHEAD, Memory, memory
 from megatron_af.plan.step_time import COMMUNICATION, ENCODER, StepTime, step_time
-from megatron_af.runs.sizes import batch_samples
+from megatron_af.runs.sizes import batch_samples, steps_of_samples
 
 DRAWN = 48
 """Steps that are drawn from the lengths."""
@@ -126,8 +125,15 @@ def plan_stage(
         margin=max(0.0, min(bound, spread) - totals[most]),
         time=step_time(case, middle),
         load=middle,
-        steps=math.ceil(lengths.total / case.stage.global_batch_samples),
+        steps=_steps(case.stage, lengths.total),
     )
+
+
+def _steps(stage: StageConfig, total: int) -> int:
+    """As training counts them; a batch of so many tokens changes the steps of passes, and of nothing else."""
+    if total:
+        return steps_of_samples(stage, total)
+    return 0 if stage.passes else stage.steps
 
 
 def _neediest(case: Case, load: Load, ahead: int) -> tuple[Memory, int]:

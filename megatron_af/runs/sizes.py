@@ -102,5 +102,9 @@ def batch_problems(config: Config, stage: str, samples: int, world_size: int) ->
 
 def steps_of_passes(stage: StageConfig, rows: dict[str, int]) -> int:
     """Steps that make ``stage.passes`` over the blend; ``rows``: rows of each data set."""
-    samples = stage.passes * sum(weight * rows[name] for name, weight in stage.blend.items())
+    return steps_of_samples(stage, stage.passes * sum(weight * rows[name] for name, weight in stage.blend.items()))
+
+
+def steps_of_samples(stage: StageConfig, samples: float) -> int:
+    """Steps of a stage, whose batch is known, that come nearest to so many samples."""
     return max(1, round(samples / stage.global_batch_samples))

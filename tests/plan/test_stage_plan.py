@@ -14,6 +14,7 @@ from megatron_af.plan.lengths import GivenLengths, Lengths, lengths_of
 from megatron_af.plan.load import Cut, Load, draw_steps
 from megatron_af.plan.memory import memory
 from megatron_af.plan.stage_plan import case_of, plan_stage
+from megatron_af.runs.sizes import steps_of_passes
 from tests import tiny
 
 STEPS = 5_000
@@ -49,6 +50,26 @@ def test_numbers_follow_from_each_other() -> None:
     assert plan.gpu_hours == pytest.approx(plan.days * 48)
     assert plan.samples_per_second_and_gpu == pytest.approx(8 / plan.time.total / 2)
     assert plan.fits and 0 < plan.utilisation < 1 and 0 < plan.encoder_share < 1
+
+
+@pytest.mark.parametrize("budget", [0, 2_000, 20_000])
+def test_the_steps_that_a_stage_states_are_its_steps_whatever_its_batch(budget: int) -> None:
+    config = tiny.config()
+    stage = dataclasses.replace(config.curriculum["stage"], batch_tokens=budget, steps=20)
+    config = dataclasses.replace(config, curriculum={"stage": stage})
+    plan = plan_stage(case_of(config, "stage", read_gpu("cpu"), 2), lengths_of(config, "stage", {}))
+    assert plan.steps == 20
+    assert (plan.samples == 8) == (budget == 0)
+
+
+def test_passes_are_as_many_steps_as_training_makes_of_them() -> None:
+    config = tiny.config()
+    case = case_of(config, "stage", read_gpu("cpu"), 2)
+    for samples in (1, 8, 11, 13):
+        given = {"stage": GivenLengths(samples=samples)}
+        rows = dict.fromkeys(case.stage.blend, samples)
+        passes = dataclasses.replace(case.stage, passes=1.0, blend=dict.fromkeys(rows, 1 / len(rows)))
+        assert plan_stage(case, lengths_of(config, "stage", given)).steps == steps_of_passes(passes, rows)
 
 
 def test_what_does_not_fit_is_told() -> None:
