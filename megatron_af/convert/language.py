@@ -143,6 +143,18 @@ def write_language(
     write(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
+def check_sizes(lm: LMConfig, theirs: LMConfig, folder: Path) -> None:
+    """Raises ValueError with every key of ``model.lm`` that describes another model than the one in ``folder``; how
+    many positions there are matters where they are learnt."""
+    different = [
+        f"model.lm.{key} = {own}: the folder has {getattr(theirs, key)}"
+        for key, own in vars(lm).items()
+        if own != getattr(theirs, key) and (key != "max_positions" or family_of(lm).position_rows)
+    ]
+    if different:
+        raise ValueError(f"{folder} holds another model:\n  " + "\n  ".join(different))
+
+
 def load_language(chunks: Iterable[nn.Module], source: Source, lm: LMConfig) -> None:
     """Fill the language model of every chunk of this rank; its gated blocks and adapters stay as they are."""
     for chunk in chunks:
@@ -232,14 +244,7 @@ class LanguageFolder:
 
     def check(self, lm: LMConfig) -> None:
         """Raises ValueError with every key of ``model.lm`` that describes another model than the folder's."""
-        ours, theirs = vars(lm), vars(self.lm_config)
-        different = [
-            f"model.lm.{key} = {ours[key]}: the folder has {theirs[key]}"
-            for key in ours
-            if ours[key] != theirs[key] and (key != "max_positions" or self._family.position_rows)
-        ]
-        if different:
-            raise ValueError(f"{self.folder} holds another model:\n  " + "\n  ".join(different))
+        check_sizes(lm, self.lm_config, self.folder)
 
     def report(self) -> KeyReport:
         """What becomes of each tensor of the folder; of a tied model, the output layer's is the table once more."""

@@ -24,7 +24,13 @@ from megatron_af.convert.adapter import peft_tensors, write_adapter
 from megatron_af.convert.clap_folder import ClapFolder
 from megatron_af.convert.encoders import EncoderFile
 from megatron_af.convert.keys import KeyReport, compare_aliases, pickled_weights
-from megatron_af.convert.language import LanguageFolder, hugging_face_tensors, load_language, write_language
+from megatron_af.convert.language import (
+    LanguageFolder,
+    check_sizes,
+    hugging_face_tensors,
+    load_language,
+    write_language,
+)
 from megatron_af.convert.released import (
     ReleasedFile,
     ReleasedFolder,
@@ -83,8 +89,11 @@ def convert(
         raise ValueError(f"{source} holds no adapters (lora) of ours; leave out --adapter, or name one that does")
     if out:
         refuse_occupied(target)
-    # Adapters are those of the run that trained them; nothing else has any.
-    trained = load_config(source / SETTINGS) if adapted else replace(config, stage="")
+    trained = replace(config, stage="")  # nothing has adapters but the run that trained them
+    if out and (source / SETTINGS).is_file():
+        wrote = load_config(source / SETTINGS)
+        check_sizes(config.model.lm, wrote.model.lm, source)  # of other heads or positions all tensors may fit
+        trained = wrote if adapted else trained
     build_as = replace(config, curriculum=trained.curriculum, stage=trained.stage)
     weights = pickled_weights(source) if source.is_file() else {}
     released: ReleasedFile | ReleasedFolder | None = None

@@ -26,7 +26,7 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.parallel.global_state import gather_global
 from megatron_af.parallel.world import join_world
-from megatron_af.runs.paths import MANIFEST, CheckpointError, Resume
+from megatron_af.runs.paths import MANIFEST, SETTINGS, CheckpointError, Resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
 from megatron_af.train.checkpoint_reading import load_parts
@@ -258,6 +258,20 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
     config = toy_config(lm={"ffn": 96})
     with pytest.raises(ValueError, match=r"model\.lm\.ffn = 96: the folder has 160"):
         convert(config, folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"rope_base": 5e5}, {"norm_eps": 1e-3}, {"heads": 2, "kv_heads": 1}, {"tied": True}, {"vocab": 93}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_checkpoint_goes_out_as_the_model_that_it_was_written_for(tmp_path, changed):
+    """All tensors fit, or are left out: what is written would be another model."""
+    (tmp_path / MANIFEST).write_text('{"parts": {"lm": "."}}')
+    (tmp_path / SETTINGS).write_text(to_yaml(toy_config(lm={"tied": False})))
+    key = next(iter(changed))
+    with pytest.raises(ValueError, match=rf"holds another model:\n  model\.lm\.{key} = .*: the folder has"):
+        convert(toy_config(lm={"tied": False} | changed), tmp_path, tmp_path / "out")
 
 
 def released_run(tokenizer: Path, tensor: int):
