@@ -175,7 +175,8 @@ class _Watch:
             if found is None:
                 raise StepFailed(f"{self.job.name}: TrainJob {self.name} was deleted by someone else")
             self._beat(found)
-            pods = self.kube.pods(self.name) or pods
+            there = self.kube.pods(self.name)
+            pods = there or pods  # those that ended still say why, when they have gone
             self._notice_restart(pods)
             self.logs.read(pods)
             condition = ended(found)
@@ -184,8 +185,8 @@ class _Watch:
             if condition:
                 words = self.logs.last_words(pods)
                 raise StepFailed(f"{self.job.name}: {_describe(condition)}: {words}", give_up=_gave_up(condition))
-            reason = "" if is_queued(found) else blocked(self.kube, found, self.job, pods)
-            self._show(show_status(found, pods) + (f"; {reason}" if reason else ""))
+            reason = "" if is_queued(found) else blocked(self.kube, found, self.job, there)
+            self._show(show_status(found, there) + (f"; {reason}" if reason else ""))
             self._end_if_blocked(reason)
             clock.sleep(POLL_SECONDS)
 

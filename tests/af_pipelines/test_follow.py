@@ -109,6 +109,20 @@ def test_quota_that_keeps_pods_from_existing(cluster: FakeCluster, launch: Launc
     assert NAME not in cluster.jobs
 
 
+def test_pods_that_went_and_are_not_made_again_are_no_running_ones(cluster: FakeCluster, launch: Launcher) -> None:
+    def lose(job: Object) -> None:
+        cluster.pods = []
+        cluster.warn(f"{NAME}-node-0", "FailedCreate", "Error creating: pods is forbidden: exceeded quota: gpus")
+
+    cluster.on_get(0, cluster.run_pods)
+    cluster.on_get(2, lose)
+    cluster.on_get(100, lambda job: cluster.finish(job))  # pending_minutes have long passed
+    with pytest.raises(StepFailed, match=r"0 of 2 pods exist: FailedCreate"):
+        launch()
+    assert launch.said[-1].startswith("[align] 0 of 2 nodes running; 0 of 2 pods exist")
+    assert NAME not in cluster.jobs
+
+
 def test_a_queued_job_may_wait_as_long_as_the_queue_takes(cluster: FakeCluster, launch: Launcher) -> None:
     queued = {"conditions": [{"type": "Suspended", "status": "True", "reason": "Suspended"}]}
     cluster.on_get(0, lambda job: job.update(status=queued))
