@@ -99,7 +99,7 @@ class ClusterConfig:
     """Longest time that one step may be active. Trainer starts the clock again whenever a suspended job resumes, and
     time in a queue does not count."""
     pending_minutes: float = 60.0
-    """Longest time that an admitted job's pods may wait for room or an image."""
+    """Longest time that an admitted job's pods may wait for room, an image or a volume."""
     away_minutes: float = 30.0
     """How long a step waits for an API server that does not answer, while its training job goes on; at most half of
     the time after which the reaper takes the job for lost."""

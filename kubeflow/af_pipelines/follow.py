@@ -136,9 +136,13 @@ def blocked(kube: Kube, found: Object, job: Job, pods: Sequence[Any]) -> str:
                     f"container cannot start ({waiting.reason}: {waiting.message}): see that the secrets and volumes "
                     "that the cluster file names exist in the namespace"
                 )
-        for condition in pod.status.conditions or []:
-            if condition.type == "PodScheduled" and condition.status == "False" and condition.reason != GATED:
-                return f"no room for {pod.metadata.name}: {condition.message}"
+        held = next((c for c in pod.status.conditions or [] if c.type == "PodScheduled" and c.status == "False"), None)
+        if held is not None and held.reason != GATED:
+            return f"no room for {pod.metadata.name}: {held.message}"
+        if held is None and pod.status.phase == "Pending":
+            # Its image is on the way, or a volume or network does not come: only events say what of these.
+            warnings = kube.warnings(found, pod.metadata.name)
+            return f"{pod.metadata.name} has not started" + (f": {warnings[-1]}" if warnings else "")
     if len(pods) < job.nodes:
         warnings = kube.warnings(found)
         if warnings:

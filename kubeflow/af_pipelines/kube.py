@@ -186,14 +186,16 @@ class Kube:
         body |= {"metadata": {"annotations": dict(own)}} if own else {}
         self._call(self._custom.patch_namespaced_custom_object, name=name, body=body, **self._services)
 
-    def warnings(self, job: Object) -> list[str]:
-        """Texts of the warnings about a job's objects, the latest last: quota, admission, scheduling, images.
+    def warnings(self, job: Object, pod: str = "") -> list[str]:
+        """Texts of the warnings about a job's objects, or one of its pods, the latest last: quota, admission,
+        scheduling, images, volumes.
 
         Those of an earlier job of the same name are still listed for an hour; they are older than this one.
         """
         name, made = job["metadata"]["name"], moment(job["metadata"].get("creationTimestamp"))
         events = self._call(self._core.list_namespaced_event, self.namespace, field_selector="type=Warning").items
-        mine = [event for event in events if _belongs(event.involved_object.name or "", name) and _when(event) >= made]
+        named = [(event.involved_object.name or "", event) for event in events]
+        mine = [e for about, e in named if (about == pod if pod else _belongs(about, name)) and _when(e) >= made]
         return [f"{event.reason}: {event.message}" for event in sorted(mine, key=_when)]
 
     def log(

@@ -101,6 +101,30 @@ def test_no_room_is_waited_for_but_not_for_ever(cluster: FakeCluster, launch: La
     assert NAME not in cluster.jobs
 
 
+def test_a_pod_that_never_starts_on_its_node_ends_the_job(cluster: FakeCluster, launch: Launcher) -> None:
+    """Its volume cannot be attached: it has a node, holds its GPUs, and is still ContainerCreating."""
+
+    def start(job: Object) -> None:
+        cluster.run_pods(job)
+        creating = {"waiting": {"reason": "ContainerCreating"}}
+        cluster.pods[1] = cluster.pod(NAME, 1, phase="Pending", state=creating)
+        cluster.warn(pod_name(1), "FailedMount", 'MountVolume.SetUp failed for volume "volume-0": timed out')
+        cluster.warn(pod_name(0), "Unhealthy", "of another pod")
+
+    cluster.on_get(0, start)
+    cluster.on_get(100, lambda job: cluster.finish(job))  # pending_minutes have long passed
+    with pytest.raises(StepFailed, match=r"not start: af-.*-node-0-1-r0 has not started: FailedMount: .*timed out"):
+        launch()
+    assert NAME not in cluster.jobs
+
+
+def test_a_pod_that_a_queue_holds_may_wait(cluster: FakeCluster, launch: Launcher) -> None:
+    gated = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "by Kueue"}
+    cluster.on_get(0, lambda job: cluster.run_pods(job, phase="Pending", conditions=[gated]))
+    cluster.on_get(100, lambda job: cluster.finish(job))
+    assert launch() == 0
+
+
 def test_quota_that_keeps_pods_from_existing(cluster: FakeCluster, launch: Launcher) -> None:
     warning = "Error creating: pods is forbidden: exceeded quota: gpus, requested: 8, used: 8, limited: 8"
     cluster.on_get(0, lambda job: cluster.warn(f"{NAME}-node-0", "FailedCreate", warning))
