@@ -33,24 +33,28 @@ class LogReader:
 
     def __init__(self, kube: Kube, container: str) -> None:
         self._kube, self._container = kube, container
-        self._seen: dict[str, tuple[str, float | None]] = {}
+        self._seen: dict[str, tuple[str, int, float | None]] = {}
+        """Pod -> the latest stamp among its lines, how many had it, and when they were asked for."""
 
     def new_lines(self, pod: Any) -> list[str]:
-        stamp, asked = self._seen.get(pod.metadata.uid, ("", None))
+        stamp, known, asked = self._seen.get(pod.metadata.uid, ("", 0, None))
         now = clock.now()
         # Five seconds more than passed here: the node's clock and ours tick differently.
         since = {"since_seconds": round(now - asked) + 5} if asked is not None else {"tail_lines": FIRST_LINES}
         lines = self._kube.log(pod.metadata.name, self._container, **since)
         if lines is None:  # next time, since the last answer
             return []
-        new = []
+        latest, same, new, repeated = stamp, known, [], 0
         for line in lines:
             when, _, text = line.partition(" ")
-            if when > stamp:
-                stamp = when
+            # CRI-O gives all lines of one write the same stamp; those of two streams may stand a little out of order.
+            repeated += when == stamp
+            if when > stamp or (when == stamp and repeated > known):
                 new.append(text)
-        if stamp:
-            self._seen[pod.metadata.uid] = (stamp, now)
+                same = same + 1 if when == latest else 1 if when > latest else same
+                latest = max(latest, when)
+        if latest:
+            self._seen[pod.metadata.uid] = (latest, same, now)
         return new
 
 

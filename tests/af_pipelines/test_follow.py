@@ -1,12 +1,15 @@
 """What the cluster shows of a job: logs, nodes, why it waits."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from af_pipelines import trainjob
+from af_pipelines.follow import LogReader
 from af_pipelines.manifest import HEARTBEAT, PROGRESS
 from megatron_af.pipeline.job import StepFailed
 from tests.af_pipelines.fake_cluster import FakeCluster, Object
-from tests.af_pipelines.launcher import NAME, Launcher, pod_name
+from tests.af_pipelines.launcher import CLUSTER, NAME, Launcher, pod_name
 
 pytestmark = pytest.mark.slow
 
@@ -194,3 +197,25 @@ def test_a_pod_behind_a_scheduling_gate_waits_as_long_as_it_takes(cluster: FakeC
     cluster.on_get(0, lambda job: cluster.run_pods(job, phase="Pending", conditions=[gate]))
     cluster.on_get(30, lambda job: cluster.finish(job))  # pending_minutes have long passed
     assert launch() == 0
+
+
+def test_no_line_is_lost_or_told_twice_where_stamps_are_the_same_or_out_of_order(cluster: FakeCluster) -> None:
+    """CRI-O stamps what was written at once with one time: a whole traceback has it."""
+    log = cluster.logs.setdefault(pod_name(0), [])
+    reader, pod = LogReader(cluster.kube(CLUSTER), "node"), SimpleNamespace(metadata=SimpleNamespace())
+    pod.metadata.name = pod.metadata.uid = pod_name(0)
+
+    def print_at(second: int, *lines: str) -> list[str]:
+        log.extend(f"2026-01-01T00:00:{second:02d}.000000000Z {line}" for line in lines)
+        return reader.new_lines(pod)
+
+    assert print_at(5, "Traceback", "  File", "ValueError: a", "ValueError: a") == log_text(log)
+    assert print_at(5) == []
+    assert print_at(5, "  more of it") == ["  more of it"]
+    log.append("2026-01-01T00:00:09.000000000Z of stderr")
+    assert print_at(8, "of stdout", "of stdout too") == ["of stderr", "of stdout", "of stdout too"]
+    assert print_at(9, "later") == ["later"] and print_at(9) == []
+
+
+def log_text(log: list[str]) -> list[str]:
+    return [line.partition(" ")[2] for line in log]
