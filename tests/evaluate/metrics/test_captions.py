@@ -89,6 +89,7 @@ def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "needs aac-metrics" in Fense(Means()).missing()
 
 
+@pytest.mark.slow  # starts it
 def test_a_java_that_does_not_run_costs_its_metrics_and_hangs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
