@@ -22,6 +22,7 @@ ORDER = (
     "megatron_af.web_page",
     "megatron_af.config",
     "megatron_af.entry",
+    "megatron_af.processes",
     "megatron_af.completion",
     "megatron_af.retry_after",
     "megatron_af.flops",

@@ -9,7 +9,6 @@ batched mel and with the public code's, which builds a mel front end anew for ev
 times (``src/factory.py``); and what part the encoder alone reaches of what a large matrix product computes.
 """
 
-import multiprocessing
 import resource
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from megatron_af.audio.htsat import HTSAT
 from megatron_af.bench.machine import matmul_rate
 from megatron_af.config import EncoderConfig, FrontEndConfig
 from megatron_af.flops import Amounts, Tally
+from megatron_af.processes import processes
 from megatron_af.progress import Progress
 
 CAPTIONS = (64, 256, 1024, 4096)
@@ -112,9 +112,8 @@ def loss_inputs(captions: int) -> list[Tensor]:
 
 
 def _in_fresh_process(kind: str, captions: int) -> dict[str, float]:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_loss_cost, (kind, captions))
+    with processes(1) as pool:
+        return pool.submit(_loss_cost, kind, captions).result()
 
 
 def _loss_cost(kind: str, captions: int) -> dict[str, float]:

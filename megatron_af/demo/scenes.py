@@ -8,7 +8,6 @@ scene holds a recording that training heard. Everything is a function of the see
 
 import dataclasses
 import json
-import multiprocessing
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -37,6 +36,7 @@ from megatron_af.demo.questions import (
 from megatron_af.demo.recordings import SAMPLE_RATE, Recording, Recordings, Waveform, fetch_recordings, load
 from megatron_af.demo.skills import skill_rows, told_apart
 from megatron_af.files import write
+from megatron_af.processes import processes
 from megatron_af.progress import Progress
 from megatron_af.text import words
 
@@ -77,9 +77,8 @@ def prepare_scenes(config: ScenesConfig, seed: int, root: Path, progress: Progre
         for chunk in np.array_split(np.arange(s.scenes), max(1, s.scenes // 250))
     ]
     lines: dict[str, list[str]] = {name: [] for name in config.sets}
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(len(jobs), usable_cores())) as pool:
-        for done, (name, rows) in enumerate(pool.imap(_call, jobs), 1):
+    with processes(min(len(jobs), usable_cores())) as pool:
+        for done, (name, rows) in enumerate(pool.map(_call, jobs), 1):
             lines[name] += rows
             progress.update("scenes", done, len(jobs))
     told = list(_texts(config, seed, kinds))

@@ -13,13 +13,10 @@ data/data.py), which are kept here and scaled by their peak like any other.
 import hashlib
 import io
 import json
-import multiprocessing
-import os
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -41,6 +38,7 @@ from megatron_af.prepare.importers.layout import Recordings
 from megatron_af.prepare.importers.made_rows import answered
 from megatron_af.prepare.importers.marks import without_marks
 from megatron_af.prepare.signals import kept_pcm
+from megatron_af.processes import processes
 from megatron_af.progress import Progress
 from megatron_af.runs.digests import digest_file
 from megatron_af.runs.lock import after_others
@@ -201,10 +199,9 @@ def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progr
     """Prepares all groups; returns how many were not there already."""
     rows, step, finished, bad, made = len(manifest), plan.rows_per_shard, 0, 0, 0
     jobs = ((group, manifest.part(begin, min(rows, begin + step))) for group, begin in enumerate(range(0, rows, step)))
-    context = multiprocessing.get_context("spawn")
     for some in batched(jobs, max(1, ROWS_OF_A_POOL // step)):
         waiting = iter(some)
-        with ProcessPoolExecutor(min(workers, len(some)), context, _end_with_parent) as pool:
+        with processes(min(workers, len(some)), "data.prepare.workers") as pool:
             running = {pool.submit(prepare_group, plan, *job) for job in islice(waiting, 2 * workers)}
             while running:
                 ready, running = wait(running, return_when=FIRST_COMPLETED)
@@ -214,17 +211,6 @@ def _run_groups(plan: Recipe, manifest: Manifest, workers: int, name: str, progr
                 running |= {pool.submit(prepare_group, plan, *job) for job in islice(waiting, len(ready))}
                 progress.update(f"prepare {name}", finished, rows, f"{bad:,} left out")
     return made
-
-
-def _end_with_parent() -> None:
-    """A worker of a killed preparation would wait for work for ever."""
-
-    def watch() -> None:
-        if (parent := multiprocessing.parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare_group(plan: Recipe, group: int, manifest: Manifest) -> tuple[int, int, bool]:
