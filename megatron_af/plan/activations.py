@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_af.audio.htsat_encoder import IMAGE_SIDE
-from megatron_af.config import EncoderConfig, ModelConfig, TransformConfig
+from megatron_af.config import EncoderConfig, LoRAConfig, ModelConfig, TransformConfig
 from megatron_af.decoder.family import family_of
 from megatron_af.decoder.layer_spec import has_block
+from megatron_af.decoder.lora import CUT_BY_OUTPUT, OWNER
 from megatron_af.flops import Amounts, Per
 
 type Trains = Callable[[str], bool]
@@ -73,6 +74,8 @@ class How:
     """Of a micro-batch. With one alone positions lie side by side in either order, and nothing is copied for that."""
     recompute: str = "none"
     """``parallel.recompute``."""
+    lora: LoRAConfig | None = None
+    """Adapters beside the language model's linears."""
 
     def copies(self, stretches: bool) -> bool:
         """What a linear takes of attention is a copy of what attention keeps: its stretches are put together again,
@@ -163,20 +166,38 @@ def _language_layer(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: 
     settings, rotary = family.core_settings(), not family.position_rows
     gated = bool(settings["gated_linear_unit"])
 
-    def weight_or_bias(name: str) -> bool:
-        return trains(f"{at}.{name}.weight") or trains(f"{at}.{name}.bias")
+    def takes(target: str, width: float, *, held: bool = False) -> bool:
+        """A linear and its adapter: its input, where a weight that it is multiplied with trains.
 
-    def takes(name: str, width: float, *, cut: bool = False) -> bool:
-        """A linear: its input, where its weight trains."""
-        if trains(f"{at}.{name}.weight"):
-            (kept.cut if cut else kept.whole)("text", width)
-        return weight_or_bias(name)
+        Args:
+            held: somebody else keeps it.
+        """
+        name, cut_by_output = f"{OWNER[target]}.{target}", target in CUT_BY_OUTPUT
+        keep = kept.whole if cut_by_output else kept.cut
+        y = trains(f"{at}.{name}.weight") or trains(f"{at}.{name}.bias")
+        if by_itself(target) and not held:
+            keep("text", width)
+        if how.lora and target in how.lora.targets:
+            a, b = (trains(f"{at}.lora.{target}.{matrix}.weight") for matrix in "ab")
+            if a and how.lora.dropout:  # what is left of the input, and a byte or a factor for each number
+                keep("text", width * (1 + (1 / kept.element if how.kernels else 1)))
+            if b:
+                (kept.everywhere if cut_by_output else kept.whole)("text", how.lora.rank)
+            y = y or a or b
+        return y
+
+    def by_itself(target: str) -> bool:
+        """The input as it comes is multiplied with a weight that trains, an adapter's where it drops nothing."""
+        if trains(f"{at}.{OWNER[target]}.{target}.weight"):
+            return True
+        adapts = how.lora is not None and target in how.lora.targets and not how.lora.dropout
+        return adapts and trains(f"{at}.lora.{target}.a.weight")
 
     y = _language_norm(kept, model, trains, f"{at}.input_layernorm", x, how)
-    y = takes("self_attention.linear_qkv", lm.hidden) or y
+    y = takes("linear_qkv", lm.hidden) or y
     head_dim = lm.hidden // lm.heads
     groups = head_dim * lm.kv_heads
-    learns = trains(f"{at}.self_attention.linear_proj.weight")
+    learns = by_itself("linear_proj")
     if y and rotary and (how.rows == 1 or not how.text_stretches):
         kept.cut("text", lm.hidden + groups)  # values are a part of the projection's output, which stays whole
     if y and rotary and not how.fused:
@@ -189,15 +210,15 @@ def _language_layer(kept: Kept, model: ModelConfig, trains: Trains, at: str, x: 
         kept.statistics("text", lm.heads, cut=True)
     elif learns:
         kept.cut("text", lm.hidden)
-    y = y or weight_or_bias("self_attention.linear_proj")
+    y = takes("linear_proj", lm.hidden, held=True) or y
     x = x or y
     y = _language_norm(kept, model, trains, f"{at}.pre_mlp_layernorm", x, how)
-    y = takes("mlp.linear_fc1", lm.hidden) or y
+    y = takes("linear_fc1", lm.hidden) or y
     if y and gated:
         kept.cut("text", 2 * lm.ffn if how.fused else 4 * lm.ffn)  # gate and up; torch: both halves of the product
     elif y:
         kept.cut("text", lm.ffn)  # ReLU keeps what it gives, which the next linear takes
-    y = takes("mlp.linear_fc2", lm.ffn * (gated or not y), cut=True) or y
+    y = takes("linear_fc2", lm.ffn, held=y and not gated) or y
     return x or y
 
 

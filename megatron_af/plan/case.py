@@ -103,4 +103,5 @@ class Case:
             audio_stretches=load.audio_stretches,
             rows=load.rows,
             recompute=self.parallel.recompute,
+            lora=self.stage.lora,
         )

@@ -2,13 +2,14 @@
 
 import dataclasses
 import gc
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_af.config import Config
+from megatron_af.config import Config, LoRAConfig
 from megatron_af.model import build
 from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
@@ -107,6 +108,32 @@ def test_planned_memory_is_what_a_step_takes(name: str) -> None:
         planned = sum(rank["planned operations"] for rank in found) / ranks
         assert planned == pytest.approx(counted, rel=OPERATIONS_ERROR)
     assert max(rank["planned"] for rank in found) == pytest.approx(most["most"], rel=ERROR), found
+
+
+def adapted(family: str = "qwen2", *, dropout: float = 0.0, **layout: Any) -> Config:
+    """A unit so wide that what adapters keep is the most of what a step makes."""
+    lora = LoRAConfig(rank=16, dropout=dropout)
+    config = sized(tiny.config(("lm.*.lora.*",), lora=lora, **layout))
+    lm = dataclasses.replace(config.model.lm, hidden=512, ffn=4096)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
+    return of_family(config, family) if family != "qwen2" else config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world", "config"),
+    [
+        (1, adapted()),
+        (1, adapted(dropout=0.1)),
+        (1, adapted("opt")),
+        (2, adapted(dropout=0.1, tensor=2, sequence=True)),
+    ],
+    ids=["qwen2", "dropout", "opt", "TP 2, sequence"],
+)
+def test_what_adapters_keep_is_planned(world: int, config: Config) -> None:
+    """Of what comes and goes alone: weights would hide it."""
+    found = run_distributed(step, world, config)[0]
+    assert found["planned"] - found["planned always"] == pytest.approx(found["most"] - found["always"], rel=0.12)
 
 
 def test_micro_batches_that_wait() -> None:
