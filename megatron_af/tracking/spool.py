@@ -150,7 +150,7 @@ def read_spool(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
             offset += len(line)
             try:
                 yield json.loads(line), offset
-            except json.JSONDecodeError:
+            except ValueError:  # JSON that breaks off, or the zero bytes that a crash of the machine leaves
                 continue
 
 

@@ -28,6 +28,17 @@ def test_a_record_torn_by_a_kill_costs_itself_only(tmp_path: Path) -> None:
     assert again.last_step() == 3
 
 
+@pytest.mark.parametrize("left", [b"\0" * 4096, b'{"kind":"metrics","step":2,"values":{"lo\xff\xfe'])
+def test_what_a_crash_of_the_machine_leaves_costs_itself_only(tmp_path: Path, left: bytes) -> None:
+    """A file has its new length before its data are on the disk: zero bytes stand in their place."""
+    spool = Spool(tmp_path)
+    spool.metrics(1, {"loss": 2.0})
+    with spool.file.open("ab") as file:
+        file.write(left)
+    Spool(tmp_path).metrics(3, {"loss": 1.0})
+    assert steps(tmp_path) == [1, 3]
+
+
 def test_a_torn_record_is_no_logged_step(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.metrics(1, {"loss": 2.0})
