@@ -19,30 +19,42 @@ Floats = NDArray[np.float64]
 
 
 class History:
-    """Metrics by step, thinned evenly so that a run of any length takes bounded memory."""
+    """Metrics by step, each thinned evenly by itself: a run of any length takes bounded memory, and of what is measured
+    every hundred steps all the points are kept that there is room for."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[int, Mapping[str, float]]] = []
-        self._stride = 1
-        self._seen = 0
+        self._series: dict[str, _Thinned] = {}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        if self._seen % self._stride == 0:
-            self._kept.append((step, values))
-        self._seen += 1
-        if len(self._kept) > POINTS_KEPT:
-            self._kept = self._kept[::2]
-            self._stride *= 2
+        for name, value in values.items():
+            self._series.setdefault(name, _Thinned()).add(step, value)
 
     def names(self, prefix: str) -> list[str]:
         """Names of metrics that start with ``prefix``; a number behind it sorts as a number."""
-        found = {name for _, values in self._kept for name in values if name.startswith(prefix)}
+        found = (name for name in self._series if name.startswith(prefix))
         return sorted(found, key=lambda name: (len(name), name))
 
     def series(self, name: str) -> tuple[Floats, Floats]:
         """Steps and values of one metric."""
-        points = [(step, values[name]) for step, values in self._kept if name in values]
+        points = self._series[name].kept if name in self._series else []
         return np.array([p[0] for p in points], dtype=float), np.array([p[1] for p in points], dtype=float)
+
+
+class _Thinned:
+    """Points of one metric."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, float]] = []
+        self._stride = 1
+        self._seen = 0
+
+    def add(self, step: int, value: float) -> None:
+        if self._seen % self._stride == 0:
+            self.kept.append((step, value))
+        self._seen += 1
+        if len(self.kept) > POINTS_KEPT:
+            self.kept = self.kept[::2]
+            self._stride *= 2
 
 
 def loss_curves(history: History) -> "Figure | None":

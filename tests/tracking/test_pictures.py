@@ -38,6 +38,16 @@ def test_a_long_run_is_thinned_evenly() -> None:
     np.testing.assert_allclose(values, 3 / steps)
 
 
+@pytest.mark.parametrize("num_steps", [POINTS_KEPT + 1, 20_000])
+def test_what_is_measured_seldom_stays_in_a_long_run(num_steps: int) -> None:
+    """The gates of steps 10, 20, …: of every second step, and every fourth, none would be left."""
+    steps, values = history(num_steps).series("gate_attn/2")
+    assert 100 <= len(steps) <= POINTS_KEPT
+    np.testing.assert_allclose(values, 0.2 * steps / num_steps)
+    assert len(set(np.diff(steps))) == 1 and steps[-1] >= 0.99 * num_steps
+    assert gates_by_depth(history(num_steps)) is not None
+
+
 def test_layers_are_ordered_by_number() -> None:
     assert history(10, num_layers=12).names("gate_attn/") == [f"gate_attn/{layer}" for layer in range(12)]
 
