@@ -136,9 +136,12 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def running_mean(values: Floats) -> Floats:
-    """Mean over about a fortieth of the curve, shorter at its ends."""
+    """Mean of what is finite over about a fortieth of the curve, shorter at its ends."""
     width = max(1, len(values) // 40)
-    sums = np.cumsum(np.insert(np.nan_to_num(values, posinf=0.0, neginf=0.0), 0, 0.0))
+    finite = np.isfinite(values)
+    sums = np.cumsum(np.insert(np.where(finite, values, 0.0), 0, 0.0))
+    counts = np.cumsum(np.insert(finite, 0, 0))
     end = np.arange(1, len(values) + 1)
     start = np.maximum(0, end - width)
-    return (sums[end] - sums[start]) / (end - start)
+    with np.errstate(invalid="ignore"):  # nothing finite: a gap
+        return (sums[end] - sums[start]) / (counts[end] - counts[start])

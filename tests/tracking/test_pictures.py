@@ -12,6 +12,7 @@ from megatron_af.tracking.pictures import (
     attention_over_time,
     gates_by_depth,
     loss_curves,
+    running_mean,
 )
 
 
@@ -77,6 +78,16 @@ def test_a_loss_that_is_not_finite_is_drawn_around() -> None:
     broken = history(50)
     broken.add(51, {"loss": float("nan")})
     assert rendered(loss_curves(broken)) > 5_000
+
+
+def test_the_mean_of_a_curve_passes_over_what_is_not_finite() -> None:
+    """A step that is left out has a loss that is none: it is no fall to 0."""
+    values = np.full(160, 2.0)
+    values[[50, 51, 100]] = np.nan, np.inf, -np.inf
+    values[120:126] = np.nan
+    mean = running_mean(values)
+    np.testing.assert_allclose(mean[np.isfinite(mean)], 2.0)
+    assert np.flatnonzero(np.isnan(mean)).tolist() == [123, 124, 125]
 
 
 def test_attention_adds_what_belongs_to_one_moment() -> None:
