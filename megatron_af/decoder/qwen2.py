@@ -92,7 +92,8 @@ class Qwen2(LanguageFamily):
             raise ValueError(f"head_dim = {size} is not supported, expected hidden_size / num_attention_heads")
         if others := set(values.get("layer_types") or ()) - {"full_attention"}:
             raise ValueError(f"layer_types with {min(others)} is not supported, expected full_attention alone")
-        base = rope.get("rope_theta", values.get("rope_theta", ROPE_BASE))
+        # The older name comes first, as transformers has it: whoever stated it had no other.
+        base = (scaling or rope).get("rope_theta", values.get("rope_theta", ROPE_BASE))
         return {
             "hidden": hidden,
             "layers": values["num_hidden_layers"],

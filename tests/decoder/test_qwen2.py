@@ -53,6 +53,24 @@ def test_what_a_config_leaves_out_is_what_transformers_takes() -> None:
     assert (found["tied"], found["kv_heads"]) == (theirs.tie_word_embeddings, theirs.num_key_value_heads) == (False, 8)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_scaling": {"type": "default", "rope_theta": 777.0}},
+        {"rope_scaling": {"type": "default", "rope_theta": 777.0}, "rope_parameters": {"rope_theta": 5e5}},
+        {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_theta": 5e5}},
+        {"rope_parameters": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 5e5}},
+        {"rope_scaling": {}, "rope_parameters": {"rope_theta": 5e5}},
+    ],
+)
+def test_positions_turn_by_what_transformers_takes_wherever_it_is_stated(values: dict[str, object]) -> None:
+    from transformers import Qwen2Config
+
+    stated = Qwen2(LMConfig()).write_config() | values
+    assert Qwen2.read_config(stated)["rope_base"] == Qwen2Config(**stated).rope_parameters["rope_theta"]
+
+
 @pytest.mark.parametrize("lm", [LMConfig(), LMConfig(tied=False, heads=8, kv_heads=4, rope_base=1e4, vocab=151_665)])
 def test_a_written_config_states_the_same_sizes(lm: LMConfig) -> None:
     written = Qwen2(lm).write_config()
