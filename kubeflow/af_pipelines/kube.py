@@ -60,6 +60,8 @@ class ClusterError(StepFailed):
 class ClusterAway(StepFailed):
     """The API server did not answer for longer than a step waits."""
 
+    goes_on = True
+
 
 class Kube:
     """One namespace of one cluster."""

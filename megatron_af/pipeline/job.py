@@ -54,6 +54,9 @@ class Job:
 class StepFailed(RuntimeError):
     """A step ended without its result; ``give_up`` says that another try would fail the same way."""
 
+    goes_on = False
+    """Whether what it started may still run."""
+
     def __init__(self, message: str, *, give_up: bool = False) -> None:
         super().__init__(message)
         self.give_up = give_up

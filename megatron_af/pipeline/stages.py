@@ -27,7 +27,7 @@ from megatron_af.runs.results import Results, are_of
 from megatron_af.runs.sizes import planned_steps, recorded_batch
 from megatron_af.runs.whole import unreadable
 from megatron_af.tracking.evaluation import log_evaluation
-from megatron_af.tracking.runs import stage_spool
+from megatron_af.tracking.runs import end_lost_run, stage_spool
 from megatron_af.tracking.spool import Spool
 
 type Say = Callable[[str], None]
@@ -123,6 +123,10 @@ def train_stage(config: Config, stage: str, launch: Launch, say: Say) -> None:
     started = time.monotonic()
     try:
         launch("pretrain_af.py")
+    except StepFailed as failure:
+        if not failure.goes_on:
+            end_lost_run(config, stage, step.inputs)
+        raise
     finally:
         record = replace(record, seconds=record.seconds + time.monotonic() - started)
         record.save(folder)

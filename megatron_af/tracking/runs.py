@@ -135,6 +135,14 @@ def start_stage_run(config: Config, *, gpus: str, world_size: int) -> TrackedRun
     )
 
 
+def end_lost_run(config: Config, stage: str, inputs: Mapping[str, str]) -> None:
+    """Of a stage whose job has failed: the end of its run, where nothing was left to write it. A container that is out
+    of memory, or on a lost node, goes with the process that reports on the job."""
+    folder = stage_spool(config, stage, inputs)
+    if (folder / "run.json").is_file():
+        Spool(folder, Address.load(folder).session).end_if_lost()
+
+
 def send_the_rest(config: Config) -> None:
     """What was written after a stage's own sender had ended. Without the server it waits for the next time."""
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -67,7 +67,7 @@ def deliver_while_alive(folder: Path, session: str, linger_seconds: float, sampl
         elif _gone(pipe, POLL_SECONDS):
             deadline = time.monotonic() + linger_seconds
             retry_seconds = next_try = 0.0
-            _mark_if_it_died(spool)
+            spool.end_if_lost()
         else:
             system.sample_if_due()
         if time.monotonic() < next_try:
@@ -85,13 +85,6 @@ def deliver_while_alive(folder: Path, session: str, linger_seconds: float, sampl
         if Address.load(folder).session != session:
             return  # the job has started again, with a sender that waits for this one
     _say(f"gave up {linger_seconds:.0f} s after the job; the rest: python -m megatron_af.tracking {folder}")
-
-
-def _mark_if_it_died(spool: Spool) -> None:
-    """Add the end that the job could not write, unless it has already started again."""
-    ended = {record["session"] for record, _ in read_spool(spool.folder) if record["kind"] == "close"}
-    if spool.session not in ended and Address.load(spool.folder).session == spool.session:
-        spool.end("FAILED", f"died without a word after step {spool.last_step()}")
 
 
 def _gone(pipe: int, seconds: float) -> bool:

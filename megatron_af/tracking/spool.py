@@ -102,6 +102,12 @@ class Spool:
         """The job is over; ``status`` is MLflow's: FINISHED, FAILED or KILLED."""
         self.append("close", status=status, reason=reason)
 
+    def end_if_lost(self) -> None:
+        """Add the end that the job could not write, unless it has already started again."""
+        ended = {record["session"] for record, _ in read_spool(self.folder) if record["kind"] == "close"}
+        if self.session not in ended and Address.load(self.folder).session == self.session:
+            self.end("FAILED", f"died without a word after step {self.last_step()}")
+
     def append(self, kind: str, **fields: Any) -> None:
         """Add one record. A full or failing disk costs the record and one warning, never the job."""
         record = {"kind": kind, **fields, "time": round(time.time() * 1000), "session": self.session}
