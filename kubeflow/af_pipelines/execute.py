@@ -49,12 +49,15 @@ def run_step(name: str, arguments: Arguments, launcher: str = "auto") -> dict[st
 
 
 def finish(arguments: Arguments, state: str, launcher: str = "auto") -> str:
-    """The exit handler: no training job outlives its pipeline; then `executor.finish`."""
-    if on_cluster(launcher):
-        from af_pipelines.trainjob import delete_run
+    """The exit handler: no training job outlives its pipeline; then, whatever came of that, `executor.finish`."""
+    try:
+        if on_cluster(launcher):
+            from af_pipelines.trainjob import delete_run
 
-        delete_run(arguments.read_cluster(), arguments.launch.run)
-    return executor.finish(arguments.read_config(), arguments.launch, state)
+            delete_run(arguments.read_cluster(), arguments.launch.run)
+    finally:
+        report = executor.finish(arguments.read_config(), arguments.launch, state)
+    return report
 
 
 class ClusterPlace:

@@ -13,7 +13,7 @@ from megatron_af.config import Config, RetrievalConfig, StageConfig
 from megatron_af.config.as_json import to_json
 from megatron_af.pipeline import executor
 from megatron_af.pipeline.graph import pipeline_steps
-from megatron_af.pipeline.job import Job
+from megatron_af.pipeline.job import Job, StepFailed
 from megatron_af.pipeline.records import RUNNING, Launch, RunFolder, StepRecord
 from tests.af_pipelines.fake_cluster import FakeCluster
 
@@ -52,6 +52,17 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClu
 def arguments(tmp_path: Path, launch: Launch = LAUNCH) -> Arguments:
     config = Config(name="toy", output=str(tmp_path / "runs"), curriculum={"align": StageConfig()})
     return Arguments(config=to_json(config), cluster=to_json(ClusterConfig()), launch=launch)
+
+
+def test_a_cluster_that_refuses_or_is_away_keeps_no_run_from_its_end(
+    tmp_path: Path, cluster: FakeCluster, tracked: Ended
+) -> None:
+    """An exit handler is not tried again: the run in MLflow would be RUNNING for ever."""
+    cluster.refuse("GET", "trainjobs", 403, "trainjobs is forbidden")
+    with pytest.raises(StepFailed, match="trainjobs is forbidden"):
+        finish(arguments(tmp_path), "FAILED", launcher="trainjob")
+    assert tracked.said == ("FAILED", "pipeline failed")
+    assert (tmp_path / "runs/toy/pipeline/report.md").is_file()
 
 
 @pytest.mark.parametrize(
