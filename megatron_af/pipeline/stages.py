@@ -10,6 +10,7 @@ anew. Where a stage's processes run is up to ``launch`` (`executor`).
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -70,21 +71,34 @@ def decide(config: Config, stage: str) -> Step:
         damaged = "" if newest is None else unreadable(newest)
     except CheckpointError as error:
         newest, damaged = None, str(error)
-    if damaged and (record is None or record.inputs == inputs):
+    changed = _changed(config, stage, inputs, record, newest) if record is not None else []
+    if damaged and not changed:
         action, why = "resume", f"its newest checkpoint is damaged, so it goes on from one before: {damaged}"
     elif record is None and newest is not None:
         check_resume(replace(config, stage=stage), newest)
         action, why = "resume", "has a checkpoint, but not its end"
     elif record is None:
         action, why = "train", "not trained yet"
-    elif changed := sorted(name for name in inputs | record.inputs if inputs.get(name) != record.inputs.get(name)):
+    elif changed:
         action, why = "train", f"changed: {', '.join(changed)}"
     elif newest is None:
         why = f"its checkpoint {record.checkpoint} is gone" if record.done else "did not reach a checkpoint"
         action = "train"
     else:
         action, why = _go_on(config, stage, newest, record)
-    return Step(stage=stage, action=action, why=why, inputs=inputs)  # type: ignore[arg-type]
+    known = inputs if record is None or changed else record.inputs  # with places as they were recorded
+    return Step(stage=stage, action=action, why=why, inputs=known)  # type: ignore[arg-type]
+
+
+def _changed(config: Config, stage: str, inputs: dict[str, str], record: StageRecord, newest: Path | None) -> list[str]:
+    """Names of what the stage is made from and that is not as it was; the same files in another place are as they
+    were."""
+    names = sorted(name for name in inputs | record.inputs if inputs.get(name) != record.inputs.get(name))
+    if names == ["config"] and newest is not None:
+        with suppress(ConfigError):
+            check_resume(replace(config, stage=stage), newest, record.inputs)
+            return []
+    return names
 
 
 def _go_on(config: Config, stage: str, newest: Path, record: StageRecord) -> tuple[str, str]:

@@ -12,7 +12,7 @@ recordings, tokenizer, text tower, and the checkpoints that a stage starts from.
   the old one. What was trained longer than is asked for stays as it is.
 - how the step lies on the machines. Floating-point sums then round otherwise, and random masks (drop-path,
   SpecAugment), which each rank draws, are others.
-- where things lie, what is logged, measured and released.
+- where things lie (files are compared by what they say), what is logged, measured and released.
 
 Another learning rate is another run. It gets another ``name``, and takes the weights by its ``entry``.
 """
@@ -20,6 +20,7 @@ Another learning rate is another run. It gets another ``name``, and takes the we
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,14 @@ def check_resume(config: Config, checkpoint: Path, recorded: Mapping[str, str] |
     before = load_config(checkpoint / SETTINGS)
     was = stage_settings(before, config.stage) if config.stage in before.curriculum else {}
     now = stage_settings(config, config.stage)
+    contents = _contents(config, config.stage) if recorded else {}
+    moved = _compared_by_contents(config, contents, recorded or {})
     problems = [
         f"{key}: was {was.get(key, 'absent')}, now {now.get(key, 'absent')}"
         for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
+        if was.get(key) != now.get(key) and not (key in was and key in moved)
     ]
-    problems += list(_changed_files(config, recorded or {}))
+    problems += list(_changed_files(config, contents, recorded or {}))
     if problems:
         raise ConfigError(f"stage {config.stage} cannot go on from {checkpoint}; {change}", problems)
 
@@ -190,17 +193,31 @@ def dataset_index(config: Config, dataset: str) -> Path:
 
 def _contents(config: Config, stage: str) -> dict[str, str]:
     """Digests of the files behind a stage's settings: rows and recordings, tokenizer, and what its objective reads."""
-    settings = config.curriculum[stage]
-    found = {f"data/{name}": dataset_digest(config, name) for name in sorted(settings.blend)}
-    for name, place in {"tokenizer": config.data.tokenizer, **spec_of(settings).files(config)}.items():
+    found = {f"data/{name}": dataset_digest(config, name) for name in sorted(config.curriculum[stage].blend)}
+    for name, place in _places(config, stage).items():
         path = Path(place)
         if place and path.exists():  # a name on the hub is compared as a name
             found[name] = digest_place(path)
     return found
 
 
-def _changed_files(config: Config, recorded: Mapping[str, str]) -> Iterator[str]:
-    now = _contents(config, config.stage) if recorded else {}
+def _places(config: Config, stage: str) -> dict[str, str]:
+    return {"tokenizer": config.data.tokenizer, **spec_of(config.curriculum[stage]).files(config)}
+
+
+def _compared_by_contents(config: Config, now: Mapping[str, str], recorded: Mapping[str, str]) -> set[str]:
+    """Keys of ``config.stage`` that name files, or checkpoints, whose digests are known then and now: they may lie
+    elsewhere."""
+    places = {place for name, place in _places(config, config.stage).items() if name in now and name in recorded}
+    keys = {key for key, value in stage_settings(config, config.stage).items() if str(value) in places}
+    for part, origin in config.curriculum[config.stage].entry.items():
+        with suppress(FileNotFoundError):
+            if f"parent/{part}" in recorded and resolve_entry(config, origin).exists():
+                keys.add(f"curriculum.{config.stage}.entry.{part}")
+    return keys
+
+
+def _changed_files(config: Config, now: Mapping[str, str], recorded: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(now.keys() | {name for name in recorded if not name.startswith(("config", "parent/"))}):
         if recorded.get(name) != now.get(name):
             yield f"{name}: other files than those it was trained with"

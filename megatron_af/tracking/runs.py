@@ -21,6 +21,7 @@ from megatron_af.config.addresses import from_environment
 from megatron_af.config.loading import to_yaml
 from megatron_af.runs.digests import digest_value
 from megatron_af.runs.identity import stage_inputs
+from megatron_af.runs.records import StageRecord
 from megatron_af.tracking.provenance import flatten, provenance_tags
 from megatron_af.tracking.spool import Address, Spool
 
@@ -100,11 +101,12 @@ def adopt_outer_run(config: Config) -> None:
 
 
 def start_stage_run(config: Config, *, gpus: str, world_size: int) -> TrackedRun:
-    """The run of ``config.stage`` with its present inputs, below the curriculum's run; resumed if it exists.
+    """The run of ``config.stage`` with its recorded inputs, below the curriculum's run; resumed if it exists.
 
-    Raises what :func:`~megatron_af.runs.identity.stage_inputs` raises.
+    Raises what :func:`~megatron_af.runs.identity.stage_inputs` raises, where none are recorded.
     """
-    inputs = stage_inputs(config, config.stage)
+    record = StageRecord.load(config.stage_folder(config.stage))
+    inputs = record.inputs if record else stage_inputs(config, config.stage)
     parent = curriculum_spool(config)
     if not (parent / "run.json").exists():
         Spool(parent).open(_curriculum_address(config), params={}, tags={}, texts={"config.yaml": to_yaml(config)})

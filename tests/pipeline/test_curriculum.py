@@ -161,6 +161,23 @@ def test_changed_data_trains_again_and_keeps_the_old_result_beside(config: Confi
     assert (config.stage_folder("lm.replaced") / "stage.json").read_text() == old
 
 
+def test_data_that_lies_elsewhere_now_are_the_same_data(config: Config, tmp_path: Path) -> None:
+    run(config)
+    record = StageRecord.load(config.stage_folder("lm"))
+    (tmp_path / "moved").mkdir()
+    for name in ("text.jsonl", "scenes.jsonl", "tokenizer.json"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    data = replace(config.data, root=str(tmp_path / "moved"), tokenizer=str(tmp_path / "moved/tokenizer.json"))
+    moved = replace(config, data=data)
+    assert actions(moved) == {"lm": "skip", "align": "skip", "tune": "skip"}
+    longer = with_stage(moved, "lm", steps=3)
+    assert actions(longer, only="lm") == {"lm": "resume"} and run(longer, only="lm") == ["lm"]
+    assert StageRecord.load(config.stage_folder("lm")).inputs == record.inputs  # type: ignore[union-attr]
+    assert plan(replace(moved, seed=5))[0].why == "changed: config"
+    (tmp_path / "moved/tokenizer.json").write_text('{"others": 1}')
+    assert plan(moved)[0].why == "changed: config, tokenizer"
+
+
 def test_a_failed_stage_resumes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_ALIGN", "fail")
     with pytest.raises(StepFailed, match=r"align: exit code 1, after 0 restarts: RuntimeError: fail"):

@@ -251,6 +251,38 @@ def test_a_resume_looks_at_the_files_as_well(config: Config, tmp_path: Path) -> 
     check_resume(config, tmp_path, recorded)  # what it took from there lies in its checkpoint
 
 
+def test_a_resume_finds_its_files_wherever_they_lie(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/tokenizer.json").write_text("{}")
+    write_checkpoint(config, "lm", "1").rename(tmp_path / "of another run")
+    config = replace(config, data=replace(config.data, tokenizer=str(tmp_path / "words")), stage="align")
+    config = with_align(config, entry={"lm": str(tmp_path / "of another run")})
+    recorded = stage_inputs(config, "align")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "words").rename(tmp_path / "moved")
+    (tmp_path / "of another run").rename(tmp_path / "moved run")
+    moved = replace(config, data=replace(config.data, tokenizer=str(tmp_path / "moved")))
+    with pytest.raises(ConfigError) as error:  # it is gone, and what is named now was not what it began with
+        check_resume(with_align(moved, entry={"lm": str(tmp_path / "nowhere")}), tmp_path, recorded)
+    assert [problem.partition(":")[0] for problem in error.value.problems] == ["curriculum.align.entry.lm"]
+    moved = with_align(moved, entry={"lm": str(tmp_path / "moved run")})
+    check_resume(moved, tmp_path, recorded)
+    with pytest.raises(ConfigError) as error:  # of which nothing is recorded
+        check_resume(moved, tmp_path)
+    assert [problem.partition(":")[0] for problem in error.value.problems] == [
+        "curriculum.align.entry.lm",
+        "data.tokenizer",
+    ]
+    (tmp_path / "moved/tokenizer.json").write_text('{"more": 1}')
+    with pytest.raises(ConfigError) as error:
+        check_resume(moved, tmp_path, recorded)
+    assert error.value.problems == ("tokenizer: other files than those it was trained with",)
+    named = replace(moved, data=replace(moved.data, tokenizer="org/words"))
+    with pytest.raises(ConfigError) as error:
+        check_resume(named, tmp_path, recorded)
+    assert error.value.problems[0].startswith("data.tokenizer: was")
+
+
 def test_a_checkpoint_is_digested_once(config: Config) -> None:
     checkpoint = write_checkpoint(config, "lm", "1")
     digest = checkpoint_digest(checkpoint)

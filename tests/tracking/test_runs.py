@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_af.config import Config, StageConfig, TrackingConfig
+from megatron_af.runs.records import StageRecord
 from megatron_af.tracking import runs
 from megatron_af.tracking.runs import curriculum_spool, stage_spool, start_curriculum_run, start_stage_run, tracking_uri
 
@@ -42,6 +43,13 @@ def config(folder: Path) -> Config:
 
 def run_file(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text())
+
+
+def test_a_stage_whose_files_were_moved_goes_on_in_its_run(tmp_path: Path, sent: list[Any]) -> None:
+    settings = config(tmp_path)
+    StageRecord(inputs={"data": "sha256:0"}).save(settings.stage_folder("align"))
+    first = start_stage_run(settings, gpus="", world_size=1).spool.folder
+    assert start_stage_run(replace(settings, seed=7), gpus="", world_size=1).spool.folder == first  # as claim recorded
 
 
 def test_a_stage_is_a_run_below_the_curriculums(tmp_path: Path, sent: list[Any]) -> None:
