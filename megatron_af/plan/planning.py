@@ -4,13 +4,15 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from megatron_af.config import Config, ConfigError
-from megatron_af.config.rules import model_rules
+from megatron_af.config.rules import batch_rules, layout_rules, model_rules
 from megatron_af.plan.gpu import Gpu
 from megatron_af.plan.layouts import as_configured, best, nearest, search
 from megatron_af.plan.lengths import GivenLengths, lengths_of
 from megatron_af.plan.report import Planned
+from megatron_af.runs.check import check
 
 
 def plan_run(
@@ -44,9 +46,17 @@ def plan_run(
     return planned, refused
 
 
+def _for_any_layout(config: Config, name: str, world: int) -> list[str]:
+    """What training refuses of a stage, however it is laid on GPUs: how it is laid can be sought."""
+    sought = {*layout_rules(config, world), *batch_rules(config, name, world)}
+    return [problem for problem in check(replace(config, stage=name), world) if problem not in sought]
+
+
 def _planned(
     config: Config, name: str, gpu: Gpu, world: int, given: Mapping[str, GivenLengths], most: int
 ) -> Planned:
+    if problems := _for_any_layout(config, name, world):
+        raise ConfigError(f"stage {name} of {config.name} cannot be trained", problems)
     lengths = lengths_of(config, name, given)
     problem = ""
     try:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from megatron_af.config import Config
+from megatron_af.config import Config, DatasetConfig
+from tests import tiny
 
 ALIGN = ("transform.*", "added_rows", "lm.*.xattn.*")
 WHOLE_LM = ("transform.*", "added_rows", "lm.*")
@@ -21,3 +22,11 @@ def sized(config: Config, *, wide: bool = True, **encoder: Any) -> Config:
 def of_family(config: Config, family: str) -> Config:
     lm = dataclasses.replace(config.model.lm, family=family, kv_heads=config.model.lm.heads)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
+
+
+def runnable(**layout: Any) -> Config:
+    """One that training takes, too."""
+    config = tiny.config(**layout)
+    datasets = {name: DatasetConfig(manifest=f"{name}.jsonl") for name in config.curriculum["stage"].blend}
+    model = dataclasses.replace(config.model, lm=dataclasses.replace(config.model.lm, max_positions=1024))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, datasets=datasets), model=model)

@@ -8,7 +8,7 @@ import pytest
 from megatron_af.plan.gpu import read_gpu
 from megatron_af.plan.picture import bars, draw, one_forward_one_backward
 from megatron_af.plan.planning import plan_run
-from tests import tiny
+from tests.plan.sized import runnable
 
 
 @pytest.mark.parametrize(("stages", "micro_batches"), [(1, 3), (2, 4), (4, 8), (4, 2)])
@@ -34,7 +34,7 @@ def test_a_stage_never_has_more_under_way_than_the_plan_of_memory_says() -> None
 
 
 def test_bars_fill_the_step_and_are_drawn(tmp_path: Path) -> None:
-    planned, _ = plan_run(tiny.config(pipeline=2), ["stage"], read_gpu("cpu"), 4, {}, most=0)
+    planned, _ = plan_run(runnable(pipeline=2), ["stage"], read_gpu("cpu"), 4, {}, most=0)
     found = bars(planned[0].plan)
     assert max(bar.end for bar in found) == pytest.approx(planned[0].plan.time.total)
     assert {bar.stage for bar in found} == {0, 1}

@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
+import re
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from megatron_af.config import ConfigError
+from megatron_af.config import ConfigError, LoRAConfig
 from megatron_af.plan.gpu import read_gpu
 from megatron_af.plan.planning import plan_run
 from megatron_af.plan.report import record, tables, verdicts
-from tests import tiny
+from tests.plan.sized import runnable
 
 
 def test_a_plan_is_told_whole() -> None:
-    config = tiny.config(pipeline=2)
+    config = runnable(pipeline=2)
     planned, refused = plan_run(config, ["stage"], read_gpu("cpu"), 4, {}, most=2)
     console = Console(width=120, record=True, file=None)
     with console.capture() as shown:
@@ -30,7 +32,7 @@ def test_a_plan_is_told_whole() -> None:
 
 
 def test_what_does_not_fit_has_a_verdict_with_numbers_and_a_way() -> None:
-    config = tiny.config()
+    config = runnable()
     whole = plan_run(config, ["stage"], read_gpu("cpu"), 1, {}, most=0)[0][0].plan.needed
     small = dataclasses.replace(read_gpu("cpu"), memory_gib=0.9 * whole / 2**30)
     planned, _ = plan_run(config, ["stage"], small, 1, {}, most=0)
@@ -41,12 +43,12 @@ def test_what_does_not_fit_has_a_verdict_with_numbers_and_a_way() -> None:
 
 def test_a_model_that_fits_nowhere_says_so() -> None:
     tiny_gpu = dataclasses.replace(read_gpu("cpu"), memory_gib=0.001)
-    told = "\n".join(verdicts(plan_run(tiny.config(), ["stage"], tiny_gpu, 2, {}, most=0)[0]))
+    told = "\n".join(verdicts(plan_run(runnable(), ["stage"], tiny_gpu, 2, {}, most=0)[0]))
     assert "no layout of 2 GPUs fits; the least takes" in told and "take more GPUs, larger ones" in told
 
 
 def test_a_stage_that_cannot_be_laid_as_it_is_configured_is_planned_with_the_fewest_changes() -> None:
-    (planned,), _ = plan_run(tiny.config(), ["stage"], read_gpu("cpu"), 8, {}, most=0)
+    (planned,), _ = plan_run(runnable(), ["stage"], read_gpu("cpu"), 8, {}, most=0)
     told = "\n".join(verdicts([planned]))
     assert planned.plan.fits and "cannot be laid on 8 GPUs as it is configured; --gpus 4 works" in told
     assert "\n  planned with parallel." in told
@@ -54,11 +56,11 @@ def test_a_stage_that_cannot_be_laid_as_it_is_configured_is_planned_with_the_few
 
 def test_gpus_that_no_layout_can_share_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot be laid on 512 GPUs as it is configured; --gpus 4 works"):
-        plan_run(tiny.config(), ["stage"], read_gpu("cpu"), 512, {}, most=0)
+        plan_run(runnable(), ["stage"], read_gpu("cpu"), 512, {}, most=0)
 
 
 def test_a_stage_that_no_layout_can_share_leaves_the_others() -> None:
-    config = tiny.config()
+    config = runnable()
     small = dataclasses.replace(config.curriculum["stage"], global_batch_samples=2)
     config = dataclasses.replace(config, curriculum={**config.curriculum, "small": small})
     planned, refused = plan_run(config, ["stage", "small"], read_gpu("cpu"), 64, {}, most=0)
@@ -67,8 +69,28 @@ def test_a_stage_that_no_layout_can_share_leaves_the_others() -> None:
 
 
 def test_a_model_that_cannot_be_built_is_refused() -> None:
-    config = tiny.config()
+    config = runnable()
     lm = dataclasses.replace(config.model.lm, heads=5)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
     with pytest.raises(ConfigError, match=r"cannot be planned[^$]*model\.lm\.heads"):
         plan_run(config, ["stage"], read_gpu("cpu"), 1, {}, most=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pack_tokens": 511}, "pack_tokens = 511: the longest sample has 512 tokens"),
+        ({"trainable": ("encodr.*",)}, r"pattern 'encodr\.\*' matches no parameter"),
+        ({"objective": "contrastiv"}, "objective = "),
+        ({"lora": LoRAConfig()}, "its language model must be frozen"),
+        ({"max_windows": 361}, "at most 3600 s long"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_training_refuses_has_no_plan_that_fits(changes: dict[str, Any], told: str) -> None:
+    config = runnable()
+    stage = dataclasses.replace(config.curriculum["stage"], **changes)
+    config = dataclasses.replace(config, curriculum={**config.curriculum, "other": stage})
+    planned, (refused,) = plan_run(config, ["stage", "other"], read_gpu("cpu"), 4, {}, most=0)
+    assert [one.name for one in planned] == ["stage"]
+    assert refused.startswith("stage other of tiny cannot be trained") and re.search(told, refused)
