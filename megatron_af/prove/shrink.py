@@ -138,6 +138,7 @@ def _stage(config: Config, stage: StageConfig) -> StageConfig:
         trainable=tuple(_renumbered(pattern, large, small) for pattern in stage.trainable),
         frozen=tuple(_renumbered(pattern, large, small) for pattern in stage.frozen),
         lora=lora,
+        augment=None,
         max_windows=min(stage.max_windows, 3),
         max_text_tokens=TEXT_TOKENS,
         global_batch_samples=SAMPLES,
@@ -151,6 +152,7 @@ def _stage(config: Config, stage: StageConfig) -> StageConfig:
         spikes=SpikesConfig(),
         watch=WatchConfig(),
         evaluation=(),
+        calibrate="",
         suites=(),
         exit_gate={},
     )

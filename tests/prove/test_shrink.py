@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import AugmentConfig, Config, StageConfig
 from megatron_af.config.loading import CONFIGS, load_config
-from megatron_af.prove.layouts import layouts
+from megatron_af.prove.layouts import ALONE, layouts
 from megatron_af.prove.shrink import laid_out, shrink, small_layers
 from megatron_af.runs.check import check
 
@@ -52,5 +52,16 @@ def test_single_layers_are_named_at_the_same_height(tmp_path: Path) -> None:
 def test_nothing_is_dropped_at_random(tmp_path: Path) -> None:
     config = load_config(CONFIGS / "demo.yaml")
     encoder = replace(config.model.encoder, drop_path=0.3, spec_augment=True)
+    augmented = replace(config.curriculum["tune"], augment=AugmentConfig(time_seconds=0.64, mel_bins=8))
+    config = replace(config, curriculum={**config.curriculum, "tune": augmented})
     small = shrink(replace(config, model=replace(config.model, encoder=encoder)), "tune", tmp_path)
     assert (small.model.encoder.drop_path, small.model.encoder.spec_augment) == (0.0, False)
+    assert small.curriculum["tune"].augment is None and check(laid_out(small, ALONE, "x"), 1) == []
+
+
+def test_a_stage_that_is_measured_in_any_way_can_be_proven(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "demo.yaml")
+    (other,) = list(config.data.datasets)[:1]
+    measured = replace(config.curriculum["tune"], evaluation=(other,), calibrate=other)
+    small = shrink(replace(config, curriculum={"tune": measured}), "tune", tmp_path)
+    assert check(laid_out(small, ALONE, "x"), 1) == []
