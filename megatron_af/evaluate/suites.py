@@ -79,13 +79,22 @@ class _Suite:
         return digest_value(Recordings(self._config.data.root, Path(self._config.output)).digests(paths))
 
     def is_there(self, recordings: str) -> bool:
-        """It was measured beside the stage's own results already, on these weights, rows, recordings and settings."""
+        """It was measured beside the stage's own results already, on these weights, rows, recordings and settings, as
+        far as it can be."""
         weights = checkpoint_digest(self.checkpoint)
         if not self._elsewhere or self.file(PARTIAL).is_file():
             return False
         if not are_of(self._config, self._config.stage, weights, self.folder):
             return False
-        return bool(read_json(self.file("json")).get("recordings") == recordings)
+        report = read_json(self.file("json"))
+        return bool(report.get("recordings") == recordings) and not self._lacked_what_came(report)
+
+    def _lacked_what_came(self, report: Mapping[str, Any]) -> bool:
+        """Whether a metric was skipped for a package, or a Java, that is installed now, as its message asked for."""
+        asked = self._config.evaluation
+        means = Means(judge=asked.judge, sentences=asked.sentence_model)
+        skipped = [component(name, METRICS, METRIC)(means) for name in report.get("skipped", {})]
+        return any(not metric.missing() for metric in skipped)
 
     def put_down(self, found: Questions, recordings: str, report: dict[str, Any]) -> dict[str, Any]:
         report = report | {"recordings": recordings}

@@ -121,6 +121,12 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     run_distributed(measure, 1, config, alone)
     assert (alone / "toy/suite-toy.json").stat().st_mtime_ns == stamp, "measured already"
 
+    report = json.loads((alone / "toy/suite-toy.json").read_text())  # as of a metric that lacked a package, till now
+    report["skipped"] |= {"letter": "needs a package"}
+    (alone / "toy/suite-toy.json").write_text(json.dumps(report))
+    run_distributed(measure, 1, config, alone)
+    assert json.loads((alone / "toy/suite-toy.json").read_text())["skipped"].keys() == {"judge"}
+
     # A judge that is not there costs the judge alone, and when it is there again nothing else is asked.
     judged, gone = tmp_path / "judged", JudgeConfig(endpoint="http://127.0.0.1:9/v1", model="toy")
     waiting = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, judge=gone))
