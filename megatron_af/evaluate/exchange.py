@@ -54,12 +54,16 @@ def exchange(asked: Sequence[Row], seed: int = 0) -> list[Exchanged]:
         if step == len(group):
             continue
         taken: set[int] = set()
+        left = Counter(answers)  # of those that are not taken
         for place, index in enumerate(group):
             around = ((place + step + more) % len(group) for more in range(len(group)))
             fits = (o for o in around if answers[o] != answers[place] and not heard[group[o]] & heard[index])
             fitting, free = tee(fits)
-            found = next((o for o in free if o not in taken), next(fitting, None))
+            any_left = len(group) - len(taken) > left[answers[place]]  # or every look is at all
+            found = next((o for o in free if o not in taken), None) if any_left else None
+            found = next(fitting, None) if found is None else found
             if found is not None:
+                left[answers[found]] -= found not in taken
                 taken.add(found)
                 partner[index] = group[found]
     exchanged = []
