@@ -14,7 +14,7 @@ from af_pipelines.execute import Arguments
 from af_pipelines.follow import LogReader, show_status
 from af_pipelines.kube import Kube, Object
 from af_pipelines.manifest import MANAGED_BY, PROGRESS, RUN, STEP
-from af_pipelines.pipelines import compile_pipeline
+from af_pipelines.pipelines import compile_pipeline, task_names
 from af_pipelines.shapes import BEGINNING, moment
 from af_pipelines.trainjob import delete_run, ended, last_sign
 from megatron_af.config import ConfigError
@@ -84,8 +84,9 @@ def show_run(record: RunRecord) -> int:
     tasks = endpoint.tasks(record.kubeflow_run)
     print(f"{record.launch.pipeline} {record.launch.run}: {endpoint.state(record.kubeflow_run).lower()} "
           f"at {endpoint.link(record.kubeflow_run)}")  # fmt: skip
+    names = task_names(record.graph())
     for spec in record.graph():
-        task = tasks.get(spec.name)
+        task = tasks.get(names[spec.name])
         state = str(task.state or "pending").lower() if task else "waiting"
         error = f": {task.error.message}" if task and task.error and task.error.message else ""
         print(f"{spec.name:20} {state}{error}")

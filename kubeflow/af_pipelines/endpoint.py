@@ -100,7 +100,7 @@ class Endpoint:
             raise
 
     def tasks(self, run_id: str) -> dict[str, Any]:
-        """Step name -> KFP's detail of its task, with state, start, end and error."""
+        """Name of a task (`pipelines.task_names`) -> KFP's detail of it, with state, start, end and error."""
         details = self._call(self._client.get_run, run_id).run_details
         return {task.display_name: task for task in (details.task_details if details else None) or []}
 

@@ -9,11 +9,13 @@ the same bytes.
 
 import copy
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kfp import compiler, dsl
 from kfp import kubernetes as platform
+from kfp.dsl.utils import make_name_unique_by_adding_index, maybe_rename_for_k8s
 
 from af_pipelines.cluster import ClusterConfig, Placement
 from af_pipelines.execute import Arguments
@@ -98,6 +100,14 @@ def compile_pipeline(arguments: Arguments, path: Path) -> None:
     name = re.sub(r"[^a-z0-9]+", "-", f"{launch.pipeline}-{config.name}".lower()).strip("-")
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(dsl.pipeline(graph, name=name), str(path))
+
+
+def task_names(steps: Sequence[StepSpec]) -> dict[str, str]:
+    """Step -> what Kubeflow calls its task: in small letters with hyphens, and numbered where that is taken already."""
+    taken = [EXIT_STEP]
+    for spec in steps:
+        taken.append(make_name_unique_by_adding_index(maybe_rename_for_k8s(spec.name), taken, "-"))
+    return dict(zip((spec.name for spec in steps), taken[1:], strict=True))
 
 
 def _component(function: Any, name: str, image: str) -> Any:

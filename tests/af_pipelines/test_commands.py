@@ -27,6 +27,7 @@ output: {tmp}/runs
 data: {{datasets: {{text: {{manifest: text.jsonl}}}}}}
 curriculum:
   align: {{trainable: [added_rows], blend: {{text: 1}}}}
+  four_shot: {{trainable: [added_rows], blend: {{text: 1}}}}
 """
 
 
@@ -81,10 +82,12 @@ def test_from_submit_to_cancel(cluster: FakeCluster, tmp_path: Path, capsys: pyt
     cluster.jobs[body["metadata"]["name"]] = body
     cluster.run_pods(body)
     details = [{"display_name": "prepare", "state": "SUCCEEDED"}, {"display_name": "align", "state": "RUNNING"}]
+    details += [{"display_name": "four-shot", "state": "SKIPPED"}]  # as Kubeflow writes it
     sent["run_details"] = {"task_details": details}
     assert pipelines(tmp_path, "status") == 0
     shown = capsys.readouterr().out
     assert "prepare              succeeded" in shown
+    assert "four_shot            skipped" in shown
     assert "promote              waiting" in shown
     assert "2 of 2 nodes running; step 1/3, loss 2.5, 1,200 tok/s, eta 0:02" in shown
 

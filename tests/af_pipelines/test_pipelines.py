@@ -14,7 +14,7 @@ import yaml
 
 from af_pipelines.cluster import ClusterConfig, Placement, SecretKey, Volume
 from af_pipelines.execute import Arguments
-from af_pipelines.pipelines import compile_pipeline
+from af_pipelines.pipelines import compile_pipeline, task_names
 from megatron_af.config import (
     BoundsConfig,
     Config,
@@ -25,6 +25,7 @@ from megatron_af.config import (
     StageConfig,
 )
 from megatron_af.config.as_json import to_json
+from megatron_af.pipeline.graph import pipeline_steps
 from megatron_af.pipeline.records import Launch
 
 GOLDEN = Path(__file__).parent / "golden/curriculum.yaml"
@@ -77,6 +78,20 @@ def test_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
         subprocess.run([sys.executable, __file__, str(out)], check=True, env=env)
         outputs.append(out.read_bytes())
     assert outputs[0] == outputs[1] == GOLDEN.read_bytes()
+
+
+@pytest.mark.slow
+def test_every_step_is_found_under_the_name_of_its_task(tmp_path: Path) -> None:
+    """AF1 has a stage ``four_shot``, whose task is ``four-shot``."""
+    stages = {name: StageConfig() for name in ("four_shot", "v1.5", "Four-Shot", "finish")}
+    config, launch = Config(name="names", curriculum=stages), Launch(run="")
+    path = tmp_path / "out.yaml"
+    compile_pipeline(Arguments(config=to_json(config), cluster=to_json(CLUSTER), launch=launch), path)
+    pipeline, _ = yaml.safe_load_all(path.read_text())
+    tasks = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    called = {task["inputs"]["parameters"]["step"]["runtimeValue"]["constant"]: name for name, task in tasks.items()}
+    assert called == task_names(pipeline_steps(config, "curriculum"))
+    assert (called["four_shot"], called["Four-Shot"], called["finish"]) == ("four-shot", "four-shot-2", "finish-2")
 
 
 @pytest.mark.slow
