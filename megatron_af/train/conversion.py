@@ -81,7 +81,7 @@ def convert(
 
     Raises:
         ValueError, FileNotFoundError: ``source`` is no such folder or holds another model than ``config`` says.
-        Occupied: ``target`` has to be new and is not.
+        Occupied: ``target`` has to be new, or without checkpoints, and is not.
     """
     out = (source / MANIFEST).is_file()
     adapted = out and holds(source, "lora")
@@ -89,6 +89,8 @@ def convert(
         raise ValueError(f"{source} holds no adapters (lora) of ours; leave out --adapter, or name one that does")
     if out:
         refuse_occupied(target)
+    else:
+        refuse_checkpoints(target)
     trained = replace(config, stage="")  # nothing has adapters but the run that trained them
     if out and (source / SETTINGS).is_file():
         wrote = load_config(source / SETTINGS)
@@ -184,6 +186,17 @@ def refuse_occupied(target: Path) -> None:
         raise Occupied(f"expected a new or empty folder to write to, got {target}, which you are in: name another")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Occupied(f"expected a new or empty folder to write to, got {target}, which holds something: name another")
+
+
+def refuse_checkpoints(target: Path) -> None:
+    """
+    Raises:
+        Occupied: it holds checkpoints, whose place the new one would take: that of step 0, the newest, the oldest.
+    """
+    whole = sorted(manifest.parent.name for manifest in target.glob(f"step_*/{MANIFEST}"))
+    if whole or (target.exists() and not target.is_dir()):
+        what = f"holds {whole[-1]} already" if whole else "is a file"
+        raise Occupied(f"expected a folder without checkpoints to write to, got {target}, which {what}: name another")
 
 
 def refuse_other_tokenizer(source: Path, tokenizer: Tokenizer, name: str) -> None:

@@ -30,7 +30,14 @@ from megatron_af.runs.paths import MANIFEST, SETTINGS, CheckpointError, Resume
 from megatron_af.text.tokenizer import Tokenizer
 from megatron_af.train.checkpoint import Checkpoints
 from megatron_af.train.checkpoint_reading import load_parts
-from megatron_af.train.conversion import WHOLE, Occupied, convert, refuse_occupied, refuse_other_tokenizer
+from megatron_af.train.conversion import (
+    WHOLE,
+    Occupied,
+    convert,
+    refuse_checkpoints,
+    refuse_occupied,
+    refuse_other_tokenizer,
+)
 from tests.convert.qwen_folder import write_folder
 from tests.convert.released_folder import FIXTURE, folder
 from tests.convert.toy_clap import write_clap
@@ -251,6 +258,21 @@ def test_a_full_folder_is_not_written_into(tmp_path):
     (tmp_path / "step" / MANIFEST).write_text('{"parts": {}}')
     with pytest.raises(Occupied, match="expected a new or empty folder"):
         convert(toy_config(), tmp_path / "step", tmp_path)
+
+
+@pytest.mark.parametrize("held", ["step_00000000", "step_00000200"])
+def test_other_checkpoints_are_not_replaced(tmp_path, held):
+    """Of a run, or of what was converted before: the new one is of step 0, and of one folder one is kept."""
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm/step_00000000.partial").mkdir()  # what a death left is no checkpoint
+    refuse_checkpoints(tmp_path / "lm")
+    (tmp_path / "lm" / held).mkdir()
+    (tmp_path / "lm" / held / MANIFEST).write_text("{}")
+    folder = write_folder(tmp_path / "qwen2", tied=True)
+    with pytest.raises(Occupied, match=rf"without checkpoints to write to, got .*lm, which holds {held} already"):
+        convert(toy_config(), folder, tmp_path / "lm")
+    with pytest.raises(Occupied, match=r"config\.json, which is a file: name another"):
+        convert(toy_config(), folder, folder / "config.json")
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
