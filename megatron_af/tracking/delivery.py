@@ -39,6 +39,13 @@ class Delivery:
         self._history, self._history_end = History(), 0
 
     def send_pending(self) -> None:
+        try:
+            self._send_pending()
+        except MlflowException:
+            self._client = None  # the next time sees whether the run is there
+            raise
+
+    def _send_pending(self) -> None:
         address = Address.load(self.folder)
         if self.sent.uri != address.uri:  # at first, and when a run moves to another server, which gets all of it
             self.sent = Sent(uri=address.uri)
@@ -81,6 +88,12 @@ class Delivery:
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             client.restore_run(self.sent.run_id)
 
+    def _is_for_ever(self, refusal: MlflowException) -> bool:
+        """Whether a record will never be taken. A run that somebody deleted takes none until it comes back."""
+        if refusal.error_code not in REFUSED:
+            return False
+        return bool(self.client.get_run(self.sent.run_id).info.lifecycle_stage != LifecycleStage.DELETED)
+
     @property
     def client(self) -> MlflowClient:
         assert self._client is not None, "send_pending opens the client"
@@ -104,7 +117,7 @@ class Delivery:
         except FileNotFoundError as gone:
             self._set_aside(record, gone)
         except MlflowException as refusal:
-            if refusal.error_code not in REFUSED:
+            if not self._is_for_ever(refusal):
                 raise
             self._set_aside(record, refusal)
 
@@ -145,7 +158,7 @@ class Delivery:
         try:
             self.client.log_batch(self.sent.run_id, metrics=metrics)
         except MlflowException as refusal:
-            if refusal.error_code not in REFUSED:
+            if not self._is_for_ever(refusal):
                 raise
             if len(metrics) == 1:
                 self._set_aside(dict(metrics[0]), refusal)

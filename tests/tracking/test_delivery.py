@@ -228,3 +228,22 @@ def test_a_run_that_somebody_deleted_goes_on(tmp_path: Path, store: str) -> None
     Sent(uri=store, run_id="0" * 32, offset=Sent.load(spool.folder).offset).save(spool.folder)  # as if gone for good
     Delivery(spool.folder).send_pending()
     assert Sent.load(spool.folder).run_id == first and not (spool.folder / "refused.jsonl").exists()
+
+
+def test_a_run_that_is_deleted_while_its_job_goes_on_loses_nothing(tmp_path: Path, store: str) -> None:
+    """The sender keeps one delivery as long as the job lives."""
+    spool = opened(tmp_path / "s", Address(uri=store, experiment="exp", name="align"))
+    write_steps(spool, 1, 3)
+    delivery = Delivery(spool.folder)
+    delivery.send_pending()
+    run_id, client = Sent.load(spool.folder).run_id, open_client(store)
+    for record in (lambda: write_steps(spool, 4, 5), lambda: spool.append("checkpoint", step=5, path="/step_5")):
+        client.delete_run(run_id)
+        record()
+        with pytest.raises(MlflowException, match="deleted"):
+            delivery.send_pending()
+        delivery.send_pending()  # the sender tries again
+    run = client.get_run(run_id)
+    assert run.info.lifecycle_stage == "active" and run.data.tags["checkpoint.step"] == "5"
+    assert [metric.step for metric in client.get_metric_history(run_id, "loss")] == [1, 2, 3, 4, 5]
+    assert not (spool.folder / "refused.jsonl").exists()
