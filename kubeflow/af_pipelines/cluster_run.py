@@ -122,8 +122,12 @@ def show_logs(record: RunRecord, step: str, *, follow: bool) -> int:
 
 def cancel_run(record: RunRecord) -> int:
     cluster = from_json(ClusterConfig, record.cluster)
-    Endpoint.connect(cluster).terminate(record.kubeflow_run)
-    print(f"{record.launch.run} is being terminated; its steps delete their training jobs")
+    endpoint = Endpoint.connect(cluster)
+    if endpoint.state_if_known(record.kubeflow_run) in (None, *ENDED):  # Kubeflow refuses to end it once more
+        print(f"{record.launch.run} has ended already")
+    else:
+        endpoint.terminate(record.kubeflow_run)
+        print(f"{record.launch.run} is being terminated; its steps delete their training jobs")
     try:
         delete_run(cluster, record.launch.run)
     except StepFailed as error:

@@ -98,9 +98,15 @@ def test_from_submit_to_cancel(cluster: FakeCluster, tmp_path: Path, capsys: pyt
     assert pipelines(tmp_path, "logs", "--step", "align", "--follow") == 0
     assert capsys.readouterr().out == "[align 0] step 1/3\n"
 
+    sent["state"] = "RUNNING"
     assert pipelines(tmp_path, "cancel") == 0
     assert cluster.runs["run-1"]["state"] == "CANCELED"
-    assert not cluster.jobs
+    assert not cluster.jobs and "is being terminated" in capsys.readouterr().out
+
+    cluster.jobs[body["metadata"]["name"]] = body  # its exit handler could not delete it
+    cluster.refuse("POST", "runs/run-1:terminate", 400, "Failed to terminate run run-1. Row not found.")
+    assert pipelines(tmp_path, "cancel") == 0
+    assert not cluster.jobs and "has ended already" in capsys.readouterr().out
 
     assert pipelines(tmp_path, "resume") == 0
     again = cluster.runs["run-2"]["runtime_config"]["parameters"]
