@@ -33,6 +33,8 @@ MASTER = {"bf16": 4, "fp32": 0}
 """Bytes of the optimizer's own copy of a weight: in float32 it updates the weight itself."""
 MOMENTS = 8
 """Bytes of Adam's two moments."""
+SUMS = 2
+"""Tensors of float32 that torch's Adam makes of a weight beside its moments, where no kernel does all at once."""
 GRADIENT = 4
 """Gradients are summed in float32 (``grad_reduce_in_fp32``)."""
 AHEAD = 2
@@ -89,6 +91,8 @@ def memory(case: Case, stage: int, load: Load, *, ahead: int = AHEAD) -> Memory:
     mel = load.own_windows * load.encoded * STATISTIC * front.window_frames * front.mel_bins
     cached = load.own_windows * (1 - load.encoded) * _features(case, 1)
     waiting = {"mel": mel, "DALI": ahead * mel, "features": cached}
+    if case.answers and not case.gpu.fused:
+        moments["update"] = {"working": SUMS * GRADIENT * _widest_update(case, stage)}
     if case.gpu.copies_to_reduce and case.parallel.distributed_optimizer and case.world > 1:
         summed = max(case.learns_front, case.learns_decoder(stage) * (case.copies > 1))
         moments["reduce"] = {"communication": GRADIENT * summed}
@@ -128,6 +132,7 @@ def _answer(case: Case, stage: int, load: Load) -> dict[str, dict[str, float]]:
     return {
         "encode": kept | {"working": block if features_flow and not several else running},
         "schedule": kept | travelling | _schedule(case, stage, load, tokens_flow),
+        "table's gradient": kept | travelling | {"working": _tied_gradients(case)},
         "encoder backward": kept | travelling | {"working": again},
         "update": {},
     }
@@ -229,12 +234,32 @@ def _schedule(case: Case, stage: int, load: Load, audio: bool) -> dict[str, floa
         keep_head(kept, model, case.trains, table.padded_rows, True, how)
         logits = load.supervised * table.local_rows * element * (element < STATISTIC)  # beside their float32 form
         head = kept.of(amounts) + logits
+    # A weight's gradient is whole before it is summed into the float32 one.
+    again += element * max(weights.learning(case.decoder(stage), case.trains), default=0)
     hidden = text * model.lm.hidden * element / (parallel.tensor if parallel.sequence else 1)
     return {
         "activations": flying * layers.of(amounts) / len(held) + micro * tokens + head,
         "communication": hidden * (2 if parallel.pipeline > 1 else 0) * (2 if len(held) > 1 else 1),
         "working": again,
     }
+
+
+def _tied_gradients(case: Case) -> float:
+    """Behind all layers: that of the table as output layer, that as embedding, and their sum. Where each has a pipeline
+    stage to itself, none waits for another."""
+    if not case.config.model.lm.tied or case.parallel.pipeline > 1 or not case.trains(weights.TABLE):
+        return 0.0
+    return 3 * case.element * case.decoder(0)[weights.TABLE]
+
+
+def _widest_update(case: Case, stage: int) -> float:
+    """Numbers of the tensor, or of the share of it, that is the largest to be updated at a time."""
+    zero = case.parallel.distributed_optimizer
+    held = [
+        (case.front, case.learns_front / (case.world if zero else 1)),
+        (case.decoder(stage), case.learns_decoder(stage) / (case.copies if zero else 1)),
+    ]
+    return max(min(share, max(weights.learning(sizes, case.trains), default=0)) for sizes, share in held)
 
 
 @lru_cache(maxsize=256)

@@ -22,11 +22,10 @@ from megatron_af.flops import Tally
 from megatron_af.plan.case import Case
 from megatron_af.plan.load import Load
 from megatron_af.plan.memory import GRADIENT
-from megatron_af.plan.weights import ADDED_TOKENS
+from megatron_af.plan.weights import ADDED_TOKENS, TABLE
 
 type Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "send"]
 
-TABLE = "lm.embedding.word_embeddings.weight"
 LOSS_SUMS, LOSS_NUMBER = 3, 4
 """A loss over a table that is cut: largest logit, logit of the label, sum of exponentials, in float32 each."""
 

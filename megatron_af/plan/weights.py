@@ -20,6 +20,7 @@ from megatron_af.decoder.layer_spec import has_block
 from megatron_af.decoder.lora import CUT_BY_OUTPUT
 from megatron_af.decoder.placement import Held
 
+TABLE = "lm.embedding.word_embeddings.weight"
 ADDED_TOKENS = 4
 """What ``Tokenizer`` adds behind a vocabulary, about; a row each."""
 
@@ -55,7 +56,7 @@ def rank_weights(config: Config, stage: StageConfig, held: Held) -> dict[str, in
         at = f"lm.decoder.layers.{layer}"
         found |= {f"{at}.{name}": size for name, size in _layer(config.model, stage.lora, layer, tensor)}
     table = TokenTable.of(lm, lm.vocab, ADDED_TOKENS, tensor_size=tensor, tensor_rank=0)
-    tables = {"lm.embedding.word_embeddings.weight"} if held.first or (held.last and lm.tied) else set[str]()
+    tables = {TABLE} if held.first or (held.last and lm.tied) else set[str]()
     tables |= {"lm.output_layer.weight"} if held.last and not lm.tied else set()
     found |= dict.fromkeys(sorted(tables), table.local_rows * lm.hidden)
     for name in family_of(lm).outside_layers:
@@ -155,6 +156,11 @@ def _clap(model: ModelConfig) -> dict[str, int]:
     )
 
 
+def learning(weights: dict[str, int], trains: Callable[[str], bool]) -> list[int]:
+    """Sizes of the parameters that learn."""
+    return [size for name, size in weights.items() if name not in _UNUSED and trains(name)]
+
+
 def trainable(weights: dict[str, int], trains: Callable[[str], bool]) -> int:
     """Elements that learn."""
-    return sum(size for name, size in weights.items() if name not in _UNUSED and trains(name))
+    return sum(learning(weights, trains))

@@ -136,6 +136,36 @@ def test_what_adapters_keep_is_planned(world: int, config: Config) -> None:
     assert found["planned"] - found["planned always"] == pytest.approx(found["most"] - found["always"], rel=0.12)
 
 
+def worded(
+    trains: tuple[str, ...] = WHOLE_LM, family: str = "qwen2", *, precision: str = "fp32", **layout: Any
+) -> Config:
+    """A table so long that its gradients are the most of what a step makes."""
+    config = sized(tiny.config(trains, **layout))
+    lm = dataclasses.replace(config.model.lm, vocab=20_000)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm), precision=precision)
+    return of_family(config, family) if family != "qwen2" else config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world", "config"),
+    [
+        (1, worded()),
+        (1, worded(family="opt")),
+        (1, worded(tied=False)),
+        (1, worded(precision="bf16", tied=False)),
+        (1, worded(ALIGN)),
+        (2, worded(tensor=2)),
+        (2, worded(pipeline=2)),
+        (2, worded(distributed_optimizer=True, overlap=True)),
+    ],
+    ids=["tied", "opt", "untied", "bf16", "frozen", "TP 2", "PP 2", "ZeRO-1"],
+)
+def test_gradients_of_a_table_are_planned_before_they_are_summed(world: int, config: Config) -> None:
+    found = run_distributed(step, world, config)
+    assert max(rank["planned"] for rank in found) == pytest.approx(max(rank["most"] for rank in found), rel=0.02)
+
+
 def test_micro_batches_that_wait() -> None:
     assert [in_flight(4, 1, stage, 8) for stage in range(4)] == [4, 3, 2, 1]
     assert in_flight(4, 1, 0, 2) == 2, "there are no more"
