@@ -95,6 +95,7 @@ def convert(
     if out and (source / SETTINGS).is_file():
         wrote = load_config(source / SETTINGS)
         check_sizes(config.model.lm, wrote.model.lm, source)  # of other heads or positions all tensors may fit
+        refuse_other_words(source, wrote.data.tokenizer, config.data.tokenizer)
         trained = wrote if adapted else trained
     build_as = replace(config, curriculum=trained.curriculum, stage=trained.stage)
     weights = pickled_weights(source) if source.is_file() else {}
@@ -197,6 +198,25 @@ def refuse_checkpoints(target: Path) -> None:
     if whole or (target.exists() and not target.is_dir()):
         what = f"holds {whole[-1]} already" if whole else "is a file"
         raise Occupied(f"expected a folder without checkpoints to write to, got {target}, which {what}: name another")
+
+
+def refuse_other_words(checkpoint: Path, theirs: str, own: str) -> None:
+    """
+    Raises:
+        ForeignError: a checkpoint of ours was written with another tokenizer than the one that would lie beside what
+            goes out, as far as both are here and can be read.
+    """
+    if theirs in ("", own) or not Path(theirs).exists() or not Path(own).exists():
+        return
+    try:
+        different = Tokenizer.load(own).differs(Tokenizer.load(theirs))
+    except (OSError, ValueError):  # what cannot be read cannot be compared
+        return
+    if different:
+        raise ForeignError(
+            f"{checkpoint} was written with data.tokenizer = {theirs}, and {own} is another: {different}; name the "
+            "first"
+        )
 
 
 def refuse_other_tokenizer(source: Path, tokenizer: Tokenizer, name: str) -> None:

@@ -37,6 +37,7 @@ from megatron_af.train.conversion import (
     refuse_checkpoints,
     refuse_occupied,
     refuse_other_tokenizer,
+    refuse_other_words,
 )
 from tests.convert.qwen_folder import write_folder
 from tests.convert.released_folder import FIXTURE, folder
@@ -294,6 +295,21 @@ def test_a_checkpoint_goes_out_as_the_model_that_it_was_written_for(tmp_path, ch
     key = next(iter(changed))
     with pytest.raises(ValueError, match=rf"holds another model:\n  model\.lm\.{key} = .*: the folder has"):
         convert(toy_config(lm={"tied": False} | changed), tmp_path, tmp_path / "out")
+
+
+def test_a_checkpoint_goes_out_with_the_words_that_it_was_trained_with(tmp_path):
+    """They lie beside what is written, and would be taken for its own."""
+    write_tokenizer(tmp_path / "own.json", 50)
+    write_tokenizer(tmp_path / "grown.json", 55)
+    write_tokenizer(tmp_path / "other.json", 45)
+    for name in ("own", "grown"):  # words behind the others are its user's own
+        refuse_other_words(tmp_path, str(tmp_path / "own.json"), str(tmp_path / f"{name}.json"))
+    (tmp_path / MANIFEST).write_text('{"parts": {"lm": "."}}')
+    run = dataclasses.replace(toy_config(), data=DataConfig(tokenizer=str(tmp_path / "own.json")))
+    (tmp_path / SETTINGS).write_text(to_yaml(run))
+    other = dataclasses.replace(run, data=DataConfig(tokenizer=str(tmp_path / "other.json")))
+    with pytest.raises(ForeignError, match=r"was written with data\.tokenizer = .*own\.json, and .*is another: 'w43'"):
+        convert(other, tmp_path, tmp_path / "out")
 
 
 def released_run(tokenizer: Path, tensor: int):
