@@ -5,6 +5,7 @@
 The functions are the cluster's side of the verbs in `commands`.
 """
 
+import sys
 from datetime import UTC, datetime, timedelta
 
 from af_pipelines import clock
@@ -12,13 +13,14 @@ from af_pipelines.cluster import ORPHAN, ClusterConfig, check_on_kubernetes
 from af_pipelines.endpoint import ENDED, IMPLEMENTATION, Endpoint
 from af_pipelines.execute import Arguments
 from af_pipelines.follow import LogReader, show_status
-from af_pipelines.kube import Kube, Object
+from af_pipelines.kube import ClusterError, Kube, Object
 from af_pipelines.manifest import MANAGED_BY, PROGRESS, RUN, STEP
 from af_pipelines.pipelines import compile_pipeline, task_names
 from af_pipelines.shapes import BEGINNING, moment
 from af_pipelines.trainjob import delete_run, ended, last_sign
 from megatron_af.config import ConfigError
 from megatron_af.config.as_json import from_json
+from megatron_af.entry import AGAIN
 from megatron_af.pipeline.job import StepFailed
 from megatron_af.pipeline.records import RunFolder, RunRecord
 from megatron_af.tracking.store import file_lock
@@ -136,7 +138,8 @@ def cancel_run(record: RunRecord) -> int:
 
 
 def reap_jobs(cluster: ClusterConfig, now: datetime | None = None) -> int:
-    """Delete orphans, and training jobs that ended long ago."""
+    """Delete orphans, and training jobs that ended long ago; 1 where the cluster refused one of them."""
+    refused = 0
     kube, now = Kube.connect(cluster), now or datetime.now(UTC)
     for job in kube.jobs(",".join(f"{name}={value}" for name, value in MANAGED_BY.items())):
         name, condition = job["metadata"]["name"], ended(job)
@@ -147,9 +150,14 @@ def reap_jobs(cluster: ClusterConfig, now: datetime | None = None) -> int:
             since, limit, why = last_sign(job), ORPHAN, "lost its pipeline"
         age = now - since
         if since > BEGINNING and age > limit:
-            kube.delete(name)
+            try:
+                kube.delete(name)
+            except ClusterError as error:  # of this job, as a webhook or a finalizer may: the others hold nodes, too
+                refused += 1
+                print(f"cannot delete {name}, which {why}: {error}", file=sys.stderr)
+                continue
             print(f"deleted {name}: {why} {age.total_seconds() / 3600:.1f} h ago")
-    return 0
+    return AGAIN if refused else 0
 
 
 def _job_line(job: Object, kube: Kube) -> str:

@@ -32,9 +32,15 @@ def test_reaper_and_end_of_run(
 
     orphan, watched = add("orphan", minutes=145), add("watched", minutes=100)
     old, recent = add("old", minutes=8 * 24 * 60, ended=True), add("recent", minutes=60, ended=True)
+    cluster.refuse("DELETE", "trainjobs", 403, 'admission webhook "rules" denied the request: not by you')
+    assert reap_jobs(CLUSTER) == 1, "one is refused, and the other goes"
+    assert len(cluster.jobs) == 3 and {watched, recent} < set(cluster.jobs)
+    told = capsys.readouterr()
+    assert "cannot delete" in told.err and "denied the request" in told.err
     assert reap_jobs(CLUSTER) == 0
     assert set(cluster.jobs) == {watched, recent}
-    assert f"deleted {orphan}: lost its pipeline 2.4 h ago" in (out := capsys.readouterr().out)
+    out = told.out + capsys.readouterr().out
+    assert f"deleted {orphan}: lost its pipeline 2.4 h ago" in out
     assert f"deleted {old}: ended (Complete) 192.0 h ago" in out
 
     trainjob.delete_run(CLUSTER, RUN.run)
