@@ -32,26 +32,27 @@ def place_of(answer: str, options: Sequence[str]) -> int | None:
 
     Case, spaces, marks around it, Unicode's forms and letters of no width do not count.
     """
-    plain, bare = [plain_answer(option) for option in options], [_bare(option) for option in options]
+    plain, bare = [plain_answer(option) for option in options], [bare_answer(option) for option in options]
     if plain_answer(answer) in plain:
         return plain.index(plain_answer(answer))
     lettered = [option for option in options if _LETTER.fullmatch(option)]
     if (alone := _LETTER.fullmatch(answer)) and not lettered and len(options) > 1:
         place = LETTERS.index(alone[1].upper())
         return place if place < len(options) else None
-    if bare.count(_bare(answer)) == 1:
-        return bare.index(_bare(answer))
+    if bare.count(bare_answer(answer)) == 1:
+        return bare.index(bare_answer(answer))
     mark = _LETTERED.match(answer)
-    said = _bare(answer[mark.end() :]) if mark else ""
+    said = bare_answer(answer[mark.end() :]) if mark else ""
     if mark is None or lettered or bare.count(said) != 1 or LETTERS.index(_letter(mark)) != bare.index(said):
         return None  # the letter of one option beside the words of another among them
     return bare.index(said)
 
 
+def bare_answer(text: str) -> str:
+    """An answer without the marks around it and letters of no width, in one of Unicode's forms; marks alone stay."""
+    seen = "".join(one for one in unicodedata.normalize("NFC", text) if unicodedata.category(one) != "Cf")
+    return plain_answer(seen.strip().strip(".,;:!?\"'")) or plain_answer(seen)
+
+
 def _letter(mark: re.Match[str]) -> str:
     return next(filter(None, mark.groups())).upper()
-
-
-def _bare(text: str) -> str:
-    seen = "".join(one for one in unicodedata.normalize("NFC", text) if unicodedata.category(one) != "Cf")
-    return plain_answer(seen.strip().strip(".,;:!?\"'"))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from megatron_af.evaluate.answered import Said
 from megatron_af.evaluate.exchange import plain_answer
-from megatron_af.evaluate.lettered_options import LETTERS
+from megatron_af.evaluate.lettered_options import LETTERS, bare_answer
 from megatron_af.evaluate.metrics.base import Metric, Scores, percent
 
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
@@ -73,8 +73,10 @@ def _matched(said: Said) -> float | None:
 
 
 def _lettered(said: Said) -> float | None:
-    options = [_bare(option) for option in said.options]
-    heard, wanted = _bare(said.heard), _bare(said.references[0])
+    apart = len({bare_answer(option) for option in said.options}) == len(said.options)
+    bare = bare_answer if apart else plain_answer  # "Really?" and "Really!" are told apart by their marks alone
+    options = [bare(option) for option in said.options]
+    heard, wanted = bare(said.heard), bare(said.references[0])
     if not options or not heard:
         return None
     if heard in options:
@@ -89,15 +91,11 @@ def _lettered(said: Said) -> float | None:
 def _option(mark: re.Match[str], options: Sequence[str]) -> str | None:
     """The one of its letter; but in "the answer is C major" the letter may begin the words of one."""
     assert mark.lastindex
-    behind = _bare(mark.string[mark.start(mark.lastindex) :])
+    behind = plain_answer(mark.string[mark.start(mark.lastindex) :])
     if spelt := [option for option in options if len(option) > 1 and behind.startswith(option)]:
         return max(spelt, key=len)
     place = LETTERS.index(mark[mark.lastindex].upper())
     return options[place] if place < len(options) else None
-
-
-def _bare(text: str) -> str:
-    return plain_answer(text).rstrip(".")
 
 
 def _likeliest(said: Said) -> float | None:

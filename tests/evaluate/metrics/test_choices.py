@@ -100,6 +100,17 @@ def test_options_that_end_with_a_full_stop_or_begin_with_a_letter_are_known_by_t
     assert Letter(Means()).score([said("the answer is B flat major", "D major", keys)])["letter"].each == [0.0]
 
 
+@pytest.mark.parametrize("heard", ["rain!", '"rain"', "'Rain'.", "rain,", "ra\u200bin", "rain"])
+def test_marks_around_an_option_do_not_hide_it(heard: str) -> None:
+    assert Letter(Means()).score([said(heard, "rain", ("hail", "rain"))])["letter"].each == [1.0]
+    assert Letter(Means()).score([said(heard, "hail", ("hail", "rain"))])["letter"].each == [0.0]
+
+
+def test_options_that_differ_by_marks_alone_are_told_apart() -> None:
+    for heard, worth in (("Really?", 1.0), ("really!", 0.0), ("A", 1.0), ("(B)", 0.0), ("really", None)):
+        assert Letter(Means()).score([said(heard, "Really?", ("Really?", "Really!"))])["letter"].each == [worth], heard
+
+
 def test_what_has_no_words_is_matched_by_nothing() -> None:
     marks = [said("", "?", ("?", "rain")), said("rain", "?", ()), said("...", "?", ("?", "rain"))]
     assert Match(Means()).score(marks)["match"].each == [None, 0.0, None]
