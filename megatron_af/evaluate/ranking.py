@@ -30,7 +30,8 @@ def mean_average_precision_interval(truth_NC: Tensor, similarity_NC: Tensor, see
     number = len(truth_NC)
     draws_RN = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
     weight_RN = np.stack([np.bincount(draw_N, minlength=number) for draw_N in draws_RN]).astype(float)
-    low, high = np.percentile(_means(truth_NC, similarity_NC, weight_RN), [2.5, 97.5])
+    # Where few recordings have a label, a resample may hold none of them, and says nothing.
+    low, high = np.nanpercentile(_means(truth_NC, similarity_NC, weight_RN), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -43,7 +44,8 @@ def _means(truth_NC: Tensor, similarity_NC: Tensor, weight_RN: NDArray[np.float6
         known_R = ~np.isnan(precision_R)  # not of a resample without any recording of the label
         total_R[known_R] += precision_R[known_R]
         count_R += known_R
-    return 100 * total_R / count_R
+    with np.errstate(invalid="ignore"):
+        return 100 * total_R / count_R
 
 
 def average_precision(

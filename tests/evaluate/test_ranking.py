@@ -58,3 +58,13 @@ def test_the_interval_is_that_of_resampled_recordings(monkeypatch: pytest.Monkey
     draws = np.random.default_rng(0).integers(40, size=(50, 40))
     values = [mean_average_precision(truth[draw], similarity[draw]) for draw in draws]
     assert few == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+
+
+def test_resamples_without_any_label_say_nothing() -> None:
+    truth, similarity = torch.zeros(5, 1, dtype=torch.bool), torch.tensor([[0.5], [0.9], [0.1], [0.2], [0.3]])
+    truth[0] = True
+    draws = np.random.default_rng(0).integers(5, size=(ranking.RESAMPLES, 5))
+    values = [mean_average_precision(truth[draw], similarity[draw]) for draw in draws if 0 in draw]
+    assert len(values) < ranking.RESAMPLES
+    expected = tuple(np.percentile(values, [2.5, 97.5]))
+    assert mean_average_precision_interval(truth, similarity) == pytest.approx(expected)
