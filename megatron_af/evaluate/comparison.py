@@ -3,8 +3,9 @@
     compared = compare(Path("runs/b/finetune"), Path("runs/a/finetune"), "esc50")
     write(Path("compared.html"), comparison_page([compared], DataRoot("data")))
 
-Questions are paired by their ids; those that only one measurement has are counted and left out. The interval is of the
-mean gain over recordings, the p-value that of a permutation test of its sign.
+Questions are paired by their ids, and are others where their right answers are others; those that only one measurement
+has are counted and left out. The interval is of the mean gain over recordings, the p-value that of a permutation test
+of its sign.
 """
 
 from collections.abc import Sequence
@@ -81,7 +82,11 @@ def compare(now: Path, before: Path, suite: str, metric: str = "") -> Compared:
             raise NotComparable(f"{file} is not there: measure with tools/evaluate.py --suite {suite}")
     asked, asked_before = ({one.id: one for one in read_answered(file)} for file in files)
     scores, scores_before = (read_scores(file) for file in files)
-    shared = [name for name in asked if name in asked_before]
+    shared = [
+        name
+        for name, one in asked.items()
+        if name in asked_before and set(one.references) == set(asked_before[name].references)
+    ]
     metrics = [name for name in scores if name in scores_before]
     if not shared or not metrics:
         raise NotComparable(f"{files[0]} and {files[1]} share {len(shared)} questions and {len(metrics)} metrics")

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_gains_are_paired_and_flips_are_known(tmp_path: Path) -> None:
     assert comparison_table(found).row_count == 1
     same = compare(now, now, "toy")
     assert same.flips == [] and {line.chance for line in same.lines} == {1.0}
+
+
+def test_a_question_with_another_right_answer_is_another_one(tmp_path: Path) -> None:
+    now, before = two(tmp_path)
+    asked = read_answered(before / "suite-toy.parquet")
+    others = [replace(one, references=("hail",)) if i < 9 else one for i, one in enumerate(asked)]
+    write_answered(before / "suite-toy.parquet", others, {"exact": [float(i >= 9) for i in range(len(others))]})
+    found = compare(now, before, "toy")
+    assert [flip.won for flip in found.flips] == [False] and found.unpaired == 1 + 2 * 9
+    assert found.lines[0].before == 1.0 and found.lines[0].now == pytest.approx(19 / 20)
 
 
 def test_the_page_plays_and_escapes(tmp_path: Path) -> None:
