@@ -123,7 +123,8 @@ def read_requests(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def _head(request: Mapping[str, Any], place: int) -> dict[str, Any]:
-    return {"id": str(request.get("id", place)), "prompt": request.get("prompt")}
+    name = request.get("id")
+    return {"id": str(place if name is None else name), "prompt": request.get("prompt")}
 
 
 def _answered(

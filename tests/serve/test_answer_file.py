@@ -79,6 +79,13 @@ def test_each_line_has_its_answer_or_its_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("world")
+def test_a_request_whose_id_is_null_has_none(tmp_path: Path) -> None:
+    source = write(tmp_path / "asked.jsonl", [{"prompt": "x", "id": 0}, {"prompt": "y", "id": None}])
+    answer(Parrot(), source, tmp_path / "answers.jsonl")
+    assert [line["id"] for line in read(tmp_path / "answers.jsonl")] == ["0", "1"]
+
+
+@pytest.mark.usefixtures("world")
 def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
     source, output = write(tmp_path / "asked.jsonl", ASKED), tmp_path / "answers.jsonl"
     answer(Parrot(), source, output)
