@@ -41,6 +41,9 @@ from types import TracebackType
 AGAIN, NO_USE, FAULT = 1, 2, 70
 PATIENCE_SECONDS = 60
 """For a node's first process to say why it ends; the launcher ends the others as soon as it has."""
+SEEN_SECONDS = 5
+"""For the launcher to see the peer's end, which says why, before that of who lost it: a process closes its connections
+some time before it is gone. The launcher ends the others as soon as it has."""
 _HOUSE = ("megatron_af", "dali_pipes", "af_pipelines", "tools", "__main__")
 _PASSES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """What a disk or a machine may get over."""
@@ -210,6 +213,10 @@ def _ended(main: Callable[[], int]) -> int:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training has left a handler that lets it go on
             time.sleep(PATIENCE_SECONDS)
         _tell(message)
+        if LOST_A_PEER in message and "LOCAL_RANK" in os.environ:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(SEEN_SECONDS)
         return code
 
 

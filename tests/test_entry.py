@@ -115,6 +115,25 @@ def test_who_loses_peers_says_so(error: BaseException, lost: str, monkeypatch: p
         assert told.startswith("process 3 lost a peer (") and lost in told and "\n" not in told and code == entry.AGAIN
 
 
+def test_who_loses_a_peer_ends_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher goes by who ended first, and the peer, whose code says why, is still on its way out."""
+    waited: list[float] = []
+    monkeypatch.setattr(entry.time, "sleep", waited.append)
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("RANK", "0")
+
+    def loses() -> int:
+        raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
+
+    try:
+        assert entry.command(loses)() == entry.AGAIN and not waited, "no launcher waits for it"
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        assert entry.command(loses)() == entry.AGAIN and waited == [entry.SEEN_SECONDS]
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_a_name_that_a_module_lacks_is_a_fault() -> None:
     assert sentence(ImportError("cannot import name 'x' from 'torch'", name="torch")) is None
     assert sentence(ModuleNotFoundError("No module named 'megatron_af.x'", name="megatron_af.x")) is None
