@@ -2,6 +2,7 @@
 
     workers = usable_cores()
     threads = cores_each(2)         # of two processes that share them
+    share_cores(2)                  # and those that are started from here
 """
 
 import math
@@ -29,6 +30,14 @@ def usable_cores() -> int:
 def cores_each(processes: int) -> int:
     """Of so many processes that share the usable ones; at least one."""
     return max(1, usable_cores() // processes)
+
+
+def share_cores(processes: int) -> None:
+    """Let each of so many processes that are started from here compute with its part of the usable cores.
+
+    One thread each, as a launcher has it, is for machines that do other work, too.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(cores_each(processes))
 
 
 def _paid_for() -> float:

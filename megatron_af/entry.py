@@ -40,10 +40,10 @@ from types import TracebackType
 
 AGAIN, NO_USE, FAULT = 1, 2, 70
 PATIENCE_SECONDS = 60
-"""For a node's first process to say why it ends; the launcher ends the others as soon as it has."""
+"""For a node's first process to say why it ends."""
 SEEN_SECONDS = 5
 """For the launcher to see the peer's end, which says why, before that of who lost it: a process closes its connections
-some time before it is gone. The launcher ends the others as soon as it has."""
+some time before it is gone."""
 _HOUSE = ("megatron_af", "dali_pipes", "af_pipelines", "tools", "__main__")
 _PASSES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """What a disk or a machine may get over."""
@@ -209,15 +209,18 @@ def _ended(main: Callable[[], int]) -> int:
             return _fault(error)
         message, code = told
         if (code == NO_USE or getattr(error, "on_all_ranks", False)) and os.environ.get("LOCAL_RANK", "0") != "0":
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training has left a handler that lets it go on
-            time.sleep(PATIENCE_SECONDS)
+            _wait_to_be_ended(PATIENCE_SECONDS)
         _tell(message)
-        if LOST_A_PEER in message and "LOCAL_RANK" in os.environ:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(SEEN_SECONDS)
+        if _lost_peer(error) and "LOCAL_RANK" in os.environ:
+            _wait_to_be_ended(SEEN_SECONDS)
         return code
+
+
+def _wait_to_be_ended(seconds: float) -> None:
+    """By the launcher, which ends the others as soon as it saw one end; or after so many seconds by itself."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training has left a handler that lets it go on
+    time.sleep(seconds)
 
 
 def sentence(error: BaseException) -> tuple[str, int] | None:

@@ -22,6 +22,14 @@ def _asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         answer.cache_clear()
 
 
+def test_what_is_started_shares_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limited(monkeypatch, tmp_path, "", allowed=8)
+    for processes, threads in ((2, "4"), (3, "2"), (16, "1")):
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        cores.share_cores(processes)
+        assert os.environ["OMP_NUM_THREADS"] == threads
+
+
 def limited(monkeypatch: pytest.MonkeyPatch, groups: Path, limit: str, allowed: int = 64) -> None:
     """As control groups of version 2 tell it, or, where no period is given, of version 1."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(allowed)))

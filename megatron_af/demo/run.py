@@ -8,7 +8,6 @@ they are.
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
-from megatron_af.cores import cores_each
+from megatron_af.cores import share_cores
 from megatron_af.demo.recordings import Recordings
 from megatron_af.demo.scenes import prepare_scenes
 from megatron_af.evaluate.hearing import table
@@ -47,8 +46,7 @@ def run_demo(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     with Progress(console) as progress:
         recordings = prepare_demo(config, progress)
         progress.say(f"sounds: {recordings.source}")
-        # The stage's processes share the machine's cores; one thread each is for machines that do other work, too.
-        os.environ["OMP_NUM_THREADS"] = str(cores_each(config.launch.processes_per_node))
+        share_cores(config.launch.processes_per_node)
         run_curriculum(config, say=StageProgress(config, progress))
     sets = read_json(config.stage_folder(list(config.curriculum)[-1]) / "hearing.json")
     seconds = {"prepare": read_json(_marker(config))["seconds"]}

@@ -7,20 +7,19 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_af.config import Config, ConfigError
 from megatron_af.config.loading import load_config
 from megatron_af.files import write
-from megatron_af.foreign import ForeignError, read_record
+from megatron_af.foreign import read_record
 from megatron_af.runs.digests import digest_place
 from megatron_af.runs.identity import check_resume, stage_inputs
 from megatron_af.runs.objectives import spec_of
 from megatron_af.runs.paths import MANIFEST, SETTINGS, latest
 from megatron_af.runs.pointers import holds, is_pointed_at
-from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.text.tokenizer import other_words
 
 RECORD = "stage.json"
 
@@ -74,15 +73,12 @@ def _of_other_words(config: Config) -> Iterator[str]:
         if origin is None or origin in config.curriculum or not _says_words(config, part):
             continue
         theirs = _tokenizer_of(Path(origin)) if holds(Path(origin), part) else ""
-        if theirs in ("", own) or not Path(theirs).exists() or not Path(own).exists():
-            continue
-        with suppress(ForeignError, OSError, ValueError):  # what cannot be read cannot be compared
-            if different := Tokenizer.load(own).differs(Tokenizer.load(theirs)):
-                yield (
-                    f"curriculum.{config.stage}.entry: {part} of {origin} was trained with the words of {theirs}, and "
-                    f"data.tokenizer = {own} has others: {different}. Begin with a copy of the former "
-                    f"(tools/make_tokenizer.py adds new words to it), or leave {part} out of the entry"
-                )
+        if different := other_words(own, theirs):
+            yield (
+                f"curriculum.{config.stage}.entry: {part} of {origin} was trained with the words of {theirs}, and "
+                f"data.tokenizer = {own} has others: {different}. Begin with a copy of the former "
+                f"(tools/make_tokenizer.py adds new words to it), or leave {part} out of the entry"
+            )
 
 
 def _tokenizer_of(checkpoint: Path) -> str:

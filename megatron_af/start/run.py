@@ -9,7 +9,6 @@ evaluation. What is there and was made by the same settings is not made again.
 
 import itertools
 import json
-import os
 import re
 import tempfile
 import time
@@ -25,7 +24,7 @@ from megatron_af.config import Config, ConfigError, DataConfig, DatasetConfig, P
 from megatron_af.config.addresses import refuse_secrets
 from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.config.rules import name_rules
-from megatron_af.cores import cores_each
+from megatron_af.cores import share_cores
 from megatron_af.data.rows import Manifest, Row
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.classes import class_tables
@@ -117,7 +116,7 @@ def start(
         config = load_config(file, overrides)
         _make(config, progress)
         plan(config)  # refuses what cannot run
-        os.environ["OMP_NUM_THREADS"] = str(cores_each(config.launch.processes_per_node))
+        share_cores(config.launch.processes_per_node)
         began = time.monotonic()
         run_curriculum(config, say=StageProgress(config, progress))
         _tell_results(console, config, file, time.monotonic() - began)

@@ -191,6 +191,16 @@ class Tokenizer:
         return "".join(pieces)
 
 
+def other_words(own: str, theirs: str) -> str:
+    """How two tokenizers differ (`Tokenizer.differs`), as far as both lie here and can be read; else empty."""
+    if theirs in ("", own) or not Path(theirs).exists() or not Path(own).exists():
+        return ""
+    try:
+        return Tokenizer.load(own).differs(Tokenizer.load(theirs))
+    except (OSError, ValueError):  # what cannot be read cannot be compared
+        return ""
+
+
 def fetch(name: str) -> Path:
     """Folder of a hub repository's tokenizer files; which of them there are depends on the model.
 

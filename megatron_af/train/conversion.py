@@ -49,7 +49,7 @@ from megatron_af.parallel import groups as process_groups
 from megatron_af.parallel.device import current_device
 from megatron_af.runs.paths import MANIFEST, SETTINGS, Resume
 from megatron_af.runs.pointers import holds
-from megatron_af.text.tokenizer import Tokenizer
+from megatron_af.text.tokenizer import Tokenizer, other_words
 from megatron_af.train.checkpoint import Checkpoints
 from megatron_af.train.checkpoint_reading import load_parts
 
@@ -206,13 +206,7 @@ def refuse_other_words(checkpoint: Path, theirs: str, own: str) -> None:
         ForeignError: a checkpoint of ours was written with another tokenizer than the one that would lie beside what
             goes out, as far as both are here and can be read.
     """
-    if theirs in ("", own) or not Path(theirs).exists() or not Path(own).exists():
-        return
-    try:
-        different = Tokenizer.load(own).differs(Tokenizer.load(theirs))
-    except (OSError, ValueError):  # what cannot be read cannot be compared
-        return
-    if different:
+    if different := other_words(own, theirs):
         raise ForeignError(
             f"{checkpoint} was written with data.tokenizer = {theirs}, and {own} is another: {different}; name the "
             "first"

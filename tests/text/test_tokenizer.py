@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from megatron_af.foreign import ForeignError
-from megatron_af.text.tokenizer import ADDED_TOKENS, Tokenizer
+from megatron_af.text.tokenizer import ADDED_TOKENS, Tokenizer, other_words
 from tests.text.opt_files import write_opt
 from tests.text.toy_tokenizer import toy_base, toy_tokenizer, words_tokenizer
 
@@ -249,6 +249,16 @@ def test_ids_of_two_tokenizers_are_compared() -> None:
     ours, theirs = words_tokenizer("a", "dog", "barks"), words_tokenizer("a", "dog")
     assert ours.differs(theirs) == "" and theirs.differs(ours) == "'barks' is 4 in the one and unknown in the other"
     assert ours.differs(words_tokenizer("dog")) == "'dog' is 2 in the one and 3 in the other"
+
+
+def test_tokenizers_that_lie_here_are_compared_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(words_tokenizer("a", "dog").base_json())
+    (tmp_path / "other.json").write_text(words_tokenizer("dog").base_json())
+    (tmp_path / "broken.json").write_text("{")
+    own = str(tmp_path / "own.json")
+    assert other_words(str(tmp_path / "other.json"), own) == "'a' is 2 in the one and unknown in the other"
+    for theirs in ("", own, "Qwen/Qwen2.5-0.5B", str(tmp_path / "gone.json"), str(tmp_path / "broken.json")):
+        assert other_words(own, theirs) == "" and other_words(theirs, own) == "", theirs
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
