@@ -119,7 +119,7 @@ def test_who_loses_a_peer_ends_after_it(monkeypatch: pytest.MonkeyPatch) -> None
     """The launcher goes by who ended first, and the peer, whose code says why, is still on its way out."""
     waited: list[float] = []
     monkeypatch.setattr(entry.time, "sleep", waited.append)
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)  # as training leaves it
     monkeypatch.setenv("RANK", "0")
 
     def loses() -> int:
@@ -129,6 +129,7 @@ def test_who_loses_a_peer_ends_after_it(monkeypatch: pytest.MonkeyPatch) -> None
         assert entry.command(loses)() == entry.AGAIN and not waited, "no launcher waits for it"
         monkeypatch.setenv("LOCAL_RANK", "0")
         assert entry.command(loses)() == entry.AGAIN and waited == [entry.SEEN_SECONDS]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "and can be ended meanwhile"
     finally:
         signal.signal(signal.SIGTERM, handler)
         signal.signal(signal.SIGINT, signal.default_int_handler)
