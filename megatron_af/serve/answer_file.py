@@ -124,7 +124,7 @@ def read_requests(source: Path) -> Iterator[dict[str, Any]]:
 
 def _head(request: Mapping[str, Any], place: int) -> dict[str, Any]:
     name = request.get("id")
-    return {"id": str(place if name is None else name), "prompt": request.get("prompt")}
+    return {"id": str(place) if name is None else name, "prompt": request.get("prompt")}
 
 
 def _answered(
