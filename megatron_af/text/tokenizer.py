@@ -214,9 +214,10 @@ def fetch(name: str) -> Path:
             raise OSError("a file, not a hub name")
         folder = Path(cached_file(name, "tokenizer_config.json")).parent
     except OSError as error:
+        below = "" if Path(name).is_absolute() else f" below {Path.cwd()}"
         raise FileNotFoundError(
-            f"data.tokenizer={name!r} is no folder with tokenizer.json, no such file, and no hub name that can be "
-            f"reached ({type(error).__name__})"
+            f"data.tokenizer={name!r} is no folder with tokenizer.json{below}, no such file, and no hub name that can "
+            f"be reached ({type(error).__name__})"
         ) from error
     for file in ("tokenizer.json", "vocab.json", "merges.txt"):
         with suppress(OSError):
