@@ -30,6 +30,7 @@ from megatron_af.files import appearing
 from megatron_af.inference.listener import Listener
 from megatron_af.inference.looks import Look
 from megatron_af.runs.benchmarks import PROBES
+from megatron_af.runs.digests import digest_value
 
 CITING = ("cited", "uncited")
 """Probes that need to know where an answer looked."""
@@ -134,12 +135,10 @@ def _made(
     probe: str, clip: Clip, root: DataRoot, made: Path, sample_rate: int, muted: tuple[float, float] = (0.0, 0.0)
 ) -> Clip:
     local = root.local(clip.path)
-    stamp = f"-{local.stat().st_mtime_ns:x}" if local else ""  # another recording may come under the name
-    name = f"{clip.path.replace('/', '_')}-{clip.offset}-{clip.start:g}-{clip.duration:g}{stamp}.wav"
-    if probe in CITING:
-        name = f"{name.removesuffix('.wav')}-{muted[0]:.3f}-{muted[1]:.3f}.wav"
-    if probe == "silent":
-        name = f"silence-{clip.duration:g}.wav"
+    stamp = local.stat().st_mtime_ns if local else 0  # another recording may come under the name
+    piece = digest_value([clip.path, clip.offset, clip.start, clip.duration, stamp, muted]).removeprefix("sha256:")
+    # A title may be as long as the file system lets names be.
+    name = f"silence-{clip.duration:g}.wav" if probe == "silent" else f"{Path(clip.path).name[:40]}-{piece[:20]}.wav"
     if not (made / name).is_file():
         if probe == "silent":
             wave_T = np.zeros(max(1, round(clip.duration * sample_rate)), np.float32)

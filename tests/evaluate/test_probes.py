@@ -51,6 +51,23 @@ def test_a_shifted_recording_has_its_second_half_first(asked: list[Asked], tmp_p
     assert ask("shifted", asked, tmp_path)[0] == rows and (root / rows[1].clips[0].path).stat().st_mtime_ns == stamp
 
 
+def test_pieces_that_lie_close_in_recordings_with_long_titles_are_kept_apart(tmp_path: Path) -> None:
+    title = "雨" * 80  # 244 bytes of the 255 that a name may have
+    wave_T = np.linspace(0.0, 0.5, 20 * RATE, dtype=np.float32)
+    soundfile.write(tmp_path / f"{title}.wav", wave_T, RATE, format="WAV", subtype="FLOAT")
+    asked = []
+    for start in (10.00001, 10.00008):
+        clip = Clip(path=f"{title}.wav", start=start, duration=1.0)
+        row = Row(id=str(start), clips=(clip,), questions=(Question(prompt="what?", output="rain"),))
+        asked.append(Asked(id=row.id, row=row, references=("rain",)))
+    rows, root = probed("shifted", asked, "{question}", DataRoot(str(tmp_path)), tmp_path / "made", RATE)
+    assert root is not None
+    for one, row in zip(asked, rows, strict=True):
+        before_T = read_wave(tmp_path / f"{title}.wav", start=one.row.clips[0].start, duration=1.0, sample_rate=RATE)
+        after_T, _ = soundfile.read(root / row.clips[0].path, dtype="float32")
+        np.testing.assert_array_equal(after_T, np.roll(before_T, RATE // 2))
+
+
 def test_options_move_and_audio_is_exchanged(asked: list[Asked], tmp_path: Path) -> None:
     assert moved(("a", "b", "c")) == ("c", "a", "b") and moved(()) == ()
     rows, root = ask("options", asked, tmp_path)
