@@ -136,7 +136,8 @@ class ClipLoader:
         source = self._source(clip)
         prepared = native and clip.digest and not clip.start
         if prepared and isinstance(source, bytes) and flac_format(source) == (front_end.sample_rate, 1):
-            return Flac(shorten_flac(source, samples))
+            # A row may be about the beginning of what was prepared.
+            return Flac(shorten_flac(source, min(samples, round(clip.duration * front_end.sample_rate))))
         duration = min(clip.duration, samples / front_end.sample_rate)
         return Pcm(read_wave(source, start=clip.start, duration=duration, sample_rate=front_end.sample_rate))
 

@@ -65,6 +65,20 @@ def test_prepared_audio_reads_like_the_file_it_was_made_from(tmp_path: Path) -> 
     np.testing.assert_allclose(clips.wave(prepared), wave, atol=1e-4)
 
 
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 1.3])
+def test_the_beginning_of_prepared_audio_is_all_that_is_heard_of_it(tmp_path: Path, seconds: float) -> None:
+    clips = loader(tmp_path)
+    write_tone(tmp_path / "data/x.wav", 2.6, 7)
+    wave, _ = soundfile.read(tmp_path / "data/x.wav", dtype="float32")
+    soundfile.write(tmp_path / "data/whole.flac", wave, RATE, subtype="PCM_16")
+    soundfile.write(tmp_path / "data/cut.flac", wave[: round(seconds * RATE)], RATE, subtype="PCM_16")
+    whole, cut = ((tmp_path / f"data/{name}.flac").read_bytes() for name in ("whole", "cut"))
+    prepared = Clip(path="whole.flac", length=len(whole), duration=seconds, digest=hashlib.sha256(whole).hexdigest())
+    alone = Clip(path="cut.flac", length=len(cut), duration=seconds, digest=hashlib.sha256(cut).hexdigest())
+    (mel_WFM, bad), (cut_WFM, _) = clips.load([prepared]), clips.load([alone])
+    assert bad == {} and torch.equal(mel_WFM, cut_WFM)
+
+
 def test_a_clip_is_read_from_its_start(tmp_path: Path) -> None:
     clips = loader(tmp_path)
     write_tone(tmp_path / "data/x.wav", 3.0, 7)
