@@ -20,7 +20,7 @@ AVERAGED_STEPS = 20
 
 
 class StageResult(Callback):
-    """On rank 0, writes the mean of every number over the last steps when the stage is done."""
+    """On rank 0, writes the mean of every number over those of the last steps that have it, when the stage is done."""
 
     def __init__(self) -> None:
         self._last: deque[Record] = deque(maxlen=AVERAGED_STEPS)
@@ -37,7 +37,8 @@ class StageResult(Callback):
     def on_end(self, trainer: "Trainer", reason: str) -> None:
         if trainer.rank == 0 and reason == "done" and self._last:
             means = {}
-            for name in self._last[-1]:
+            # also what the very last step lacks: of a small data set it may have no sample, of gates no look
+            for name in dict.fromkeys(name for record in self._last for name in record):
                 values = [record[name] for record in self._last if math.isfinite(record.get(name, math.nan))]
                 if values:  # a step that was skipped has a loss that is none
                     means[name] = sum(values) / len(values)

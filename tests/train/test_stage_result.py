@@ -15,13 +15,24 @@ def follow(folder: Path, rank: int, reason: str) -> dict[str, float]:
     trainer: Any = SimpleNamespace(rank=rank, folder=folder)
     callback = StageResult()
     for step in range(1, 101):
-        callback.on_step(trainer, {"step": float(step), "loss": float(step), **({"mfu": 0.5} if step < 91 else {})})
+        callback.on_step(trainer, {"step": float(step), "loss": float(step), **({"mfu": 0.5} if step < 81 else {})})
     callback.on_end(trainer, reason)
     return read_result(folder)
 
 
 def test_the_last_steps_are_averaged(tmp_path: Path) -> None:
     assert follow(tmp_path, rank=0, reason="done") == {"step": 100.0, "loss": pytest.approx(90.5)}
+
+
+def test_what_the_very_last_step_lacks_is_told_of_those_before(tmp_path: Path) -> None:
+    """An exit gate may name a data set that the last batch holds no sample of."""
+    trainer: Any = SimpleNamespace(rank=0, folder=tmp_path)
+    callback = StageResult()
+    callback.on_step(trainer, {"step": 1.0, "loss": 3.0, "loss/rare": 4.0, "gate_attn/0": 0.5})
+    callback.on_step(trainer, {"step": 2.0, "loss": 1.0, "loss/rare": 2.0})
+    callback.on_step(trainer, {"step": 3.0, "loss": 2.0})
+    callback.on_end(trainer, "done")
+    assert read_result(tmp_path) == {"step": 3.0, "loss": 2.0, "loss/rare": 3.0, "gate_attn/0": 0.5}
 
 
 def test_steps_that_were_skipped_are_counted_and_not_averaged(tmp_path: Path) -> None:
