@@ -152,7 +152,7 @@ def make_skills(
 
 
 def _recordings(rows: Sequence[Row]) -> int:
-    return len({row.clips[0].path for row in rows})
+    return len({row.clips[0].recording for row in rows})
 
 
 def of_labels(

@@ -40,10 +40,10 @@ class Leak:
 def text_leak(rows: Sequence[Row]) -> dict[str, Leak]:
     """By skill and over ``all``; empty where there are too few questions."""
     halves: tuple[list[Question], list[Question]] = ([], [])
-    recordings = dict.fromkeys(row.clips[0].path if row.clips else row.id for row in rows)
+    recordings = dict.fromkeys(map(_about, rows))
     half = {name: place % 2 for place, name in enumerate(recordings)}
     for row in rows:
-        chosen = halves[half[row.clips[0].path if row.clips else row.id]]
+        chosen = halves[half[_about(row)]]
         chosen += [question for question in row.questions if len(question.options) > 1]
     if min(map(len, halves)) < LEAST:
         return {}
@@ -61,6 +61,10 @@ def text_leak(rows: Sequence[Row]) -> dict[str, Leak]:
         )
         for skill, found in sorted(right.items())
     }
+
+
+def _about(row: Row) -> str:
+    return row.clips[0].recording if row.clips else row.id
 
 
 def _answers(learnt: Sequence[Question], asked: Sequence[Question]) -> list[str]:

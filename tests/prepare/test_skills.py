@@ -88,6 +88,17 @@ def test_a_tenth_of_the_recordings_becomes_a_benchmark(tmp_path: Path) -> None:
     assert sum(whole.skills.values()) == sum(report.skills.values()) + report.held_out[0]
 
 
+def test_recordings_of_one_shard_are_counted_and_measured_apart(tmp_path: Path) -> None:
+    config = strong(tmp_path, 60)
+    rows = [
+        replace(row, clips=(replace(row.clips[0], path="a.tar", offset=512 * (n + 1), length=9),))
+        for n, row in enumerate(Manifest(Path(config.source)))
+    ]
+    Path(config.source).write_text("".join(to_json(row) + "\n" for row in rows))
+    report = make_skills(config)
+    assert report.rows == len(list(Manifest(Path(config.output)))) > 50 and "all" in report.leak
+
+
 def test_rows_that_cannot_be_read_are_refused_once_for_each_way_of_asking(
     tmp_path: Path, start: Callable[[Answer], Server]
 ) -> None:

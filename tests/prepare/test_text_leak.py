@@ -1,6 +1,7 @@
 """A model of the text finds what the text gives away, and nothing where it gives nothing away."""
 
 import random
+from dataclasses import replace
 
 from megatron_af.data.rows import Clip, Question, Row
 from megatron_af.prepare.text_leak import text_leak
@@ -34,3 +35,11 @@ def test_pieces_of_one_recording_never_teach_about_each_other() -> None:
     told = [Row(id=f"{r.id}-{n}", clips=r.clips, questions=r.questions) for r in said for n in range(4)]
     assert text_leak(told)["all"].right < 45, "the same question about the same recording stands in one half"
     assert text_leak(said[:10]) == {}
+
+
+def test_recordings_of_one_shard_are_several() -> None:
+    def shard(rows: list[Row]) -> list[Row]:
+        clips = [Clip(path="a.tar", offset=512 * (n + 1), length=9, duration=1.0) for n in range(len(rows))]
+        return [replace(row, clips=(clip,)) for row, clip in zip(rows, clips, strict=True)]
+
+    assert text_leak(shard(rows(leaking=True))) == text_leak(rows(leaking=True)) != {}
