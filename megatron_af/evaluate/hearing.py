@@ -141,7 +141,7 @@ def ask_all(
     swapped = exchange(asked)
     heard = answer(asked)
     # Exchanged questions about one clip are asked together: the clip is encoded once.
-    order = sorted(range(len(swapped)), key=lambda i: [(clip.path, clip.start) for clip in swapped[i].row.clips])
+    order = sorted(range(len(swapped)), key=lambda i: [(clip.recording, clip.start) for clip in swapped[i].row.clips])
     exchanged = dict(zip(order, answer([swapped[i].row for i in order]), strict=True))
     return [
         Asked(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from megatron_af.config import Config, DataConfig, DatasetConfig, StageConfig
-from megatron_af.data.rows import Question, Row, to_json
+from megatron_af.data.rows import Clip, Question, Row, to_json
 from megatron_af.data.shards import record_batch, write_index
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate import hearing
@@ -39,6 +40,26 @@ def test_every_question_is_asked_about_both_clips() -> None:
     summary = summarise(asked)
     assert summary["overall"]["gap"] == 100
     assert summary["skills"]["first?"] == {"audio": 100.0, "exchanged": 0.0, "majority": 33.3, "n": 3}
+
+
+def test_questions_about_one_exchanged_recording_are_asked_together_also_of_a_shard() -> None:
+    rows = [
+        Row(
+            id=str(n),
+            clips=(Clip(path="a.tar", offset=n, length=1, duration=1.0),),
+            questions=tuple(Question(prompt=f"question {q}", output="no" if n % 2 else "yes") for q in range(4)),
+        )
+        for n in range(8)
+    ]
+    asked: list[Sequence[Row]] = []
+
+    def answer(some: Sequence[Row]) -> list[Answer | None]:
+        asked.append(some)
+        return [None] * len(some)
+
+    ask_all(answer, rows)
+    for some in asked:
+        assert len(list(groupby(one.clips for one in some))) == 8
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
