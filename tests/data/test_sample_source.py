@@ -1,7 +1,9 @@
 """From a draw to a sample: what an objective refuses gives way to the same other row, is reported once, and counted."""
 
 import json
+import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,20 @@ def test_replacements_are_weighed_against_what_was_drawn(tmp_path: Path) -> None
     with pytest.raises(TooManyReplacements, match=rf"{GRACE + 1} of 0 samples .*last: b, row x: worse"):
         found.report(0, "b", "x", "worse")
     assert len(lines(config)) == GRACE + 1
+
+
+@pytest.mark.parametrize(("bad", "stopped"), [(0.04, False), (0.1, True)])
+def test_no_rank_stops_a_run_by_chance(tmp_path: Path, bad: float, stopped: bool) -> None:
+    """Ranks of a run, each of which counts its own samples; a twentieth may be replaced."""
+    config = toy_config(tmp_path, STAGE)
+    config = replace(config, data=replace(config.data, max_replaced_fraction=0.05))
+    for rank in range(6):
+        rng = random.Random(rank)
+        found = source(config, lambda name, rng=rng: rng.random() < bad, speaks=False)
+        with pytest.raises(TooManyReplacements) if stopped else nullcontext():
+            for step in range(200):
+                for slot in range(4):
+                    found.sample(step, slot)
 
 
 def test_an_unknown_data_set_is_named(tmp_path: Path) -> None:
