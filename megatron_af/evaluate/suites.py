@@ -138,7 +138,7 @@ def measure_suites(
                 progress.say(f"{suite.name}: measured already, in {suite.folder}")
         suites = [suite for suite, measured in zip(suites, there, strict=True) if not measured]
         if spec_of(config.curriculum[config.stage]).embeds:
-            reports = _compare(config, checkpoint, found)
+            reports = _compare(config, checkpoint, {suite.name: found[suite.name] for suite in suites})
         else:
             reports = _ask_and_measure(config, suites, found, heard, progress, shown, shots)
         for suite in suites if first else []:
@@ -318,6 +318,8 @@ def _text_tower(config: Config) -> ClapEmbedder | None:
 
 def _compare(config: Config, checkpoint: Path, found: Mapping[str, Questions]) -> dict[str, dict[str, Any]]:
     """Retrieval and zero-shot classes of a contrastive stage, on the recordings of each benchmark."""
+    if not found:
+        return {}
     embedder = ClapEmbedder(config, checkpoint)
     reports = {name: evaluate_clap(embedder, of_recordings(questions.rows)) for name, questions in found.items()}
     embedder.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from megatron_af.config import Config, JudgeConfig, RetrievalConfig, StageConfig
 from megatron_af.data.rows import Clip, Row
-from megatron_af.evaluate import asking
+from megatron_af.evaluate import asking, suites
 from megatron_af.evaluate.answered import Answered, read_answered, read_scores
 from megatron_af.evaluate.benchmarks import Questions
 from megatron_af.evaluate.metrics.base import Means
@@ -161,6 +162,34 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     assert evaluation_inputs(config, "stage") != before, "other rows"
     (tmp_path / "toy.yaml").write_text(SUITE.replace("w1 {question}", "w2 {question}"))
     assert evaluation_inputs(config, "stage") != before, "other words"
+
+
+def compare(rank: int, world_size: int, config: Config, output: Path, expected: list[int]) -> None:
+    compared: list[int] = []
+
+    def counts(embedder: object, rows: Sequence[Row], **kwargs: Any) -> dict[str, Any]:
+        compared.append(len(rows))
+        return {"rows": len(rows)}
+
+    suites.evaluate_clap = counts
+    measure(rank, world_size, config, output)
+    assert compared == expected
+
+
+@pytest.mark.slow
+def test_what_was_compared_is_not_compared_again(tmp_path: Path) -> None:
+    config = suite_run(tmp_path)
+    source = "{format: json, path: toy.json, columns: {audio: file, caption: caption}}"
+    names = (str(tmp_path / "toy.yaml"), str(tmp_path / "other.yaml"))
+    for name, rows in zip(names, (3, 2), strict=True):
+        items = [{"file": f"{i}.wav", "caption": f"w{i}"} for i in range(rows)]
+        Path(name).with_suffix(".json").write_text(json.dumps(items))
+        text = source.replace("toy.json", Path(name).with_suffix(".json").name)
+        Path(name).write_text(f"title: toy\nsource: {text}\nmetrics: [cider]\n")
+    for asked, expected in ((names[:1], [3]), (names, [2]), (names, [])):
+        stage = dataclasses.replace(config.curriculum["clap"], suites=asked)
+        whole = dataclasses.replace(config, stage="clap", curriculum={**config.curriculum, "clap": stage})
+        run_distributed(compare, 1, whole, tmp_path / "out", expected)
 
 
 @pytest.mark.slow
