@@ -6,22 +6,38 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from megatron_af.config import Config, ConfigError
+from megatron_af.config import Config, ConfigError, FrontEndConfig
 from megatron_af.config.loading import load_config
 from megatron_af.files import write
 from megatron_af.foreign import read_record
 from megatron_af.runs.digests import digest_place
 from megatron_af.runs.identity import check_resume, stage_inputs
 from megatron_af.runs.objectives import spec_of
-from megatron_af.runs.paths import MANIFEST, SETTINGS, latest
+from megatron_af.runs.paths import MANIFEST, SETTINGS, latest, resolve_entry
 from megatron_af.runs.pointers import holds, is_pointed_at
 from megatron_af.text.tokenizer import other_words
 
 RECORD = "stage.json"
+COMPUTES = {
+    "encoder": ("encoder.kind", "encoder.depths", "encoder.heads", "encoder.absolute_positions", "encoder.vector"),
+    "transform": ("transform.layers", "transform.heads", "transform.positions"),
+    "xattn": ("cross_attention.interval", "cross_attention.heads", "cross_attention.head_dim"),
+    "lm": ("lm.layers", "lm.heads", "lm.kv_heads", "lm.tied", "lm.norm_eps"),
+}
+"""Part -> keys of ``model`` by which its weights are read, and which no shape need tell: heads of another width, layers
+that are left out. With others, the weights mean nothing."""
+GETS_USED_TO = {
+    "encoder": tuple(f"front_end.{field.name}" for field in fields(FrontEndConfig)),
+    "transform": ("transform.rope_base", "transform.sees"),
+    "xattn": ("cross_attention.immediate",),
+    "lm": ("lm.rope_base",),
+}
+"""The same, but weights can learn to do with others: for longer texts, or other recordings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +66,18 @@ def claim(config: Config) -> None:
     """Record what ``config.stage`` is made from, before it is trained; the one process that is first does this.
 
     Raises ``ConfigError`` where its folder holds a checkpoint of another run, naming everything that differs, and where
-    it would begin with weights that know other words by the ids of its tokenizer.
+    it would begin with weights that know other words by the ids of its tokenizer, or are of a model that computes
+    otherwise. What weights must get used to is printed.
     """
     folder = config.stage_folder(config.stage)
     record, newest = StageRecord.load(folder), latest(folder / "checkpoints")
     if newest is not None:
         check_resume(config, newest, record.inputs if record else None)
-    elif problems := list(_of_other_words(config)):
+    elif problems := [*_of_other_words(config), *_of_other_models(config, COMPUTES)]:
         raise ConfigError(f"stage {config.stage} cannot begin with the weights that its entry names", problems)
+    else:
+        for told in _of_other_models(config, GETS_USED_TO):
+            print(f"to be sure that it is meant: {told}", flush=True)
     if record is None or newest is None:
         StageRecord(inputs=stage_inputs(config, config.stage)).save(folder)
 
@@ -81,13 +101,45 @@ def _of_other_words(config: Config) -> Iterator[str]:
             )
 
 
+def _of_other_models(config: Config, keys_of: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Parts that were trained in a model with other values of some keys, as far as their checkpoints say."""
+    stage, ours = config.curriculum[config.stage], _flat("", asdict(config.model))
+    for part in spec_of(stage).parts_of(stage):
+        origin = stage.origin_of(part)
+        if origin is None or part not in keys_of or not holds(checkpoint := resolve_entry(config, origin), part):
+            continue
+        if (settings := _settings_of(checkpoint)) is None:
+            continue
+        theirs = _flat("", asdict(settings.model))
+        if different := [key for key in keys_of[part] if theirs[key] != ours[key]]:
+            values = ", ".join(f"model.{key} = {theirs[key]} (here {ours[key]})" for key in different)
+            yield (
+                f"curriculum.{config.stage}.entry: {part} of {origin} was trained with {values}. Set the former, "
+                f"or leave {part} out of the entry"
+            )
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of sections within sections, the keys as they stand in a file."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(f"{prefix}{key}.", value) if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _settings_of(checkpoint: Path) -> Config | None:
+    """What a checkpoint was trained with; None where nobody knows."""
+    settings = checkpoint / SETTINGS
+    try:
+        return load_config(settings) if settings.is_file() else None
+    except ConfigError:  # of another version
+        return None
+
+
 def _tokenizer_of(checkpoint: Path) -> str:
     """What a checkpoint was trained with; empty where nobody knows, or it has grown since."""
-    settings, record = checkpoint / SETTINGS, StageRecord.load(checkpoint.resolve().parents[1])
-    try:
-        place = load_config(settings).data.tokenizer if settings.is_file() else ""
-    except ConfigError:  # of another version
-        return ""
+    record, settings = StageRecord.load(checkpoint.resolve().parents[1]), _settings_of(checkpoint)
+    place = settings.data.tokenizer if settings else ""
     grown = record and Path(place).exists() and record.inputs.get("tokenizer") != digest_place(Path(place))
     return "" if grown else place
 

@@ -120,3 +120,51 @@ def test_weights_are_begun_with_by_those_who_have_their_words(tmp_path: Path) ->
     claim(run("broken", other, entry=entry))
     extend(build(["dog rain"]), ["wind"])[0].save(str(first))
     claim(run("both", grown, entry=entry))
+
+
+OTHER_MODELS = {
+    "heads": ("lm", {"lm": {"heads": 8, "kv_heads": 1}}, r"lm of .* model.lm.heads = 16 \(here 8\), model.lm.kv_heads"),
+    "layers": ("lm", {"lm": {"layers": 24}}, r"model.lm.layers = 36 \(here 24\)"),
+    "blocks": ("xattn", {"cross_attention": {"heads": 4, "head_dim": 128}}, r"xattn of .*head_dim = 64 \(here 128\)"),
+    "transform": ("transform", {"transform": {"heads": 4}}, r"model.transform.heads = 8 \(here 4\)"),
+    "encoder": ("encoder", {"encoder": {"depths": (2, 2, 6, 2)}}, r"model.encoder.depths = \(2, 2, 12, 2\)"),
+}
+
+
+@pytest.mark.parametrize("origin", ["before", "path"])
+@pytest.mark.parametrize(("part", "changes", "told"), OTHER_MODELS.values(), ids=OTHER_MODELS)
+def test_weights_are_begun_with_by_a_model_that_computes_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], origin: str, part: str, changes: dict[str, Any], told: str
+) -> None:
+    """Its tensors have the shapes that are asked for, so loading them says nothing."""
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    trained = Config(
+        name="run",
+        stage="before",
+        output=str(tmp_path / "runs"),
+        data=DataConfig(root=str(tmp_path), datasets={"a": DatasetConfig(manifest="a.jsonl")}),
+        curriculum={"before": StageConfig(blend={"a": 1.0})},
+    )
+    checkpoint = stage(trained.stage_folder("before"), "x").rename(
+        trained.stage_folder("before") / "checkpoints/step_00000001"
+    )
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"parts": {part: "."}}))
+    (checkpoint / "config.yaml").write_text(to_yaml(trained))
+    (checkpoint.parent / "latest").write_text(checkpoint.name)
+    entry = {"all": "before" if origin == "before" else str(checkpoint)}
+    following = replace(
+        trained, stage="after", curriculum=trained.curriculum | {"after": StageConfig(blend={"a": 1.0}, entry=entry)}
+    )
+
+    def changed(**sections: Any) -> Config:
+        model = following.model
+        inner = {name: replace(getattr(model, name), **values) for name, values in sections.items()}
+        return replace(following, model=replace(model, **inner))
+
+    with pytest.raises(ConfigError, match=f"(?s)cannot begin with the weights.*{told}"):
+        claim(changed(**changes))
+    assert not following.stage_folder("after").exists()
+    claim(changed(transform={"ffn": 4096}))  # what shapes tell, who loads them tells
+    assert not capsys.readouterr().out
+    claim(changed(lm={"rope_base": 1e4}))
+    assert ("model.lm.rope_base = 1000000.0 (here 10000.0)" in capsys.readouterr().out) == (part == "lm")
