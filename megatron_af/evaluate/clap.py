@@ -41,11 +41,18 @@ def evaluate_clap(
     negatives or second captions. A collective.
 
     Raises:
-        ValueError: for rows without a clip, or with neither caption nor labels, and negatives of one recording alone.
+        ValueError: for rows without a clip, or with neither caption nor labels, or with other numbers of negatives and
+            of their kinds, and negatives of one recording alone.
     """
     for row in rows:
         if not row.clips or not (row.captions or row.meta.get("labels")):
             raise ValueError(f"row {row.id}: an evaluation of a CLAP needs a clip, and a caption or labels")
+        kinds = row.meta.get("negative_kinds", [""] * len(row.negatives))
+        if not isinstance(kinds, list) or len(kinds) != len(row.negatives):
+            raise ValueError(
+                f"row {row.id}: expected meta.negative_kinds to list what was changed in each of its "
+                f"{len(row.negatives)} negatives, got {kinds!r:.80}"
+            )
     audio_NJ = embedder.audio(rows)
     report: dict[str, Any] = {"rows": len(rows)}
     if all(row.captions for row in rows):

@@ -135,6 +135,8 @@ def test_report_has_what_the_rows_allow():
     assert set(plain) == {"rows", "retrieval", "intervals"}
     with pytest.raises(ValueError, match="row 2: an evaluation of a CLAP needs a clip, and a caption or labels"):
         evaluate_clap(Stub(), [Row(id="2", captions=("a dog",))])
+    with pytest.raises(ValueError, match=r"row dog: .* in each of its 2 negatives, got \['negation'\]"):
+        evaluate_clap(Stub(), [replace(rows[0], negatives=("not a dog", "no dog"))])
 
 
 def test_several_labels_a_recording_are_ranked_and_not_retrieved():
