@@ -128,6 +128,11 @@ class WatchConfig:
     patience: Length[Whole] = 0
     """Looks in a row without a better one after which the stage is done before its last step; 0: never."""
 
+    @property
+    def measure(self) -> list[str | int]:
+        """What its best number is of: with that of another one it cannot be compared."""
+        return [self.dataset, self.best, self.samples]
+
     def problems(self, key: str) -> Iterator[str]:
         """What does not go together in it, with its fix; ``key``: ``curriculum.NAME.watch``."""
         if self.best and not self.dataset:

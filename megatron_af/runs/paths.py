@@ -117,7 +117,8 @@ def read_resume(checkpoint: Path) -> Resume:
 def ended_early(stage: StageConfig, checkpoint: Path) -> bool:
     """Whether a stage is done before its last step, since its watched rows got no better (``watch.patience``)."""
     told = read_resume(checkpoint).get("callbacks", {}).get("Watch", {})
-    return 0 < stage.watch.patience <= told.get("without_better", 0)
+    same = told.get("measure", stage.watch.measure) == stage.watch.measure
+    return same and 0 < stage.watch.patience <= told.get("without_better", 0)
 
 
 def read_result(folder: Path) -> dict[str, float]:

@@ -29,6 +29,7 @@ class Watch(Callback):
         self._batches: list[StepBatch[Any]] = []
         self._best: float | None = None
         self._best_step = self._without_better = 0
+        self._measure: list[str | int] | None = None
 
     def on_start(self, trainer: "Trainer") -> None:
         watch = trainer.stage.watch
@@ -48,7 +49,7 @@ class Watch(Callback):
             self._batches = [stream.batch(step) for step in range(steps)]
         finally:
             stream.close()
-        self._end_if_enough(trainer)
+        self._go_on(trainer)
 
     def on_step(self, trainer: "Trainer", record: Record) -> None:
         if trainer.step % trainer.stage.watch.every_steps and trainer.step != trainer.stage.steps:
@@ -58,6 +59,13 @@ class Watch(Callback):
             record[f"watched/{name}"] = sum(numbers[name] for numbers in found) / len(found)
         if (by := trainer.stage.watch.best) and not trainer.suspicious:  # no such weights are kept (``SaveEvery``)
             self._compare(trainer, record[f"watched/{by}"], lower=by == "loss")
+
+    def _go_on(self, trainer: "Trainer") -> None:
+        """From what is remembered, unless it is of other rows, or of another number: a share is above no loss."""
+        if self._measure not in (None, trainer.stage.watch.measure):
+            self._best, self._without_better = None, 0
+        self._measure = trainer.stage.watch.measure
+        self._end_if_enough(trainer)
 
     def _compare(self, trainer: "Trainer", value: float, *, lower: bool) -> None:
         """Every rank has the same numbers, so all of them come to the same end."""
@@ -83,8 +91,10 @@ class Watch(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._best is None:
             return {}
-        return {"best": self._best, "best_step": self._best_step, "without_better": self._without_better}
+        told = {"best": self._best, "best_step": self._best_step, "without_better": self._without_better}
+        return told | {"measure": self._measure}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._best, self._best_step = state["best"], state["best_step"]
         self._without_better = state["without_better"]
+        self._measure = state.get("measure")

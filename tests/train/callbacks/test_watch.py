@@ -1,5 +1,6 @@
 """Watched rows are measured when they should be, and training is the same to the last bit as without them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,7 +96,7 @@ def looked_at(
     callback._batches = [None]  # type: ignore[list-item]
     if state:
         callback.load_state_dict(state)
-        callback._end_if_enough(trainer)
+    callback._go_on(trainer)
     for value in values:
         if trainer.enough:
             break
@@ -125,7 +126,8 @@ def test_what_no_checkpoint_is_written_of_is_not_the_best() -> None:
     """While the loss of training has left its course (``SaveEvery``)."""
     watch = WatchConfig(dataset="b", every_steps=1, best="loss", patience=3)
     trainer, best = looked_at(watch, [3.0, 1.0, 2.0], suspicious=(2,))
-    assert best == [1, 3] and trainer.state == {"best": 2.0, "best_step": 3, "without_better": 0}
+    state = {"best": 2.0, "best_step": 3, "without_better": 0, "measure": ["b", "loss", 64]}
+    assert best == [1, 3] and trainer.state == state
 
 
 def test_patience_goes_on_over_a_restart_and_can_be_raised() -> None:
@@ -139,6 +141,21 @@ def test_patience_goes_on_over_a_restart_and_can_be_raised() -> None:
     assert again.enough and again.step == 0, "it has ended already"
     longer, best = looked_at(replace(watch, patience=5), [1.0], resumed.state)
     assert not longer.enough and best == [1]
+
+
+@pytest.mark.parametrize("changes", [{"best": "sure"}, {"dataset": "c"}, {"samples": 128}])
+def test_what_was_best_of_another_measure_is_not_compared(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """All of it may change while a stage goes on: no share of sure answers is above a loss of 2."""
+    watch = WatchConfig(dataset="b", every_steps=1, best="loss", patience=2)
+    ended, _ = looked_at(watch, [2.0, 3.0, 3.0])
+    other = replace(watch, **changes)
+    resumed, best = looked_at(other, [0.25, 0.25], ended.state)
+    assert best == [1] and not resumed.enough
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"resume": {"callbacks": {"Watch": ended.state}}}))
+    assert ended_early(StageConfig(watch=watch), tmp_path)
+    assert not ended_early(StageConfig(watch=other), tmp_path)
+    old = {name: value for name, value in ended.state.items() if name != "measure"}
+    assert looked_at(other, [0.25], old)[0].enough, "checkpoints of before do not say of what"
 
 
 @pytest.mark.slow
