@@ -6,11 +6,13 @@
 
 A file per clip, named by the digest of everything that its content follows from: the recording, the piece of it,
 its windows, the front end, the encoder's weights, the precision. So a changed encoder never meets old features.
-Files appear by rename, complete or not at all: concurrent writers write the same bytes, a killed one leaves at most
-a temporary file. A damaged file fails its checksum and counts as missing. ``features.py`` alone uses it.
+Files appear by rename, complete or not at all: of concurrent writers the first one's stays, a killed one leaves at
+most a temporary file. A damaged file fails its checksum and counts as missing. ``features.py`` alone uses it.
 
 Features are kept in the precision of the run (bf16, or float32 in a float32 run): a value read back must be the
-one that was computed, bit for bit, or a resumed run would drift from an uninterrupted one.
+one that was computed, bit for bit, or a resumed run would drift from an uninterrupted one. What is computed may hang
+on how many windows the encoder is given at once, and that on what the cache has by then: float32 on a CPU has the same
+bits for 1 to 16 windows, in bf16 features differ by up to 0.06 (largest value 4.4).
 
 W windows, L tokens of a window, D feature dim.
 """

@@ -1,7 +1,7 @@
 """The stream of a stage's step batches, and batches of given rows for evaluation.
 
     stream = Stream(config, stage, texts, dp_rank=0, dp_size=2, mp_rank=0, mp_size=1, device=current_device())
-    batch = stream.batch(step)          # a pure function of (config, stage, step, ranks)
+    batch = stream.batch(step)          # a pure function of (config, stage, step, ranks), but for what is cached
 
 Data-parallel rank r takes slots r*n to (r+1)*n - 1 of every global batch, so the samples of a global batch do not
 depend on the number of ranks. Text is made on every rank of a model-parallel group, audio is read only by the rank
