@@ -42,5 +42,11 @@ class StageResult(Callback):
                 values = [record[name] for record in self._last if math.isfinite(record.get(name, math.nan))]
                 if values:  # a step that was skipped has a loss that is none
                     means[name] = sum(values) / len(values)
-            counters = {name: self._last[-1][name] for name in ("step", "skipped") if name in self._last[-1]}
-            write(trainer.folder / RESULT, json.dumps(means | counters, indent=1))
+            write(trainer.folder / RESULT, json.dumps(means | _counters(self._last[-1]), indent=1))
+
+
+def _counters(record: Record) -> Record:
+    """What is told of the whole run so far: the last value is the number, and no mean is."""
+    return {
+        name: value for name, value in record.items() if name in ("step", "skipped") or name.startswith("too_long/")
+    }

@@ -44,6 +44,15 @@ def test_steps_that_were_skipped_are_counted_and_not_averaged(tmp_path: Path) ->
     assert read_result(tmp_path) == {"step": 2.0, "loss": 3.0, "skipped": 1.0}
 
 
+def test_what_is_counted_over_the_run_is_as_the_last_step_tells_it(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(rank=0, folder=tmp_path)
+    callback = StageResult()
+    for step, lost in enumerate((0.0, 2.0, 5.0), start=1):
+        callback.on_step(trainer, {"step": float(step), "loss": 3.0, "too_long/a": lost, "too_long/b": 0.0})
+    callback.on_end(trainer, "done")
+    assert read_result(tmp_path) == {"step": 3.0, "loss": 3.0, "too_long/a": 5.0, "too_long/b": 0.0}
+
+
 def test_what_it_saw_before_a_restart_counts(tmp_path: Path) -> None:
     """A run whose last checkpoint is of its last step still gets its result when it is started again."""
     trainer: Any = SimpleNamespace(rank=0, folder=tmp_path)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 Record = dict[str, float]
 """Numbers of one step: ``step``, ``loss``, ``loss/<data set>``, ``sample_loss/<data set>``, ``tokens``,
 ``tokens/<data set>``, ``grad_norm``, ``learning_rate``, ``tokens_per_second``, ``audio_seconds_per_second``, ``mfu``,
-``data_wait``, ``memory_bytes``, ``eta_seconds``, ``gate_attn/<layer>``, ``gate_ffn/<layer>``; once there are any,
-``skipped`` (steps without an update so far) and ``too_long/<data set>`` (questions left out so far)."""
+``data_wait``, ``memory_bytes``, ``eta_seconds``, ``gate_attn/<layer>``, ``gate_ffn/<layer>``, ``too_long/<data set>``
+(questions left out so far); once there are any, ``skipped`` (steps without an update so far)."""
 
 
 class Callback:

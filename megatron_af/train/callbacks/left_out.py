@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 
 class LeftOut(Callback):
-    """Adds them up over the run: ``too_long/<data set>`` of a step becomes the number so far, once there are any."""
+    """Adds them up over the run: ``too_long/<data set>`` of a step becomes the number so far, be it 0: an exit gate may
+    ask that it stays low."""
 
     def __init__(self) -> None:
         self._so_far: dict[str, float] = {}
@@ -18,7 +19,7 @@ class LeftOut(Callback):
         for name, count in record.items():
             if name.startswith("too_long/"):
                 self._so_far[name] = self._so_far.get(name, 0.0) + count
-        record.update(self._so_far)
+        record.update({f"too_long/{name}": 0.0 for name in trainer.stage.blend} | self._so_far)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._so_far)

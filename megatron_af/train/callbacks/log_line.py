@@ -38,7 +38,7 @@ def format_line(record: Record, steps: int) -> str:
     """``step 120/5000 2.4% | loss … | grad … | lr … | tok/s … | audio-s/s … | mfu … | data-wait … | mem … | eta …``"""
     step, skipped = int(record["step"]), int(record.get("skipped", 0))
 
-    too_long = [name.removeprefix("too_long/") for name in record if name.startswith("too_long/")]
+    too_long = [name.removeprefix("too_long/") for name in record if name.startswith("too_long/") and record[name]]
 
     def number(key: str, form: str) -> str:
         value = record.get(key, math.nan)

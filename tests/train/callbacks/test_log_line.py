@@ -39,7 +39,8 @@ def test_log_line_counts_the_steps_that_were_skipped() -> None:
 
 
 def test_log_line_says_by_data_set_how_many_questions_were_too_long() -> None:
-    line = format_line({"step": 4.0, "loss": 1.0, "too_long/clotho": 12.0, "too_long/audioset": 3.0}, 8)
+    too_long = {"too_long/clotho": 12.0, "too_long/audioset": 3.0, "too_long/a": 0.0}
+    line = format_line({"step": 4.0, "loss": 1.0, **too_long}, 8)
     assert line.startswith("step 4/8 50.0% | too long clotho 12 | too long audioset 3 | loss 1.0000 |")
 
 
