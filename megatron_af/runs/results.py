@@ -58,7 +58,10 @@ def metric_patterns(stage: StageConfig) -> list[str]:
     by_set = [f"{kind}/{escape(dataset)}" for dataset in stage.blend for kind in objective.set_losses]
     measured = [f"{escape(name)}/{metric}" for name in stage.evaluation for metric in objective.set_metrics]
     measured += [f"{escape(name_of(suite))}/*" for suite in stage.suites]
-    return [*STEP_METRICS, *objective.step_metrics, *by_set, *measured]
+    of_steps = [*STEP_METRICS, *objective.step_metrics]
+    if not stage.watch.dataset:
+        of_steps = [name for name in of_steps if not name.startswith("watched/")]
+    return [*of_steps, *by_set, *measured]
 
 
 class BadResults(ValueError):

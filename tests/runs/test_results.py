@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_af.config import Config, StageConfig
+from megatron_af.config import Config, StageConfig, WatchConfig
 from megatron_af.evaluate.clap import composition, paraphrase_robustness, retrieval, zero_shot
 from megatron_af.evaluate.classes import by_class
 from megatron_af.evaluate.hearing import Asked, summarise
@@ -78,7 +78,7 @@ FOR_SETS = {f"{kind}/{dataset}" for kind in ("sample_loss", "tokens", "too_long"
 
 def test_exit_gates_know_what_is_measured() -> None:
     """The names are written down once more, for checks that must not wait for torch."""
-    stage = StageConfig(blend={"a": 1.0, "b[c]": 1.0}, evaluation=("test",))
+    stage = StageConfig(blend={"a": 1.0, "b[c]": 1.0}, evaluation=("test",), watch=WatchConfig(dataset="dev"))
     said = {"skill": "what", "prompt": "", "wanted": "a", "heard": "a", "exchanged": "b", "unsure": False}
     asked = [Asked(row=str(n), turn=n, options=("a", "b"), **said) for n in range(3)]  # type: ignore[arg-type]
     tensors = torch.eye(3)
@@ -107,6 +107,8 @@ def test_exit_gates_know_what_is_measured() -> None:
         assert {name for name in named if not any(fnmatchcase(name, pattern) for pattern in known)} == set()
         matched = {pattern for pattern in known if any(fnmatchcase(name, pattern) for name in named)}
         assert set(known) - matched == set()
+        unwatched = metric_patterns(replace(stage, objective=objective, watch=WatchConfig()))
+        assert unwatched == [pattern for pattern in known if not pattern.startswith("watched/")]
 
 
 def numbers(value: Any, name: str = "") -> Iterator[str]:
