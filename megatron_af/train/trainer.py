@@ -40,7 +40,7 @@ from megatron_af.train.callbacks.agreement import Agreement
 from megatron_af.train.callbacks.meter import Meter
 from megatron_af.train.callbacks.saving import ReturnMemory, SaveEvery
 from megatron_af.train.callbacks.skipped_steps import SkippedSteps
-from megatron_af.train.callbacks.spikes import GoBack, Spikes, Stretches
+from megatron_af.train.callbacks.spikes import GoBack, LossSpike, Spikes, Stretches
 from megatron_af.train.callbacks.watch import Watch
 from megatron_af.train.checkpoint import Checkpoints
 from megatron_af.train.checkpoint_reading import load_optimizer, load_parts
@@ -131,7 +131,7 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            if isinstance(error, GoBack):  # on all ranks alike, so what is under way can be completed
+            if isinstance(error, GoBack | LossSpike | NonFiniteGradient):  # on all ranks alike: they complete it
                 self.checkpoints.close()
             else:
                 self.checkpoints.abort()

@@ -14,8 +14,10 @@ import pytest
 import torch.distributed as dist
 
 from megatron_af.config import CheckpointConfig, Config, SpikesConfig
+from megatron_af.runs.paths import latest
 from megatron_af.train.callbacks import Callback, Record, spikes
 from megatron_af.train.callbacks.spikes import LEAST, GoBack, LossSpike, Spikes, Stretches
+from megatron_af.train.checkpoint import Checkpoints
 from megatron_af.train.trainer import Trainer, train_stage
 from tests import tiny
 from tests.data.toy import toy_config
@@ -232,6 +234,24 @@ def test_the_next_spike_ends_it_also_behind_a_restart(config: Config) -> None:
     run_distributed(trained, 1, config, twice, stop_after=11)
     message, starts = run_distributed(trained, 1, config, twice)[0]
     assert "the stage has gone back 1 times already" in message and "step 13" in message and starts == 1
+
+
+def slowly_written(rank: int, world_size: int, config: Config) -> str:
+    """The newest checkpoint behind the last spike, where none is written while a step computes."""
+    Checkpoints.poll = lambda self: None  # type: ignore[method-assign]
+    trained(rank, world_size, config, (*SPIKE, 13, 14))
+    newest = latest(config.stage_folder("tune") / "checkpoints")
+    return newest.name if newest else ""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_under_way_is_completed_where_the_last_spike_ends_the_stage(config: Config) -> None:
+    """Whoever begins anew may begin with its weights."""
+    checkpoint = replace(config.checkpoint, asynchronous=True)
+    assert run_distributed(slowly_written, 2, replace(config, name="last", checkpoint=checkpoint)) == [
+        "step_00000012",
+        "step_00000012",
+    ]
 
 
 def groups_of_starts(rank: int, world_size: int, config: Config) -> list[int]:
