@@ -28,6 +28,7 @@ COMPUTES = {
     "transform": ("transform.layers", "transform.heads", "transform.positions"),
     "xattn": ("cross_attention.interval", "cross_attention.heads", "cross_attention.head_dim"),
     "lm": ("lm.layers", "lm.heads", "lm.kv_heads", "lm.tied", "lm.norm_eps"),
+    "clap": ("clap.text_layers", "clap.text_heads"),
 }
 """Part -> keys of ``model`` by which its weights are read, and which no shape need tell: heads of another width, layers
 that are left out. With others, the weights mean nothing."""

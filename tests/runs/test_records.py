@@ -128,6 +128,7 @@ OTHER_MODELS = {
     "blocks": ("xattn", {"cross_attention": {"heads": 4, "head_dim": 128}}, r"xattn of .*head_dim = 64 \(here 128\)"),
     "transform": ("transform", {"transform": {"heads": 4}}, r"model.transform.heads = 8 \(here 4\)"),
     "encoder": ("encoder", {"encoder": {"depths": (2, 2, 6, 2)}}, r"model.encoder.depths = \(2, 2, 12, 2\)"),
+    "text tower": ("clap", {"clap": {"text_heads": 2}}, r"clap of .* model.clap.text_heads = 4 \(here 2\)"),
 }
 
 
@@ -137,13 +138,14 @@ def test_weights_are_begun_with_by_a_model_that_computes_with_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], origin: str, part: str, changes: dict[str, Any], told: str
 ) -> None:
     """Its tensors have the shapes that are asked for, so loading them says nothing."""
+    objective = "contrastive" if part == "clap" else "answer"
     (tmp_path / "a.jsonl").write_text("{}\n")
     trained = Config(
         name="run",
         stage="before",
         output=str(tmp_path / "runs"),
         data=DataConfig(root=str(tmp_path), datasets={"a": DatasetConfig(manifest="a.jsonl")}),
-        curriculum={"before": StageConfig(blend={"a": 1.0})},
+        curriculum={"before": StageConfig(blend={"a": 1.0}, objective=objective)},
     )
     checkpoint = stage(trained.stage_folder("before"), "x").rename(
         trained.stage_folder("before") / "checkpoints/step_00000001"
@@ -153,7 +155,9 @@ def test_weights_are_begun_with_by_a_model_that_computes_with_them(
     (checkpoint.parent / "latest").write_text(checkpoint.name)
     entry = {"all": "before" if origin == "before" else str(checkpoint)}
     following = replace(
-        trained, stage="after", curriculum=trained.curriculum | {"after": StageConfig(blend={"a": 1.0}, entry=entry)}
+        trained,
+        stage="after",
+        curriculum=trained.curriculum | {"after": StageConfig(blend={"a": 1.0}, entry=entry, objective=objective)},
     )
 
     def changed(**sections: Any) -> Config:
