@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from megatron_af.config import Config, ConfigError, FrontEndConfig
+from megatron_af.config.effects import Effect, values
 from megatron_af.config.loading import load_config
 from megatron_af.files import write
 from megatron_af.foreign import read_record
@@ -104,28 +104,20 @@ def _of_other_words(config: Config) -> Iterator[str]:
 
 def _of_other_models(config: Config, keys_of: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Parts that were trained in a model with other values of some keys, as far as their checkpoints say."""
-    stage, ours = config.curriculum[config.stage], _flat("", asdict(config.model))
+    stage, ours = config.curriculum[config.stage], values(config.model, *Effect)
     for part in spec_of(stage).parts_of(stage):
         origin = stage.origin_of(part)
         if origin is None or part not in keys_of or not holds(checkpoint := resolve_entry(config, origin), part):
             continue
         if (settings := _settings_of(checkpoint)) is None:
             continue
-        theirs = _flat("", asdict(settings.model))
+        theirs = values(settings.model, *Effect)
         if different := [key for key in keys_of[part] if theirs[key] != ours[key]]:
-            values = ", ".join(f"model.{key} = {theirs[key]} (here {ours[key]})" for key in different)
+            told = ", ".join(f"model.{key} = {theirs[key]} (here {ours[key]})" for key in different)
             yield (
-                f"curriculum.{config.stage}.entry: {part} of {origin} was trained with {values}. Set the former, "
+                f"curriculum.{config.stage}.entry: {part} of {origin} was trained with {told}. Set the former, "
                 f"or leave {part} out of the entry"
             )
-
-
-def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Key -> value of sections within sections, the keys as they stand in a file."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(f"{prefix}{key}.", value) if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _settings_of(checkpoint: Path) -> Config | None:
