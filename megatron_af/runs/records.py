@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 
 from megatron_af.config import Config, ConfigError, FrontEndConfig
@@ -120,8 +121,9 @@ def _of_other_models(config: Config, keys_of: Mapping[str, Sequence[str]]) -> It
             )
 
 
+@cache
 def _settings_of(checkpoint: Path) -> Config | None:
-    """What a checkpoint was trained with; None where nobody knows."""
+    """What a checkpoint was trained with; None where nobody knows. All parts ask for it, and it never changes."""
     settings = checkpoint / SETTINGS
     try:
         return load_config(settings) if settings.is_file() else None
