@@ -162,16 +162,18 @@ def _score(logits_V: Tensor, token: int, top: int, tokenizer: Tokenizer) -> Toke
 
 def score(
     reading: Reading, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]], tokenizer: Tokenizer
-) -> list[list[float]]:
-    """Log-probability of each option as the whole answer to its prompt, its end included.
+) -> list[list[float] | None]:
+    """Log-probability of each option as the whole answer to its prompt, its end included; None for the options of a
+    prompt one of which would go beyond the positions that the language model has learnt.
 
     Args:
         reading: has heard the audio of each prompt and read nothing.
         options: of each prompt, their token ids without special tokens.
     """
     behind_BV = without_never(read_once(reading, prompts), tokenizer).log_softmax(-1)
-    asked = [(row, [*option, tokenizer.end_of_chunk_id]) for row, own in enumerate(options) for option in own]
-    found: list[list[float]] = [[] for _ in prompts]
+    fits = [_fit(reading, prompt, own) for prompt, own in zip(prompts, options, strict=True)]
+    found: dict[int, list[float]] = {row: [] for row, fit in enumerate(fits) if fit}
+    asked = [(row, [*option, tokenizer.end_of_chunk_id]) for row in found for option in options[row]]
     for some in batched(asked, OPTIONS_TOGETHER):
         rows = [row for row, _ in some]
         begun = torch.tensor(rows, device=behind_BV.device), torch.tensor([ids[0] for _, ids in some])
@@ -189,4 +191,9 @@ def score(
                 rest_B[place] = logprob_BSV[b, steps_S, wanted_S].sum()
         for row, value in zip(rows, (first_B + rest_B).tolist(), strict=True):
             found[row].append(value)
-    return found
+    return [found.get(row) for row in range(len(prompts))]
+
+
+def _fit(reading: Reading, prompt: Sequence[int], options: Sequence[Sequence[int]]) -> bool:
+    room = reading.room(prompt)
+    return room is None or all(len(option) < room for option in options)  # and the end behind it

@@ -215,7 +215,7 @@ class Listener:
         self, rows: Sequence[Row], options: Sequence[Sequence[str]], *, root: Path | None = None
     ) -> list[list[float] | None]:
         """Log-probability of each option as the answer to its row's last question, by this rank's model-parallel group
-        alone; None where the question is too long.
+        alone; None where the question, or one of its options behind it, is too long.
 
         Raises:
             UnknownWords: the tokenizer cannot write an option.

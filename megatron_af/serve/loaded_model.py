@@ -233,7 +233,9 @@ class LoadedModel:
             except UnknownWords as error:
                 unknown = ", ".join(map(repr, error.words))
                 raise BadRequest(f"options: the model's tokenizer has no {unknown}; ask in words it has") from None
-        return dict(zip(options, logprobs or [], strict=True))
+        if logprobs is None:
+            raise BadRequest("options: one is too long behind this prompt for the positions that the model has learnt")
+        return dict(zip(options, logprobs, strict=True))
 
     @contextmanager
     def _rows(

@@ -72,13 +72,16 @@ def learnt(rank: int, world_size: int, new: int) -> Any:
     tokens.eos_id = -1
     together = written(model, tokens, FOUR, Decoding(max_new_tokens=new))
     (searched,) = written(model, tokens, [3], Decoding(max_new_tokens=new, beams=2))
-    return [(answer.tokens, answer.finish) for answer in (*together, searched)]
+    options = [[[5, 6, 7]], [[5]], [[5], [5, 6, 7]], [[5, 6]]]
+    scores = score(read(model, tokens, FOUR), [prompt_ids(tokens, number) for number in FOUR], options, tokens)
+    return [(answer.tokens, answer.finish) for answer in (*together, searched)], [own and len(own) for own in scores]
 
 
 def test_answers_end_where_the_learnt_positions_do_and_no_other_one_with_them() -> None:
-    (found,) = run_distributed(learnt, 1, 20)
+    ((found, scored),) = run_distributed(learnt, 1, 20)
     assert [len(tokens) for tokens, _ in found] == [8, 6, 3, 3, 3] and {finish for _, finish in found} == {"length"}
-    (short,) = run_distributed(learnt, 1, 3)
+    assert scored == [1, 1, None, 1], "the third's second option goes one position beyond"
+    ((short, _),) = run_distributed(learnt, 1, 3)
     assert [tokens[:3] for tokens, _ in found] == [tokens for tokens, _ in short]
 
 

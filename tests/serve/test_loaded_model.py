@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -393,3 +395,10 @@ def test_options_are_a_list_of_texts_and_no_text_of_letters(options: Any) -> Non
         loaded_model.LoadedModel.scores(object.__new__(loaded_model.LoadedModel), None, "x", options)
     with pytest.raises(BadRequest, match="options: expected UTF-8, got"):
         loaded_model.LoadedModel.scores(object.__new__(loaded_model.LoadedModel), None, "x", ["caf\udce9"])
+
+
+def test_an_option_beyond_the_learnt_positions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = SimpleNamespace(scores=lambda *_, **__: [None])
+    monkeypatch.setattr(loaded_model.LoadedModel, "_rows", lambda *_: nullcontext((listener, [], Path())))
+    with pytest.raises(BadRequest, match="options: one is too long behind this prompt"):
+        loaded_model.LoadedModel.scores(object.__new__(loaded_model.LoadedModel), None, "x", ["yes", "no"])
