@@ -26,6 +26,7 @@ from megatron_af.config.loading import CONFIGS, load_config
 from megatron_af.config.rules import name_rules
 from megatron_af.cores import share_cores
 from megatron_af.data.rows import Manifest, Row
+from megatron_af.data.shards import open_rows
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.classes import class_tables
 from megatron_af.evaluate.hearing import table
@@ -115,6 +116,7 @@ def start(
             return
         config = load_config(file, overrides)
         _make(config, progress)
+        _refuse_longer(config, file)
         plan(config)  # refuses what cannot run
         share_cores(config.launch.processes_per_node)
         began = time.monotonic()
@@ -211,6 +213,29 @@ def _make(config: Config, progress: Progress) -> None:
     progress.say(f"words: {made.tokens:,} tokens in {made.file}")
     prepared = [name for name, dataset in sets.items() if dataset.source and not dataset.manifest.endswith(".jsonl")]
     _done(prepare_recordings(config, prepared, progress), "prepare")
+
+
+def _refuse_longer(config: Config, file: Path) -> None:
+    """What came since the settings were written may be longer: another label is in every question that names all.
+
+    Raises:
+        ConfigError: more questions than may be left out are longer than a stage's texts.
+    """
+    root, tokenizer, problems = DataRoot(config.data.root), Tokenizer.load(config.data.tokenizer), []
+    for key, stage in config.curriculum.items():
+        questions, tokens = 0, list[int]()
+        for name in (*stage.blend, *stage.evaluation):
+            rows = open_rows(root, config.data.datasets[name].manifest)
+            statistics = measure(rows, config, tokenizer, name=name)
+            questions, tokens = questions + statistics.too_long[key], tokens + statistics.tokens
+        if questions > config.data.prepare.max_bad_fraction * len(tokens):
+            problems.append(
+                f"curriculum.{key}.max_text_tokens = {stage.max_text_tokens}: {questions:,} of {len(tokens):,} "
+                f"questions are longer, up to {max(tokens):,} tokens; raise it to {fitting_text(tokens)}, or delete "
+                "the file to begin anew"
+            )
+    if problems:
+        raise ConfigError(f"{file} is too small for what came to the recordings since", problems)
 
 
 def _done(status: int, step: str) -> None:

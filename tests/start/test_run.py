@@ -79,6 +79,14 @@ def test_from_a_folder_to_answers_and_once_only(
     config = load_config("data/others/others.yaml")
     assert config.model == replace(load_config("data/my-sounds/my-sounds.yaml", SMALL).model, lm=config.model.lm)
 
+    written = sorted((tmp_path / "runs/others").rglob("*"))
+    for label in ("a low one", "a high one", "one in the middle"):
+        for take in range(3):
+            write_tone(tmp_path / "others" / label / f"{take}.wav", 0.3, len(label) * 20 + take)
+    with pytest.raises(ConfigError, match=r"max_text_tokens = \d+: (\d+) of \1 questions are longer, up to \d+"):
+        start(tmp_path / "others", SMALL)
+    assert sorted((tmp_path / "runs/others").rglob("*")) == written
+
 
 def loads(rank: int, world_size: int, config: Config) -> list[str]:
     """Parts whose weights the first answers would begin with."""
