@@ -28,6 +28,7 @@ from dali_pipes.waves import AudioError, check_header, read_wave
 from megatron_af.config import Config
 from megatron_af.cores import cores_each
 from megatron_af.data.rows import Clip
+from megatron_af.data.shards import source_of
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.parallel.device import Device
 
@@ -126,36 +127,21 @@ class ClipLoader:
 
         Raises:
             AudioError: the clip cannot be decoded.
+            StorageError: it cannot be read.
         """
-        rate, source = self.front_end.sample_rate, self._source(clip)
+        rate, source = self.front_end.sample_rate, source_of(self._root, clip)
         return read_wave(source, start=clip.start, duration=self.seconds(clip), sample_rate=rate)
 
     def _sound(self, clip: Clip, native: bool) -> Pcm | Flac:
         front_end = self.front_end
         samples = front_end.window_samples + (self._covering(clip) - 1) * front_end.stride_samples
-        source = self._source(clip)
+        source = source_of(self._root, clip)
         prepared = native and clip.digest and not clip.start
         if prepared and isinstance(source, bytes) and flac_format(source) == (front_end.sample_rate, 1):
             # A row may be about the beginning of what was prepared.
             return Flac(shorten_flac(source, min(samples, round(clip.duration * front_end.sample_rate))))
         duration = min(clip.duration, samples / front_end.sample_rate)
         return Pcm(read_wave(source, start=clip.start, duration=duration, sample_rate=front_end.sample_rate))
-
-    def _source(self, clip: Clip) -> Path | bytes:
-        """The recording's bytes where it is prepared or far away, else its path: then only the clip is read.
-
-        Rows that were made of prepared ones (examples, choices, copies) know a place in a shard, where something else
-        may lie after the next preparation.
-        """
-        if clip.length:
-            data = self._root.read(clip.path, clip.offset, clip.length)
-            if clip.digest and hashlib.sha256(data).hexdigest() != clip.digest:
-                raise AudioError(
-                    f"{clip.path} holds something else at byte {clip.offset} than when the row was written: it was "
-                    "prepared again, or damaged; prepare it, and make the rows anew that were made of it"
-                )
-            return data
-        return self._root.local(clip.path) or self._root.read(clip.path)
 
     def _header_problem(self, path: str, start: float, duration: float) -> str:
         local = self._root.local(path)

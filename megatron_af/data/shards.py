@@ -2,12 +2,14 @@
 
     rows = open_rows(DataRoot("data"), "prepared/clotho")      # a sequence of Row, like a Manifest
     with ShardWriter(file) as shard: span = shard.add("000000017.flac", data)
+    source = source_of(DataRoot("data"), rows[0].clips[0])      # what decoders read, of a shard or of a file
 
 A shard is a WebDataset: members of one row share the name up to the first dot. It holds nothing that depends on
 time, machine or user, so preparing twice gives the same bytes. The index is an Arrow file read by record batch: it
 opens at once however long it is, and takes no memory for the rows that are not asked for.
 """
 
+import hashlib
 import io
 import json
 import tarfile
@@ -23,7 +25,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span
-from megatron_af.data.storage import DataRoot
+from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.foreign import ForeignError, file_at
 
 INDEX = "index.arrow"
@@ -159,6 +161,26 @@ def open_rows(root: DataRoot, manifest: str) -> Sequence[Row]:
             f"{root}/{manifest} is neither a manifest (.jsonl) nor a prepared data set (a folder with {INDEX}): "
             "check data.root and data.datasets.*.manifest, or run tools/prepare_data.py prepare"
         ) from error
+
+
+def source_of(root: DataRoot, clip: Clip) -> Path | bytes:
+    """The recording's bytes where it is in a shard or far away, else its path: then only the clip need be read.
+
+    Rows that were made of prepared ones (examples, choices, copies, results) know a place in a shard, where something
+    else may lie after the next preparation.
+
+    Raises:
+        StorageError: it cannot be read, or is not what the row was written about.
+    """
+    if not clip.length:
+        return root.local(clip.path) or root.read(clip.path)
+    data = root.read(clip.path, clip.offset, clip.length)
+    if clip.digest and hashlib.sha256(data).hexdigest() != clip.digest:
+        raise StorageError(
+            f"{clip.path} holds something else at byte {clip.offset} than when the row was written: it was prepared "
+            "again, or damaged; prepare it, and make the rows anew that were made of it"
+        )
+    return data
 
 
 def longest_clips(root: DataRoot, manifest: str) -> int:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from dali_pipes.waves import read_wave
 from megatron_af.data.rows import Clip, Row
+from megatron_af.data.shards import source_of
 from megatron_af.data.storage import DataRoot
 from megatron_af.evaluate.benchmarks import Asked
 from megatron_af.evaluate.exchange import exchange
@@ -136,17 +137,15 @@ def _made(
 ) -> Clip:
     local = root.local(clip.path)
     stamp = local.stat().st_mtime_ns if local else 0  # another recording may come under the name
-    piece = digest_value([clip.path, clip.offset, clip.start, clip.duration, stamp, muted]).removeprefix("sha256:")
+    said = [clip.path, clip.offset, clip.start, clip.duration, clip.digest, stamp, muted]
+    piece = digest_value(said).removeprefix("sha256:")
     # A title may be as long as the file system lets names be.
     name = f"silence-{clip.duration:g}.wav" if probe == "silent" else f"{Path(clip.path).name[:40]}-{piece[:20]}.wav"
     if not (made / name).is_file():
         if probe == "silent":
             wave_T = np.zeros(max(1, round(clip.duration * sample_rate)), np.float32)
         else:
-            if clip.length:
-                source: Path | bytes = root.read(clip.path, clip.offset, clip.length)
-            else:
-                source = local or root.read(clip.path)
+            source = source_of(root, clip)
             wave_T = read_wave(source, start=clip.start, duration=clip.duration, sample_rate=sample_rate)
             if probe in CITING:
                 wave_T[round(muted[0] * sample_rate) : round(muted[1] * sample_rate)] = 0.0

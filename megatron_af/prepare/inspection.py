@@ -25,7 +25,7 @@ from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Row
 from megatron_af.data.sample_source import Shown
 from megatron_af.data.shards import open_rows
-from megatron_af.data.storage import DataRoot
+from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.parallel.device import Device
 from megatron_af.prepare.statistics import Statistics
 from megatron_af.runs.objectives import spec_of
@@ -123,7 +123,7 @@ def _hear(loader: ClipLoader, row: Row, index: int) -> HeardClip:
     mel_WFM, bad = loader.load([clip])
     try:
         wave_T = loader.wave(clip)
-    except AudioError:
+    except (AudioError, StorageError):
         wave_T = np.zeros(0, np.float32)
     return HeardClip(path=clip.path, wave_T=wave_T, mel_WFM=mel_WFM.cpu(), problem=bad.get(0, ""))
 

@@ -32,7 +32,7 @@ from dali_pipes.waves import LENGTH, AudioError, notes_on, read_mono
 from megatron_af.config import Config, FrontEndConfig
 from megatron_af.cores import usable_cores
 from megatron_af.data.rows import Clip, Manifest, Row, RowError, to_json
-from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, write_index
+from megatron_af.data.shards import INDEX, PREPARED, SCHEMA, ShardWriter, record_batch, source_of, write_index
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.prepare.importers.layout import Recordings
 from megatron_af.prepare.importers.made_rows import answered
@@ -280,21 +280,15 @@ def _fill(
                 seconds = flac_samples(data) / plan.front_end.sample_rate
                 digest = hashlib.sha256(data).hexdigest()
                 written[clip] = Clip(path=path, duration=seconds, offset=offset, length=length, digest=digest)
-                for kind, note in notes_on(_recording(root, clip)).items():
+                for kind, note in notes_on(source_of(root, clip)).items():
                     notes.append({"row": number + 1, "id": row.id, "kind": kind, "note": f"{clip.path}: {note}"})
         kept.append(replace(row, clips=tuple(written[clip] for clip in row.clips)))
         shard.add(f"{number:09d}.json", to_json(kept[-1]).encode())
     return kept, bad, notes
 
 
-def _recording(root: DataRoot, clip: Clip) -> Path | bytes:
-    if clip.length:
-        return root.read(clip.path, clip.offset, clip.length)
-    return root.local(clip.path) or root.read(clip.path)
-
-
 def _encode(plan: Recipe, root: DataRoot, clip: Clip) -> bytes:
-    recording = _recording(root, clip)
+    recording = source_of(root, clip)
     duration = min(clip.duration, plan.max_seconds)
     try:
         wave_T, rate = read_mono(recording, start=clip.start, duration=duration, channels=plan.channels)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dali_pipes.waves import read_wave
 from megatron_af.config import Config
 from megatron_af.data.rows import Clip, Row
-from megatron_af.data.shards import open_rows
+from megatron_af.data.shards import open_rows, source_of
 from megatron_af.data.storage import DataRoot
 from megatron_af.inference.embedder import AudioEmbedder
 from megatron_af.inference.requests import Opens, RequestRows, own_files
@@ -138,7 +138,7 @@ class Retriever:
         return clip.digest or hashlib.sha256(self._root.read(clip.path, clip.offset, clip.length or None)).hexdigest()
 
     def _wav(self, clip: Clip) -> bytes:
-        source = self._root.read(clip.path, clip.offset, clip.length or None)
+        source = source_of(self._root, clip)
         rate = self._config.model.front_end.sample_rate
         wave_T = read_wave(source, start=clip.start, duration=clip.duration, sample_rate=rate)
         file = io.BytesIO()

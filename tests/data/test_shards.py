@@ -1,9 +1,11 @@
 """The columnar index: same rows back, random access, and its cost at ten million rows."""
 
+import hashlib
 import random
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +13,17 @@ import pyarrow as pa
 import pytest
 
 from megatron_af.data.rows import Clip, Manifest, Question, Row, RowError, Span, to_json
-from megatron_af.data.shards import BATCH_ROWS, PreparedRows, open_rows, record_batch, row_durations, write_index
-from megatron_af.data.storage import DataRoot
+from megatron_af.data.shards import (
+    BATCH_ROWS,
+    PreparedRows,
+    ShardWriter,
+    open_rows,
+    record_batch,
+    row_durations,
+    source_of,
+    write_index,
+)
+from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.foreign import ForeignError
 
 
@@ -45,6 +56,20 @@ def test_rows_come_back_whatever_batches_they_came_in(tmp_path: Path, count: int
         assert read[-1] == rows[-1] and read[:2] == rows[:2]
     with pytest.raises(IndexError):
         read[count]
+
+
+def test_a_recording_is_a_file_or_a_part_of_a_shard_that_holds_what_was_written(tmp_path: Path) -> None:
+    root = DataRoot(str(tmp_path))
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    assert source_of(root, Clip(path="a.wav", duration=1.0)) == tmp_path / "a.wav"
+    with (tmp_path / "s.tar").open("wb") as file, ShardWriter(file) as shard:
+        shard.add("0.flac", b"first")
+        offset, length = shard.add("1.flac", b"second")
+    inside = Clip(path="s.tar", duration=1.0, offset=offset, length=length)
+    for digest in ("", hashlib.sha256(b"second").hexdigest()):
+        assert source_of(root, replace(inside, digest=digest)) == b"second"
+    with pytest.raises(StorageError, match=rf"s\.tar holds something else at byte {offset} than when"):
+        source_of(root, replace(inside, digest=hashlib.sha256(b"other").hexdigest()))
 
 
 @pytest.mark.slow

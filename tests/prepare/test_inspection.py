@@ -22,7 +22,8 @@ def test_the_page_shows_hears_and_marks(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(config.data.tokenizer)
     rows = list(Manifest(tmp_path / "data" / "a.jsonl"))
     rows[0] = replace(rows[0], id="<b>odd & id</b>")
-    rows[-1] = Row(id="gone", clips=(Clip(path="gone.wav", duration=1.0),), questions=rows[0].questions)
+    gone = Clip(path="gone.wav", duration=1.0), Clip(path="gone.tar", duration=1.0, length=9)
+    rows[-1] = Row(id="gone", clips=gone, questions=rows[0].questions)
     write_manifest(tmp_path / "data", "a", rows)
     samples = look(config, "a", tokenizer=tokenizer, device=CPU, count=3)
     assert [s.row.id for s in samples] == ["<b>odd & id</b>", "a-5", "gone"]
@@ -41,7 +42,7 @@ def test_the_page_shows_hears_and_marks(tmp_path: Path) -> None:
     console = Console(record=True, width=120, file=io.StringIO())
     console.print(*panels(samples, FRONT_END))
     shown = console.export_text()
-    assert "answer 0 0" in shown and "█" in shown and "gone.wav" in shown
+    assert "answer 0 0" in shown and "█" in shown and "gone.wav" in shown and "gone.tar" in shown
 
 
 def test_captions_are_shown_as_a_contrastive_stage_reads_them(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ import pytest
 import soundfile
 import torch
 
-from dali_pipes.waves import AudioError
 from megatron_af.config import (
     Config,
     DataConfig,
@@ -36,7 +35,7 @@ from megatron_af.config import (
 from megatron_af.data.clips import ClipLoader
 from megatron_af.data.rows import Clip, Manifest, Question, Row, to_json
 from megatron_af.data.shards import open_rows, row_from_record
-from megatron_af.data.storage import DataRoot
+from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.prepare import sharding
 from megatron_af.prepare.importers import import_dataset
 from megatron_af.prepare.sharding import Summary, prepare, prepare_group, recipe
@@ -537,7 +536,7 @@ def test_rows_made_of_prepared_ones_never_hear_what_lies_there_later(tmp_path: P
     for clip in before:
         _, bad = loader.load([clip])
         assert "it was prepared again" in bad[0], "another recording is heard under this one's name"
-        with pytest.raises(AudioError, match="make the rows anew"):
+        with pytest.raises(StorageError, match="make the rows anew"):
             loader.wave(clip)
     assert not loader.load([found.clips[0] for found in open_rows(DataRoot(str(folder)), "prepared/a")])[1]
 
