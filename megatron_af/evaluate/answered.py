@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_af.data.rows import Clip
 from megatron_af.files import appearing
 from megatron_af.foreign import file_at
 from megatron_af.runs.results import SCORE
@@ -34,15 +35,30 @@ class Answered:
     labels: tuple[str, ...] = ()
     """All that is true, where several labels are."""
     audio: str = ""
-    """Path of the recording below the data root, and the piece of it in seconds."""
+    """Path of the recording, or of the shard that holds it, below the data root; then as in :class:`Clip`."""
     start: float = 0.0
     duration: float = 0.0
+    offset: int = 0
+    length: int = 0
+    digest: str = ""
     answers: tuple[str | None, ...] = ()
     """To each wording, as the model wrote it; None: it was too long to be asked."""
     probed: tuple[str | None, ...] = ()
     """To each probe of the benchmark."""
     logprobs: tuple[float, ...] = ()
     """Of each option as the whole answer to the first wording."""
+
+    @property
+    def clip(self) -> Clip:
+        """What it was asked about."""
+        return Clip(
+            path=self.audio,
+            start=self.start,
+            duration=self.duration,
+            offset=self.offset,
+            length=self.length,
+            digest=self.digest,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +75,10 @@ class Said:
 
 
 _SCHEMA = {
-    **dict.fromkeys(("id", "group", "skill", "prompt", "audio"), pa.string()),
+    **dict.fromkeys(("id", "group", "skill", "prompt", "audio", "digest"), pa.string()),
     **dict.fromkeys(("references", "options", "labels", "answers", "probed"), pa.list_(pa.string())),
     **dict.fromkeys(("start", "duration"), pa.float64()),
+    **dict.fromkeys(("offset", "length"), pa.int64()),
     "logprobs": pa.list_(pa.float64()),
 }
 
@@ -81,8 +98,9 @@ def write_answered(path: Path, answered: Sequence[Answered], scores: Mapping[str
 
 
 def read_answered(path: Path) -> list[Answered]:
-    names = [field.name for field in fields(Answered)]
-    lines: list[dict[str, Any]] = pq.read_table(file_at(path), columns=names).to_pylist()
+    table = pq.read_table(file_at(path))
+    names = [field.name for field in fields(Answered) if field.name in table.column_names]  # there were fewer once
+    lines: list[dict[str, Any]] = table.select(names).to_pylist()
     return [_answered(line) for line in lines]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.table import Table
 
 from dali_pipes.waves import AudioError, read_wave
+from megatron_af.data.shards import source_of
 from megatron_af.data.storage import DataRoot, StorageError
 from megatron_af.evaluate.answered import Answered, read_answered, read_scores
 from megatron_af.evaluate.intervals import paired
@@ -197,7 +198,6 @@ def _flip(flip: Flip, root: DataRoot) -> str:
 def _player(one: Answered, root: DataRoot) -> str:
     with suppress(AudioError, StorageError, OSError):
         seconds = min(one.duration, PLAYED_SECONDS)
-        source = root.local(one.audio) or root.read(one.audio)
-        wave_T = read_wave(source, start=one.start, duration=seconds, sample_rate=PLAYED_RATE)
+        wave_T = read_wave(source_of(root, one.clip), start=one.start, duration=seconds, sample_rate=PLAYED_RATE)
         return sound(wave_T, PLAYED_RATE, "MP3")
     return f"<p class=faint>{escape(one.audio)} cannot be read</p>"

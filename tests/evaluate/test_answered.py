@@ -1,10 +1,12 @@
 """Questions and answers come back from their table as they were, and gates read what each was worth."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_af.data.rows import Clip
 from megatron_af.evaluate.answered import Answered, read_answered, read_scores, write_answered
 from megatron_af.runs.results import BadResults, Results
 
@@ -19,6 +21,9 @@ TWO = [
         audio="x.wav",
         start=1.5,
         duration=2.0,
+        offset=512,
+        length=100,
+        digest="d",
         answers=("rain", None),
         logprobs=(-0.5, -2.0),
     ),
@@ -30,6 +35,7 @@ def test_a_table_keeps_everything(tmp_path: Path) -> None:
     path = tmp_path / "suite-toy.parquet"
     write_answered(path, TWO, {"match": [1.0, None]})
     assert read_answered(path) == TWO
+    assert TWO[0].clip == Clip(path="x.wav", start=1.5, duration=2.0, offset=512, length=100, digest="d")
     assert read_scores(path) == {"match": {"a": 1.0, "b": None}}
     assert pq.read_table(path).schema.field("logprobs").type.value_type == "double"
     results = Results.load(tmp_path)
@@ -37,6 +43,13 @@ def test_a_table_keeps_everything(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(BadResults, match=r"suite-toy\.parquet: no Parquet"):
         Results.load(tmp_path)
+
+
+def test_a_table_of_before_shards_were_known_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "suite-toy.parquet"
+    write_answered(path, TWO, {"match": [1.0, None]})
+    pq.write_table(pq.read_table(path).drop_columns(["offset", "length", "digest"]), path)
+    assert read_answered(path) == [replace(one, offset=0, length=0, digest="") for one in TWO]
 
 
 def test_no_question_at_all_is_a_table_too(tmp_path: Path) -> None:

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
+from megatron_af.config import ImportConfig
+from megatron_af.data.rows import Clip, Question, Row
+from megatron_af.evaluate import asking
 from megatron_af.evaluate.asking import Kept
+from megatron_af.evaluate.benchmarks import Asked
+from megatron_af.runs.benchmarks import Benchmark
 
 
 def test_a_stopped_measurement_keeps_whole_lines_of_its_own_state(tmp_path: Path) -> None:
@@ -25,3 +30,11 @@ def test_a_stopped_measurement_keeps_whole_lines_of_its_own_state(tmp_path: Path
     kept.forget()
     kept.forget()
     assert not kept.path.exists()
+
+
+def test_an_answer_knows_where_its_recording_lies() -> None:
+    clip = Clip(path="s.tar", duration=2.0, start=0.5, offset=512, length=99, digest="d")
+    row = Row(id="r", clips=(Clip(path="a.wav", duration=1.0), clip), questions=(Question(prompt="?", output="x"),))
+    suite = Benchmark(title="toy", source=ImportConfig(format="manifest", path="toy.jsonl"))
+    asked = Asked(id="r", row=row, references=("x",))
+    assert asking._answered(asked, 0, suite, {(0, 0): ("x", None)}).clip == clip
