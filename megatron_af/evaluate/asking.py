@@ -14,14 +14,15 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_af.config import Config
-from megatron_af.data.rows import Row
+from megatron_af.data.rows import Row, to_json
 from megatron_af.evaluate.answered import Answered
 from megatron_af.evaluate.benchmarks import Asked
-from megatron_af.files import append
+from megatron_af.files import append, write
 from megatron_af.foreign import read_bytes
 from megatron_af.inference.listener import Listener
 from megatron_af.parallel.collectives import from_first
 from megatron_af.runs.benchmarks import Benchmark
+from megatron_af.runs.code import code_version, source_revision
 from megatron_af.runs.digests import digest_value
 from megatron_af.runs.pointers import checkpoint_digest
 
@@ -33,8 +34,9 @@ type Way = Callable[[Listener], tuple[Sequence[Row], Path | None]]
 type Done = dict[tuple[int, int], tuple[str | None, list[float] | None]]
 """Wording or probe, and question -> the answer, and the log-probabilities of the options."""
 
+
 class Kept:
-    """Answers on the disk until their benchmark is measured.
+    """Answers on the disk: a measurement that was stopped goes on, and another metric needs no model to answer.
 
     Args:
         state: what they follow from (:func:`state_of`); those that follow from something else do not count.
@@ -59,14 +61,22 @@ class Kept:
         return done
 
     def add(self, new: Done) -> None:
+        append(self.path, self._lines(new))
+
+    def settle(self, *, waits: bool) -> None:
+        """What followed from something else goes. So does all, unless a metric waits for it, that code answered which
+        differs from its commit: nothing tells it from the next change."""
+        if source_revision()[1] == "yes" and not waits:
+            self.path.unlink(missing_ok=True)
+        else:
+            write(self.path, self._lines(self.read()))
+
+    def _lines(self, some: Done) -> str:
         lines = [
             {"state": self._state, "wording": wording, "question": question, "answer": answer, "logprobs": logprobs}
-            for (wording, question), (answer, logprobs) in new.items()
+            for (wording, question), (answer, logprobs) in some.items()
         ]
-        append(self.path, "".join(json.dumps(line) + "\n" for line in lines))
-
-    def forget(self) -> None:
-        self.path.unlink(missing_ok=True)
+        return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _is_whole(asked: tuple[Any, Any], answer: Any, logprobs: Any) -> bool:
@@ -78,17 +88,23 @@ def _is_whole(asked: tuple[Any, Any], answer: Any, logprobs: Any) -> bool:
 
 
 def state_of(
-    config: Config, suite: Benchmark, checkpoint: Path, questions: Sequence[Asked], recordings: str, shots: str = ""
+    config: Config,
+    suite: Benchmark,
+    checkpoint: Path,
+    questions: Sequence[Asked],
+    worded: Sequence[Sequence[Row]],
+    recordings: str,
 ) -> str:
     """What answers follow from, as a digest.
 
     Args:
+        worded: the questions' rows in each wording, behind their examples.
         recordings: digest of what is heard.
     """
     asked = [[one.id, one.group, one.question.prompt, list(one.question.options)] for one in questions]
-    ways = [list(suite.wordings), list(suite.probes), "likelihood" in suite.metrics]
-    asking = [*ways, config.evaluation.max_answer_tokens, shots]
-    return digest_value([checkpoint_digest(checkpoint), asking, asked, recordings])
+    asking = [list(suite.probes), "likelihood" in suite.metrics, config.evaluation.max_answer_tokens]
+    rows = [[to_json(row) for row in rows] for rows in worded]
+    return digest_value([code_version(), checkpoint_digest(checkpoint), asking, asked, rows, recordings])
 
 
 def ask(

@@ -46,8 +46,6 @@ class Measured:
     """The same of each answer, where the metric tells right from wrong."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Metric that could not be measured -> why."""
-    unfinished: bool = False
-    """One of them could be when its endpoint is there again."""
 
     def __or__(self, other: "Measured") -> "Measured":
         return Measured(
@@ -56,7 +54,6 @@ class Measured:
             probes=_both(self.probes, other.probes),
             probed=_both(self.probed, other.probed),
             skipped={**self.skipped, **other.skipped},
-            unfinished=self.unfinished or other.unfinished,
         )
 
     @property

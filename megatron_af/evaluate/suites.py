@@ -4,8 +4,9 @@
 
 The stage's folder, or ``output/NAME``, gets of each benchmark ``suite-NAME.json`` (its numbers, which exit gates and
 promotion gates know as ``NAME/METRIC``), ``suite-NAME.parquet`` (every question, its answers, and what each was worth)
-and, in ``suite-NAME.left_out.jsonl``, what could not be asked and why. Answers are kept as they come: a measurement
-that was stopped goes on, and one whose judge could not be reached asks the judge alone. Of a contrastive stage,
+and, in ``suite-NAME.left_out.jsonl``, what could not be asked and why. Answers are kept as they come, in
+``suite-NAME.answers.jsonl``: a measurement that was stopped goes on, and where the judge could not be reached, or a
+metric is new, the model is asked nothing again. Of a contrastive stage,
 retrieval and zero-shot classes of the same recordings are measured.
 """
 
@@ -49,8 +50,8 @@ from megatron_af.runs.pointers import checkpoint_digest
 from megatron_af.runs.recordings import Recordings
 from megatron_af.runs.results import are_of, bind_results, few_shot_folder
 
-PARTIAL = "partial.jsonl"
-"""Kind of the file of answers that are not measured to the end."""
+ANSWERS = "answers.jsonl"
+"""Kind of the file that answers are kept in."""
 
 type Shown = Callable[[Sequence[Row]], Sequence[Row]]
 """Rows as they are asked: alone, or behind examples."""
@@ -82,15 +83,14 @@ class _Suite:
         """It was measured beside the stage's own results already, on these weights, rows, recordings and settings, as
         far as it can be."""
         weights = checkpoint_digest(self.checkpoint)
-        if not self._elsewhere or self.file(PARTIAL).is_file():
-            return False
-        if not are_of(self._config, self._config.stage, weights, self.folder):
+        if not self._elsewhere or not are_of(self._config, self._config.stage, weights, self.folder):
             return False
         report = read_json(self.file("json"))
         return bool(report.get("recordings") == recordings) and not self._lacked_what_came(report)
 
     def _lacked_what_came(self, report: Mapping[str, Any]) -> bool:
-        """Whether a metric was skipped for a package, or a Java, that is installed now, as its message asked for."""
+        """Whether a metric was skipped for a judge that may answer now, or for a package, or a Java, that is installed
+        now, as its message asked for."""
         asked = self._config.evaluation
         means = Means(judge=asked.judge, sentences=asked.sentence_model)
         skipped = [component(name, METRICS, METRIC)(means) for name in report.get("skipped", {})]
@@ -140,7 +140,7 @@ def measure_suites(
         if spec_of(config.curriculum[config.stage]).embeds:
             reports = _compare(config, checkpoint, {suite.name: found[suite.name] for suite in suites})
         else:
-            reports = _ask_and_measure(config, suites, found, heard, progress, shown, shots)
+            reports = _ask_and_measure(config, suites, found, heard, progress, shown)
         for suite in suites if first else []:
             report = suite.put_down(found[suite.name], heard[suite.name], reports[suite.name])
             what = f"{suite.benchmark.title}, {config.name}, stage {config.stage}{f', {shots}' if shots else ''}"
@@ -169,7 +169,6 @@ def _ask_and_measure(
     heard: Mapping[str, str],
     progress: Progress,
     shown: Shown,
-    shots: str,
 ) -> dict[str, dict[str, Any]]:
     """Reports by name, on the first rank."""
     if not suites:
@@ -179,12 +178,17 @@ def _ask_and_measure(
     total = sum(len(found[suite.name].questions) * ways[suite.name] for suite in suites)
     line = AskedLine(progress, total, dist.get_world_size())
     # Before there is a listener: what finds examples has process groups of its own.
-    asking = {suite.name: _ways_of_asking(config, suite, found[suite.name].questions, shown) for suite in suites}
+    worded, asking = dict[str, list[Sequence[Row]]](), dict[str, list[Way]]()
+    for suite in suites:
+        questions = found[suite.name].questions
+        worded[suite.name] = [shown([one.worded(w) for one in questions]) for w in suite.benchmark.wordings]
+        asking[suite.name] = _ways_of_asking(config, suite, questions, worded[suite.name])
     listener, answered, keeping = Listener(config, suites[0].checkpoint, watch=line), {}, {}
     for suite in suites:
         questions = found[suite.name].questions
-        state = state_of(config, suite.benchmark, suite.checkpoint, questions, heard[suite.name], shots)
-        kept = keeping[suite.name] = Kept(suite.file(PARTIAL), state)
+        rows, recordings = worded[suite.name], heard[suite.name]
+        state = state_of(config, suite.benchmark, suite.checkpoint, questions, rows, recordings)
+        kept = keeping[suite.name] = Kept(suite.file(ANSWERS), state)
         answered[suite.name] = ask(listener, suite.benchmark, questions, asking[suite.name], kept)
     listener.close()
     line.end()
@@ -206,16 +210,16 @@ def _ask_and_measure(
     for suite, means in waiting if first else []:  # a judge takes its time, and no other rank waits for it
         own = measured[suite.name] | measure_answers(suite.benchmark, answered[suite.name], means, shared=False)
         write_answered(suite.file("parquet"), answered[suite.name], own.each)
-        if not own.unfinished:
-            keeping[suite.name].forget()
+        keeping[suite.name].settle(waits=bool(own.skipped))
         reports[suite.name] = report_of(answered[suite.name], own)
     return reports
 
 
-def _ways_of_asking(config: Config, suite: _Suite, questions: Sequence[Asked], shown: Shown) -> list[Way]:
+def _ways_of_asking(
+    config: Config, suite: _Suite, questions: Sequence[Asked], worded: Sequence[Sequence[Row]]
+) -> list[Way]:
     """Each wording, and each probe in the first one; a collective, and so is each way."""
     benchmark, root, rate = suite.benchmark, DataRoot(config.data.root), config.model.front_end.sample_rate
-    worded = [(shown([one.worded(words) for one in questions]), None) for words in benchmark.wordings]
 
     def make(probe: str, spans: Sequence[tuple[float, float]] = ()) -> tuple[list[Row], Path | None]:
         made = suite.file(f"{probe}").absolute()
@@ -233,7 +237,7 @@ def _ways_of_asking(config: Config, suite: _Suite, questions: Sequence[Asked], s
             return partial(cite, probe)
         return _always(from_first(partial(make, probe)))
 
-    return [*map(_always, worded), *(of_probe(probe) for probe in benchmark.probes if questions)]
+    return [*(_always((rows, None)) for rows in worded), *(of_probe(probe) for probe in benchmark.probes if questions)]
 
 
 def _always(found: tuple[Sequence[Row], Path | None]) -> Way:
@@ -243,7 +247,6 @@ def _always(found: tuple[Sequence[Row], Path | None]) -> Way:
 def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: Means, *, shared: bool) -> Measured:
     """The metrics of a benchmark that every rank measures together (``shared``), or the others."""
     scores, wordings, skipped = dict[str, Scores](), dict[str, list[float]](), dict[str, str]()
-    unfinished = False
     probes, probed_each = dict[str, dict[str, float]](), dict[str, dict[str, Sequence[float | None]]]()
     for name in benchmark.metrics if answered else ():
         metric: Metric = component(name, METRICS, METRIC)(means)
@@ -256,7 +259,6 @@ def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: M
             own = metric.score(said(benchmark, answered, 0))
         except (EndpointError, OSError, SubprocessError) as error:
             skipped[name] = str(error)
-            unfinished |= isinstance(error, EndpointError)
             continue
         scores |= own
         if metric.of_wordings and len(benchmark.wordings) > 1:
@@ -273,7 +275,6 @@ def measure_answers(benchmark: Benchmark, answered: Sequence[Answered], means: M
         probes=probes,
         probed=probed_each,
         skipped=skipped,
-        unfinished=unfinished,
     )
 
 

@@ -112,10 +112,10 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
 
     alone = tmp_path / "alone"
     run_distributed(measure, 1, config, alone, 2)
-    kept = (alone / "toy/suite-toy.partial.jsonl").read_text().splitlines()
-    assert len(kept) == 4 and not (alone / "toy/suite-toy.json").exists()
+    kept = alone / "toy/suite-toy.answers.jsonl"
+    assert counted(kept) == 4 and not (alone / "toy/suite-toy.json").exists()
     run_distributed(measure, 1, config, alone)
-    assert not (alone / "toy/suite-toy.partial.jsonl").exists()
+    assert counted(kept) == 7 * (3 + 6)
     assert read_answered(alone / "toy/suite-toy.parquet")[0].answers == answered[0].answers
     assert [one.answers for one in read_answered(alone / "toy/suite-toy.parquet")] == [one.answers for one in answered]
     stamp = (alone / "toy/suite-toy.json").stat().st_mtime_ns
@@ -125,8 +125,11 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     report = json.loads((alone / "toy/suite-toy.json").read_text())  # as of a metric that lacked a package, till now
     report["skipped"] |= {"letter": "needs a package"}
     (alone / "toy/suite-toy.json").write_text(json.dumps(report))
+    first, _, rest = kept.read_text().partition("\n")
+    kept.write_text(json.dumps(json.loads(first) | {"answer": "said before"}) + "\n" + rest)
     run_distributed(measure, 1, config, alone)
     assert json.loads((alone / "toy/suite-toy.json").read_text())["skipped"].keys() == {"judge"}
+    assert read_answered(alone / "toy/suite-toy.parquet")[0].answers[0] == "said before", "and nothing was asked"
 
     # A judge that is not there costs the judge alone, and when it is there again nothing else is asked.
     judged, gone = tmp_path / "judged", JudgeConfig(endpoint="http://127.0.0.1:9/v1", model="toy")
@@ -137,12 +140,11 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     server = Server(lambda items, number: (200, json.dumps({"judgements": [marked(item) for item in items]}), {}))
     there = dataclasses.replace(gone, endpoint=server.endpoint)
     waiting = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, judge=there))
-    run_distributed(measure, 1, waiting, judged, 1)
+    run_distributed(measure, 1, waiting, judged, 1)  # it would fail at the first new answer
     server.close()
     report = json.loads((judged / "toy/suite-toy.json").read_text())
     assert report["judge"] == 50.0 and "judge" not in report["skipped"]
     assert report["likelihood"] == metrics["toy/likelihood"]
-    assert not (judged / "toy/suite-toy.partial.jsonl").exists()
 
     # Another recording under a name: what is kept of the old one counts no more, and neither does what was made of it.
     run_distributed(measure, 1, config, tmp_path / "half", 2)
@@ -152,9 +154,9 @@ def test_every_scorer_measures_the_same_answers_on_any_ranks(tmp_path: Path) -> 
     report = json.loads((alone / "toy/suite-toy.json").read_text())
     assert report["n"] == 8 and "missing" not in report["left_out"], "a recording that was missing came"
     assert len([file for file in (alone / "toy/suite-toy.shifted").iterdir() if file.name.startswith("0.wav-")]) == 2
-    questions = counted(tmp_path / "half/toy/suite-toy.partial.jsonl")
+    questions = counted(tmp_path / "half/toy/suite-toy.answers.jsonl")
     run_distributed(measure, 1, config, tmp_path / "half", 1)
-    assert counted(tmp_path / "half/toy/suite-toy.partial.jsonl") == questions + 2, "asked from the beginning"
+    assert counted(tmp_path / "half/toy/suite-toy.answers.jsonl") == questions + 2, "asked from the beginning"
 
     before = evaluation_inputs(config, "stage")
     assert before.startswith("toy (")
@@ -258,12 +260,10 @@ def test_an_answer_is_cleaned_as_its_reference_is(tmp_path: Path) -> None:
 def test_behind_examples_no_probe_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes are asked without examples: what changes would be the examples' doing."""
     (tmp_path / "toy.yaml").write_text(SUITE)
-    asked = {}
+    asked = []
 
-    def ask(
-        config: Config, suites: Any, found: Any, heard: Any, progress: Any, shown: Any, shots: str
-    ) -> dict[str, Any]:
-        asked[shots] = [len(suite.benchmark.probes) for suite in suites]
+    def ask(config: Config, suites: Any, found: Any, heard: Any, progress: Any, shown: Any) -> dict[str, Any]:
+        asked.append([len(suite.benchmark.probes) for suite in suites])
         return {}
 
     here = "megatron_af.evaluate.suites."
@@ -275,4 +275,4 @@ def test_behind_examples_no_probe_is_asked(tmp_path: Path, monkeypatch: pytest.M
     stage = StageConfig(suites=(str(tmp_path / "toy.yaml"),))
     config = Config(name="tiny", output=str(tmp_path), stage="stage", curriculum={"stage": stage})
     measure_suites_behind(config, "train", [0, 4], tmp_path, tmp_path / "out")
-    assert asked == {"": [6], "4 shots": [0]}
+    assert asked == [[6], [0]]
