@@ -134,8 +134,15 @@ def show(config: Config) -> str:
 
 
 def _releases(config: Config) -> Releases:
-    who = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    return Releases(open_client(tracking_uri(config)), config.registry.model or config.name, who)
+    return Releases(open_client(tracking_uri(config)), config.registry.model or config.name, _user())
+
+
+def _user() -> str:
+    """Who moves an alias, for others to read; a container may run as a number that has no name there."""
+    try:
+        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _lineage(config: Config, stage: str) -> dict[str, dict[str, str]]:

@@ -229,3 +229,12 @@ def test_a_registry_that_refuses_is_one_message(
     monkeypatch.setattr(MlflowClient, "create_model_version", refuse)
     assert promote("register") == code
     assert capsys.readouterr().err.strip() == "eve may not"
+
+
+def test_a_container_without_a_name_for_its_user_moves_aliases_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987_654_321)
+    assert commands._user() == "uid 987654321"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    assert commands._user() == "ada"
