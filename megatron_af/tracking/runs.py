@@ -11,12 +11,13 @@ No MLflow code runs here: a job only appends to files.
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_af.config import Config, TrackingConfig
+from megatron_af.config import Config, ConfigError, TrackingConfig
 from megatron_af.config.addresses import from_environment
 from megatron_af.config.loading import to_yaml
 from megatron_af.runs.digests import digest_value
@@ -175,10 +176,20 @@ def tracking_uri(config: Config) -> str:
     """What ``config.tracking.uri`` names, else ``$MLFLOW_TRACKING_URI``, else sqlite in ``output/mlflow``.
 
     Raises:
-        ConfigError: the environment's address holds a password.
+        ConfigError: the environment's address holds a password, or a database cannot lie below ``output``.
     """
-    uri = config.tracking.uri or from_environment("MLFLOW_TRACKING_URI")
-    return uri or f"{SQLITE}{Path(config.output).absolute() / 'mlflow' / 'mlflow.db'}"
+    if uri := config.tracking.uri or from_environment("MLFLOW_TRACKING_URI"):
+        return uri
+    file = Path(config.output).absolute() / "mlflow" / "mlflow.db"
+    if odd := re.search(r"\?|%[0-9A-Fa-f]{2}", str(file)):
+        raise ConfigError(
+            "the run cannot be tracked",
+            [
+                f"output = {config.output}: MLflow reads {odd[0]!r} in {file.parents[1]} as a part of an address, and "
+                "keeps its database elsewhere; give another folder, or tracking.uri"
+            ],
+        )
+    return f"{SQLITE}{file}"
 
 
 def _shared_params(config: Config) -> dict[str, str]:

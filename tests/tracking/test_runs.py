@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_af.config import Config, StageConfig, TrackingConfig
+from megatron_af.config import Config, ConfigError, StageConfig, TrackingConfig
 from megatron_af.runs.records import StageRecord
 from megatron_af.tracking import runs
 from megatron_af.tracking.runs import curriculum_spool, stage_spool, start_curriculum_run, start_stage_run, tracking_uri
@@ -106,7 +106,12 @@ def test_the_address_comes_from_the_key_the_environment_or_beside_the_runs(
     settings = config(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri(settings) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    for folder in ("really?", "50%41"):
+        with pytest.raises(ConfigError, match=r"output = \S+: MLflow reads '(\?|%41)' in \S+ as a part of an address"):
+            tracking_uri(replace(settings, output=str(tmp_path / folder)))
+    assert tracking_uri(replace(settings, output="/my 100% #1")) == "sqlite:////my 100% #1/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:5000")
+    assert tracking_uri(replace(settings, output="really?")) == "http://team:5000"
     assert tracking_uri(settings) == "http://team:5000"
     named = replace(settings, tracking=replace(settings.tracking, uri="http://own:5000"))
     assert tracking_uri(named) == "http://own:5000"
