@@ -115,8 +115,7 @@ def start(
             _tell_times(console, config, facts.statistics)
             return
         config = load_config(file, overrides)
-        _make(config, progress)
-        _refuse_longer(config, file)
+        _make(config, file, progress)
         plan(config)  # refuses what cannot run
         share_cores(config.launch.processes_per_node)
         began = time.monotonic()
@@ -204,13 +203,14 @@ def _tell_shared(root: Path, names: Sequence[str], progress: Progress) -> None:
             )
 
 
-def _make(config: Config, progress: Progress) -> None:
+def _make(config: Config, file: Path, progress: Progress) -> None:
     """Rows, tokenizer and prepared recordings."""
     sets = config.data.datasets
     imported = [name for name, dataset in sets.items() if dataset.origin or dataset.part]
     _done(import_rows(config, imported, progress), "import")
     made = make_tokenizer(config)
     progress.say(f"words: {made.tokens:,} tokens in {made.file}")
+    _refuse_longer(config, file)
     prepared = [name for name, dataset in sets.items() if dataset.source and not dataset.manifest.endswith(".jsonl")]
     _done(prepare_recordings(config, prepared, progress), "prepare")
 
@@ -225,7 +225,8 @@ def _refuse_longer(config: Config, file: Path) -> None:
     for key, stage in config.curriculum.items():
         questions, tokens = 0, list[int]()
         for name in (*stage.blend, *stage.evaluation):
-            rows = open_rows(root, config.data.datasets[name].manifest)
+            dataset = config.data.datasets[name]
+            rows = open_rows(root, dataset.source or dataset.manifest)
             statistics = measure(rows, config, tokenizer, name=name)
             questions, tokens = questions + statistics.too_long[key], tokens + statistics.tokens
         if questions > config.data.prepare.max_bad_fraction * len(tokens):
