@@ -82,11 +82,11 @@ def note_of(folder: Path, rank: int) -> Path:
 
 
 def serve(shared: int, messages: Connection) -> None:
-    """Write what comes, until nothing can come any more."""
+    """Write what comes, until nothing can come any more: who trained may be killed, with an answer unread."""
     while True:
         try:
             folder, rank, buckets = messages.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         memory = mmap.mmap(shared, os.fstat(shared).st_size)
         found = [
@@ -95,7 +95,10 @@ def serve(shared: int, messages: Connection) -> None:
         ]
         results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         write_and_digest(folder, rank, found, results)
-        messages.send(results.get())
+        try:
+            messages.send(results.get())
+        except BrokenPipeError:
+            return
 
 
 if __name__ == "__main__":

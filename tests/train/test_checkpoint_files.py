@@ -3,6 +3,7 @@
 import mmap
 import os
 import queue
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from megatron_af.train import checkpoint_files
-from megatron_af.train.checkpoint_files import Place, note_of, write_and_digest
+from megatron_af.train.checkpoint_files import Place, note_of, serve, write_and_digest
 
 
 def test_a_place_is_the_tensor_that_was_put_there() -> None:
@@ -35,3 +36,18 @@ def test_an_error_of_the_system_is_told_in_its_words(tmp_path: Path, monkeypatch
     write_and_digest(tmp_path, 0, [("a", "a", ([], []))], results)
     assert str(results.get()) == "[Errno 28] No space left on device"
     assert not note_of(tmp_path, 0).exists()
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_writer_whose_training_is_killed_ends_without_a_word(tmp_path: Path, under_way: bool) -> None:
+    """Also while an answer of it lies unread, and while it writes."""
+    shared = os.memfd_create("test")
+    os.ftruncate(shared, 4096)
+    training, messages = Pipe()
+    messages.send("what was not read")
+    if under_way:
+        training.recv()
+        training.send((tmp_path, 0, []))
+    training.close()
+    serve(shared, messages)
+    assert note_of(tmp_path, 0).exists() == under_way
