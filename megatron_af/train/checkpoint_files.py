@@ -83,22 +83,17 @@ def note_of(folder: Path, rank: int) -> Path:
 
 def serve(shared: int, messages: Connection) -> None:
     """Write what comes, until nothing can come any more: who trained may be killed, with an answer unread."""
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
             folder, rank, buckets = messages.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        memory = mmap.mmap(shared, os.fstat(shared).st_size)
-        found = [
-            (path, name, (data, [(item, place.of(memory)) for item, place in pairs]))
-            for path, name, (data, pairs) in buckets
-        ]
-        results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        write_and_digest(folder, rank, found, results)
-        try:
+            memory = mmap.mmap(shared, os.fstat(shared).st_size)
+            found = [
+                (path, name, (data, [(item, place.of(memory)) for item, place in pairs]))
+                for path, name, (data, pairs) in buckets
+            ]
+            results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            write_and_digest(folder, rank, found, results)
             messages.send(results.get())
-        except BrokenPipeError:
-            return
 
 
 if __name__ == "__main__":

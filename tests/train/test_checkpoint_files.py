@@ -38,15 +38,16 @@ def test_an_error_of_the_system_is_told_in_its_words(tmp_path: Path, monkeypatch
     assert not note_of(tmp_path, 0).exists()
 
 
+@pytest.mark.parametrize("unread", [False, True])
 @pytest.mark.parametrize("under_way", [False, True])
-def test_a_writer_whose_training_is_killed_ends_without_a_word(tmp_path: Path, under_way: bool) -> None:
+def test_a_writer_whose_training_is_killed_ends_without_a_word(tmp_path: Path, under_way: bool, unread: bool) -> None:
     """Also while an answer of it lies unread, and while it writes."""
     shared = os.memfd_create("test")
     os.ftruncate(shared, 4096)
     training, messages = Pipe()
-    messages.send("what was not read")
+    if unread:
+        messages.send("what was not read")
     if under_way:
-        training.recv()
         training.send((tmp_path, 0, []))
     training.close()
     serve(shared, messages)
