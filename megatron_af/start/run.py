@@ -223,6 +223,8 @@ def _refuse_longer(config: Config, file: Path) -> None:
     """
     root, tokenizer, problems = DataRoot(config.data.root), Tokenizer.load(config.data.tokenizer), []
     for key, stage in config.curriculum.items():
+        if stage.objective != "answer":
+            continue
         questions, tokens = 0, list[int]()
         for name in (*stage.blend, *stage.evaluation):
             dataset = config.data.datasets[name]
