@@ -11,7 +11,6 @@ W windows, F mel frames, M mel bins.
 """
 
 import copy
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,4 +154,4 @@ class ClipLoader:
         return ""
 
     def _file_digest(self, path: str, offset: int, length: int, _changed: int) -> str:
-        return hashlib.sha256(self._root.read(path, offset, length or None)).hexdigest()
+        return self._root.digest(path, offset, length or None)

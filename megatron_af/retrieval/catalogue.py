@@ -168,7 +168,7 @@ class _Digests:
 
     def __init__(self, root: DataRoot) -> None:
         self._of_file = lru_cache(maxsize=1 << 20)(
-            lambda path, offset, length: hashlib.sha256(root.read(path, offset, length or None)).hexdigest()
+            lambda path, offset, length: root.digest(path, offset, length or None)
         )
 
     def __call__(self, clip: Clip) -> str:

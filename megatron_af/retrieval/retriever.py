@@ -8,7 +8,6 @@
 Audio is a file, base64, bytes, a row below ``data.root``, or its embedding. N queries, J joint dim.
 """
 
-import hashlib
 import io
 import random
 from collections.abc import Mapping, Sequence
@@ -135,7 +134,7 @@ class Retriever:
             self._embedder.close()
 
     def _digest(self, clip: Clip) -> str:
-        return clip.digest or hashlib.sha256(self._root.read(clip.path, clip.offset, clip.length or None)).hexdigest()
+        return clip.digest or self._root.digest(clip.path, clip.offset, clip.length or None)
 
     def _wav(self, clip: Clip) -> bytes:
         source = source_of(self._root, clip)
