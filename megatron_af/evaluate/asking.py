@@ -91,7 +91,6 @@ def state_of(
     config: Config,
     suite: Benchmark,
     checkpoint: Path,
-    questions: Sequence[Asked],
     worded: Sequence[Sequence[Row]],
     recordings: str,
 ) -> str:
@@ -101,10 +100,9 @@ def state_of(
         worded: the questions' rows in each wording, behind their examples.
         recordings: digest of what is heard.
     """
-    asked = [[one.id, one.group, one.question.prompt, list(one.question.options)] for one in questions]
     asking = [list(suite.probes), "likelihood" in suite.metrics, config.evaluation.max_answer_tokens]
-    rows = [[to_json(row) for row in rows] for rows in worded]
-    return digest_value([code_version(), checkpoint_digest(checkpoint), asking, asked, rows, recordings])
+    asked = [[to_json(row) for row in rows] for rows in worded]
+    return digest_value([code_version(), checkpoint_digest(checkpoint), asking, asked, recordings])
 
 
 def ask(

@@ -186,8 +186,7 @@ def _ask_and_measure(
     listener, answered, keeping = Listener(config, suites[0].checkpoint, watch=line), {}, {}
     for suite in suites:
         questions = found[suite.name].questions
-        rows, recordings = worded[suite.name], heard[suite.name]
-        state = state_of(config, suite.benchmark, suite.checkpoint, questions, rows, recordings)
+        state = state_of(config, suite.benchmark, suite.checkpoint, worded[suite.name], heard[suite.name])
         kept = keeping[suite.name] = Kept(suite.file(ANSWERS), state)
         answered[suite.name] = ask(listener, suite.benchmark, questions, asking[suite.name], kept)
     listener.close()

@@ -55,7 +55,7 @@ def test_answers_follow_from_weights_words_examples_recordings_and_code(monkeypa
     monkeypatch.setattr(asking, "checkpoint_digest", str)
 
     def state(checkpoint: str = "a", suite: Benchmark = SUITE, row: Row = ROW, recordings: str = "r") -> str:
-        return asking.state_of(Config(name="toy"), suite, Path(checkpoint), [ASKED], [[row]], recordings)
+        return asking.state_of(Config(name="toy"), suite, Path(checkpoint), [[row]], recordings)
 
     twice = replace(ROW, questions=ROW.questions * 2)
     probes = replace(SUITE, probes=("silent",))
